@@ -1,6 +1,6 @@
 """``python -m tests.simulation --seeds A-B [--steps N]``: run seeds, and show the trace of the first that fails.
 
-The seeds are those of pools; every 50th of them is run with an embedded store, too.
+All seeds are run with a pool, and every 50th of them also with an embedded store.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterable
 
 from tests.simulation.campaign import STEPS, Outcome, run_embedded_seeds, run_seeds
 
-_EMBEDDED_EVERY = 50  # each takes as long as several of a pool's
-_PROGRESS_S = 60.0  # a long campaign says on standard error how far it is
+_EMBEDDED_EVERY = 50  # an embedded seed takes as long as several seeds of a pool
+_PROGRESS_S = 60.0  # how often to report progress on standard error
 
 
 def main() -> int:
-    """Run the seeds asked for; 1 if one of them fails."""
+    """Run the requested seeds; return 1 if one of them fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", default="0-999", help="A-B, both included, or a single one")
     parser.add_argument("--steps", type=int, default=STEPS, help="operations and faults of each seed of a pool")
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
-    """Say how seeds went; how many failed."""
+    """Print how seeds went; return how many failed."""
     began_s = told_s = time.monotonic()
     count = failed = 0
     faults: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""One simulation: a long random sequence of operations and faults from one seed, and its happy end."""
+"""One simulation: a long random sequence of operations and faults from one seed, after which all must be well."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tests.simulation.pool import GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
 STEPS = 215
-FAULTS_MIN = 200  # of every seed, however it goes
+FAULTS_MIN = 200  # in every seed
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
 _ROUNDS_MAX = 12
-_DISTURBED = (0, 1, 1, 2)  # how often a step is followed by so many disturbances
+_DISTURBED = (0, 1, 1, 2)  # how many disturbances follow a step, by chance
 
 _THREADS = {
     "mend": {"repair_scheduler"},
@@ -42,18 +42,18 @@ _THREADS = {
     "upload_beside_collects": {"collector"},
     "restore_catalog": {"repair_scheduler", "healer", "collector", "membership"},
     "lose_catalog": {"repair_scheduler", "healer", "collector", "membership"},
-    "restart_pool": {"repair_scheduler", "healer", "collector", "membership"},  # they end before the pool is closed
+    "restart_pool": {"repair_scheduler", "healer", "collector", "membership"},  # they end before the pool closes
 }
 
 Action = Callable[[], str]
 
 
 class Simulation:
-    """Everything from one seed.
+    """A simulation of a pool.
 
     Args:
-        seed: decides everything.
-        steps: operations and faults before the end.
+        seed: determines everything.
+        steps: number of operations and faults.
     """
 
     def __init__(self, seed: int, steps: int = STEPS) -> None:
@@ -74,7 +74,7 @@ class Simulation:
         self._note("begin", f"{profile} over {count} workers")
 
     def run(self) -> None:
-        """Live through it; an error is told with what led to it."""
+        """Run all steps, and check the end state."""
         self.users.push_large()
         done = 0
         while done < self.steps or (self.faults.injected.total() < FAULTS_MIN and self.steps >= STEPS):
@@ -89,7 +89,7 @@ class Simulation:
     # -- steps -----------------------------------------------------------------------------------
 
     def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
-        """What happens step by step, and what disturbs it in between, by how often."""
+        """Return the steps and the disturbances between them, each with its relative frequency."""
         users, faults, copies = self.users, self.faults, self.copies
         steps: dict[Action, float] = {
             users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
@@ -118,7 +118,7 @@ class Simulation:
         return self.rng.choices(list(weights), list(weights.values()))[0]
 
     def _step(self, action: Action) -> bool:
-        """One thing happens; False if it had nothing to befall."""
+        """Do an action; return False if it was impossible."""
         what = action.__name__
         self.meanwhile.running.update(_THREADS.get(what, ()))
         try:
@@ -148,13 +148,13 @@ class Simulation:
         return f"{GRACE_S + 5} s"
 
     def collect_if_due(self) -> str:
-        """What the collector's thread does every so often."""
+        """Do what the collector's thread does periodically."""
         collected = self.cluster.pool.collector.collect_if_due()
-        self.users.check_kept()  # what is dropped is judged by what is needed now, not by what a later push brings back
+        self.users.check_kept()  # check before a later push needs dropped chunks again
         return str(collected)
 
     def restart_pool(self) -> str:
-        """Stop the pool in good order, and start it again."""
+        """Stop the pool in good order and start it again."""
         for uploading in self.users.uploads:
             uploading.upload.abort()
         self.cluster.pool.close()
@@ -178,7 +178,7 @@ class Simulation:
     # -- the end ---------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """No faults any more, all machines back: everything comes to its place."""
+        """End all faults, and check that everything comes to its place."""
         self._stop_faults()
         for _ in range(_ROUNDS_MAX):
             self.cluster.pass_time(1.0)
@@ -211,19 +211,19 @@ class Simulation:
 
 
 def _check_layouts(before: list[Layout], after: list[Layout]) -> None:
-    """A pool that was started again goes on with its layouts; it may have died between keeping and using one."""
+    """Check that a restarted pool has its former layouts, and at most one more, which it stored before it crashed."""
     tables = {layout.version: (layout.rows, layout.members) for layout in before}
     newest = max(tables, default=0)
     for layout in after:
         known = tables.get(layout.version)
         require(layout.version == newest + 1 if known is None else known == (layout.rows, layout.members),
-                f"layout {layout.version} is another one after a restart")  # fmt: skip
+                f"layout {layout.version} has changed after a restart")  # fmt: skip
     require(bool(after) or not before, "the layouts are gone after a restart")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong in a seed, in one line, and all that led to it."""
+    """A failure of a seed, in one line, and the trace that led to it."""
 
     text: str
     trace: str
@@ -231,7 +231,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a seed went; ``faults`` by kind."""
+    """The outcome of a seed. ``faults`` are counted by kind."""
 
     seed: int
     faults: Counter[str]
@@ -265,12 +265,12 @@ def run_embedded_seed(seed: int) -> Outcome:
 
 
 def run_seeds(seeds: Iterable[int], steps: int = STEPS, processes: int | None = None) -> Iterator[Outcome]:
-    """Run many seeds in as many processes (default: the machine's processors); their outcomes in order."""
+    """Run seeds in several processes (default: one for each processor); yield their outcomes in order."""
     yield from _run_all(partial(run_seed, steps=steps), seeds, processes, chunk=4)
 
 
 def run_embedded_seeds(seeds: Iterable[int], processes: int | None = None) -> Iterator[Outcome]:
-    """The same of embedded stores."""
+    """Like `run_seeds`, with embedded stores."""
     yield from _run_all(run_embedded_seed, seeds, processes, chunk=1)
 
 

@@ -1,4 +1,4 @@
-"""The catalog in memory, as a simulated process uses it; what it has committed outlives the process."""
+"""A catalog in memory for simulated processes. What is committed outlives the process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Database", "ReachedTables"]
 
 
 class _AbandonedError(Exception):
-    """A transaction that is to leave nothing."""
+    """Aborts a transaction that must have no effect."""
 
 
 class ReachedTables:
     """The tables of a catalog in memory, for a process that may end at any moment.
 
-    Each function given to :meth:`transact` is run twice, the first time for nothing: that must do no harm.
+    Every function passed to :meth:`transact` is run twice, and the first run is rolled back. This must do no harm.
 
     Args:
-        database: what is committed.
-        reach: called before each access and after each commit; raises once the process is no more.
+        database: the committed data.
+        reach: called before each access and after each commit; raises once the process has ended.
     """
 
     def __init__(self, database: Database, reach: Callable[[str], None]) -> None:
@@ -80,4 +80,4 @@ class ReachedTables:
         return outcome
 
     def close(self) -> None:
-        """The next process may use the database all the same."""
+        """Do nothing: the next process can still use the database."""

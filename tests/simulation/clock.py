@@ -1,4 +1,4 @@
-"""Time that passes only when the simulation says so."""
+"""A clock that only advances when the simulation says so."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ _LOOK_NS = 1_000
 
 
 class Clock:
-    """Each look at the wall clock is a microsecond later, so that no two things happen at once.
+    """A simulated clock. Each reading of the wall clock is a microsecond later, so that no two are equal.
 
     Attributes:
-        wrong_ns: by how much the wall clock is ahead of the true time.
+        wrong_ns: how far the wall clock is ahead of the true time, in nanoseconds.
     """
 
     def __init__(self) -> None:
@@ -22,10 +22,10 @@ class Clock:
         self._now_ns += int(seconds * 1e9)
 
     def monotonic_s(self) -> float:
-        """Seconds since the simulation began."""
+        """Return the seconds since the simulation began."""
         return (self._now_ns - _START_NS) / 1e9
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970, by a clock that may be wrong."""
+        """Return the nanoseconds since 1970, by a clock that may be wrong."""
         self._now_ns += _LOOK_NS
         return self._now_ns + self.wrong_ns

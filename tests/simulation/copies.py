@@ -1,4 +1,4 @@
-"""Catalogs and volumes that are put back from copies, or lost: the pool says so, and takes in what they lack."""
+"""Catalogs and volumes that are restored from old copies, or lost. The pool must notice, and add what they lack."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.simulation.workers import Worker
 
 _REBUILDS_MAX = 5
 _TOO_SOON = 0.5
-_EVENTS = 20  # that come with the return of a worker, and of others meanwhile
+_EVENTS = 20  # latest events to search: the return of a worker causes some, and others occur at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """The catalog at some moment, and what was acknowledged by then."""
+    """A copy of the catalog, and what had been acknowledged when it was made."""
 
     database: Database
     versions: frozenset[str]
@@ -36,7 +36,7 @@ class _Copy:
 
 @dataclass(slots=True)
 class Copies:
-    """Takes copies and puts them back."""
+    """Makes copies and restores them."""
 
     cluster: Cluster
     model: Model
@@ -49,13 +49,13 @@ class Copies:
         return self.cluster.pool.store
 
     def copy_catalog(self) -> str:
-        """The operator makes a backup while the pool runs."""
+        """Back up the catalog while the pool runs."""
         versions = frozenset(kept.version_id for _, _, kept in self.model.versions())
         self._copy = _Copy(deepcopy(self.cluster.database), versions, len(self.users.commits))
         return f"{len(versions)} versions"
 
     def restore_catalog(self) -> str:
-        """The pool is started with the old copy of its catalog, and rebuilt after a while."""
+        """Start the pool with an old copy of its catalog, and rebuild it after a while."""
         copy = self._copy
         if copy is None or not self._is_proven(copy):
             raise NothingToDo
@@ -73,12 +73,12 @@ class Copies:
         return self._rebuild()
 
     def _is_proven(self, copy: _Copy) -> bool:
-        """Whether some honest worker has a record which proves that the catalog has come further than a copy.
+        """Whether an honest worker has a record which proves that the catalog was newer than the copy.
 
-        Each version proves the commits before its own, a tombstone its own, too. Nothing but the catalog itself knows
-        of a delete while no worker in the layout can be told of it: put back from a copy, the catalog cannot notice
-        that it is older, and the file, of which nothing was lost, is back. A version that was committed first after
-        the copy looks like one that a crash kept out of the catalog; see docs/format.md.
+        A version proves the commits before its own; a tombstone also proves its own. The first version committed after
+        the copy looks like one that a crash kept out of the catalog; see docs/format.md. If no worker in the layout
+        could be told of a delete, only the catalog knows of it. Then an old copy cannot be recognised as old, and the
+        file, of which nothing is lost, is back.
         """
         later = self.users.commits[copy.commits :]
         versions = {commit.identifier for commit in later[1:] if commit.kind is Kind.VERSION}
@@ -88,7 +88,7 @@ class Copies:
         return told or bool(deleted & self._buried())
 
     def lose_catalog(self) -> str:
-        """The pool's disk is lost, and its catalog made again from what the workers hold."""
+        """Lose the pool's disk, and rebuild the catalog from what the workers hold."""
         profile = self.model.profile
         if not self.model.files or len(self.cluster.honest()) < sharing_threshold(profile.k, profile.n, remote=True):
             raise NothingToDo  # fewer cannot recover the secret
@@ -98,7 +98,7 @@ class Copies:
         return self._rebuild()
 
     def age_volume(self) -> str:
-        """A worker's directory is restored from a copy while its machine is stopped; the pool notices."""
+        """Restore a worker's directory from an old copy while it is stopped; the pool must notice."""
         pool = self.cluster.pool
         slots = {record.worker: record.slot for record in pool.membership.records}
         honest = self.cluster.honest()
@@ -120,28 +120,31 @@ class Copies:
         if worker in telling and worker.joined:
             latest = pool.view().events[-_EVENTS:]
             noticed = any(event.kind == "stale" and worker.name in event.text for event in latest)
-            # A collect meanwhile, which it missed, may have had the pool forget what it knew of the worker.
+            # If the worker missed a collect, the pool may have forgotten what it knew of the worker.
             forgotten = slots[worker.name] not in pool.fleet.witnesses
-            require(noticed or forgotten, f"{worker.name} came with an older volume, and counts as whole")
+            require(noticed or forgotten, f"{worker.name} came with an older volume, and counts as complete")
         return f"{worker.name}{', which tells' if worker in telling else ''}"
 
     def _can_do_without(self, worker: Worker) -> bool:
         return can_do_without(self.cluster, [worker], self.users.stripes())
 
     def _tells(self, worker: Worker, slot: int, copy: Mapping[ShardKey, object], later: Iterable[StripeKey]) -> bool:
-        """Whether a copy lacks versions that were made durable on the worker since, all where they belong."""
+        """Whether the pool can notice that a copy is old.
+
+        This is so if the copy lacks versions that were made durable on the worker later, all in their places.
+        """
         durable = worker.volume.durable - copy.keys()
         lacking = [key for stripe in later for key in shard_keys(stripe) if key in durable]
-        # What mending brought tells nothing: the pool remembers what commits have put there.
+        # The pool only remembers what commits have put on the worker, not what mending has.
         known = self.cluster.pool.fleet.witnesses.get(slot)
         return known in lacking and all(self._is_in_place(slot, key) for key in lacking)
 
     def _is_in_place(self, slot: int, key: ShardKey) -> bool:
-        """Whether a shard belongs to this worker; what others stand in for tells nothing."""
+        """Whether the layout places a shard on this worker, rather than the worker standing in for another one."""
         return self.cluster.pool.fleet.holders(StripeKey(key[:STRIPE_KEY_BYTES]))[key[STRIPE_KEY_BYTES]] == slot
 
     def _start_over(self, database: Database, rebuild: str = "") -> None:
-        """All workers are back, and the pool is started over another catalog."""
+        """End all faults, and start the pool with another catalog."""
         self.cluster.calm()
         self.users.heal()
         if self.rng.random() < 0.5:
@@ -156,7 +159,7 @@ class Copies:
         self.cluster.pass_time(4.0)
 
     def _check_refusals(self) -> None:
-        """Nothing is written or freed."""
+        """Check that a pool with an old catalog refuses to write and to free."""
         writes: tuple[Callable[[], object], ...] = (
             lambda: self._store.push(b"x", filename="x", user_id="ada"),
             lambda: self._store.collect(grace_s=0.0),
@@ -173,7 +176,7 @@ class Copies:
         self.users.check_kept()
 
     def _rebuild_without_some(self) -> None:
-        """It is rebuilt too soon, while some workers are away, and collected then; nothing they have is lost by it."""
+        """Rebuild and collect too early, while some workers are away. This must not lose anything they hold."""
         away = self.rng.sample(self.cluster.workers, self.rng.randint(1, len(self.cluster.workers) - 1))
         for worker in away:
             worker.stop()
@@ -188,7 +191,7 @@ class Copies:
         self.users.heal()
 
     def _forget_again(self) -> None:
-        """Give up the workers that the older catalog still knows, and that are gone for good since."""
+        """Forget workers that the older catalog still knows, but that have been removed since."""
         living = {worker.name for worker in self.cluster.workers}
         for record in list(self.cluster.pool.membership.records):
             if record.worker not in living:
@@ -200,7 +203,7 @@ class Copies:
             self._rebuild_without_some()
         for _ in range(_REBUILDS_MAX):
             if not (self._store.needs_rebuild or self._store.behind):
-                report = RebuildReport(0, 0, [], [])  # all of it was done without those that were away
+                report = RebuildReport(0, 0, [], [])  # the early rebuild did everything
             else:
                 try:
                     report = self._store.rebuild()
@@ -216,12 +219,12 @@ class Copies:
             self.users.mend()
             self.users.collect()
             return f"{report.files} files, {report.versions} versions, {len(report.skipped)} left out"
-        raise AssertionError("the catalog cannot be made again")
+        raise AssertionError("the catalog cannot be rebuilt")
 
     # -- what became of names --------------------------------------------------------------------
 
     def _compare(self, name: Name, report: RebuildReport) -> None:
-        """All that was acknowledged is there; beyond it, only what users did send may be."""
+        """Check that all acknowledged versions of a name exist, and beyond them only versions that users sent."""
         known, head = self.model.files.get(name), self._store.find(name.filename, user_id=name.user)
         if head is None:
             require(known is None, f"{name} is gone after a rebuild: {report.skipped}")
@@ -241,9 +244,9 @@ class Copies:
             ]
             for content in contents:
                 if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, self.model.profile)):
-                    raise DataLossError(head.version_id, 0, 1)  # what a liar holds is as good as gone
+                    raise DataLossError(head.version_id, 0, 1)  # what a liar holds counts as lost
         except (DataLossError, ShardsUnavailable):
-            # Never acknowledged, or deleted before: a worker said that it had what was lacking of it.
+            # This version was never acknowledged, or was deleted: a worker claimed to have its missing shards.
             if known is not None:
                 for kept in known.versions:
                     self.users.read(name, known, kept)
@@ -254,7 +257,7 @@ class Copies:
             self._adopt(name, version, content)
 
     def _buried(self) -> set[bytes]:
-        """Files of which an honest worker has the tombstone."""
+        """Return the files of which an honest worker has the tombstone."""
         volumes = [worker.volume for worker in self.cluster.honest()]
         shards = [
             shard for volume in volumes for page in volume.records(frozenset({Kind.TOMBSTONE})) for shard in page
@@ -263,11 +266,11 @@ class Copies:
         return {decode_tombstone(bytes(shard.payload)).file_id for shard in shards}
 
     def _adopt(self, name: Name, version: Version, content: bytes) -> None:
-        """A version that was not acknowledged, or deleted, came back: from now on it counts as all others do."""
+        """Treat a version that came back, unacknowledged or deleted, like all others from now on."""
         require((name, content) in self.users.sent, f"{name} has a version that nobody sent")
         if name not in self.model.files:
             self.model.files[name] = File(version.file_id)
         kept = self.model.acknowledged(name, version.file_id, version.version_id, content)
         durable = [worker.volume.durable for worker in self.cluster.honest()]
         keys = {key for stripe in kept.stripes for key in shard_keys(stripe)}
-        self.cluster.wounds.update(keys.difference(*durable))  # whatever cut it off kept them from being written
+        self.cluster.wounds.update(keys.difference(*durable))  # its push was interrupted before they were written

@@ -1,4 +1,4 @@
-"""A worker's volume in memory: a shard store whose disk may lose, rot, lie and be full."""
+"""A worker's volume in memory: a shard store whose disk may lose data, rot, lie and be full."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _RECORDS_TOGETHER = 50
 
 
 class Health(Enum):
-    """How a stored shard really is."""
+    """The true state of a stored shard."""
 
     GOOD = "good"
-    ROTTEN = "rotten"  # its digest tells
-    LIE = "lie"  # its digest fits the wrong bytes
+    ROTTEN = "rotten"  # its digest does not match
+    LIE = "lie"  # its bytes are wrong, but match its digest
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Record:
 
     @property
     def location(self) -> Location:
-        """As the port tells it."""
+        """The location that the port reports."""
         return Location(0, self.place, len(self.shard.payload), self.shard.object_length)
 
 
@@ -46,13 +46,14 @@ class MemoryVolume:
     """See :class:`storage.shards.ShardStore`.
 
     Args:
-        wounds: keys of shards of which faults destroyed a durable copy that was not made again; shared by
-            all volumes of a simulation.
-        on_removed: told of each good shard that it was asked to remove.
+        volume_id: id of the volume.
+        wounds: keys of shards of which faults destroyed a durable copy that has not been made again; shared by all
+            volumes of a simulation.
+        on_removed: called for each good shard that is removed.
 
     Attributes:
-        durable: keys of the shards that would be here, with their own bytes, after a loss of power.
-        made_up: (key, digest) of payloads that were given out though they are not here, by one that lies.
+        durable: keys of the shards that would be here, with the right bytes, after a power failure.
+        made_up: (key, digest) of payloads that a liar returned without having them.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class MemoryVolume:
     ) -> None:
         self.volume_id = volume_id
         self.full = False
-        self.boots = 0  # how often a worker was started with it
+        self.boots = 0  # how often a worker was started with this volume
         self.records_by_key: dict[ShardKey, Record] = {}
         self.durable: set[ShardKey] = set()
         self.made_up: set[tuple[ShardKey, bytes]] = set()
-        self._unsynced: dict[ShardKey, Record | None] = {}  # what a power loss may bring back
+        self._unsynced: dict[ShardKey, Record | None] = {}  # records that a power failure may bring back
         self._wounds = wounds
         self._on_removed = on_removed
         self._places = 0
@@ -86,7 +87,7 @@ class MemoryVolume:
         before = self.records_by_key.get(key)
         self._unsynced.setdefault(key, before)
         if before is not None and before.health is not Health.GOOD:
-            self._wounds.add(key)  # from now on there is nothing left that tells of it
+            self._wounds.add(key)  # the record of the damage is replaced now
         if record is None:
             self.records_by_key.pop(key, None)
         else:
@@ -175,20 +176,20 @@ class MemoryVolume:
     # -- the truth -------------------------------------------------------------------------------
 
     def is_good(self, key: ShardKey) -> bool:
-        """Whether the shard is here, with its own bytes."""
+        """Whether the shard is here, with the right bytes."""
         record = self.records_by_key.get(key)
         return record is not None and record.health is Health.GOOD
 
     def is_durable(self, key: ShardKey) -> bool:
-        """Whether the shard would be here, with its own bytes, after a loss of power."""
+        """Whether the shard would be here, with the right bytes, after a power failure."""
         return key in self.durable
 
     def wrong(self) -> list[ShardKey]:
-        """Keys of shards that are here with wrong bytes."""
+        """Return the keys of shards that are here with wrong bytes."""
         return [key for key, record in self.records_by_key.items() if record.health is not Health.GOOD]
 
     def _judge(self, key: ShardKey) -> None:
-        """Note whether a shard that has changed is durable."""
+        """Update whether a changed shard is durable."""
         record = self._unsynced[key] if key in self._unsynced else self.records_by_key.get(key)
         if record is not None and record.health is Health.GOOD and self.is_good(key):
             self.durable.add(key)
@@ -198,7 +199,7 @@ class MemoryVolume:
     # -- faults ----------------------------------------------------------------------------------
 
     def lose_power(self, rng: Random) -> None:
-        """Any part of what was not synced is undone."""
+        """Undo a random part of all changes that were not synced."""
         for key, before in self._unsynced.items():
             if rng.random() < 0.5:
                 if before is None:
@@ -217,37 +218,37 @@ class MemoryVolume:
         self._judge(key)
 
     def lie(self, key: ShardKey, rng: Random, other: Shard | None) -> None:
-        """Pass off wrong bytes, or another shard's, under a digest that fits them."""
+        """Replace a payload by wrong bytes, or by another shard's, with a digest that matches them."""
         record = self.records_by_key[key]
         if other is None or other.payload == record.shard.payload:
             payload = _flipped(record.shard.payload, rng)
             record.shard = Shard(key, record.shard.object_length, blake3(payload).digest(), payload)
         else:
-            digest = blake3(other.payload).digest()  # which the other one's own is not, if that is rotten
+            digest = blake3(other.payload).digest()  # if the other shard is rotten, its own digest does not match
             record.shard = other._replace(key=key, digest=digest)
         record.health = Health.LIE
         self._wounds.add(key)
         self._judge(key)
 
     def confess(self) -> None:
-        """Lies become rot that its digest tells of."""
+        """Turn lies into rot, which the digest reveals."""
         for record in self.records_by_key.values():
             if record.health is Health.LIE:
                 record.health = Health.ROTTEN
 
     def copied(self) -> dict[ShardKey, Record]:
-        """A copy of all that is here."""
+        """Return a copy of all records."""
         return {key: replace(record) for key, record in self.records_by_key.items()}
 
     def put_back(self, copy: dict[ShardKey, Record]) -> None:
-        """The machine, which was stopped, comes back with a copy in place of what was here."""
+        """Replace all records of a stopped machine by a copy."""
         good = {key for key, record in copy.items() if record.health is Health.GOOD}
         gone = {key for key in self.records_by_key if key not in copy and not self.is_good(key)}
         self._wounds.update(gone, self.durable - good)
         self.records_by_key, self.durable, self._unsynced, self._sorted = copy, good, {}, None
 
     def wounded(self) -> None:
-        """All of this is gone for good."""
+        """Note that everything here is lost."""
         self._wounds.update(self.records_by_key)
 
 

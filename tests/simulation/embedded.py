@@ -1,6 +1,6 @@
-"""An embedded store on real volumes, whose machine fails for a while, whose process forks, whose clock is set.
+"""An embedded store on real volumes: calls of its machine fail for a while, its process forks, its clock is set.
 
-The volumes' directories are in memory; their file system is :mod:`tests.simulation.machine`.
+The volumes' directories are in memory; their file system is that of :mod:`tests.simulation.machine`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Action = Callable[[], str]
 
 
 class _Clock(Clock):
-    """Its wall clock may be wrong; its monotonic one is not."""
+    """A clock whose wall time may be wrong, while its monotonic time is right."""
 
     wrong_ns = 0
 
@@ -60,11 +60,11 @@ class _Clock(Clock):
 
 
 class EmbeddedSimulation:
-    """Everything from one seed.
+    """A simulation of an embedded store.
 
     Args:
-        seed: decides everything.
-        faults_min: it goes on until so many have come about.
+        seed: determines everything.
+        faults_min: the simulation goes on until there were so many faults.
     """
 
     def __init__(self, seed: int, faults_min: int) -> None:
@@ -74,7 +74,7 @@ class EmbeddedSimulation:
         self.clock = _Clock(_START_S)
         self.profile = ErasureProfile(*self.rng.choice(_PROFILES))
         self.files: dict[Name, File] = {}
-        self.wounded = False  # a volume lacks what it should have, until a repair was complete
+        self.wounded = False  # whether a volume was damaged since the last complete repair
         self.root = Path(tempfile.mkdtemp(prefix="taskworker-simulation-", dir=_MEMORY if _usable(_MEMORY) else None))
         self._faults_min = faults_min
         self._options = VolumeOptions(unreliable(self.machine), self.rng.choice(_SEGMENT_BYTES))
@@ -82,11 +82,11 @@ class EmbeddedSimulation:
 
     @property
     def injected(self) -> Counter[str]:
-        """Faults so far."""
+        """Faults so far, by kind."""
         return self.machine.injected
 
     def run(self) -> None:
-        """Live through it; an error is told with what led to it."""
+        """Run all steps, and check the end state."""
         try:
             with plain_flushing(), deterministic(self.rng, self.clock):
                 self.store = self._open()
@@ -131,7 +131,7 @@ class EmbeddedSimulation:
         self.trace.append(f"{len(self.trace):4} {what}: {self.without_place(outcome)}")
 
     def without_place(self, text: str) -> str:
-        """What somebody said of the store, the same wherever it lies in this run."""
+        """Return a text without the store's directory, so that it is the same in every run."""
         return text.replace(str(self.root), "ROOT")
 
     def _open(self) -> FileStorage:
@@ -184,7 +184,7 @@ class EmbeddedSimulation:
         return f"{name} {len(content)} bytes -> {version.version_id[:8]}"
 
     def _ailing(self) -> set[int]:
-        """The volumes that may not take what is written now."""
+        """Return the volumes that may fail to write now."""
         everywhere = any(trouble.directory is None for trouble in self.machine.troubles)
         struck = {trouble.directory for trouble in self.machine.troubles}
         return {
@@ -198,9 +198,10 @@ class EmbeddedSimulation:
         return volume is None or volume.state[0] in ("failed", "read-only", "full")
 
     def count_losses(self) -> str:
-        """What the store says it survives is no more than it does: of no file were more shards never written.
+        """Check that the store does not claim to survive more losses than its files do.
 
-        Those that were set aside, as they could not be read, are told of as damage instead, and are found again.
+        Shards that were set aside because they could not be read do not count as missing: they are reported as damage,
+        and are found again.
         """
         if self.wounded or self.machine.troubles:
             raise NothingToDo
@@ -220,7 +221,7 @@ class EmbeddedSimulation:
         return f"{told} may be lost"
 
     def _unwritten(self, stripe: StripeKey) -> int:
-        """How many shards of a stripe their volumes know nothing of."""
+        """Return how many shards of a stripe are unknown to their volumes."""
         count = 0
         for slot, holder in enumerate(self.store._volumes.holders(stripe)):
             volume, key = self.store._volumes.volume(holder), shard_key(stripe, slot)
@@ -256,10 +257,10 @@ class EmbeddedSimulation:
         return f"{name} {kept.version_id[:8]}"
 
     def _read_after_pause(self, name: Name, file: File, kept: Kept) -> None:
-        """With nothing wrong any more, a version can be read once all volumes that failed were due to be tried again.
+        """Check that a version can be read after a pause long enough for all failed volumes to be tried again.
 
-        Until then it may be refused: volumes pause between attempts. Their states cannot tell whether one paused
-        during the read: asking for them tries those again whose pause has ended meanwhile.
+        Until then a read may be refused, as volumes pause between attempts. Their states do not show whether one paused
+        during the read, as asking for them retries volumes whose pause has ended.
         """
         self.clock.advance(_PAUSE_S_MAX)
         got = self.store.get(file.file_id, user_id=name.user, version_id=kept.version_id)
@@ -294,7 +295,7 @@ class EmbeddedSimulation:
             return f"{type(error).__name__}: {error}"
 
     def reopen(self) -> str:
-        """Close, and open again, whatever the machine is like."""
+        """Close the store and open it again, whatever troubles the machine has."""
         self.store.close()
         for troubles in (len(self.machine.troubles), 0):
             try:
@@ -310,11 +311,11 @@ class EmbeddedSimulation:
     # -- faults ----------------------------------------------------------------------------------
 
     def begin_trouble(self) -> str:
-        """The machine refuses some calls, most often few of them, sometimes for long."""
+        """Let the machine refuse some calls: mostly a few of them, sometimes for long."""
         number = self.rng.choice(list(CALLS_BY_ERRNO))
         possible = sorted(CALLS_BY_ERRNO[number])
         calls = CALLS_BY_ERRNO[number] if self.rng.random() < 0.5 else frozenset(self.rng.sample(possible, 2))
-        slot = self.rng.randrange(self.profile.n + 3)  # or all of them
+        slot = self.rng.randrange(self.profile.n + 3)  # n or higher: all volumes
         directory = self._volume(slot).name if slot < self.profile.n else None
         after = self.rng.choice((0, 0, 0, 1, 2, 5, 15))
         left = self.rng.choice((1, 1, 2, 3, 10, -1))
@@ -328,7 +329,7 @@ class EmbeddedSimulation:
         return "all is well"
 
     def fork(self) -> str:
-        """A forked child uses the store and lets go of it; the parent is unharmed."""
+        """Let a forked child use and close the store; this must not harm the parent."""
         forks.count += 1
         try:
             for use in (lambda: self.store.find("a", user_id="ada"), self.store.stats, self.store.collect):
@@ -344,14 +345,14 @@ class EmbeddedSimulation:
         return "used in a child"
 
     def jump_clock(self) -> str:
-        """Somebody sets the clock."""
+        """Set the wall clock to a wrong time."""
         seconds = self.rng.choice(_CLOCK_JUMPS_S)
         self.clock.wrong_ns = seconds * 1_000_000_000
         self.injected["clock jumped"] += 1
         return f"{seconds} s from the true time"
 
     def rot(self) -> str:
-        """Bytes of a volume change, of which all others are whole."""
+        """Change a byte of one volume while all volumes are complete."""
         slot = self._make_whole()
         paths = sorted(self._volume(slot).glob(f"*{SEGMENT_SUFFIX}"))
         path = self.rng.choice(paths) if paths else None
@@ -366,7 +367,7 @@ class EmbeddedSimulation:
         return f"volume {slot}"
 
     def swap_volumes(self) -> str:
-        """Two volumes' directories are exchanged: the store says so, and does nothing to them."""
+        """Exchange the directories of two volumes. The store must notice, and not change them."""
         self.machine.end()
         self.store.close()
         first, second = self.rng.sample(range(self.profile.n), 2)
@@ -389,7 +390,7 @@ class EmbeddedSimulation:
         aside.rename(self._volume(second))
 
     def age_volume(self) -> str:
-        """A volume is restored from an old copy."""
+        """Restore a volume from an old copy."""
         slot = self._make_whole()
         self.store.close()
         copy = self.root / "copy"
@@ -407,14 +408,14 @@ class EmbeddedSimulation:
         return f"volume {slot}"
 
     def _make_whole(self) -> int:
-        """Bring everything to its place, so that a volume may be harmed; which one."""
+        """Repair everything, so that a volume may be damaged; return that volume."""
         if self.wounded:
             raise NothingToDo
         self._mend()
         return self.rng.randrange(self.profile.n)
 
     def _mend(self) -> None:
-        """The machine is well, and the operator has the store repaired: nothing is lost."""
+        """End all troubles and repair the store; nothing may be lost."""
         self.machine.end()
         for _ in range(_ROUNDS_MAX):
             self.clock.advance(3600)
@@ -424,7 +425,7 @@ class EmbeddedSimulation:
             if report.complete and all(volume.state == "ok" for volume in self.store.stats().volumes):
                 break
         else:
-            require(False, f"it does not get well: {self.store.stats().volumes}")
+            require(False, f"the store does not recover: {self.store.stats().volumes}")
         self.wounded = False
 
     def _end(self) -> None:
@@ -447,7 +448,7 @@ class EmbeddedSimulation:
 
 
 def _may_pass(error: StorageError) -> bool:
-    """Whether it says that something cannot be done now, rather than that something is lost or wrong."""
+    """Whether an error says that something cannot be done now, rather than that data is lost or wrong."""
     return isinstance(error, InsufficientWorkers | StoreFull | StoreUnavailable)
 
 

@@ -1,4 +1,4 @@
-"""Bugs planted in what an embedded store makes of its machine, which its simulation must find."""
+"""Bugs planted in how an embedded store handles errors of its machine. Its simulation must find them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Patch = pytest.MonkeyPatch
 
 
 def take_refusals_for_rot(patch: Patch) -> None:
-    """Reading: what cannot be read now counts as rotten."""
+    """Reading: data that cannot be read now counts as rotten."""
     patch.setattr(Condition, "unreadable", lambda condition, error: CorruptShard(str(error)))
 
 
 def take_refusals_for_dead_disks(patch: Patch) -> None:
-    """Volumes: one that was offline once is never tried again."""
+    """Volumes: a volume that was offline once is never tried again."""
     patch.setattr(VolumeSet, "reattach", lambda volumes: [])
     patch.setattr(VolumeSet, "revive", lambda volumes: False)
 
 
 def accept_swapped_volumes(patch: Patch) -> None:
-    """Volumes: whichever directory is found in a place is taken for the one that belongs there."""
+    """Volumes: any volume found at a path is accepted as the one that belongs there."""
 
     def identify(volumes: VolumeSet, slot: int) -> VolumeIdentity | None:
         path = volumes.paths[slot]
@@ -38,7 +38,7 @@ def accept_swapped_volumes(patch: Patch) -> None:
 
 
 def let_a_full_volume_refuse_for_all(patch: Patch) -> None:
-    """Volumes: a push fails as soon as one of them has no space."""
+    """Volumes: a push fails as soon as one volume has no space."""
     missed = VolumeSet._missed
 
     def refused(volumes: VolumeSet, slot: int, volume: LocalVolume, error: Any) -> None:
@@ -50,7 +50,7 @@ def let_a_full_volume_refuse_for_all(patch: Patch) -> None:
 
 
 def count_what_a_full_volume_refused(patch: Patch) -> None:
-    """Volumes: what one had no space for counts as written."""
+    """Volumes: data for which a volume had no space counts as written."""
     missed = VolumeSet._missed
 
     def refused(volumes: VolumeSet, slot: int, volume: LocalVolume, error: Any) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong: never more than what the code of each stripe can bear."""
+"""Faults, never more than the erasure code of each stripe tolerates."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _MOMENTS = ("catalog: before a commit", "catalog: after a commit")
 
 @dataclass(slots=True)
 class Faults:
-    """Makes one fault at a time, now or in the midst of what comes next.
+    """Makes one fault at a time, now or during a later operation.
 
-    ``injected`` counts those that have come about, by kind: one for each partition, restart, message and so on.
-    What follows from one (calls that do not get through, leases that run out), what ends it (machines that are
-    started, networks that are whole again) and what only takes turns (other threads, time) counts for nothing.
+    ``injected`` counts the faults that have happened, by kind: one for each partition, restart, message and so on. Not
+    counted are consequences of faults (failed calls, expired leases), their ends (machines that are started, networks
+    that work again), and turns of other threads or of time.
     """
 
     cluster: Cluster
@@ -58,7 +58,7 @@ class Faults:
 
     @property
     def injected(self) -> Counter[str]:
-        """Faults so far."""
+        """Faults so far, by kind."""
         return self.cluster.network.injected
 
     # -- workers come and go ---------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Faults:
         worker.listen()
 
     def kill(self) -> str:
-        """The process dies and is started again at once; what it wrote, the system still has."""
+        """Kill a worker's process and start it again at once. The machine keeps what the process wrote."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
 
         def fire() -> None:
@@ -93,12 +93,12 @@ class Faults:
         return self._soon(worker, fire)
 
     def power_off(self) -> str:
-        """The machine loses power, and with it whatever was not synced."""
+        """Cut a machine's power, so that it may lose what was not synced."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
         return self._soon(worker, lambda: self._power_off(worker))
 
     def reboot(self) -> str:
-        """The machine loses power, and is back before anybody misses it."""
+        """Cut a machine's power and start it again before anyone notices."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.up])
 
         def fire() -> None:
@@ -120,7 +120,7 @@ class Faults:
         return worker.name
 
     def lose_disk(self) -> str:
-        """The machine comes back with another disk."""
+        """Replace a machine's disk by an empty one."""
         worker = self._one_of([worker for worker in self.cluster.honest() if self._can_do_without(worker)])
         self._power_off(worker)
         self.injected["disk lost"] += 1
@@ -138,14 +138,14 @@ class Faults:
         return self.cluster.add_worker().name
 
     def leave(self) -> str:
-        """A worker is stopped in good order."""
+        """Stop a worker in good order."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         worker.leave(self.cluster.pool)
         self.injected["worker stopped"] += 1
         return worker.name
 
     def remove_worker(self) -> str:
-        """A machine is taken away for good."""
+        """Remove a machine for good."""
         if len(self.cluster.workers) <= self.workers_min:
             raise NothingToDo
         worker = self._one_of([worker for worker in self.cluster.honest() if self._can_do_without(worker)])
@@ -169,7 +169,7 @@ class Faults:
     # -- other threads of the pool ---------------------------------------------------------------
 
     def time_meanwhile(self) -> str:
-        """Time passes in the midst of an operation: leases run out, workers join, layouts change."""
+        """Let time pass during an operation: leases expire, workers join, layouts change."""
         seconds, calls = self.rng.choice((1.0, LEASE_S + 1, GRACE_S + 5)), self.rng.randint(1, _CALLS_AHEAD)
         self.meanwhile.after_calls(calls, "membership", lambda: self.cluster.pass_time(seconds))
         return f"{seconds} s in {calls} calls"
@@ -192,7 +192,7 @@ class Faults:
     # -- calls -----------------------------------------------------------------------------------
 
     def lose_reply(self) -> str:
-        """The next call has its effect and takes too long."""
+        """Let the next call take effect, but fail by a timeout."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         return self._soon(worker, lambda: self._lose_reply(worker))
 
@@ -201,7 +201,7 @@ class Faults:
             connection.lost_replies = 1
 
     def lose_request(self) -> str:
-        """The next call does not get through."""
+        """Let the next call fail without effect."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         return self._soon(worker, lambda: self._lose_request(worker))
 
@@ -214,14 +214,14 @@ class Faults:
         return [one for one in online if isinstance(one, Connection) and one.address == worker.address]
 
     def lose_heartbeat(self) -> str:
-        """The next one or few heartbeats of a worker do not get through."""
+        """Lose the next heartbeats of a worker."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         count = self.rng.choice((1, 1, 2, 4))
         worker.lost_beats += count
         return f"{count} of {worker.name}"
 
     def repeat_message(self) -> str:
-        """What a worker said last arrives once more."""
+        """Deliver a worker's last message a second time."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
         what = self.rng.choice((worker.join_again, worker.beat_again))
         what(self.cluster.pool)
@@ -229,7 +229,7 @@ class Faults:
         return f"{worker.name}: {what.__name__}"
 
     def late_message(self) -> str:
-        """What a former process of a worker said arrives only now."""
+        """Deliver a delayed message of a former process of a worker."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.former])
         former = self.rng.choice(worker.former)
         what = self.rng.choice((worker.say_late_heartbeat, worker.say_late_leave, worker.say_late_join))
@@ -251,14 +251,14 @@ class Faults:
         other = None
         if self.rng.random() < 0.5:
             other = volume.records_by_key[self.rng.choice(sorted(volume.records_by_key))].shard
-            if other.key[32:] != key[32:]:  # as many bytes and the same kind: hard to tell
+            if other.key[32:] != key[32:]:  # other kind or size, which would be easy to notice
                 other = None
         volume.lie(key, self.rng, None if other is None or other.key == key else other)
         self.injected["lie"] += 1
         return f"{key.hex()[:12]} slot {key[-1]} on {worker.name}"
 
     def _some_shard(self) -> tuple[Worker, ShardKey]:
-        """A good shard that its stripe can do without."""
+        """Choose a good shard whose stripe can lose it."""
         stripes = list(self.users.stripes())
         liars = [worker for worker in self.cluster.workers if worker.liar]
         for stripe in self.rng.sample(stripes, min(_STRIPES_TRIED, len(stripes))):
@@ -272,7 +272,7 @@ class Faults:
     # -- workers that lie ------------------------------------------------------------------------
 
     def begin_lying(self) -> str:
-        """A worker's owner has it give false answers from now on; whatever it has counts as lost."""
+        """Let a worker lie from now on. Everything it holds counts as lost."""
         if len(self.cluster.honest()) < len(self.cluster.workers):
             raise NothingToDo
         worker = self._one_of([worker for worker in self.cluster.workers if self._may_lie([worker])])
@@ -285,7 +285,7 @@ class Faults:
         return may_lie(self.cluster, liars, self.users.stripes())
 
     def conspire(self) -> str:
-        """As many workers as may lie at once do so, or all those of one owner, while some of the others are away."""
+        """Let n - k workers, or all workers of one owner, lie at the same time, while some others are away."""
         group = self._conspirators()
         self.cluster.calm()
         for _ in range(_ROUNDS):
@@ -316,10 +316,10 @@ class Faults:
         return ", ".join(worker.name for worker in group) + "".join(f", without {worker.name}" for worker in away)
 
     def _cut_off_beside(self, liars: list[Worker]) -> list[Worker]:
-        """Cut off honest workers, but so few that the liars need not stand in for them with more than n - k shards."""
+        """Cut off honest workers, but so few that liars do not stand in for more than n - k shards of a stripe."""
         k, n = self.model.profile.k, self.model.profile.n
         honest = [worker for worker in self.cluster.workers if worker not in liars]
-        # Beside one owner's ids each may hold as many shards as may be lost; otherwise each is to hold one.
+        # If one owner's workers lie, each other worker may hold n - k shards of a stripe; otherwise only one.
         one_owner = all(liar.owner == CROWD for liar in liars)
         needed = max(2, -(-k // (n - k))) if one_owner else n - len(liars)
         away = self.rng.sample(honest, self.rng.randint(0, max(0, len(honest) - needed)))
@@ -331,7 +331,7 @@ class Faults:
         return away
 
     def _hold_one_each(self, workers: Collection[Worker]) -> bool:
-        """Whether these can have one shard of a stripe each, without more in one zone than may be lost."""
+        """Whether these workers can hold one shard of a stripe each, with at most n - k of them in a zone."""
         k, n = self.model.profile.k, self.model.profile.n
         by_zone = Counter(worker.zone for worker in workers)
         if len({worker.zone for worker in self.cluster.workers}) == 1:
@@ -339,7 +339,7 @@ class Faults:
         return sum(min(count, n - k) for count in by_zone.values()) >= n
 
     def _conspirators(self) -> list[Worker]:
-        """Whoever is to lie; the others are to be enough to hold k shards of each stripe, one each."""
+        """Choose the workers that will lie. The others must be able to hold k shards of each stripe, one each."""
         workers, profile = self.cluster.workers, self.model.profile
         group = [worker for worker in workers if worker.owner == CROWD]
         if not group or self.rng.random() < 0.3:
@@ -352,9 +352,10 @@ class Faults:
         return group
 
     def _check_counted_on(self, group: list[Worker]) -> None:
-        """The pool counts on all the others: none is drained, on trial, suspected for its disk, or stood in for.
+        """Require that the pool relies on all other workers.
 
-        Nor is one that was taken away for good still waited for: others stand in for it meanwhile.
+        None of them may be drained, on trial, distrusted or stood in for. No removed worker may still be in the layout,
+        as others would stand in for it.
         """
         pool = self.cluster.pool
         names = {worker.name for worker in self.cluster.workers}
@@ -371,19 +372,19 @@ class Faults:
                 raise NothingToDo
 
     def expose(self) -> str:
-        """A worker that lied is found out by people, and its machine set up anew."""
+        """Let an operator detect a liar and set up its machine again."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.liar])
         self.set_up_anew(worker)
         return worker.name
 
     def set_up_anew(self, worker: Worker) -> None:
-        """End a worker's lies: its machine has an empty disk from now on."""
+        """End a worker's lies, and replace its disk by an empty one."""
         self._write_off(worker)
         worker.volume = self.cluster.new_volume()
         worker.liar = False
 
     def _write_off(self, liar: Worker) -> None:
-        """What a worker said it had is lost."""
+        """Count everything that a liar claimed to hold as lost."""
         liar.stop()
         honest = [other.volume.durable for other in self.cluster.honest()]
         keys = {key for stripe in self.users.stripes() for key in shard_keys(stripe)}
@@ -393,10 +394,10 @@ class Faults:
     # -- forks -----------------------------------------------------------------------------------
 
     def fork(self) -> str:
-        """A forked child tries to use the pool's store, and to close it: the parent is unharmed."""
+        """Let a forked child try to use and close the pool's store; this must not harm the parent."""
         store = self.cluster.pool.store
         uses = (lambda: store.find("a", user_id="ada"), store.stats, store.collect, store.repair)
-        forks.count += 1  # as the child counts
+        forks.count += 1  # as in the child
         try:
             for use in uses:
                 try:
@@ -413,7 +414,7 @@ class Faults:
     # -- the clock -------------------------------------------------------------------------------
 
     def jump_clock(self) -> str:
-        """Somebody sets the wall clock of the pool's machine."""
+        """Set the wall clock of the pool's machine to a wrong time."""
         hours = self.rng.choice(_CLOCK_JUMPS_H)
         self.cluster.clock.wrong_ns = hours * 3600 * 1_000_000_000
         self.injected["clock jumped"] += 1
@@ -438,7 +439,7 @@ class Faults:
     # -- the pool --------------------------------------------------------------------------------
 
     def crash_pool(self) -> str:
-        """The pool's process dies at some call or commit to come."""
+        """Let the pool's process crash at a later call or commit."""
         process = self.cluster.process
         if self.rng.random() < 0.5:
             process.dies_at = self.rng.choice(_MOMENTS)

@@ -1,4 +1,4 @@
-"""What must hold, judged by what the simulated disks really hold."""
+"""Invariants, checked against what the simulated disks really hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.simulation.workers import Worker
 
 
 class Violation(AssertionError):
-    """Something that must never be."""
+    """An invariant is violated."""
 
 
 def require(condition: bool, text: str) -> None:
@@ -24,12 +24,12 @@ def require(condition: bool, text: str) -> None:
 
 @lru_cache(maxsize=10_000)
 def shard_keys(stripe: StripeKey) -> tuple[ShardKey, ...]:
-    """Keys of all shards of a stripe."""
+    """Return the keys of all shards of a stripe."""
     return tuple(shard_key(stripe, slot) for slot in range(stripe[34] + 1))
 
 
 def readable(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> set[int]:
-    """Shards of a stripe that can be had from some volume, and of which none holds wrong bytes."""
+    """Return the slots of a stripe whose shard is good on some volume and wrong on none."""
     found: set[int] = set()
     wrong: set[int] = set()
     for slot, key in enumerate(shard_keys(stripe)):
@@ -40,45 +40,45 @@ def readable(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> set[int]:
 
 
 def enough(stripe: StripeKey, volumes: Iterable[MemoryVolume]) -> bool:
-    """Whether the object can be had."""
+    """Whether enough shards are readable to read the object."""
     return len(readable(stripe, volumes)) > stripe[33]
 
 
 def _lasting(stripe: StripeKey, workers: Iterable[Worker]) -> set[int]:
-    """Shards of a stripe that these workers have, with their own bytes, even after a loss of power."""
+    """Return the slots of a stripe whose correct shard these workers would still have after a power failure."""
     volumes = [worker.volume for worker in workers]
     keys = shard_keys(stripe)
     return {slot for slot in readable(stripe, volumes) if any(volume.is_durable(keys[slot]) for volume in volumes)}
 
 
 def spare(cluster: Cluster, stripe: StripeKey) -> int:
-    """How many more shards of a stripe the honest workers may lose for good, before the object is lost."""
+    """Return how many more shards of a stripe the honest workers may lose before the object is lost."""
     return len(_lasting(stripe, cluster.honest())) - stripe[33] - 1
 
 
 def bearable(cluster: Cluster, stripe: StripeKey, liars: Collection[Worker], gone: Collection[Worker] = ()) -> int:
-    """How many more shards of a stripe faults may take beside liars, who may come to hold a part of it at any time.
+    """Return how many more shards of a stripe faults may destroy, besides those that liars may hold at any time.
 
-    A shard that an honest worker holds in a liar's place is dropped once the liar has given out the right bytes, and
-    the next layout may give a liar another one: such copies are no reason for more faults than n - k a stripe.
+    A copy that an honest worker holds in a liar's place is dropped once the liar has returned the right bytes, and the
+    next layout may give a liar another shard. So such copies do not allow for more than n - k faults in a stripe.
 
     Args:
         cluster: all workers.
-        stripe: in question.
-        liars: those who lie, or are about to.
+        stripe: the stripe.
+        liars: workers that lie, or are about to.
         gone: workers whose disks count as lost.
     """
     k, n = stripe[33] + 1, stripe[34] + 1
     honest = [worker for worker in cluster.honest() if worker not in liars and worker not in gone]
     lacking = set(range(n)) - _lasting(stripe, honest)
     theirs = lacking & _lasting(stripe, liars)
-    # Each shard that may be lost at once may be on a liar, but no more of them: placement sees to that.
+    # Placement ensures that liars hold no more shards of a stripe than may be lost at once.
     part = min(n - k, len(liars) * -(-n // len(cluster.workers)))
     return n - k - len(lacking - theirs) - max(len(theirs), part)
 
 
 def can_do_without(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[StripeKey]) -> bool:
-    """Whether no object is lost with these workers' disks, be it a file's or what a push would find again."""
+    """Whether no object is lost with these workers' disks: neither of a file, nor one that a push would reuse."""
     held = {StripeKey(key[:STRIPE_KEY_BYTES]) for worker in leaving for key in worker.volume.records_by_key}
     concerned = _concerned(cluster, leaving, stripes) & held
     liars = [worker for worker in cluster.workers if worker.liar and worker not in leaving]
@@ -86,12 +86,12 @@ def can_do_without(cluster: Cluster, leaving: Collection[Worker], stripes: Itera
 
 
 def may_lie(cluster: Cluster, liars: Collection[Worker], stripes: Iterable[StripeKey]) -> bool:
-    """Whether no object is lost if these workers lie from now on, whatever they come to hold."""
+    """Whether no object is lost if these workers lie from now on, whatever shards they get."""
     return all(bearable(cluster, stripe, liars) >= 0 for stripe in sorted(_concerned(cluster, liars, stripes)))
 
 
 def _concerned(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[StripeKey]) -> set[StripeKey]:
-    """These stripes, and those of which faults took something: a push may find what is left of them again."""
+    """Return these stripes and all damaged ones, as a push may reuse what is left of them."""
     others = [other for other in cluster.honest() if other not in leaving]
     wrong = {StripeKey(key[:STRIPE_KEY_BYTES]) for other in others for key in other.volume.wrong()}
     wrong |= {StripeKey(key[:STRIPE_KEY_BYTES]) for key in cluster.wounds}
@@ -99,16 +99,16 @@ def _concerned(cluster: Cluster, leaving: Collection[Worker], stripes: Iterable[
 
 
 def excused(cluster: Cluster, key: ShardKey) -> bool:
-    """Whether a fault destroyed this shard, noticed or not."""
+    """Whether a fault has destroyed this shard, noticed or not."""
     if key in cluster.wounds:
         return True
     return any(key in w.volume.records_by_key and not w.volume.is_good(key) for w in cluster.honest())
 
 
 def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
-    """Every shard is durable somewhere, but for those that faults destroyed.
+    """Check that every shard is durable somewhere, except those that faults destroyed.
 
-    While a worker lies, those that it says it has are missing: enough must be left of every stripe without them.
+    Shards on lying workers count as missing; while a worker lies, the honest ones must have enough of every stripe.
     """
     stripes = dict.fromkeys(stripes)
     for key, volume in cluster.dropped.items():
@@ -128,9 +128,12 @@ def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
 
 
 def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
-    """The loss of any one worker leaves enough of every stripe; where a worker lies, that is the one."""
+    """Check that any one worker may be lost without losing a stripe.
+
+    Does nothing while a worker lies, as `check_durable` then already counts that worker as lost.
+    """
     if len(cluster.honest()) < len(cluster.workers):
-        return  # check_durable does without it
+        return
     for stripe in stripes:
         keys = shard_keys(stripe)
         for lost in cluster.workers:
@@ -140,7 +143,7 @@ def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
 
 
 def check_spread_over(cluster: Cluster, stripes: Iterable[StripeKey], owned: Collection[Worker]) -> None:
-    """The loss of all workers of one owner leaves enough of every stripe."""
+    """Check that all workers of one owner may be lost without losing a stripe."""
     others = [worker.volume.durable for worker in cluster.workers if worker not in owned]
     for stripe in stripes:
         left = sum(any(key in durable for durable in others) or excused(cluster, key) for key in shard_keys(stripe))
@@ -148,9 +151,9 @@ def check_spread_over(cluster: Cluster, stripes: Iterable[StripeKey], owned: Col
 
 
 def check_in_place(cluster: Cluster, model: Model) -> None:
-    """Every shard of every live version is where the layout wants it, good and durable.
+    """Check that every shard of every version is good and durable where the layout places it.
 
-    A machine that was taken away may keep its part in the layout where too few are left to do without it.
+    A machine that was removed may still be in the layout if too few others are left.
     """
     fleet = cluster.pool.fleet
     by_name = {worker.name: worker for worker in cluster.workers}

@@ -1,4 +1,4 @@
-"""Workers that lie: a volume whose every answer may be false, though of the form that the protocol asks for."""
+"""Workers that lie: a volume whose answers may be false but are well-formed."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _LATE = 1 << 60
 
 
 class LyingVolume(MemoryVolume):
-    """Answers for another volume, whose state it shares, and lies half of the time.
+    """Answers for another volume, sharing its state, and lies half of the time.
 
     Args:
-        truth: the volume that it answers for.
-        rng: decides what it says.
+        truth: the volume for which it answers.
+        rng: determines its answers.
     """
 
     __slots__ = ("_rng",)
@@ -164,14 +164,14 @@ class _LyingVerification(MemoryVerification):
 
 
 def forgeries(shard: Shard) -> list[Shard]:
-    """What would replace a version, or delete its file: without a MAC, or with one under a secret of the liars' own.
+    """Make records that would replace a version or delete its file.
 
-    All liars make up the same.
+    They have no MAC, or one with the liars' own secret. All liars make the same ones.
     """
     try:
         true = read_version(bytes(shard.payload), shard.key[:ID_BYTES])
     except FormatError:
-        return []  # it was forged before
+        return []  # already a forgery
     known = true.record
     fields = (true.version_id, known.root_id, known.size, known.user_id, known.filename, 0, _LATE, None, "forged")
     root_raw = encode_root(true.root)
@@ -195,7 +195,7 @@ def forgeries(shard: Shard) -> list[Shard]:
 
 
 def _verdicts(count: int, rng: Random) -> list[Verdict]:
-    """The same for all, which is the worst, or anything."""
+    """Return random verdicts; mostly the same one for all, which is the worst case."""
     if rng.random() < 0.7:
         return [rng.choice(list(Verdict))] * count
     return rng.choices(list(Verdict), k=count)

@@ -1,4 +1,4 @@
-"""A machine whose system calls fail for a while: the file system that the volumes of an embedded store work on."""
+"""A machine whose file system calls fail for a while, for the volumes of an embedded store."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ CALLS_BY_ERRNO: dict[int, frozenset[str]] = {
     errno.ENFILE: OPENING | {"open for writing"},
     errno.ENOMEM: ANY,
     errno.EACCES: BY_NAME,
-    errno.ENOENT: BY_NAME,  # the whole directory is not there: a mount that is late
+    errno.ENOENT: BY_NAME,  # the whole directory is missing, as when it is not mounted yet
     errno.EIO: ANY,
     errno.EROFS: WRITING,
     errno.ETIMEDOUT: ANY,
     errno.ENOSPC: CLAIMING | {"database", "datasync", "make_directory", "space"},
     errno.EDQUOT: CLAIMING,
 }
-"""What may fail with each error."""
+"""Which calls may fail with each error."""
 
 
 @dataclass(slots=True)
 class Trouble:
-    """Some calls fail for a while.
+    """Some calls that fail for a while.
 
     Attributes:
-        errno: with what.
-        calls: which.
-        directory: in which volume; None: in all.
-        after: so many of these calls still succeed.
-        left: so many fail then; -1: until it ends.
+        errno: error with which they fail.
+        calls: which calls fail.
+        directory: name of the volume's directory in which they fail; None: in all volumes.
+        after: how many of these calls succeed first.
+        left: how many then fail; -1: all, until the trouble is ended.
+        met: whether a call has failed already.
     """
 
     errno: int
@@ -59,11 +60,11 @@ class Trouble:
 
 
 class Machine:
-    """What is wrong now.
+    """A machine's current troubles.
 
     Attributes:
-        injected: errors that were met, one for each trouble, by name.
-        troubles: those that have not passed.
+        injected: how many troubles had an effect, by the name of their error.
+        troubles: troubles that have not ended.
     """
 
     def __init__(self) -> None:
@@ -71,15 +72,15 @@ class Machine:
         self.troubles: list[Trouble] = []
 
     def begin(self, trouble: Trouble) -> None:
-        """Let calls fail."""
+        """Begin a trouble."""
         self.troubles.append(trouble)
 
     def end(self) -> None:
-        """All is well again."""
+        """End all troubles."""
         self.troubles.clear()
 
     def failure(self, call: str, path: Path) -> OSError | None:
-        """With what a call fails now, if it does."""
+        """Return the error with which a call fails now; None if it succeeds."""
         for trouble in self.troubles:
             if call not in trouble.calls or (trouble.directory is not None and trouble.directory not in path.parts):
                 continue
@@ -97,26 +98,26 @@ class Machine:
         return None
 
     def ask(self, call: str, path: Path) -> None:
-        """Raise the failure of a call, if there is one, as the port does."""
+        """If a call fails now, raise its error as the port does."""
         error = self.failure(call, path)
         if error is not None:
             raise_as_told(error, call)
 
 
 def raise_as_told(error: OSError, call: str) -> NoReturn:
-    """Raise a failure of a call as the port does."""
+    """Raise an error of a call as the port does."""
     if call in CLAIMING or call == "database":
         raise_if_full(error)
     raise error
 
 
 def unreliable(machine: Machine) -> FileSystem:
-    """The local file system as it looks on a machine."""
+    """Return the local file system with the troubles of a machine."""
     return cast(FileSystem, _UnreliableFileSystem(machine))
 
 
 class _UnreliableFileSystem:
-    """Every call of the port may fail, those that are added to it later, too."""
+    """A file system all of whose calls may fail, including calls that are added to the port later."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -133,7 +134,7 @@ class _UnreliableFileSystem:
         return asked
 
     def space(self, path: Path) -> Space:
-        """What others on this machine leave room for is not decided by the seed."""
+        """Return a fixed size, as the real free space does not depend on the seed."""
         error = self._machine.failure("space", path)
         if error is not None and fault_of(error) is not Fault.FULL:
             raise error
@@ -141,7 +142,7 @@ class _UnreliableFileSystem:
 
 
 class _UnreliableFile:
-    """A file of it; a write that fails may have written something."""
+    """A file of that file system. A failing write may have written a part."""
 
     def __init__(self, machine: Machine, real: VolumeFile, path: Path) -> None:
         self._machine = machine

@@ -1,4 +1,4 @@
-"""What other threads of the pool do in the midst of an operation."""
+"""Lets other threads of the pool work during an operation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from tests.simulation.pool import Cluster
 
 _TRIES = 60
-_MAKERS = frozenset({"repair_scheduler", "healer"})  # they make stripes whole, of which one thread makes each
+_MAKERS = frozenset({"repair_scheduler", "healer"})  # they restore stripes, each by one thread at a time
 
 
 @dataclass(slots=True)
 class Meanwhile:
-    """Runs work of the pool's other threads, one piece at a time, just before some call of the thread at work.
+    """Runs work of the pool's other threads, one piece at a time, just before a call of the running thread.
 
-    It gets a thread of its own, which the other one waits for: so it is decided by the seed as well.
+    The work gets its own thread, and the running thread waits for it. So the order is determined by the seed.
     """
 
     cluster: Cluster
@@ -24,13 +24,13 @@ class Meanwhile:
     _nested: bool = False
 
     def after_calls(self, count: int, thread: str, work: Callable[[], object], tries: int = _TRIES) -> None:
-        """Have ``work`` done before the ``count``-th call from now, or the next one at which it need not wait.
+        """Run ``work`` before the ``count``-th call from now, or before the next call at which it need not wait.
 
         Args:
-            count: of calls.
-            thread: which does such work; it does one thing at a time.
-            work: to be done.
-            tries: calls after which it is given up.
+            count: number of calls.
+            thread: name of the pool's thread that does this work; it does one thing at a time.
+            work: the work to do.
+            tries: after how many further calls to give up.
         """
 
         def fire() -> None:
@@ -43,7 +43,7 @@ class Meanwhile:
         self.cluster.network.after_calls(count, fire)
 
     def _would_wait(self, thread: str) -> bool:
-        """Whether the thread at work holds what this one would wait for."""
+        """Whether the running thread holds a lock that this one would wait for."""
         cluster = self.cluster
         if self._nested or cluster.tables.writing or cluster.pool.store._parts.pushing.pins.holds_up:
             return True

@@ -1,4 +1,4 @@
-"""What users were told: the versions that must be there, and what they are made of."""
+"""The versions that were acknowledged to users and must exist, with their contents."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _BLOCKS = [Random(f"block {number}").randbytes(CHUNK_BYTES) for number in range(
 
 
 class NothingToDo(Exception):
-    """There is nothing now that this could befall."""
+    """The chosen action is impossible now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Whose file, called how."""
+    """A user and the name of a file."""
 
     user: str
     filename: str
@@ -33,7 +33,7 @@ NAMES = [Name(user, filename) for user in ("ada", "ben") for filename in ("a", "
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A version that was acknowledged."""
+    """An acknowledged version."""
 
     version_id: str
     content: bytes
@@ -42,26 +42,26 @@ class Kept:
 
 @dataclass(slots=True)
 class File:
-    """A file with all its versions, the oldest first."""
+    """A file with all its versions, oldest first."""
 
     file_id: str
     versions: list[Kept] = field(default_factory=list)
 
     @property
     def head(self) -> Kept:
-        """The newest."""
+        """The newest version."""
         return self.versions[-1]
 
 
 class Model:
-    """Files by name."""
+    """All acknowledged files, by name."""
 
     def __init__(self, profile: ErasureProfile) -> None:
         self.profile = profile
         self.files: dict[Name, File] = {}
 
     def acknowledged(self, name: Name, file_id: str, version_id: str, content: bytes) -> Kept:
-        """A version became the head of a name."""
+        """Note that a version was acknowledged as the head of a name."""
         file = self.files.setdefault(name, File(file_id))
         if file.versions and file.head.version_id == version_id:
             return file.head
@@ -73,19 +73,19 @@ class Model:
         return metadata_stripe(Kind.VERSION, bytes.fromhex(version_id), self.profile.n)
 
     def stripes(self, leaving: Name | None = None) -> dict[StripeKey, None]:
-        """All stripes that versions are made of, but for those of one name's file."""
+        """Return the stripes of all versions, except those of the file named ``leaving``."""
         files = [file for name, file in self.files.items() if name != leaving]
         return dict.fromkeys(stripe for file in files for kept in file.versions for stripe in kept.stripes)
 
     def versions(self) -> Iterator[tuple[Name, File, Kept]]:
-        """All versions."""
+        """Yield all versions."""
         for name, file in self.files.items():
             for kept in file.versions:
                 yield name, file, kept
 
 
 def chunks_of(content: bytes, profile: ErasureProfile) -> list[StripeKey]:
-    """Stripes of a content's chunks."""
+    """Return the stripes of a content's chunks."""
     return [
         chunk_stripe(blake3(content[at : at + CHUNK_BYTES]).digest(), profile)
         for at in range(0, len(content), CHUNK_BYTES)
@@ -93,25 +93,25 @@ def chunks_of(content: bytes, profile: ErasureProfile) -> list[StripeKey]:
 
 
 def small_content(rng: Random) -> bytes:
-    """What fits into the commit itself; now and then the same as before."""
+    """Make a content that fits into the commit itself; sometimes the same as before."""
     size = rng.choice((0, 1, 7, 100, 4096, 65536))
     return _BLOCKS[rng.randrange(2)][:size] if rng.random() < 0.3 else rng.randbytes(size)
 
 
 def large_content(rng: Random) -> bytes:
-    """A few chunks, of which files have many in common."""
+    """Make a content of a few chunks, many of which other files have, too."""
     blocks = [rng.choice(_BLOCKS) for _ in range(rng.randint(1, 3))]
     tail = rng.randbytes(rng.choice((0, 1, 1000)))
     return b"".join(blocks) + tail
 
 
 def new_content(rng: Random) -> bytes:
-    """A few chunks that no other file has."""
+    """Make a content of a few chunks that no other file has."""
     return rng.randbytes(rng.randint(2, 5) * CHUNK_BYTES)
 
 
 def edited(content: bytes, rng: Random) -> bytes:
-    """Something near: a few bytes changed, some added or cut off."""
+    """Change a few bytes of a content, and sometimes add some or cut some off."""
     changed = bytearray(content)
     if changed:
         at = rng.randrange(len(changed))

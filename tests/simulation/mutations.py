@@ -1,4 +1,4 @@
-"""Bugs planted in the real code, which the simulator must find."""
+"""Bugs planted in the real code. The simulator must find them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Patch = pytest.MonkeyPatch
 
 
 def pile_up(patch: Patch) -> None:
-    """Placement: the first worker in order stands in for everybody."""
+    """Placement: the first worker stands in for all absent ones."""
 
     def targets(fleet: WorkerFleet, stripe: StripeKey) -> tuple[int, ...]:
         holders = fleet.holders(stripe)
@@ -35,7 +35,7 @@ def pile_up(patch: Patch) -> None:
 
 
 def commit_before_sync(patch: Patch) -> None:
-    """Commit order: the catalog says that a version is there while its shards are still on their way."""
+    """Commit order: a version is entered in the catalog before its shards are durable."""
 
     def commit_batch(commits: GroupCommit, batch: list[PendingVersion]) -> None:
         volumes = commits._stripes.volumes
@@ -51,7 +51,7 @@ def commit_before_sync(patch: Patch) -> None:
 
 
 def skip_make_whole(patch: Patch) -> None:
-    """Commit order: what went to workers that were lost meanwhile is not made up for."""
+    """Commit order: shards on workers that were lost during the push are not made again."""
 
     def make_whole(
         stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...]
@@ -63,7 +63,7 @@ def skip_make_whole(patch: Patch) -> None:
 
 
 def drop_too_early(patch: Patch) -> None:
-    """Repair: former copies are dropped whether or not the new ones are there and durable."""
+    """Repair: former copies are dropped even if the new ones are missing or not durable."""
 
     def look(readback: ReadBack, moved: Sequence[Moved], epoch: tuple[int, ...]) -> Looked:
         readback._drop_former(moved)
@@ -77,7 +77,7 @@ def drop_too_early(patch: Patch) -> None:
 
 
 def retire_too_early(patch: Patch) -> None:
-    """Repair: former layouts are forgotten while shards are still where those said."""
+    """Repair: former layouts are forgotten while shards are still in the places they gave."""
 
     def elsewhere(fleet: WorkerFleet, stripe: StripeKey) -> tuple[int, ...]:
         return ()
@@ -86,7 +86,7 @@ def retire_too_early(patch: Patch) -> None:
 
 
 def believe_workers(patch: Patch) -> None:
-    """Rebalance: a worker's word that it holds a shard is enough to drop the copy of another."""
+    """Rebalance: if a worker claims to hold a shard, another worker's copy is dropped without reading it back."""
 
     def alike(readback: ReadBack, keys: Sequence[ShardKey], former: int, proper: int) -> list[ShardKey]:
         store = readback._fleet.volume(proper)
@@ -97,7 +97,7 @@ def believe_workers(patch: Patch) -> None:
 
 
 def drop_uncompared(patch: Patch) -> None:
-    """Rebalance: a former copy is dropped though the new one was not given back as it was written."""
+    """Rebalance: a former copy is dropped although the new one was not returned as it was written."""
 
     def right_ones(readback: ReadBack, store: int, volume: ShardStore, written: Sequence[Moved]) -> list[Moved]:
         return list(written)
@@ -106,17 +106,17 @@ def drop_uncompared(patch: Patch) -> None:
 
 
 def go_on_behind(patch: Patch) -> None:
-    """Copies put back: a pool whose catalog is older than what the workers hold writes and collects all the same."""
+    """Restored copies: a pool whose catalog is older than what the workers hold writes and collects nevertheless."""
     patch.setattr(Lineage, "check_current", lambda lineage: None)
 
 
 def overlook_older_catalogs(patch: Patch) -> None:
-    """Copies put back: a catalog is taken for current, whatever the workers show."""
+    """Restored copies: a catalog counts as current, whatever the workers hold."""
     patch.setattr(Lineage, "_compare", lambda lineage, slot, name, newest, owner="": None)
 
 
 def believe_stale_volumes(patch: Patch) -> None:
-    """Copies put back: a worker's volume counts as whole, whatever it lacks of what it had."""
+    """Restored copies: a worker's volume counts as complete even if it lacks shards that it had."""
     patch.setattr(Lineage, "_expected", lambda lineage, slot: [])
 
 
@@ -126,28 +126,28 @@ def believe_unsigned_records(patch: Patch) -> None:
 
 
 def ignore_owners(patch: Patch) -> None:
-    """Layout: that workers are all of one owner makes no difference."""
+    """Layout: owners of workers are ignored."""
     for module in ("assignment", "layout"):
         patch.setattr(f"storage.fleet.{module}.by_owner", lambda member: "")
 
 
 def collect_beside_uploads(patch: Patch) -> None:
-    """Collect: what uploads under way have claimed is taken."""
+    """Collect: chunks claimed by uploads under way are removed."""
     patch.setattr(KeptUploads, "keep", lambda kept, uploads: False)
 
 
 def use_after_fork(patch: Patch) -> None:
-    """Forks: a child may use what its parent opened."""
+    """Forks: a child may use a store that its parent opened."""
     patch.setattr(HomeProcess, "check", lambda home: None)
 
 
 def close_after_fork(patch: Patch) -> None:
-    """Forks: a child that lets go of a store closes that of its parent."""
+    """Forks: a child that closes its copy of a store closes its parent's store."""
     patch.setattr(HomeProcess, "is_here", property(lambda home: True))
 
 
 def take_absent_workers_for_lost(patch: Patch) -> None:
-    """Rebuild: what workers that are away may hold is taken for gone."""
+    """Rebuild: what absent workers may hold counts as lost."""
 
     def nobody(examined: Examined) -> list[tuple[int, str]]:
         return []

@@ -1,4 +1,4 @@
-"""What is between the pool and its workers: calls that may fail, before or after their effect."""
+"""The network between the pool and its workers: calls that may fail before or after their effect."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 class PoolCrashed(BaseException):
-    """The pool's process is no more; whatever it still tries to do fails with this."""
+    """The pool's process has crashed. Everything that it still tries to do raises this."""
 
 
 class Network:
-    """Addresses, and what is due to go wrong at the so-and-so-manieth call.
+    """Addresses of workers, and events scheduled for later calls.
 
     Attributes:
-        answering: volumes that can be reached, by address.
-        instances: which process answers there.
-        calls: how many there were.
-        injected: faults that have come about, by kind; see :class:`tests.simulation.faults.Faults`.
+        answering: reachable volumes, by address.
+        instances: the worker's process at each address.
+        calls: number of calls so far.
+        injected: faults that have happened, by kind; see :class:`tests.simulation.faults.Faults`.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -39,43 +39,43 @@ class Network:
         self._due: list[tuple[int, Callable[[], None]]] = []
 
     def after_calls(self, count: int, what: Callable[[], None]) -> None:
-        """Let something happen just before the ``count``-th call from now."""
+        """Schedule ``what`` just before the ``count``-th call from now."""
         self._due.append((self.calls + count, what))
 
     def happen(self) -> None:
-        """One more call: do what is due."""
+        """Count a call, and run all events that are due."""
         self.calls += 1
         while self._due and (at := min(self._due, key=lambda due: due[0]))[0] <= self.calls:
             self._due.remove(at)
             at[1]()
 
     def forget_due(self) -> None:
-        """Nothing is due any more."""
+        """Drop all scheduled events."""
         self._due.clear()
 
 
 class Process:
-    """The pool's process as its surroundings see it: dead or alive.
+    """The pool's process, which may be dead or alive.
 
     Args:
-        network: of the simulation.
+        network: network of the simulation.
     """
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.dead = False
-        self.failures = 0  # calls that seemed to fail
-        self.dies_at = ""  # the moment at which it is to die
+        self.failures = 0  # calls that failed for the caller
+        self.dies_at = ""  # the moment at which it will die
 
     def reach(self, moment: str) -> None:
-        """To be called before anything with an effect outside of the process."""
+        """Raise `PoolCrashed` if the process is dead. Called before every effect outside of the process."""
         if moment and moment == self.dies_at:
             self.dead = True
         if self.dead:
             raise PoolCrashed(moment)
 
     def call(self, address: str, name: str, work: Callable[[MemoryVolume], T]) -> T:
-        """Call a worker; a call that cannot get through may have had its effect all the same."""
+        """Call a worker's volume, if the worker is reachable."""
         self.network.happen()
         self.reach("")
         volume = self.network.answering.get(address)
@@ -98,7 +98,7 @@ class Ticket:
         self.took_s = 0.0
 
     def settle(self) -> None:
-        """Let it end now."""
+        """Do the work now."""
         if not self._done:
             self._error, self._done = self._work(), True
 
@@ -109,9 +109,9 @@ class Ticket:
 
 
 class Connection:
-    """See :class:`taskworker.transport.port.WorkerVolume`; as lazy as the real one in sending what is appended.
+    """See :class:`taskworker.transport.port.WorkerVolume`. Like the real one, it sends appended shards later.
 
-    A frame that is on its way when the worker goes away may have been taken or not.
+    When the worker goes away, a frame that is on its way may or may not have been received.
     """
 
     def __init__(self, process: Process, address: str, name: str, instance: str) -> None:
@@ -124,12 +124,12 @@ class Connection:
         self.misbehaved = ""
         self._unreported: StorageError | None = None
         self._tickets: list[Ticket] = []
-        self.lost_replies = 0  # calls to come that have their effect, and seem to fail
-        self.lost_requests = 0  # calls to come that have none
+        self.lost_replies = 0  # how many of the next calls take effect but fail
+        self.lost_requests = 0  # how many of the next calls fail without effect
 
     @property
     def address(self) -> str:
-        """Of the worker."""
+        """Address of the worker."""
         return self._address
 
     @property
@@ -138,7 +138,7 @@ class Connection:
         return self._failure is None
 
     def call(self, work: Callable[[MemoryVolume], T]) -> T:
-        """Have the worker do something with its volume."""
+        """Call the worker to do something with its volume."""
         self._check_usable()
         try:
             if self.lost_requests:
@@ -156,7 +156,7 @@ class Connection:
         return outcome
 
     def write(self, work: Callable[[MemoryVolume], T]) -> T:
-        """:meth:`call`, which no other process of the worker takes."""
+        """Like :meth:`call`, but fails if the worker was restarted."""
 
         def guarded(volume: MemoryVolume) -> T:
             if self._process.network.instances.get(self._address) != self._instance:
@@ -294,7 +294,7 @@ class Connection:
 
 
 class _Verification:
-    """See :class:`storage.shards.port.Verification`. A worker that was started anew knows nothing of it."""
+    """See :class:`storage.shards.port.Verification`. A restarted worker does not know it any more."""
 
     def __init__(self, connection: Connection, verification: MemoryVerification, boots: int) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What users and operators do, each held against the model."""
+"""Operations of users and operators, each checked against the model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ _UPLOADS_MAX = 2
 
 @dataclass(slots=True)
 class Flying:
-    """What is being done to a name; content None: its file is being deleted.
+    """An operation under way on a name.
 
-    ``unchanged`` is of an earlier version, and not written again.
+    Attributes:
+        name: the name.
+        content: the new content; None: its file is being deleted.
+        unchanged: stripes of the previous version, which are not written again.
     """
 
     name: Name
@@ -42,7 +45,7 @@ class Flying:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What was acknowledged: a version, by its id, or a delete (a tombstone), by the file's id."""
+    """An acknowledged commit: a version, by its id, or a delete (a tombstone), by the file's id."""
 
     kind: Kind
     identifier: bytes
@@ -50,7 +53,7 @@ class Commit:
 
 @dataclass(slots=True)
 class Uploading:
-    """An upload that goes on over several steps."""
+    """An upload that takes several steps."""
 
     name: Name
     upload: Upload
@@ -60,9 +63,11 @@ class Uploading:
 
 @dataclass(slots=True)
 class Users:
-    """Everybody who works with the pool.
+    """Users and operators of the pool.
 
-    ``commits`` are the versions and deletes that were acknowledged; ``sent`` is whatever was to be a version.
+    Attributes:
+        commits: acknowledged versions and deletes.
+        sent: all contents that were ever sent as a version.
     """
 
     cluster: Cluster
@@ -75,7 +80,7 @@ class Users:
 
     @property
     def store(self) -> FileStorage:
-        """The engine of the pool that runs now."""
+        """The engine of the running pool."""
         return self.cluster.pool.store
 
     # -- writing ---------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ class Users:
             try:
                 upload.write(content[uploading.sent : until])
                 if min(until, len(content)) % CHUNK_BYTES == 0:
-                    upload.claim()  # as an upload of many chunks does on its way: they are pinned no longer
+                    upload.claim()  # as an upload of many chunks does, so that chunks are not pinned any more
             except StorageError as error:
                 self._drop(uploading)
                 return self._refused(name, error)
@@ -129,7 +134,7 @@ class Users:
         return self._write(name, content, upload.commit)
 
     def upload_beside_collects(self) -> str:
-        """An upload of what no other file has stays open over collects that wait for nobody."""
+        """Upload a content that no other file has, with collects without a grace period in between."""
         self.cluster.calm()
         name, content = self.rng.choice(NAMES), new_content(self.rng)
         try:
@@ -174,11 +179,11 @@ class Users:
         known = self.model.files.get(flying.name)
         unchanged = flying.unchanged
         if known is not None and known.head.version_id == version.version_id:
-            unchanged |= {known.head.stripes[-1]}  # a version that is the head already is not written again
+            unchanged |= {known.head.stripes[-1]}  # a version that already is the head is not written again
         else:
             self.commits.append(Commit(Kind.VERSION, bytes.fromhex(version.version_id)))
         kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
-        for worker in self.cluster.honest():  # what was dropped while nobody needed it, and has been written anew
+        for worker in self.cluster.honest():  # shards that were dropped when unneeded, and are written again
             for key in worker.volume.durable & self.cluster.dropped.keys():
                 if key[:STRIPE_KEY_BYTES] in kept.stripes:
                     del self.cluster.dropped[key]
@@ -186,7 +191,7 @@ class Users:
         check_spread(self.cluster, (stripe for stripe in kept.stripes if stripe not in unchanged))
 
     def _refused(self, name: Name, error: StorageError) -> str:
-        """Something could not be done: it must be as if it had not been tried."""
+        """Check that a refused operation had no effect."""
         require(isinstance(error, InsufficientWorkers | StoreFull), f"{name}: {error!r}")
         self.flying = None
         self.check_head(name)
@@ -218,7 +223,7 @@ class Users:
         return self.read(name, file, kept, start, start + length)
 
     def read(self, name: Name, file: File, kept: Kept, start: int = 0, stop: int | None = None) -> str:
-        """Read a version; it must be right, and there if enough of it is within reach."""
+        """Read a version. It must be correct, and readable if enough shards are within reach."""
         chunks = kept.stripes[:-1]
         within_reach, failures = self._all_enough(chunks), self.cluster.process.failures
         try:
@@ -226,7 +231,7 @@ class Users:
                 reader.seek(start)
                 got = reader.read(-1 if stop is None else stop - start)
         except (DataLossError, InsufficientWorkers) as error:
-            # One that failed a call may have come back meanwhile, too late for this reader.
+            # A worker that failed a call may have come back too late for this reader.
             within_reach = within_reach and failures == self.cluster.process.failures and self._all_enough(chunks)
             require(not within_reach, f"{name} {kept.version_id[:8]} cannot be read: {error}")
             return f"{name} {kept.version_id[:8]} is out of reach"
@@ -252,7 +257,7 @@ class Users:
         return f"{report.rotten} rotten, {report.missing} missing"
 
     def mend(self) -> str:
-        """What the repair_scheduler's thread does when woken."""
+        """Do what the repair scheduler's thread does when it is woken."""
         pool = self.cluster.pool
         try:
             done = pool.repair_scheduler.mend()
@@ -286,11 +291,11 @@ class Users:
         return f"{done} stripes"
 
     def check_kept(self) -> None:
-        """Nothing that was acknowledged is gone."""
+        """Check that everything acknowledged is durable."""
         check_durable(self.cluster, self.stripes())
 
     def stripes(self) -> dict[StripeKey, None]:
-        """All stripes that must be there: of a file that is being deleted a collect may have freed them already."""
+        """Return the stripes that must exist. Those of a file being deleted may have been collected already."""
         flying = self.flying
         return self.model.stripes(flying.name if flying is not None and flying.content is None else None)
 
@@ -302,7 +307,7 @@ class Users:
     # -- after the pool's process was gone -------------------------------------------------------
 
     def find_out(self) -> str:
-        """The pool was started again: see what became of what was under way."""
+        """After a restart of the pool, find out whether the operation under way took effect."""
         self.uploads.clear()
         flying, self.flying = self.flying, None
         if flying is not None:
@@ -322,21 +327,21 @@ class Users:
             self._acknowledged(flying, head)
 
     def check_head(self, name: Name) -> None:
-        """A name's head is what was acknowledged last."""
+        """Check that a name's head is the version acknowledged last."""
         known = self.model.files.get(name)
         head = self.store.find(name.filename, user_id=name.user)
         told, is_there = known and known.head.version_id, head and head.version_id
         require(told == is_there, f"the head of {name} is {is_there}, not {told}")
 
     def check_everything(self) -> None:
-        """With all workers back and mended: all is in its place, and can be read."""
+        """Check that all shards are in their places and all versions can be read. All workers must be well."""
         check_in_place(self.cluster, self.model)
         for name, file, kept in self.model.versions():
             self.read(name, file, kept)
             require(self._all_enough(kept.stripes), "all is there")
 
     def check_gone(self, file_id: str, user: str) -> None:
-        """A deleted file is not there any more."""
+        """Check that a deleted file is gone."""
         try:
             self.store.stat(file_id, user_id=user)
         except FileNotFound:

@@ -1,4 +1,4 @@
-"""The pool's process over the simulated machine: started, driven step by step, crashed, started again."""
+"""A pool on simulated machines. Its process is started, driven step by step, crashed and started again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BEAT_S = 1.0
 
 
 class _NoLock(StoreLock):
-    """There is but one process."""
+    """A lock that does nothing, as there is only one process."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -37,11 +37,12 @@ class Cluster:
     """A pool and its workers.
 
     Args:
-        rng: decides what is not decided otherwise.
-        profile: of the pool.
-        worker_count: how many there are at first.
-        zones: over which they are spread.
-        crowd: ids more that are all of one owner, while each of the others has one of its own; 0: none has any.
+        rng: source of all randomness.
+        profile: erasure profile of the pool.
+        worker_count: number of workers at first.
+        zones: number of zones over which they are spread.
+        crowd: number of further workers that all have the same owner, while each other worker has its own owner; 0: no
+            worker has an owner.
     """
 
     def __init__(self, rng: Random, profile: ErasureProfile, worker_count: int, zones: int, crowd: int = 0) -> None:
@@ -51,7 +52,7 @@ class Cluster:
         self.network = Network(rng)
         self.database = Database()
         self.wounds: set[ShardKey] = set()
-        self.dropped: dict[ShardKey, str] = {}  # good shards that the pool had an honest worker drop: the last copies
+        self.dropped: dict[ShardKey, str] = {}  # last good copies that the pool had honest workers drop
         self.workers: list[Worker] = []
         self._zones = zones
         self._named = 0
@@ -66,7 +67,7 @@ class Cluster:
     # -- workers ---------------------------------------------------------------------------------
 
     def add_worker(self, owner: str = "") -> Worker:
-        """A new machine with an empty disk."""
+        """Add a machine with an empty disk, and start its worker."""
         worker = Worker(f"w{self._named}", f"z{self._named % self._zones}", self.new_volume(), self.network, self.rng)
         worker.owner = owner or (f"owner of {worker.name}" if self._owned else "")
         self._named += 1
@@ -75,7 +76,7 @@ class Cluster:
         return worker
 
     def new_volume(self) -> MemoryVolume:
-        """An empty disk."""
+        """Make an empty disk."""
         return MemoryVolume(self.rng.randbytes(8).hex(), self.wounds, self._note_removed)
 
     def _note_removed(self, volume: MemoryVolume, key: ShardKey) -> None:
@@ -85,9 +86,9 @@ class Cluster:
             self.dropped[key] = volume.volume_id
 
     def _gives(self, worker: Worker, key: ShardKey, volume: MemoryVolume) -> bool:
-        """Whether a worker has a shard that another volume holds, or gave out the same bytes without having it.
+        """Whether a worker has a shard of another volume, or returned its bytes without having it.
 
-        Who lies may guess a shard of a few bytes, or of zeros. What it gave out was right, so nobody can tell.
+        A liar may guess a shard of a few bytes, or of zeros. As the bytes were right, the pool cannot tell.
         """
         digest = volume.records_by_key[key].shard.digest
         return worker.volume.is_good(key) or (worker.liar and (key, digest) in worker.volume.made_up)
@@ -95,7 +96,7 @@ class Cluster:
     # -- the pool's process ----------------------------------------------------------------------
 
     def start_pool(self, rebuild: str = "") -> None:
-        """Start the pool's process over the catalog as it is, or in the place of a pool whose catalog is lost."""
+        """Start the pool's process with its catalog, or to rebuild the pool ``rebuild``, whose catalog is lost."""
         self.process = Process(self.network)
         self.runtime = SimulatedRuntime(self.clock, self.rng)
         self.tables = ReachedTables(self.database, self.process.reach)
@@ -112,20 +113,20 @@ class Cluster:
         )
 
     def _identify(self, address: str, name: str) -> str:
-        """Which process of a worker answers."""
+        """Return the instance of the worker's process that answers."""
         worker = next((one for one in self.workers if one.address == address and one.reachable), None)
         if worker is None:
             raise VolumeFailed(f"worker {name} does not answer at {address}")
         return worker.instance
 
     def crash_pool(self) -> None:
-        """End the pool's process in the midst of whatever it was at."""
+        """End the pool's process in the middle of what it is doing."""
         self.process.dead = True
 
     # -- time ------------------------------------------------------------------------------------
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass; workers send heartbeats, and the pool looks at its clock."""
+        """Let time pass, while workers send heartbeats and the pool's clock ticks."""
         while seconds > 0:
             step_s = min(seconds, _BEAT_S)
             seconds -= step_s
@@ -135,7 +136,7 @@ class Cluster:
             self.pool.tick()
 
     def calm(self) -> None:
-        """All machines and networks are well, and no fault is due any more; liars go on lying."""
+        """End all faults, and wait until all workers have joined. Liars go on lying."""
         self.network.forget_due()
         self.process.dies_at = ""
         for worker in self.workers:
@@ -151,11 +152,11 @@ class Cluster:
         self.pass_time(2.0)  # they join
 
     def honest(self) -> list[Worker]:
-        """Workers that do not lie: what others have counts as lost."""
+        """Return the workers that do not lie. What the others hold counts as lost."""
         return [worker for worker in self.workers if not worker.liar]
 
     def usable_volumes(self) -> list[MemoryVolume]:
-        """Volumes of honest workers that the pool has at its disposal right now."""
+        """Return the volumes of honest workers that the pool can use now."""
         fleet = self.pool.fleet
         by_name = {worker.name: worker for worker in self.honest()}
         found = []

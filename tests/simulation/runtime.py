@@ -1,4 +1,4 @@
-"""The engine's threads, clocks and random bytes, decided by the seed."""
+"""The engine's threads, clocks and random bytes, determined by the seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Ended(Future[T]):
-    """A future of work that has ended already: it needs none of the locks of others."""
+    """A future of finished work, which needs no locks."""
 
     def __init__(self, outcome: T | None, error: Exception | None) -> None:
         self._outcome = outcome
@@ -46,7 +46,7 @@ class Ended(Future[T]):
 
 
 class InlineExecutor(Executor):
-    """Does the work at once, in the caller's thread."""
+    """Does work at once, in the caller's thread."""
 
     def submit(self, work: Callable[..., T], /, *arguments: Any, **keywords: Any) -> Future[T]:
         try:
@@ -56,7 +56,7 @@ class InlineExecutor(Executor):
 
 
 class DeferredExecutor(Executor):
-    """Keeps the work until the simulation has it done: background threads get to run at any later time."""
+    """Keeps work until the simulation runs it, as background threads may run at any later time."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
@@ -66,7 +66,7 @@ class DeferredExecutor(Executor):
         return Future()
 
     def run(self) -> int:
-        """Do what waits, and what comes of it; how much that was."""
+        """Run all waiting work, including work that it submits; return how many pieces were run."""
         done = 0
         while self._waiting:
             self._waiting.popleft()()
@@ -75,7 +75,7 @@ class DeferredExecutor(Executor):
 
 
 class SimulatedRuntime(Runtime):
-    """One per process of the pool."""
+    """The runtime of one process of the pool."""
 
     def __init__(self, clock: Clock, rng: Random) -> None:
         self._clock = clock
@@ -83,7 +83,7 @@ class SimulatedRuntime(Runtime):
         self.background = DeferredExecutor()
 
     def executor(self, threads: int, name: str) -> Executor:
-        """See :meth:`Runtime.executor`: healing waits, all else is done at once."""
+        """See :meth:`Runtime.executor`. Healing waits; everything else is done at once."""
         return self.background if name == "healer" else InlineExecutor()
 
     def monotonic_s(self) -> float:

@@ -1,4 +1,4 @@
-"""What is set up around a simulation and taken down after it."""
+"""Patches that are applied during a simulation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from storage.formats import authenticity
 
 PARTITIONS = 32
 _REAL_AT_ZERO = authenticity._at_zero
-SWEEP_KEYS = 16  # so that a collect takes several steps
-CHECKPOINT_CHUNKS = 2  # after so many, an upload leases what it has taken in
+SWEEP_KEYS = 16  # small, so that a collect takes several steps
+CHECKPOINT_CHUNKS = 2  # after so many chunks, an upload leases those it has stored
 
 
 @contextmanager
 def simulated_surroundings() -> Iterator[None]:
-    """Layouts have 32 rows instead of 1024, most of a simulation's time otherwise; and nothing is logged.
+    """Make simulations faster and silent.
 
-    A sharing of a secret that was computed once, which takes milliseconds, is remembered. What the pool has to say
-    about simulated faults is no news.
+    Layouts have 32 rows instead of 1024, which would take most of the time. Secrets recovered from shares are cached,
+    as computing one takes milliseconds. Logging is off, as the pool would only report simulated faults.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A pool whose catalog or workers' volumes were put back from copies, or whose workers make up versions."""
+"""A pool whose catalog or volumes were restored from old copies, or whose workers forge versions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def settle(cluster: Cluster) -> None:
 
 
 def restart(cluster: Cluster, database: Database | None = None, rebuild: str = "") -> None:
-    """Start the pool over another catalog, and let its workers join."""
+    """Start the pool with another catalog, and let its workers join."""
     cluster.crash_pool()
     cluster.database = database or cluster.database
     cluster.start_pool(rebuild)
@@ -65,7 +65,7 @@ def restart(cluster: Cluster, database: Database | None = None, rebuild: str = "
 
 
 def rebuilt(cluster: Cluster) -> RebuildReport:
-    """The catalog is lost, and made again from what the workers hold."""
+    """Lose the catalog, and rebuild it from what the workers hold."""
     restart(cluster, Database(), cluster.pool.pool_id)
     return cluster.pool.store.rebuild()
 
@@ -138,7 +138,7 @@ def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_rebuild_without_workers_that_are_away_leaves_open_what_they_may_hold(lost: bool) -> None:
-    """Three of six are away, so that of each chunk one shard less than needed is there; a collect frees nothing."""
+    """Three of six workers are away, so that each chunk has one shard too few; a collect must free nothing."""
     cluster = cluster_of(6)
     store = cluster.pool.store
     first = store.push(CONTENT, filename="chain", user_id="u")
@@ -161,7 +161,7 @@ def test_a_rebuild_without_workers_that_are_away_leaves_open_what_they_may_hold(
     for worker in cluster.workers[:3]:
         worker.start()
     settle(cluster)
-    restart(cluster)  # it is known still
+    restart(cluster)  # the pool still knows that the rebuild was incomplete
     store = cluster.pool.store
     with pytest.raises(CatalogBehind, match="run rebuild again"):
         store.collect(grace_s=0)
@@ -197,7 +197,7 @@ def test_a_worker_that_is_gone_for_good_is_forgotten_to_finish_a_rebuild() -> No
 
 
 def test_a_liar_alone_cannot_agree_with_itself_while_the_others_are_away() -> None:
-    """The secret is lost with the marks; what it shows is believed neither then nor later."""
+    """The secret is lost with the marks. The liar's records are believed neither then nor later."""
     cluster = cluster_of(7)
     kept = cluster.pool.store.push(CONTENT, filename="kept", user_id="u")
     settle(cluster)
@@ -219,7 +219,7 @@ def test_a_liar_alone_cannot_agree_with_itself_while_the_others_are_away() -> No
 
 
 def test_an_older_catalog_is_noticed_though_the_first_worker_missed_the_latest_commit() -> None:
-    """What it shows may have been left by a crash; what the others show may not, though the sequence is caught up."""
+    """The first worker's latest record might be the remains of a crash; those of the other workers cannot."""
     cluster = cluster_of(7)
     store = cluster.pool.store
     store.push(b"one", filename="one", user_id="u")
@@ -246,7 +246,7 @@ def test_a_commit_that_was_cut_off_again_and_again_is_no_sign_of_an_older_catalo
 
 
 def test_a_lying_worker_cannot_stop_the_pool() -> None:
-    """It shows a record of the far future, unsigned or signed with a secret of its own."""
+    """It holds a record of the far future, unsigned or signed with its own secret."""
     cluster = cluster_of(6)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     own = Authority()
@@ -263,7 +263,7 @@ def test_a_lying_worker_cannot_stop_the_pool() -> None:
 
 
 def test_workers_that_lie_one_after_the_other_cannot_stop_the_pool() -> None:
-    """What a volume showed before counts no longer once it shows something else."""
+    """A volume's former record does not count any more once it reports another one."""
     cluster = cluster_of(6)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     settle(cluster)
@@ -341,7 +341,7 @@ def _root() -> tuple[RootNode, bytes]:
 
 
 def _unsigned(version: Version) -> StoredVersion:
-    """A version that a worker makes up, to take the place of the right one."""
+    """Forge a version that would replace the right one."""
     root, raw = _root()
     file_id, parent = bytes.fromhex(version.file_id), bytes.fromhex(version.version_id)
     record = VersionRecord(
@@ -351,7 +351,7 @@ def _unsigned(version: Version) -> StoredVersion:
 
 
 def _signed(version: Version, authority: Authority) -> StoredVersion:
-    """The same, signed with a secret that the worker made up as well."""
+    """Forge the same version, signed with a forged secret."""
     root, raw = _root()
     forged = msgspec.structs.asdict(_unsigned(version).record) | {"format": SIGNED_FORMAT}
     return seal_signed(SignedRecord(**forged, committed=LATE, mac=NO_MAC), root, raw, authority)
@@ -362,7 +362,7 @@ def _tombstone(version: Version) -> bytes:
 
 
 def _plant(worker: Worker, kind: Kind, raw: bytes) -> None:
-    """Have a worker hold, and tell of, what nobody stored."""
+    """Give a worker a forged record."""
     identifier = object_id(msgspec.msgpack.decode(raw)[0] if kind is Kind.VERSION else raw)
     for slot in range(6):
         key = shard_key(metadata_stripe(kind, identifier, 6), slot)
@@ -372,7 +372,7 @@ def _plant(worker: Worker, kind: Kind, raw: bytes) -> None:
 
 @pytest.mark.parametrize("liars", [1, 2])
 def test_workers_that_make_up_versions_and_tombstones(liars: int) -> None:
-    """Of seven, as many as may lie at once agree on the same lies."""
+    """Up to two of seven workers, as many as may lie at once, tell the same lies."""
     cluster = cluster_of(7)
     deleted = cluster.pool.store.push(CONTENT, filename="a", user_id="u")
     replaced = cluster.pool.store.push(CONTENT[::-1], filename="b", user_id="u")
@@ -390,7 +390,7 @@ def test_workers_that_make_up_versions_and_tombstones(liars: int) -> None:
 
 
 def test_a_secret_that_workers_made_up_is_not_taken() -> None:
-    """Two of seven show shares of their own secret, and versions that it signs."""
+    """Two of seven workers report shares of their own secret, and versions signed with it."""
     cluster = cluster_of(7)
     version = cluster.pool.store.push(CONTENT, filename="a", user_id="u")
     settle(cluster)
@@ -419,7 +419,7 @@ def test_without_the_secret_so_many_workers_must_agree(liars: int) -> None:
     assert len(report.skipped) == min(liars, 1)
     assert [one.filename for one in cluster.pool.store.list_files(user_id="u")] == ["kept"]
     assert cluster.pool.store.get(kept.file_id, user_id="u") == CONTENT
-    # What was taken over by agreement is believed once more, and signed ones are from now on.
+    # Records that were accepted by agreement are believed again, and new ones are signed.
     after = cluster.pool.store.push(b"after", filename="after", user_id="u")
     settle(cluster)
     rebuilt(cluster)
@@ -428,7 +428,7 @@ def test_without_the_secret_so_many_workers_must_agree(liars: int) -> None:
 
 
 def test_a_rebuild_that_cannot_tell_what_the_store_has_signed_stays_unfinished() -> None:
-    """Of three workers one hides its share of the secret and its copies: with two, nothing is sure."""
+    """One of three workers hides its share of the secret and its copies, and the other two are not enough."""
     cluster = Cluster(Random(1), ErasureProfile(2, 4), 3, zones=1)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     settle(cluster)
@@ -447,7 +447,7 @@ def test_a_rebuild_that_cannot_tell_what_the_store_has_signed_stays_unfinished()
 
 
 def test_a_rebuild_begun_by_a_pool_that_was_killed_at_once() -> None:
-    """Whatever it had written down by then, and however it is started again."""
+    """The next start continues the rebuild, even without the option to rebuild."""
     cluster = cluster_of(6)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     settle(cluster)

@@ -1,4 +1,4 @@
-"""An embedded store keeps what was acknowledged, whatever its machine refuses, and however long."""
+"""An embedded store keeps everything that was acknowledged, whichever calls its machine refuses."""
 
 from __future__ import annotations
 

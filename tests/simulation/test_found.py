@@ -1,4 +1,4 @@
-"""What the simulator found in the pool, each brought about again in the shortest way."""
+"""Bugs that the simulator found in the pool, each reproduced in the shortest way."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_shards_on_a_worker_that_no_layout_knows_any_more_are_read() -> None:
     settle(cluster)
     assert len(cluster.pool.layouts) == 1
     cut_off(away, cut=False)
-    away.beat(cluster.pool)  # it has joined, and the layout is not made anew yet
+    away.beat(cluster.pool)  # it joins, but is not in a layout yet
     others = [worker for worker in cluster.workers if worker is not away and stripe_slots(worker, stripe)]
     for worker in others[1:]:
         cut_off(worker)
@@ -121,7 +121,7 @@ def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
     (stripe,) = chunks_of(b"x", cluster.profile)
     by_name = {worker.name: worker for worker in cluster.workers}
     holders = [by_name[cluster.pool.fleet.name(slot)] for slot in cluster.pool.fleet.holders(stripe)]
-    holders[3].volume.lie(shard_key(stripe, 3), Random(1), None)  # a shard of nothing but padding
+    holders[3].volume.lie(shard_key(stripe, 3), Random(1), None)  # a shard that consists of padding
     assert cluster.pool.store._stripes.read(stripe) == b"x"
     for slot in (0, 1, 2, 4, 5):
         assert holders[slot].volume.is_good(shard_key(stripe, slot))
@@ -162,7 +162,7 @@ def test_a_reader_finds_shards_that_are_moved_while_it_looks(calls: int) -> None
 
 @pytest.mark.parametrize("calls", range(5, 40, 5))
 def test_a_mender_in_the_midst_of_a_repair_comes_to_its_turn(calls: int) -> None:
-    """Each stripe is made whole by one thread: nobody may wait for the one that the simulator holds up."""
+    """A stripe is restored by one thread at a time; nobody may wait for the thread that the simulator has paused."""
     cluster = cluster_of(7)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     cut_off(cluster.workers[0])
@@ -208,7 +208,7 @@ def test_repair_tells_what_is_missing_from_what_is_in_the_wrong_place() -> None:
 
 
 def test_what_only_moves_is_read_where_it_is() -> None:
-    """Three of six holders are drained: too few shards are in their places to read by these alone."""
+    """Three of six holders are drained, so that the shards in their places alone are too few for reading."""
     cluster = cluster_of(9)
     version = cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     settle(cluster)
@@ -225,7 +225,7 @@ def test_what_only_moves_is_read_where_it_is() -> None:
 
 
 def lose_catalog(cluster: Cluster) -> None:
-    """The pool's directory is gone, and a new pool takes its place."""
+    """Lose the pool's directory, and start a new pool in its place."""
     former = cluster.pool.pool_id
     cluster.crash_pool()
     cluster.database = Database()
@@ -355,7 +355,7 @@ def test_what_a_collect_took_from_a_push_is_made_up_for_though_a_worker_is_full(
 
 
 class Lazy(Random):
-    """Nothing is sent before it must be."""
+    """Makes connections send everything as late as possible."""
 
     def random(self) -> float:
         return 1.0
@@ -366,7 +366,7 @@ class Lazy(Random):
 def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_commit(
     calls: int, collected: bool
 ) -> None:
-    """It was taken in by the one worker that was there, and would be refused if it still were the only one."""
+    """Only one worker was there for its chunks. With only this one, the commit would be refused."""
     cluster = cluster_of(4, 2, 4)
     cluster.network.rng = Lazy(1)
     data = Random(2).randbytes(3 * cluster.pool.store.chunk_size)
@@ -397,7 +397,7 @@ def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_c
 
 @pytest.mark.parametrize("calls", range(1, 30, 2))
 def test_threads_that_mark_the_same_workers_leave_each_a_mark(calls: int) -> None:
-    """Each mark has the worker's share of the store's secret, by which the catalog can be made again."""
+    """A mark contains the worker's share of the store's secret, which a rebuild of the catalog needs."""
     cluster = cluster_of(6)
     cluster.pool.store.push(CONTENT, filename="f", user_id="u")
     lineage = cluster.pool.store._parts.lineage
@@ -414,7 +414,7 @@ def test_threads_that_mark_the_same_workers_leave_each_a_mark(calls: int) -> Non
 
 @pytest.mark.parametrize(("seed", "calls"), [(15, 7), (16, 9), (24, 7), (31, 7)])
 def test_a_push_between_a_liar_and_a_worker_that_goes_away_asks_for_more_workers(seed: int, calls: int) -> None:
-    """Shards that are out of reach at the commit, after others were removed, are neither lost nor removed."""
+    """Shards that are out of reach at the commit count neither as lost nor as removed."""
     cluster = Cluster(Random(seed), ErasureProfile(2, 3), 3, zones=1)
     upload = cluster.pool.store.upload(filename="f", user_id="u")
     upload.write(Random(2).randbytes(200_000))
@@ -430,7 +430,7 @@ def test_a_push_between_a_liar_and_a_worker_that_goes_away_asks_for_more_workers
 
 
 def behind_a_delete() -> Cluster:
-    """A pool over a catalog from before the deletion of a file, which the first of its workers alone knows of."""
+    """Make a pool whose catalog is older than a file's deletion, which only the first worker knows of."""
     cluster = cluster_of(4, 2, 4)
     deleted = cluster.pool.store.push(CONTENT, filename="deleted", user_id="u")
     copy = deepcopy(cluster.database)
@@ -447,7 +447,7 @@ def behind_a_delete() -> Cluster:
 
 
 def test_a_rebuild_believes_what_is_signed_of_a_worker_that_is_distrusted() -> None:
-    """Else it shows the same again once it is trusted, and the store is behind another time."""
+    """Otherwise it would report the same record again once it is trusted, and the store would be behind again."""
     cluster = behind_a_delete()
     fleet, store = cluster.pool.fleet, cluster.pool.store
     assert store.behind

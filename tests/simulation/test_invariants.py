@@ -1,4 +1,4 @@
-"""How the simulator judges: no stripe has to bear more than n - k losses, with what liars hold among them."""
+"""The simulator's limits on faults: no stripe may lose more than n - k shards, including those that liars hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def surroundings() -> Iterator[None]:
 
 
 def stored(content: bytes) -> tuple[Cluster, StripeKey]:
-    """Four workers, and the one chunk of a file on three of them."""
+    """Make a pool of four workers, with the first chunk of a file on three of them."""
     cluster = Cluster(Random(1), PROFILE, 4, zones=1)
     cluster.pool.store.push(content + b"y", filename="f", user_id="u")
     return cluster, chunks_of(content, PROFILE)[0]
@@ -39,7 +39,7 @@ def holder(cluster: Cluster, key: ShardKey) -> Worker:
 
 
 def copied(cluster: Cluster, key: ShardKey) -> Worker:
-    """A worker with no shard of the stripe gets this one, too."""
+    """Copy a shard to a worker that has no shard of the stripe, and return that worker."""
     shard = holder(cluster, key).volume.read(key)
     keys = shard_keys(StripeKey(key[:-1]))
     idle = next(worker for worker in cluster.workers if not worker.volume.durable.intersection(keys))
@@ -96,7 +96,7 @@ def test_a_copy_may_go_for_what_a_liar_guessed_rightly_only(content: bytes, gues
 
 
 def check_durable_of_dropped(cluster: Cluster, stripe: StripeKey) -> None:
-    """What was dropped, as the simulator judges it; the liar's machine counts as sound for what is left."""
+    """Check the dropped copies with ``check_durable``; nobody lies, and missing shards count as lost by faults."""
     for worker in cluster.workers:
         worker.liar = False
     cluster.wounds.update(shard_keys(stripe))

@@ -1,4 +1,4 @@
-"""The simulator is worth something: it finds bugs that are planted."""
+"""The simulator finds bugs that are planted in the code."""
 
 from __future__ import annotations
 

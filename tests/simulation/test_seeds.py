@@ -1,4 +1,4 @@
-"""Any sequence of operations and faults, whatever it was, leaves what was acknowledged."""
+"""Random sequences of operations and faults keep everything that was acknowledged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(seeds: Iterable[int]) -> None:
         assert outcome.faults.total() >= FAULTS_MIN, f"too few faults; {again}"
 
 
-@pytest.mark.timeout(1800)  # two minutes of two processors, which others may be using
+@pytest.mark.timeout(1800)  # takes two minutes on two idle processors
 def test_a_thousand_seeds_of_two_hundred_faults() -> None:
     check(SEEDS)
 

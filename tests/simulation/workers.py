@@ -1,4 +1,4 @@
-"""Workers: a volume each, a process that comes and goes, and heartbeats."""
+"""Simulated workers: each has a volume, a process that starts and stops, and heartbeats."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _HUGE = 1 << 40
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A machine with a disk.
+    """A machine with a disk and a worker's process.
 
     Attributes:
-        name: its id in the pool.
+        name: its worker id in the pool.
         zone: its failure domain.
         volume: its disk.
-        network: where it is reached.
+        network: the network by which it is reached.
         up: whether its process runs.
         cut_off: whether the network between it and the pool is down.
-        lost_beats: how many heartbeats to come do not get through.
-        liar: whether its answers are false half of the time.
-        owner: whose machine it is.
-        former: instances of its processes before the latest one.
+        lost_beats: how many of its next heartbeats will be lost.
+        liar: whether half of its answers are false.
+        owner: owner of the machine.
+        former: instances of its earlier processes.
     """
 
     name: str
@@ -53,22 +53,22 @@ class Worker:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Its address."""
         return f"sim:{self.name}"
 
     @property
     def instance(self) -> str:
-        """Random name of its latest process."""
+        """Random name of its current process."""
         return self._instance
 
     @property
     def joined(self) -> bool:
-        """Whether its process was let in."""
+        """Whether its process has joined the pool."""
         return self._joined
 
     @property
     def reachable(self) -> bool:
-        """Whether calls to it get through."""
+        """Whether calls reach it."""
         return self.up and not self.cut_off
 
     def start(self) -> None:
@@ -82,12 +82,12 @@ class Worker:
         self.listen()
 
     def stop(self) -> None:
-        """Its process ends, whatever it was at."""
+        """End its process abruptly."""
         self.up = False
         self.listen()
 
     def listen(self) -> None:
-        """Answer calls, or not."""
+        """Answer calls from now on if it is reachable, otherwise not."""
         if self.reachable:
             answering = LyingVolume(self.volume, self.rng) if self.liar else self.volume
             self.network.answering[self.address] = answering
@@ -96,7 +96,7 @@ class Worker:
             self.network.answering.pop(self.address, None)
 
     def beat(self, pool: PoolCore) -> None:
-        """What its heartbeat thread does every so often."""
+        """Do what its heartbeat thread does periodically."""
         if not self.reachable:
             return
         if self.lost_beats:
@@ -109,36 +109,36 @@ class Worker:
             self._join(pool)
 
     def leave(self, pool: PoolCore) -> None:
-        """Stop in good order."""
+        """Leave the pool in good order and stop."""
         if self.reachable and self._joined:
             pool.leave(self.name, self._instance)
         self.stop()
 
     def join_again(self, pool: PoolCore) -> None:
-        """Its request to join arrives once more."""
+        """Send its request to join a second time."""
         if self._joined:
             self._join(pool)
 
     def beat_again(self, pool: PoolCore) -> None:
-        """Its heartbeat arrives once more."""
+        """Send its heartbeat a second time."""
         pool.heartbeat(self.name, self._instance, WorkerLoad())
 
     def say_late_heartbeat(self, pool: PoolCore, instance: str) -> None:
-        """A heartbeat of a former process, which holds no lease any more once the present one has joined."""
+        """Deliver a heartbeat of a former process, which must not have a lease once the current one has joined."""
         if pool.heartbeat(self.name, instance, WorkerLoad()) and self._joined:
             raise AssertionError(f"a former process of {self.name} holds a lease")
 
     def say_late_leave(self, pool: PoolCore, instance: str) -> None:
-        """A former process that stopped in good order."""
+        """Deliver a former process's message that it leaves."""
         pool.leave(self.name, instance)
 
     def say_late_join(self, pool: PoolCore, instance: str) -> None:
-        """A former process that wants to join."""
+        """Deliver a former process's request to join."""
         with suppress(WorkerRefused, StorageError):
             pool.join(self.application(pool, instance))
 
     def _load(self) -> WorkerLoad:
-        """What it says of itself."""
+        """Return the load that it reports."""
         if not self.liar:
             return WorkerLoad(bytes_free=0 if self.volume.full else CAPACITY)
         self._rotten += self.rng.choice((0, 0, 1, _HUGE))
@@ -151,10 +151,10 @@ class Worker:
             pool.join(self.application(pool, instance))
         except (WorkerRefused, StorageError):
             return
-        self._joined = instance == self._instance  # unless it was started anew while it joined
+        self._joined = instance == self._instance  # unless it was restarted while it joined
 
     def application(self, pool: PoolCore, instance: str = "") -> Application:
-        """Its request to join."""
+        """Return its request to join."""
         return Application(
             worker=self.name,
             address=self.address,
