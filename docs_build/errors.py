@@ -65,5 +65,5 @@ _EXIT_MEANINGS = {
     ExitCode.CONFLICT: "someone else changed the file, or both sides of a sync changed",
     ExitCode.DATA_LOSS: "too few intact shards are left",
     ExitCode.UNAVAILABLE: "no server answers, workers or volumes are away, the store is in use, or the time is up",
-    ExitCode.PIPE_CLOSED: "the reader of the output went away",
+    ExitCode.PIPE_CLOSED: "the program that read the output stopped reading",
 }

@@ -88,7 +88,7 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 data loss, 6 unavailable, "
-        "130 interrupted, 141 the reader of the output went away, 143 terminated.",
+        "130 interrupted, 141 broken pipe, 143 terminated.",
     )
     app.callback()(_global_options)
     named = _ALL.intersection(arguments)

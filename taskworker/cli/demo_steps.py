@@ -45,27 +45,29 @@ class Demo:
         Raises:
             Failure: a command failed, or returned other bytes than were stored.
         """
-        self._title("A real file: this Python's own library, as one tar archive")
+        self._title("A real file: Python's standard library, as one tar archive")
         _make_archive(self._original)
         before = self._told_digest(self._original)
         self._title("A node pool and six workers, each a process of its own")
         with self._cluster() as cluster:
-            self._title("The file goes there: cut into chunks, each coded into six shards, any four of which suffice")
+            self._title(
+                "The file is pushed: cut into chunks, and each chunk coded into six shards, of which any four suffice"
+            )
             push_s = self._call(cluster.address, "push", self._original.name)
             self._title("Two workers are killed")
             killed_at = time.monotonic()
             for name in _LOST_WORKERS:
                 self._show(f"kill -9 {cluster.pids[name]}    # {name}")
                 os.kill(cluster.pids[name], signal.SIGKILL)
-            self._title("The file comes back all the same, compared byte for byte")
+            self._title("The file is read back from the other four, and compared byte for byte")
             get_s = self._call(cluster.address, "get", self._original.name, "-o", self._back.name)
             if self._told_digest(self._back) != before or not filecmp.cmp(self._original, self._back, shallow=False):
-                raise Failure("the file that came back is not the one stored", ExitCode.DATA_LOSS)
+                raise Failure("the file that was read back is not the one that was stored", ExitCode.DATA_LOSS)
             self._say("byte for byte the same")
-            self._title("Nobody asks for it, but the pool makes the lost shards again on the four that are left")
+            self._title("Without a command, the pool makes the lost shards again on the four workers that are left")
             self._watch(cluster.address, until=1)
             mend_s = time.monotonic() - killed_at
-            self._title("The two come back with what they had, and are given only what they missed")
+            self._title("The two workers start again with their old shards, and get only what they missed")
             for name in _LOST_WORKERS:
                 self._start_again(cluster.address, name)
             self._watch(cluster.address, until=2)
@@ -78,9 +80,9 @@ class Demo:
         self._say(f"stored    {size_text(size)} through the pool, durable on six workers: {pace_text(size, push_s)}")
         self._say(f"got back  the same {size_text(size)} from the four left: {pace_text(size, get_s)}")
         self._say(f"repaired  by itself, {mend_s:.1f} s after the two were killed: any one more could have gone")
-        self._say("(times of whole commands, the start of Python and gRPC included)")
+        self._say("(times are of whole commands, including the start of Python and gRPC)")
         self._say("")
-        self._say("Next, a pool of your own, whose data stay:")
+        self._say("Next, start a pool of your own, which keeps its data:")
         self._say(f"  {_script()} up")
         self._say("and in another terminal:")
         self._say(f"  {_script()} push FILE")

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from taskworker.client.egress import EgressRecord, EgressRule
 
 app = typer.Typer(
-    cls=Group, no_args_is_help=True, help="Say which functions may call which outside APIs, and see who did."
+    cls=Group, no_args_is_help=True, help="Allow functions to call outside APIs, and see what they called."
 )
 
 FunctionName = Annotated[str, typer.Argument(help="The function's name.", metavar="FUNCTION")]
 RuleText = Annotated[
     str,
-    typer.Argument(help="host, *.host, host:port or host/prefix; http:// or https:// before it.", metavar="HOST"),
+    typer.Argument(help="host, *.host, host:port or host/prefix, with or without http:// or https://.", metavar="HOST"),
 ]
 
 
@@ -86,7 +86,7 @@ def _take_back(session: Session, function: str, host: str) -> None:
 
 def ls(
     session: Session,
-    function: Annotated[str, typer.Argument(help="Only of this function.", metavar="FUNCTION")] = "",
+    function: Annotated[str, typer.Argument(help="Only this function.", metavar="FUNCTION")] = "",
 ) -> None:
     """List which functions may call which hosts.
 
@@ -103,14 +103,16 @@ def ls(
         ((document(one), f"{one.function:{width}}  {one.rule}{_private(one)}") for one in rules),
     )
     if not count:
-        session.terminal.note("no function may call anything outside; `taskworker egress allow FUNCTION HOST`")
+        session.terminal.note(
+            "no function may call outside hosts; allow one with `taskworker egress allow FUNCTION HOST`"
+        )
 
 
 def log(
     session: Session,
-    function: Annotated[str, typer.Argument(help="Only of this function.", metavar="FUNCTION")] = "",
+    function: Annotated[str, typer.Argument(help="Only this function.", metavar="FUNCTION")] = "",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.", show_default=False)
+        bool, typer.Option("--follow", "-f", help="Keep showing new lines until Ctrl-C.", show_default=False)
     ] = False,
 ) -> None:
     """Show which function called which outside host, for which user, and with what outcome.

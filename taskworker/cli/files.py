@@ -38,9 +38,9 @@ FileReference = Annotated[
 ]
 VersionReference = Annotated[
     str | None,
-    typer.Option("--version", help="A version, by its id or the start of it.", metavar="VERSION"),
+    typer.Option("--version", help="A version: its id, or the first digits of it.", metavar="VERSION"),
 ]
-Note = Annotated[str, typer.Option(help="A line to keep with the version.", metavar="TEXT", show_default=False)]
+Note = Annotated[str, typer.Option(help="A note to store with the version.", metavar="TEXT", show_default=False)]
 
 
 def push(
@@ -53,7 +53,7 @@ def push(
     n: N = None,
     note: Note = "",
 ) -> None:
-    """Store files. A name that exists gets a new version, or none if the content is the same (and --note is not new).
+    """Store files. If a file of that name exists, it gets a new version, unless content and --note are the same.
 
     With --k 4 --n 6, any four of six volumes suffice to read the file. If --store names a directory that holds no
     store yet, these two also become the new store's default.
@@ -86,12 +86,12 @@ def push(
 def _named_sources(files: list[str], name: str | None) -> list[tuple[str, Path | None]]:
     """(name to store under, path or None for standard input) of each file, checked before anything is stored."""
     if name is not None and len(files) > 1:
-        raise Failure("--name goes with a single file", ExitCode.USAGE)
+        raise Failure("--name needs a single file", ExitCode.USAGE)
     sources: list[tuple[str, Path | None]] = []
     for file in files:
         if file == STANDARD_STREAM:
             if name is None:
-                raise Failure("standard input has no name: say which with --name", ExitCode.USAGE)
+                raise Failure("standard input has no name: give one with --name", ExitCode.USAGE)
             sources.append((name, None))
         else:
             path = existing_file(file)
@@ -135,8 +135,8 @@ def get(
         typer.Option(
             "-o",
             "--output",
-            help="Where to write: a file, a directory, DIR/ for one that is made if need be, or - for standard output "
-            "(default: the file's name, here).",
+            help="Where to write: a file, a directory, DIR/ for a directory to create if needed, or - for standard "
+            "output (default: the file's name, here).",
             metavar="OUT",
         ),
     ] = None,
@@ -157,7 +157,7 @@ def get(
     """
     to_stdout = output == STANDARD_STREAM
     if to_stdout and session.terminal.as_json:
-        raise Failure("--json and -o - cannot both have standard output", ExitCode.USAGE)
+        raise Failure("--json and -o - both write to standard output: leave one out", ExitCode.USAGE)
     if to_stdout:
         check_output()
     with session.backend() as backend:
@@ -196,7 +196,9 @@ def _target(output: str | None, version: Version) -> Path:
         return directory
     name = PurePosixPath(version.filename).name
     if not name:
-        raise Failure(f"'{visible(version.filename)}' names no file here: say where to write with -o", ExitCode.USAGE)
+        raise Failure(
+            f"'{visible(version.filename)}' is not the name of a file here: say where to write with -o", ExitCode.USAGE
+        )
     target = directory / name
     if output is None and target.exists():
         raise Failure(f"{one_line(str(target))} is already here; -o overwrites it or names another place")
@@ -211,7 +213,9 @@ def _write(session: Session, backend: Backend, file: BinaryIO, version: Version,
 
 def ls(
     session: Session,
-    prefix: Annotated[str, typer.Argument(help="Only names that start so.", metavar="PREFIX", show_default=False)] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="Only files whose names start with this.", metavar="PREFIX", show_default=False)
+    ] = "",
 ) -> None:
     """List files: size, time of the last change, id, name.
 
@@ -298,7 +302,7 @@ def revise(
     ],
     base: Annotated[
         str | None,
-        typer.Option(help="Only if this version is still the newest; exit code 4 if not.", metavar="VERSION"),
+        typer.Option(help="Only if this version is still the newest; otherwise exit code 4.", metavar="VERSION"),
     ] = None,
     note: Note = "",
 ) -> None:
@@ -344,7 +348,10 @@ def rm(
         ),
     ],
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask: what is an id means that file.", show_default=False)
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Do not ask: an argument that is an id means the file with that id.", show_default=False
+        ),
     ] = False,
 ) -> None:
     """Delete files with all their versions. `collect` frees their space.
@@ -393,7 +400,7 @@ def _ask_which(session: Session, head: Version, other: Version) -> None:
     if not session.terminal.can_ask:
         raise Failure(
             f"{head.file_id} is the id of '{visible(head.filename)}' and the name of another file, so nothing was "
-            f"deleted: give --yes for the one with that id, or the other one's id, {other.file_id}",
+            f"deleted: give --yes to delete the one with that id, or give the other one's id, {other.file_id}",
             ExitCode.USAGE,
         )
     question = f"{head.file_id} is also the name of another file. Delete '{visible(head.filename)}', whose id it is?"

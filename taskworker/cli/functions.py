@@ -42,25 +42,25 @@ def call(
     session: Session,
     function: FunctionName,
     args: Annotated[
-        list[str] | None, typer.Argument(help="Arguments: JSON values, or bare words as texts.", metavar="ARG")
+        list[str] | None, typer.Argument(help="Arguments: JSON values; a bare word is a string.", metavar="ARG")
     ] = None,
     kw: Annotated[
         list[str] | None, typer.Option("--kw", help="An argument by its name; repeatable.", metavar="NAME=VALUE")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="End the call after so many seconds.", metavar="SECONDS", min=0.001)
+        float | None, typer.Option(help="End the call after this many seconds.", metavar="SECONDS", min=0.001)
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
-            help="Get the file that it returns (worker.result_file), and write it to a file or a directory (DIR/).",
+            help="Download the file that it returns (worker.result_file) to this file or directory (DIR/).",
             metavar="OUT",
         ),
     ] = None,
 ) -> None:
-    """Call a function of the pool, and print its result: a text as it is, anything else as JSON.
+    """Call a function of the pool, and print its result: a string as it is, anything else as JSON.
 
     The items of a generator are printed one by one as they arrive.
 
@@ -97,7 +97,9 @@ def _returned_file(result: str) -> tuple[str, str]:
         match told.get("file_id"), told.get("version_id"):
             case str(file_id), str(version_id):
                 return file_id, version_id
-    raise Failure(f"it returned no file for -o, but {one_line(result[:_SHOWN_CHARS])}; see worker.result_file")
+    raise Failure(
+        f"-o needs a function that returns a file (worker.result_file); it returned {one_line(result[:_SHOWN_CHARS])}"
+    )
 
 
 def _pair(option: str, item: str, form: str) -> tuple[str, str]:
@@ -109,12 +111,10 @@ def _pair(option: str, item: str, form: str) -> tuple[str, str]:
 
 def deploy(
     session: Session,
-    name: Annotated[str, typer.Argument(help="What callers call it.", metavar="NAME")],
-    entry: Annotated[
-        str, typer.Argument(help="Where it is: a module and the function in it.", metavar="MODULE:FUNCTION")
-    ],
+    name: Annotated[str, typer.Argument(help="The name by which it is called.", metavar="NAME")],
+    entry: Annotated[str, typer.Argument(help="A module, and the function in it.", metavar="MODULE:FUNCTION")],
     directory: Annotated[
-        Path, typer.Option("--dir", help="Where the module is.", metavar="DIR", file_okay=False, exists=True)
+        Path, typer.Option("--dir", help="Directory of the module.", metavar="DIR", file_okay=False, exists=True)
     ] = Path(),
     include: Annotated[
         list[str] | None,
@@ -130,17 +130,20 @@ def deploy(
     ] = None,
     limits: Annotated[
         str,
-        typer.Option(help="Of one call: memory=128MiB,cpu=5,wall=60,threads=8,disk=64MiB,...", metavar="LIMITS"),
+        typer.Option(help="Limits of one call: memory=128MiB,cpu=5,wall=60,threads=8,disk=64MiB,...", metavar="LIMITS"),
     ] = "",
     cache: Annotated[
-        float, typer.Option(help="Give a result again for so long, for the same arguments.", metavar="SECONDS", min=0)
+        float,
+        typer.Option(help="Keep results this long, and return them for the same arguments.", metavar="SECONDS", min=0),
     ] = 0.0,
-    concurrency: Annotated[int, typer.Option(help="Calls at once in the pool.", metavar="N", min=1)] = 32,
+    concurrency: Annotated[int, typer.Option(help="Calls that run at once in the pool.", metavar="N", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Further calls that may wait.", metavar="N", min=0)] = 256,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="What worker.config has under KEY; repeatable. Not for secrets.", metavar="KEY=VALUE"
+            "--set",
+            help="A setting that the function finds in worker.config; repeatable. Not for secrets.",
+            metavar="KEY=VALUE",
         ),
     ] = None,
     isolation: Annotated[
@@ -160,10 +163,11 @@ def deploy(
     ] = None,
     once: Annotated[
         bool,
-        typer.Option("--once", help="Never run a call again whose worker was lost amid it.", show_default=False),
+        typer.Option("--once", help="Do not run a call again if its worker was lost during it.", show_default=False),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would travel, and try to import it.", show_default=False)
+        bool,
+        typer.Option("--dry-run", help="Only list what would be packed, and try to import it.", show_default=False),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="With --dry-run: list the files of packages, too.", show_default=False)
@@ -206,7 +210,7 @@ def deploy(
         _show_deployment(session, deployment)
     if deployment.not_imported:
         why = "no worker can run it yet" if deployment.unable else deployment.not_imported
-        session.terminal.note(f"nobody has tried it: {why}; see `taskworker functions workers`")
+        session.terminal.note(f"no worker has tried to import it: {why}; see `taskworker functions workers`")
 
 
 def _show_dry_run(session: Session, found: Deployment, *, all_files: bool) -> None:
@@ -281,13 +285,18 @@ def functions(
     what: Annotated[
         Literal["list", "log", "rollback", "workers"],
         typer.Argument(
-            help="All functions; the versions of one; an earlier version made the newest again; or who runs them."
+            help="list: all functions. log: the versions of one. rollback: make an earlier version the newest. "
+            "workers: who runs functions."
         ),
     ] = "list",
-    function: Annotated[str | None, typer.Argument(help="log, rollback: which.", metavar="FUNCTION")] = None,
+    function: Annotated[
+        str | None, typer.Argument(help="log, rollback: the function's name.", metavar="FUNCTION")
+    ] = None,
     version: Annotated[
         str | None,
-        typer.Option(help="rollback: to which, or how its id begins (default: the one before).", metavar="VERSION"),
+        typer.Option(
+            help="rollback: the version, or the first digits of its id (default: the one before).", metavar="VERSION"
+        ),
     ] = None,
 ) -> None:
     """List the pool's functions with statistics of their calls, list the versions of one, or roll one back.
@@ -301,7 +310,7 @@ def functions(
     from taskworker.client.functions import FunctionClient
 
     if (what in ("list", "workers")) != (function is None):
-        raise Failure(f"`taskworker functions {what}` {'takes no' if function else 'wants a'} FUNCTION", ExitCode.USAGE)
+        raise Failure(f"`taskworker functions {what}` {'takes no' if function else 'needs a'} FUNCTION", ExitCode.USAGE)
     with FunctionClient(session.pool_address()) as client:
         if what == "workers":
             hosts = client.hosts()
@@ -403,18 +412,21 @@ def _version_line(one: FunctionVersion) -> str:
 def logs(
     session: Session,
     function: Annotated[
-        str, typer.Argument(help="The function's name; with --call not needed.", metavar="FUNCTION")
+        str, typer.Argument(help="The function's name; not needed with --call.", metavar="FUNCTION")
     ] = "",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.", show_default=False)
+        bool, typer.Option("--follow", "-f", help="Keep showing new lines until Ctrl-C.", show_default=False)
     ] = False,
     since: Annotated[
         str,
-        typer.Option(help="Only what is not older: 90s, 15m, 2h, 3d, or a time as 2026-11-28T06:00.", metavar="AGE"),
+        typer.Option(
+            help="Only lines since then: an age (90s, 15m, 2h, 3d) or a time (2026-11-28T06:00).", metavar="AGE"
+        ),
     ] = "",
-    tail: Annotated[int | None, typer.Option(help="Only the last N lines of those kept.", metavar="N", min=0)] = None,
+    tail: Annotated[int | None, typer.Option(help="Only the last N lines.", metavar="N", min=0)] = None,
     call_id: Annotated[
-        str, typer.Option("--call", help="Only of the call with this id, or how it begins.", metavar="ID")
+        str,
+        typer.Option("--call", help="Only the call with this id, or with an id that begins with this.", metavar="ID"),
     ] = "",
 ) -> None:
     """Show what the calls of a function printed and logged, and the errors they ended with.
@@ -436,10 +448,12 @@ def logs(
             else:
                 session.terminal.lines(*_log_lines(line))
         if none and function and all(known.function != function for known in client.functions()):
-            raise Failure(f"there is no function {one_line(function)}, and no log of one", ExitCode.NOT_FOUND)
+            raise Failure(
+                f"there is no function {one_line(function)}, and no log of one with this name", ExitCode.NOT_FOUND
+            )
     if none:
         which = one_line(function) if function else "this id"
-        session.terminal.note(f"no call of {which} printed or logged anything that is kept, or failed")
+        session.terminal.note(f"the log has nothing of {which}: no output, and no errors")
 
 
 def _since_ms(text: str) -> int:

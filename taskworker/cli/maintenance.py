@@ -27,7 +27,7 @@ def status(
     session: Session,
     watched: Annotated[
         bool,
-        typer.Option("--watch", help="Keep it up to date on the screen until Ctrl-C (pools only).", show_default=False),
+        typer.Option("--watch", help="Keep the screen up to date until Ctrl-C (pools only).", show_default=False),
     ] = False,
 ) -> None:
     """Show what the pool or store holds, the state of its workers or volumes, and which losses it survives.
@@ -71,7 +71,7 @@ def _show_pool(session: Session, client: PoolClient, status: PoolStatus, *, watc
         try:
             return [*pool_status_lines(client.status() or status), *_functions_of(session)[1]]
         except StorageError as error:
-            return [f"the pool does not answer ({one_line(str(error))}); it is asked again"]
+            return [f"the pool does not answer ({one_line(str(error))}); trying again"]
 
     watch(look)
 
@@ -109,7 +109,7 @@ def _status_lines(stats: StoreStats) -> list[str]:
         *(f"  {volume.slot}: {one_line(volume.cause)}" for volume in stats.volumes if volume.cause),
     ]
     if stats.recent_damage:
-        lines += ["", "lately found damaged:", *_damage_lines(stats.recent_damage)]
+        lines += ["", "damage found lately:", *_damage_lines(stats.recent_damage)]
     return lines
 
 
@@ -170,7 +170,7 @@ def scrub(session: Session) -> None:
     if not report.clean:
         lines += _damage_lines(report.damaged, damaged + report.unreadable + report.unavailable)
     if damaged:
-        lines.append("`taskworker repair` makes the rotten and missing ones anew")
+        lines.append("`taskworker repair` makes the rotten and missing shards again")
     session.terminal.result(document(report) | {"clean": report.clean}, *lines)
     if not report.clean:
         raise typer.Exit(ExitCode.FAILED)
@@ -188,16 +188,16 @@ def repair(session: Session) -> None:
     with session.backend() as backend, session.terminal.progress("repair", unit="objects") as progress:
         report = backend.repair(progress=progress)
     lines = [
-        f"{plural(report.objects_examined, 'object')} examined, {plural(report.shards_rebuilt, 'shard')} made anew, "
+        f"{plural(report.objects_examined, 'object')} examined, {plural(report.shards_rebuilt, 'shard')} rebuilt, "
         f"{size_text(report.bytes_rebuilt)}"
     ]
     if report.deferred:
         waiting = plural(report.deferred, "object")
-        lines.append(f"{waiting} not made whole yet: workers that are away may come back within the pool's --grace")
+        lines.append(f"{waiting} not repaired yet: workers that are away may come back within the pool's --grace")
     if report.unavailable:
         waiting = plural(report.unavailable, "object")
         lines.append(f"{waiting} cannot be read now ({one_line(report.unavailable_why)}); repair again later")
-    lines += [f"what this lacks was not made: {one_line(why)}; then repair again" for why in report.unwritable]
+    lines += [f"some shards could not be written: {one_line(why)}; then repair again" for why in report.unwritable]
     if report.lost_count:
         lines += [f"{plural(report.lost_count, 'object')} lost:", *_damage_lines(report.lost, report.lost_count)]
     session.terminal.result(document(report) | {"complete": report.complete}, *lines)
@@ -212,7 +212,7 @@ def collect(
     grace: Annotated[
         float | None,
         typer.Option(
-            help="How long interrupted pushes can be taken up again (default: a day). Those under way go on anyway.",
+            help="How long to keep data of interrupted pushes, which pushing again continues (default: a day).",
             metavar="SECONDS",
             min=0,
         ),
@@ -228,7 +228,7 @@ def collect(
         report = backend.collect(grace_s=grace, progress=progress)
     lines = [f"{plural(report.objects_removed, 'object')} removed, {size_text(report.bytes_freed)} freed"]
     if report.stores_missed:
-        lines.append(f"{report.stores_missed} of the stores missed it by being away: collect again when all are back")
+        lines.append(f"{report.stores_missed} volumes or workers were away: collect again when all are back")
     session.terminal.result(document(report), *lines)
 
 
@@ -247,12 +247,12 @@ def rebuild(session: Session) -> None:
         report = backend.rebuild(progress=progress)
     lines = [f"{plural(report.files, 'file')}, {plural(report.versions, 'version')} found"]
     if report.skipped:
-        lines += ["not taken over:", *(f"  {one_line(text)}" for text in report.skipped)]
+        lines += ["left out:", *(f"  {one_line(text)}" for text in report.skipped)]
     if report.undecided:
         lines += [
-            "not finished, so that files can only be read:",
+            "not finished, so files can only be read:",
             *(f"  {one_line(text)}" for text in report.undecided),
-            "bring back what is away, or give it up (`taskworker forget` a worker, `taskworker repair` a volume), "
+            "bring back what is away, or drop it (`taskworker forget` a worker, `taskworker repair` a volume), "
             "then run rebuild again",
         ]
     session.terminal.result(document(report), *lines)

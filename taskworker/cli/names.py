@@ -19,7 +19,7 @@ _PANEL = "Names"
 DnsPort = Annotated[
     str | None,
     typer.Option(
-        help="Serve DNS as well, over UDP and TCP: names in hive, all others forwarded (port 0: any free one).",
+        help="Also serve DNS, over UDP and TCP: names in hive; all others are forwarded (port 0: any free one).",
         metavar="[ADDR:]PORT",
         rich_help_panel=_PANEL,
     ),
@@ -35,7 +35,7 @@ DnsUpstream = Annotated[
 DnsBlock = Annotated[
     list[Path] | None,
     typer.Option(
-        help="File of names to deny, with all names under them: one a line, or a hosts file; repeatable.",
+        help="File of names to block, with all names below them: one per line, or a hosts file; repeatable.",
         metavar="FILE",
         dir_okay=False,
         exists=True,
@@ -45,7 +45,7 @@ DnsBlock = Annotated[
 DnsAllowPrivate = Annotated[
     list[str] | None,
     typer.Option(
-        help="An outside name that may mean private addresses, and all under it; repeatable.",
+        help="An outside name that may have private addresses, with all names below it; repeatable.",
         metavar="NAME",
         rich_help_panel=_PANEL,
     ),
@@ -86,10 +86,10 @@ def dns_lines(address: Listen | None) -> list[str]:
 
 def resolve(
     session: Session,
-    name: Annotated[str, typer.Argument(help="The name; for PTR an address will do.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="The name; for PTR, also an address.", metavar="NAME")],
     kind: Annotated[str, typer.Option("--type", help="A, AAAA, CNAME, MX, TXT, SRV, NS or PTR.", metavar="TYPE")] = "A",
     timeout: Annotated[
-        float | None, typer.Option(help="Wait at most so many seconds.", metavar="SECONDS", min=0.001)
+        float | None, typer.Option(help="Wait at most this many seconds.", metavar="SECONDS", min=0.001)
     ] = None,
 ) -> None:
     """Resolve a name through the pool: a name of its own zone, or any other.

@@ -39,7 +39,7 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         *(_worker_line(worker, width) for worker in sorted(status.workers, key=lambda worker: worker.worker_id)),
     ]
     liars = [worker for worker in status.workers if worker.lies]
-    lines += [f"! {worker.worker_id} gave out {plural(worker.lies, 'wrong or rotten shard')}" for worker in liars]
+    lines += [f"! {worker.worker_id} sent {plural(worker.lies, 'wrong or rotten shard')}" for worker in liars]
     if status.events:
         lines += ["", "lately:"]
         lines += [f"  {time_text(event.time_ms)}  {one_line(event.text)}" for event in status.events[-_EVENTS_SHOWN:]]
@@ -88,7 +88,7 @@ def layout(
     session: Session,
     what: Annotated[
         Literal["show", "preview"],
-        typer.Argument(help="The present layout, or what a change would do.", show_default=True),
+        typer.Argument(help="show: the current layout. preview: what a change would do.", show_default=True),
     ] = "show",
     add: Annotated[
         list[str] | None,
@@ -128,7 +128,7 @@ def drain(
     session: Session,
     worker: Annotated[str, typer.Argument(help="The worker's name.", metavar="WORKER")],
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Stop draining it, and give it shards again.", show_default=False)
+        bool, typer.Option("--cancel", help="Stop draining the worker, and give it shards again.", show_default=False)
     ] = False,
 ) -> None:
     """Move a worker's shards to the others, so that it can be stopped for good. `status` shows when this is done.
@@ -141,7 +141,7 @@ def drain(
 
     with PoolClient(session.pool_address()) as client:
         moved = client.drain(worker, cancel=cancel)
-    what = "takes part again" if cancel else "is being drained"
+    what = "is no longer being drained" if cancel else "is being drained"
     # When a drain is cancelled, shards that have not moved yet need not move back.
     share = f"{'up to ' if cancel else ''}{moved:.1%}"
     session.terminal.result(
@@ -186,7 +186,7 @@ def layout_lines(current: LayoutStatus) -> list[str]:
     """A layout, and the losses that it survives."""
     if not current.members:
         return ["no worker has joined yet"]
-    moving = f", {plural(current.former, 'former layout')} still to move from" if current.former else ""
+    moving = f", {plural(current.former, 'former layout')} still in use" if current.former else ""
     return [
         f"layout {current.version} over {plural(len(current.members), 'worker')}{moving}",
         _survival(current),

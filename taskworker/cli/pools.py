@@ -50,7 +50,7 @@ def pool(
     margin: Annotated[
         int,
         typer.Option(
-            help="Do not wait for --grace where fewer than N shards are left beyond those needed to read.",
+            help="Repair at once, without waiting for --grace, what has fewer than N shards more than it needs.",
             metavar="N",
             min=0,
         ),
@@ -59,7 +59,7 @@ def pool(
         bool,
         typer.Option(
             "--allow-fragile",
-            help="Accept files that the loss of a single worker would make unreadable, as with one or two workers.",
+            help="Accept files that the loss of one worker would make unreadable, for example with one or two workers.",
             show_default=False,
         ),
     ] = False,
@@ -83,7 +83,7 @@ def pool(
     capacity_max: Annotated[
         int,
         typer.Option(
-            help="Largest capacity to take a worker's word for, in GiB; more counts as this.", metavar="GIB", min=1
+            help="Largest capacity of a worker, in GiB; if a worker states more, this counts.", metavar="GIB", min=1
         ),
     ] = 1 << 20,
     audit_rate: Annotated[
@@ -97,7 +97,8 @@ def pool(
     rebuild: Annotated[
         str,
         typer.Option(
-            help="Id of a pool whose directory is lost: take its place, in a new --dir; then run `taskworker rebuild`.",
+            help="Replace the pool with this id, whose directory is lost, in a new --dir; then run `taskworker "
+            "rebuild`.",
             metavar="POOL_ID",
         ),
     ] = "",
@@ -112,29 +113,28 @@ def pool(
     ] = None,
     limits_max: LimitsMax = "",
     log_size: Annotated[
-        int, typer.Option(help="How much of what functions print is kept, in MiB.", metavar="MIB", min=1)
+        int, typer.Option(help="Largest size of the log of what functions print, in MiB.", metavar="MIB", min=1)
     ] = 256,
-    log_days: Annotated[
-        float, typer.Option(help="For how long what functions print is kept.", metavar="DAYS", min=0)
-    ] = 14.0,
+    log_days: Annotated[float, typer.Option(help="How long that log is kept.", metavar="DAYS", min=0)] = 14.0,
     user_calls: Annotated[
         list[str] | None,
         typer.Option(
-            help="How many calls of functions each user, or this one, may have under way (default: 96); repeatable.",
+            help="How many running calls each user, or this one, may have (default: 96); repeatable.",
             metavar="[USER=]N",
         ),
     ] = None,
     user_queue: Annotated[
         list[str] | None,
         typer.Option(
-            help="How many further calls of each user, or this one, wait; others are refused (default: 0); repeatable.",
+            help="How many more calls of each user, or this one, may wait, before calls are refused (default: 0); "
+            "repeatable.",
             metavar="[USER=]N",
         ),
     ] = None,
     user_weight: Annotated[
         list[str] | None,
         typer.Option(
-            help="A user's share of turns and places where users compete, beside others with 1; repeatable.",
+            help="A user's weight when users compete for calls; all others have 1; repeatable.",
             metavar="USER=N",
         ),
     ] = None,
@@ -209,7 +209,7 @@ def pool(
         server.wait()
     except Stopped:
         finish_regardless()
-        session.terminal.note(f"stopping; calls under way have {GRACE_S:.0f} s to end")
+        session.terminal.note(f"stopping; running calls have {GRACE_S:.0f} s to end")
     finally:
         server.stop(GRACE_S)
 
@@ -238,7 +238,7 @@ def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
     for item in items:
         user, separator, count = item.rpartition("=")
         if not (count.isascii() and count.isdecimal()) or len(count) > _COUNT_DIGITS:
-            raise ValueError(f"{count[:40]!r} is no number of calls")
+            raise ValueError(f"{count[:40]!r} is not a number of calls")
         if separator:
             of_users[user] = int(count)
         else:
@@ -260,7 +260,7 @@ def up(
     directory: Annotated[
         Path | None,
         typer.Option(
-            "--dir", help="Directory for all data, which is kept for the next time.", metavar="DIR", file_okay=False
+            "--dir", help="Directory for all data, which the next `up` uses again.", metavar="DIR", file_okay=False
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="How many workers.", metavar="N", min=1, max=64)] = 6,
@@ -269,9 +269,7 @@ def up(
         float,
         typer.Option(help="How long to wait for a silent worker (see `taskworker pool`).", metavar="SECONDS", min=0),
     ] = 30.0,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start a process that died again.", show_default=False)
-    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Restart processes that die.", show_default=False)] = False,
     k: K = None,
     n: N = None,
 ) -> None:

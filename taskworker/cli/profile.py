@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 K = Annotated[
     int | None,
-    typer.Option("--k", help="Shards that suffice to read (default: 4, or the store's).", metavar="NUMBER", min=1),
+    typer.Option("--k", help="Shards needed to read (default: 4, or the store's).", metavar="NUMBER", min=1),
 ]
 N = Annotated[
     int | None, typer.Option("--n", help="Shards to store (default: 6, or the store's).", metavar="NUMBER", min=1)
@@ -25,7 +25,7 @@ def profile_of(k: int | None, n: int | None) -> ErasureProfile | None:
     if k is None and n is None:
         return None
     if k is None or n is None:
-        raise Failure("--k and --n go together", ExitCode.USAGE)
+        raise Failure("give both --k and --n", ExitCode.USAGE)
     from storage import ErasureProfile
 
     return ErasureProfile(k, n)

@@ -27,7 +27,7 @@ FunctionName = Annotated[str, typer.Argument(help="The function's name.", metava
 
 
 def set_secret(session: Session, name: SecretName) -> None:
-    """Store a new secret in the pool. Its value is prompted for, or read from standard input; no argument takes it.
+    """Store a new secret in the pool. The command asks for its value, or reads it from standard input.
 
     Examples:
         taskworker secret set api_key
@@ -39,12 +39,13 @@ def set_secret(session: Session, name: SecretName) -> None:
     with SecretClient(session.pool_address()) as client:
         kept = client.set(name, value)
     session.terminal.result(
-        document(kept), f"secret {kept.name} is kept; no function has it: taskworker secret grant {kept.name} FUNCTION"
+        document(kept),
+        f"secret {kept.name} is stored; no function may use it yet: taskworker secret grant {kept.name} FUNCTION",
     )
 
 
 def rotate(session: Session, name: SecretName) -> None:
-    """Give a secret a new value, read as by `set`. Its grants stay; the old value is deleted.
+    """Give a secret a new value, in the same way as `set`. Its grants stay; the old value is deleted.
 
     Examples:
         taskworker secret rotate api_key
@@ -61,7 +62,7 @@ def _value(name: str) -> str:
     check_input()
     if sys.stdin.isatty():
         typed: str = typer.prompt(
-            f"Value of {one_line(name)}", hide_input=True, confirmation_prompt="The same again", err=True
+            f"Value of {one_line(name)}", hide_input=True, confirmation_prompt="Repeat the value", err=True
         )
         return typed
     raw = sys.stdin.buffer.read(_VALUE_BYTES_MAX + 3)
@@ -70,7 +71,7 @@ def _value(name: str) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise Failure("a secret is text in UTF-8; encode other bytes, as base64", ExitCode.USAGE) from error
+        raise Failure("a secret is text in UTF-8; encode other bytes, for example in base64", ExitCode.USAGE) from error
     # The newline that `echo` and editors append is not part of the value.
     return text.removesuffix("\n").removesuffix("\r")
 
@@ -90,7 +91,7 @@ def ls(session: Session) -> None:
 
 def _lines(found: list[SecretStatus], now_ms: int) -> list[str]:
     if not found:
-        return ["no secrets yet; keep one with `taskworker secret set NAME`"]
+        return ["no secrets yet; store one with `taskworker secret set NAME`"]
     width = max(6, *(len(one.name) for one in found))
     title = f"{'SECRET':{width}}  VERSION  {'AGE':>8}  {'CHANGED':>8}  {'USED':>8}  GRANTED TO"
     return [title, *(_line(one, width, now_ms) for one in found)]
@@ -121,7 +122,7 @@ def rm(
     name: Annotated[str | None, typer.Argument(help="The secret's name.", metavar="NAME")] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="All of them, even those that cannot be read any more.", show_default=False),
+        typer.Option("--all", help="Remove all secrets, even those that cannot be read any more.", show_default=False),
     ] = False,
 ) -> None:
     """Remove a secret and its grants from the pool; or all secrets, for example if the master key is lost.
@@ -133,14 +134,15 @@ def rm(
     from taskworker.client.secrets import SecretClient
 
     if everything == (name is not None):
-        raise Failure("`taskworker secret rm` wants a NAME, or --all", ExitCode.USAGE)
+        raise Failure("`taskworker secret rm` needs a NAME, or --all", ExitCode.USAGE)
     with SecretClient(session.pool_address()) as client:
         if name is None:
             client.remove_all()
         else:
             client.remove(name)
     session.terminal.result(
-        {"name": name, "removed": True}, "all secrets are gone" if name is None else f"secret {one_line(name)} is gone"
+        {"name": name, "removed": True},
+        "all secrets are removed" if name is None else f"secret {one_line(name)} is removed",
     )
 
 
@@ -151,8 +153,8 @@ def grant(
     host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only for requests to this host (*.example.com: to all below it), and without the function seeing "
-            "it; repeatable.",
+            help="Only in requests to this host (*.example.com: all hosts below it); the function does not see the "
+            "secret; repeatable.",
             metavar="HOST",
         ),
     ] = None,
@@ -167,7 +169,7 @@ def grant(
 
     with SecretClient(session.pool_address()) as client:
         kept = client.grant(name, function, host or ())
-    where = f", in requests to {', '.join(host)} alone" if host else ""
+    where = f", only in requests to {', '.join(host)}" if host else ""
     session.terminal.result(document(kept), f"function {one_line(function)} may use secret {kept.name}{where}")
 
 

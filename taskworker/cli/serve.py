@@ -21,7 +21,7 @@ def serve(
     session: Session,
     listen: Annotated[
         str,
-        typer.Option(help="Where: HOST:PORT on this machine (port 0: any free one), or unix:PATH.", metavar="ADDR"),
+        typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR"),
     ] = DEFAULT_ADDRESS,
     volume: Annotated[
         list[Path] | None,
@@ -64,6 +64,6 @@ def serve(
             server.wait()
         except Stopped:
             finish_regardless()
-            session.terminal.note(f"stopping; calls under way have {_GRACE_S:.0f} s to end")
+            session.terminal.note(f"stopping; running calls have {_GRACE_S:.0f} s to end")
         finally:
             server.stop(_GRACE_S)

@@ -167,7 +167,7 @@ def _login_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:
-        raise Failure("this login has no name: say whose files with --user", ExitCode.USAGE) from error
+        raise Failure("this login has no name: give --user", ExitCode.USAGE) from error
 
 
 P = ParamSpec("P")
@@ -222,7 +222,7 @@ def _require_numbers(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if isinstance(value, int | float) and not abs(value) <= NUMBER_MAX:
             option = name.replace("_", "-")
-            raise Failure(f"--{option}: the number is too large; at most {NUMBER_MAX:,} is taken", ExitCode.USAGE)
+            raise Failure(f"--{option}: the number is too large; at most {NUMBER_MAX:,} is allowed", ExitCode.USAGE)
 
 
 def _help_text(docstring: str) -> str:

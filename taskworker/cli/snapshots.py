@@ -18,12 +18,12 @@ _CALLS = "calls"
 def snapshot(
     session: Session,
     directory: Annotated[Path, typer.Argument(help="The pool's --dir, or an embedded store.", metavar="DIR")],
-    target: Annotated[Path, typer.Argument(help="A directory that is not there yet.", metavar="TARGET")],
+    target: Annotated[Path, typer.Argument(help="The directory to create; it must not exist yet.", metavar="TARGET")],
     with_key: Annotated[
         bool,
         typer.Option(
             "--with-key",
-            help=f"Copy {_KEY}, too. Who has both can read the pool's secrets.",
+            help=f"Copy {_KEY}, too. Whoever has both can read the pool's secrets.",
             show_default=False,
         ),
     ] = False,

@@ -17,7 +17,7 @@ LimitsMax = Annotated[
     str,
     typer.Option(
         "--limits-max",
-        help="What a function may ask for at most: memory=8GiB,wall=7200,...; what is not named stays as it is.",
+        help="Highest limits that functions may ask for: memory=8GiB,wall=7200,...; the others keep their defaults.",
         metavar="LIMITS",
     ),
 ]

@@ -133,7 +133,7 @@ class Supervisor:
         finally:
             overdue.cancel()
         if announced is None:
-            raise Failure(f"{child.name} did not start; what it said is above", ExitCode.FAILED)
+            raise Failure(f"{child.name} did not start; its output is above", ExitCode.FAILED)
         child.address = str(announced["address"])
         if child is self._pool:
             child.arguments[child.arguments.index("--listen") + 1] = child.address  # keep it for a restart
@@ -167,7 +167,7 @@ class Supervisor:
             f"{'NAME':12}  {'PROCESS':>8}  ADDRESS",
             *(f"{one['name']:12}  {one['pid']:>8}  {one['address']}" for one in documents),
             "",
-            f"data in {one_line(str(self._directory))}; Ctrl-C ends all of it, the data stay for the next `up`",
+            f"data in {one_line(str(self._directory))}; Ctrl-C stops all of them; the next `up` uses the data again",
         ]
         self._terminal.result({"pool": self._pool.address, "processes": documents}, *lines)
         victim = documents[-1]["pid"]

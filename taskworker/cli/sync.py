@@ -127,7 +127,9 @@ class _Pair:
     def bring_into_step(self, reference: str | None, prefer: Side | None) -> tuple[Version, Outcome]:
         tie = self._tie()
         if tie is not None and reference is not None and resolve_file(self._backend, reference).file_id != tie.file_id:
-            raise Failure(f"{self._shown} is tied to another file; remove {self._tie_path} to tie it anew")
+            raise Failure(
+                f"{self._shown} is a copy of another stored file; to use it for this one, remove {self._tie_path}"
+            )
         if tie is None:
             return self._first_time(reference, prefer)
         return self._again(tie, prefer)
@@ -168,7 +170,7 @@ class _Pair:
             return self._fetch_keeping_local(head), Outcome.FETCHED
         raise Failure(
             f"{self._shown} and the stored file (version {head.version_id[:SHORT_ID_LENGTH]}) differ, and neither "
-            "was made from the other; --prefer local or --prefer stored decides, the loser is kept",
+            "was made from the other; choose with --prefer local or --prefer stored; the other content is kept",
             ExitCode.CONFLICT,
         )
 
@@ -179,8 +181,8 @@ class _Pair:
             return self._backend.stat(tie.file_id)
         except FileNotFound as error:
             raise Failure(
-                f"the file that {self._shown} is tied to is not in this store any more; "
-                f"remove {self._tie_path} to store it anew",
+                f"the stored file of which {self._shown} is a copy is not in this store any more; "
+                f"to store the copy as a new file, remove {self._tie_path}",
                 ExitCode.NOT_FOUND,
             ) from error
 

@@ -48,14 +48,14 @@ def worker(
     owner: Annotated[
         str,
         typer.Option(
-            help="Who owns the machine. Shards are spread over owners first: one may take all their machines away.",
+            help="Owner of the machine. Shards are spread over owners first, as an owner may take all machines away.",
             metavar="NAME",
         ),
     ] = "",
     zone: Annotated[
         str,
         typer.Option(
-            help="What it fails together with, such as a rack or a room. Shards are spread over zones.", metavar="ZONE"
+            help="What may fail as a whole, such as a rack or a room. Shards are spread over zones.", metavar="ZONE"
         ),
     ] = "",
     capacity: Annotated[
@@ -73,25 +73,27 @@ def worker(
     process_calls_max: Annotated[
         int | None,
         typer.Option(
-            help="Calls that a process of a function with --isolation user serves at most; 1: each has its own.",
+            help="Most calls that one process serves with --isolation user; 1: each call has its own process.",
             metavar="N",
             min=1,
         ),
     ] = None,
     process_seconds_max: Annotated[
-        float | None, typer.Option(help="For how long such a process serves calls at most.", metavar="SECONDS", min=0)
+        float | None, typer.Option(help="Longest time for which such a process serves calls.", metavar="SECONDS", min=0)
     ] = None,
     volume: Annotated[
         bool,
-        typer.Option("--volume/--no-volume", help="Keep the pool's data; without, only run its functions."),
+        typer.Option("--volume/--no-volume", help="Keep the pool's data, or only run its functions."),
     ] = True,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="What functions deployed with --needs look for; repeatable.", metavar="KEY=VALUE"),
+        typer.Option(help="A label that functions may need (deploy --needs); repeatable.", metavar="KEY=VALUE"),
     ] = None,
     scrub_rate: Annotated[
         float,
-        typer.Option(help="How fast to keep verifying what it holds, in MiB/s; 0: never.", metavar="MIB/S", min=0),
+        typer.Option(
+            help="How fast to verify the stored shards, over and over, in MiB/s; 0: never.", metavar="MIB/S", min=0
+        ),
     ] = 16.0,
     supervised: Supervised = False,
 ) -> None:
@@ -126,7 +128,7 @@ def worker(
     capacity_bytes = None if capacity is None else capacity << 30
     hosted = None
     if label and not functions:
-        raise Failure("labels are for functions, which --no-functions keeps away: leave one out", ExitCode.USAGE)
+        raise Failure("--label has no effect with --no-functions: leave one out", ExitCode.USAGE)
     if functions:
         most = limits_from_text(limits_max, LIMITS_MAX)
         labels = labels_from_texts(label or [])
@@ -167,7 +169,7 @@ def worker(
         member.wait()
     except Stopped:
         finish_regardless()
-        session.terminal.note("leaving the pool; its shards stay here for its return")
+        session.terminal.note("leaving the pool; the shards stay here for the next start")
     finally:
         member.stop(GRACE_S)
 
@@ -189,6 +191,6 @@ def _run_functions_only(
         runner.wait()
     except Stopped:
         finish_regardless()
-        session.terminal.note(f"leaving the pool; calls under way have {GRACE_S:.0f} s to end")
+        session.terminal.note(f"leaving the pool; running calls have {GRACE_S:.0f} s to end")
     finally:
         runner.stop(GRACE_S)

@@ -66,7 +66,7 @@ class Departures:
             self._check_drainable(worker, standing)
         self._membership.set_standing(worker, Standing.IN if cancel else Standing.DRAINING)
         self._layout.change()
-        self._events.note("drain", f"worker {worker} {'takes part again' if cancel else 'is being drained'}")
+        self._events.note("drain", f"worker {worker} {'is no longer being drained' if cancel else 'is being drained'}")
         return before.moves_to(self._fleet.placement).moved
 
     def forget(self, worker: str) -> None:

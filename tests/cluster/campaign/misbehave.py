@@ -120,7 +120,7 @@ def _lies(run: Run, cluster: Cluster, reader: _Reader) -> None:
     run.verdicts.errors("errors seen by clients, or bytes that were not those acknowledged", account.errors)
     told = status_command(cluster.address)
     named = [line for line in told.splitlines() if line.startswith("! ")]
-    right = {name for name in (_WRONG, _OTHER) if any(line.startswith(f"! {name} gave out") for line in named)}
+    right = {name for name in (_WRONG, _OTHER) if any(line.startswith(f"! {name} sent") for line in named)}
     run.verdicts.check(
         "liars named by `taskworker status`, and nobody else",
         "; ".join(named) or "nobody",
