@@ -11,6 +11,7 @@ from storage.catalog import LmdbCatalog, StoreSettings
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.fleet.volumes import VolumeOptions, VolumeSet
+from storage.runtime import Runtime
 from storage.settings import keep_settings, load_or_create_settings, looks_like_store
 from storage.system.locking import StoreLock
 
@@ -45,6 +46,7 @@ def opened_parts(
     chunk_size: int | None,
     create: bool,
     options: VolumeOptions,
+    runtime: Runtime,
 ) -> Iterator[OpenedParts]:
     """Open the parts of the store in ``root``, creating them if there are none; close them if the block raises.
 
@@ -61,7 +63,7 @@ def opened_parts(
         found = load_or_create_settings(
             root, catalog, profile=profile, volumes=volumes, chunk_size=chunk_size, create=create
         )
-        volume_set = VolumeSet(root, found.settings, options)
+        volume_set = VolumeSet(root, found.settings, options, runtime.monotonic_s, runtime.wall_ms)
         volume_set.open_all(
             expect_data=not found.created,
             is_in_use=lambda: found.needs_rebuild or catalog.counters().files > 0,

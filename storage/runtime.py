@@ -7,11 +7,6 @@ import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 
-def wall_ms() -> int:
-    """Milliseconds since 1970, by the machine's clock, which may be set."""
-    return time.time_ns() // 1_000_000
-
-
 class Runtime:
     """The machine's own. A simulation gives another, in which one seed decides everything."""
 
@@ -26,6 +21,10 @@ class Runtime:
     def wall_ns(self) -> int:
         """Nanoseconds since 1970, by a clock that may be set, back as well, and before 1970."""
         return time.time_ns()
+
+    def wall_ms(self) -> int:
+        """Like :meth:`wall_ns`, in milliseconds."""
+        return self.wall_ns() // 1_000_000
 
     def token_bytes(self, count: int) -> bytes:
         """Bytes that nobody can guess."""

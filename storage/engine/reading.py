@@ -69,6 +69,7 @@ class ReadableStore:
                 parts.activity,
                 parts.ahead,
                 self.read_patience_s,
+                parts.runtime.monotonic_s,
             )
         except BaseException:
             done()

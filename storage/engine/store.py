@@ -119,6 +119,7 @@ class FileStorage(ReadableStore):
             StoreUnavailable: its catalog is gone, and so are volumes to make it again from; or it cannot be read now.
             InvalidArgument: no store there and ``create`` is False, or bad arguments.
         """
+        runtime = runtime or Runtime()
         with opened_parts(
             Path(path),
             profile=profile,
@@ -126,6 +127,7 @@ class FileStorage(ReadableStore):
             chunk_size=chunk_size,
             create=create,
             options=volume_options or VolumeOptions(),
+            runtime=runtime,
         ) as parts:
             store = cls(
                 parts.root,

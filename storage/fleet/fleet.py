@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from storage.clocks import monotonic_s, wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
 from storage.keys import ShardKey, StripeKey, data_shards, object_id_of, shard_count, slot_of
@@ -44,6 +45,10 @@ class Fleet(ABC, Generic[StoreT]):
     ``recent_damage`` has damage found recently, for statistics and operators.
 
     A store whose machine temporarily refuses stays online, and nothing counts as missing or corrupt because of it.
+
+    Args:
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     remote = False
@@ -55,7 +60,9 @@ class Fleet(ABC, Generic[StoreT]):
     margin = 1
     """A stripe with fewer than k plus this many shards is in danger, and is repaired without waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_s: Callable[[], float] = monotonic_s, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._clock_s = clock_s
+        self._now_ms = now_ms
         self.incomplete: set[int] = set()
         self.recent_damage: deque[Damage] = deque(maxlen=_DAMAGE_KEPT)
         self.witnesses: dict[int, ShardKey] = {}  # by slot, if kept: the latest version that is durable there
@@ -185,7 +192,7 @@ class Fleet(ABC, Generic[StoreT]):
                 return
             self._stores[slot] = None
             self._moves[slot] += 1
-            self._lost_at_s = time.monotonic()
+            self._lost_at_s = self._clock_s()
             self._reasons[slot] = reason
             self._changed()
         log.error("volume %s is offline: %s", self.name(slot), reason)
@@ -238,7 +245,7 @@ class Fleet(ABC, Generic[StoreT]):
         """Record damage, for statistics and operators."""
         self.recent_damage.append(
             Damage(
-                time_ms=time.time_ns() // 1_000_000,
+                time_ms=self._now_ms(),
                 kind=kind,
                 object_id=object_id_of(key).hex(),
                 slot=slot_of(key) if len(key) > 35 else -1,
@@ -323,7 +330,7 @@ class Fleet(ABC, Generic[StoreT]):
             Whether a store came or went since that :meth:`epoch`.
         """
         while self.epoch() == since:
-            if self._closed or time.monotonic() - self._lost_at_s > within_s:
+            if self._closed or self._clock_s() - self._lost_at_s >= within_s:
                 return False
             time.sleep(_LOOK_S)
         return True

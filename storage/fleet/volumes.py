@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.catalog import StoreSettings
+from storage.clocks import monotonic_s, wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import (
     FormatError,
@@ -52,10 +52,24 @@ class VolumeSet(Fleet[LocalVolume]):
     A slot that was found empty (a lost or swapped disk), or missed acknowledged data, is ``incomplete``. A volume that
     failed is reopened, with pauses between attempts. Writes skip a full or read-only volume like an offline one, but it
     is still read; each write tries it again.
+
+    Args:
+        root: the store directory.
+        settings: the store's settings.
+        options: how to open the volumes.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
-    def __init__(self, root: Path, settings: StoreSettings, options: VolumeOptions) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        root: Path,
+        settings: StoreSettings,
+        options: VolumeOptions,
+        clock_s: Callable[[], float] = monotonic_s,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        super().__init__(clock_s, now_ms)
         self.vacant: set[int] = set()  # offline, as their directories were empty when they were to be opened
         self._settings = settings
         self.store_id = settings.store_id
@@ -68,7 +82,7 @@ class VolumeSet(Fleet[LocalVolume]):
         self._full: set[int] = set()  # had no space at the last write
         self._checked_s = 0.0
         self._attaching = threading.Lock()
-        self._retries = {slot: Backoff() for slot in range(len(self.paths))}
+        self._retries = {slot: Backoff(clock_s=clock_s) for slot in range(len(self.paths))}
         self._flusher: Flusher
 
     @property
@@ -221,7 +235,14 @@ class VolumeSet(Fleet[LocalVolume]):
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
-        volume = LocalVolume(path, identity, filesystem=options.filesystem, **keywords)
+        volume = LocalVolume(
+            path,
+            identity,
+            filesystem=options.filesystem,
+            clock_s=self._clock_s,
+            now_ms=self._now_ms,
+            **keywords,
+        )
         if volume.shrank:
             self.incomplete.add(slot)
         self._stores[slot] = volume
@@ -255,7 +276,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
         Also detects volumes that accept writes again, which nothing else would try while there is nothing to store.
         """
-        now = time.monotonic()
+        now = self._clock_s()
         if not at_once and now - self._checked_s < _PRESENCE_CHECK_S:
             return
         self._checked_s = now

@@ -73,7 +73,7 @@ def collect(
     with context.collecting, context.pins.kept_during_collect():
         uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
-        marks, set_aside = _Marks(context.scratch), SetAside(context.stripes.volumes.report)
+        marks, set_aside = _Marks(context.scratch), SetAside(context.stripes.volumes.report, context.runtime.wall_ms)
         try:
             _mark(context, marks, set_aside, steps)
             tally = _sweep(context, marks, set_aside, uploads, steps)

@@ -163,7 +163,7 @@ class Healer:
         with self._lock:
             self._healed_shards += healed_shards
             self._failed_stripes += failed_stripes
-            self._ended_ms = self._runtime.wall_ns() // 1_000_000
+            self._ended_ms = self._runtime.wall_ms()
 
     def _tell(self, stripe: StripeKey, made: tuple[int, int] | Unread) -> bool:
         """Log the outcome for a stripe; return whether it is lost."""

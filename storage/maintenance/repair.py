@@ -78,7 +78,8 @@ def repair(
     volumes.reattach()
     epoch, online = volumes.epoch(), [slot for slot, _ in volumes.online()]
     expected = context.catalog.counters().versions + context.catalog.claims()
-    tally = _Tally(expected, progress, watch, SetAside(volumes.report))
+    now_ms = context.runtime.wall_ms
+    tally = _Tally(expected, progress, watch, SetAside(volumes.report, now_ms), now_ms)
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
     with context.runtime.executor(threads, "repair") as pool:
         waiting: deque[_UnderWay] = deque()
@@ -170,6 +171,7 @@ class _Tally:
     progress: Progress | None
     watch: Watch | None
     set_aside: SetAside
+    now_ms: Callable[[], int]
     examined: int = 0
     missing: int = 0  # found, and not handled yet
     misplaced: int = 0  # likewise
@@ -230,7 +232,7 @@ class _Tally:
             named = DataLossError(
                 error.chunk, error.found, error.needed, filename=live.filename, file_id=live.file_id.hex()
             )
-            self.lost.append(Damage(time.time_ns() // 1_000_000, "lost", error.chunk, -1, -1, str(named)))
+            self.lost.append(Damage(self.now_ms(), "lost", error.chunk, -1, -1, str(named)))
 
     def finish(self) -> None:
         """Note that all objects were examined."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     volumes = context.stripes.volumes
     meter = _Meter(progress, _bytes_used(volumes))
     verified = _verify_volumes(context, meter)
-    findings, set_aside = _Findings(), SetAside(volumes.report)
+    findings, set_aside = _Findings(context.runtime.wall_ms), SetAside(volumes.report, context.runtime.wall_ms)
     for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies, set_aside), _BATCH):
         _check_objects(context, batch, verified, findings)
     for slot, verification in verified.items():
@@ -94,6 +94,7 @@ def _bytes_used(volumes: Fleet[Any]) -> int:
 
 @dataclass(slots=True)
 class _Findings:
+    now_ms: Callable[[], int]
     checked: int = 0
     rotten: int = 0
     missing: int = 0
@@ -112,8 +113,7 @@ class _Findings:
         if len(self.damaged) < DAMAGE_LISTED_MAX:
             name = f"{live.filename!r} of {live.user_id!r}" if live.file_id else "a deleted file"
             text = f"shard {slot_of(key)} of {object_id_of(key).hex()} on volume {holder} is {kind} ({name})"
-            now = time.time_ns() // 1_000_000
-            self.damaged.append(Damage(now, kind, object_id_of(key).hex(), slot_of(key), holder, text))
+            self.damaged.append(Damage(self.now_ms(), kind, object_id_of(key).hex(), slot_of(key), holder, text))
 
 
 def _check_objects(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from storage.catalog import user_key
@@ -23,13 +22,15 @@ class SetAside:
 
     Args:
         report: records damage, like ``Fleet.report``.
+        now_ms: milliseconds since 1970.
 
     Attributes:
         count: number of versions set aside.
         damage: the first of them, for reports.
     """
 
-    def __init__(self, report: Callable[[str, bytes, int, str], None]) -> None:
+    def __init__(self, report: Callable[[str, bytes, int, str], None], now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
         self._report = report
         self._stripes: set[StripeKey] = set()
         self._owners: set[bytes] = set()
@@ -59,8 +60,7 @@ class SetAside:
     def report(self, stripe: StripeKey, text: str) -> None:
         """Report an unreadable record about which enough is known to go on safely."""
         if len(self.damage) < DAMAGE_LISTED_MAX:
-            now_ms = time.time_ns() // 1_000_000
-            self.damage.append(Damage(now_ms, UNREADABLE, object_id_of(stripe).hex(), -1, -1, text))
+            self.damage.append(Damage(self._now_ms(), UNREADABLE, object_id_of(stripe).hex(), -1, -1, text))
             self._report(UNREADABLE, stripe, -1, text)
             log.warning("set aside: %s", text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -66,10 +65,12 @@ class VersionStream(io.RawIOBase):
         activity: Activity,
         ahead: Budget,
         patience_s: float,
+        clock_s: Callable[[], float],
     ) -> None:
         super().__init__()
         self._home = HomeProcess(f"the reader of {version.filename!r}")
         self._patience_s = patience_s
+        self._clock_s = clock_s
         self._ahead_budget = ahead
         self._done = done
         self._activity = activity
@@ -286,13 +287,13 @@ class VersionStream(io.RawIOBase):
 
     def _read_all(self, reads: list[tuple[StripeKey, memoryview]]) -> None:
         self._activity.note()
-        volumes, give_up_s = self._stripes.volumes, time.monotonic() + 2 * self._patience_s
+        volumes, give_up_s = self._stripes.volumes, self._clock_s() + 2 * self._patience_s
         while True:
             epoch = volumes.epoch()
             try:
                 return self._stripes.read_all(reads)
             except ShardsUnavailable as error:
-                waits = time.monotonic() < give_up_s
+                waits = self._clock_s() < give_up_s
                 if not waits or not volumes.await_change(epoch, self._patience_s):
                     self._fail(error)
             except DataLossError as error:

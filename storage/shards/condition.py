@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+from storage.clocks import monotonic_s
 from storage.errors import StorageError
 from storage.shards.filesystem import FileSystem, Space
 from storage.shards.port import VolumeFailed, VolumeReadOnly, VolumeUnavailable
@@ -23,6 +25,7 @@ class Condition:
     Args:
         path: the volume's directory.
         filesystem: tells how much space there is.
+        clock_s: monotonic seconds.
 
     Attributes:
         room: whether there is space for more; guarded by the volume's lock.
@@ -31,14 +34,14 @@ class Condition:
         retry: when to try again to write to a disk that took no writes; guarded by the volume's lock.
     """
 
-    def __init__(self, path: Path, filesystem: FileSystem) -> None:
+    def __init__(self, path: Path, filesystem: FileSystem, clock_s: Callable[[], float] = monotonic_s) -> None:
         self._path = path
         self._filesystem = filesystem
         self._failure: Exception | None = None
-        self.room = Room(path, self.space)
+        self.room = Room(path, self.space, clock_s)
         self.read_only = ""
         self.refusal = ""
-        self.retry = Backoff()
+        self.retry = Backoff(clock_s=clock_s)
 
     @property
     def has_failed(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from storage.clocks import monotonic_s
 from storage.errors import StoreFull
 from storage.limits import MIB
 from storage.shards.filesystem import Space
@@ -22,18 +23,19 @@ class Room:
     Args:
         path: the volume's directory, for messages.
         space: asks its file system.
+        clock_s: monotonic seconds.
 
     Attributes:
         lacking: why the latest write found no space; empty if it did, or there is more since.
     """
 
-    def __init__(self, path: Path, space: Callable[[], Space]) -> None:
+    def __init__(self, path: Path, space: Callable[[], Space], clock_s: Callable[[], float] = monotonic_s) -> None:
         self._path = path
         self._space = space
         self._unchecked = 0  # bytes that fit without asking again
         self._until = 0  # bytes free from which on there may be space; 0 if the space that is free tells nothing
         self._wanted = 0
-        self._retry = Backoff()
+        self._retry = Backoff(clock_s=clock_s)
         self.lacking = ""
 
     def require(self, length: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from storage.clocks import wall_ms
 from storage.errors import StorageError, StoreFull
 from storage.limits import MIB, BytesLike
 from storage.shards.condition import Condition
@@ -41,6 +41,7 @@ class SegmentWriter:
         index: tells which segments could not be read wholly.
         condition: tells what to raise for an error, and keeps what follows from it.
         lock: the volume's.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class SegmentWriter:
         index: ShardIndex,
         condition: Condition,
         lock: threading.Lock,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        self._now_ms = now_ms
         self._identity = identity
         self.segment_bytes_max = segment_bytes_max
         self._files = files
@@ -91,7 +94,7 @@ class SegmentWriter:
             slot=self._identity.slot,
             volume_count=self._identity.volumes,
             number=number,
-            created_ms=max(0, time.time_ns() // 1_000_000),  # the clock may stand before 1970
+            created_ms=max(0, self._now_ms()),  # the clock may stand before 1970
             chunk_size=self._identity.chunk_size,
             k=self._identity.k,
             n=self._identity.n,

@@ -28,6 +28,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from storage.clocks import monotonic_s, wall_ms
 from storage.errors import StorageError
 from storage.keys import Kind, ShardKey
 from storage.limits import SEGMENT_BYTES_MAX
@@ -73,6 +74,8 @@ class LocalVolume:
         identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
         filesystem: the door to the disk.
         segment_bytes_max: a segment is closed when the next record would pass this size.
+        clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
 
     Raises:
         FormatError: the directory cannot be read as a volume.
@@ -93,13 +96,15 @@ class LocalVolume:
         *,
         filesystem: FileSystem | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        clock_s: Callable[[], float] = monotonic_s,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self.path = path
         self.identity = identity
         self._filesystem = filesystem or LocalFileSystem()
         self._key = bytes.fromhex(identity.key)
         self._lock = threading.Lock()
-        self.condition = Condition(path, self._filesystem)
+        self.condition = Condition(path, self._filesystem, clock_s)
         self.files = SegmentFiles(path, self._filesystem, self.condition)
         self._unflushed = Unflushed()
         self._table = SegmentTable()
@@ -118,6 +123,7 @@ class LocalVolume:
             index=self._index,
             condition=self.condition,
             lock=self._lock,
+            now_ms=now_ms,
         )
         self._access = WriteAccess(
             self._filesystem,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
+
+from storage.clocks import monotonic_s
 
 _FIRST_S = 0.25
 _LAST_S = 10.0
@@ -21,7 +22,7 @@ class Backoff:
     """
 
     def __init__(
-        self, first_s: float = _FIRST_S, last_s: float = _LAST_S, clock_s: Callable[[], float] = time.monotonic
+        self, first_s: float = _FIRST_S, last_s: float = _LAST_S, clock_s: Callable[[], float] = monotonic_s
     ) -> None:
         self._clock_s = clock_s
         self._first_s = first_s

@@ -414,7 +414,7 @@ class GroupCommit:
 
     def _new_file_id(self) -> bytes:
         """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
-        milliseconds = min(max(self._runtime.wall_ns() // 1_000_000, 0), _ID_TIME_MAX)
+        milliseconds = min(max(self._runtime.wall_ms(), 0), _ID_TIME_MAX)
         return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
 
     @property

@@ -51,7 +51,7 @@ def push_target(
         name=name_key(user, options.filename.encode()),
         profile=profile,
         chunk_size=chunk_size,
-        time_ms=runtime.wall_ns() // 1_000_000 if options.time_ms is None else options.time_ms,
+        time_ms=runtime.wall_ms() if options.time_ms is None else options.time_ms,
         sha256=bytes.fromhex(options.sha256) if options.sha256 else None,
         note=options.note,
         epoch=epoch,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from storage.runtime import wall_ms
+from storage.clocks import wall_ms
 from taskworker.apps.pool_names import PoolDirectory
 from taskworker.calls.call import Call
 from taskworker.calls.capabilities import ApiRequest, ApiResponse, Capabilities

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage import FileStorage, Version
+from storage.clocks import wall_ms
 from storage.errors import FileNotFound, InvalidArgument, StorageError
-from storage.runtime import wall_ms
 from taskworker.calls.bundle import ARCHIVE_BYTES_MAX, spec_of
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.owners import DEPLOYED_OWNER as OWNER

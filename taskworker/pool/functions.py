@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from storage import FileStorage
-from storage.runtime import wall_ms
+from storage.clocks import wall_ms
 from taskworker.functions.routing.call_log import CallLog
 from taskworker.functions.routing.policy import FunctionPolicy
 from taskworker.functions.routing.port import RoutedFunction

@@ -94,7 +94,7 @@ class PoolCore:
             )
             self._catalog = catalog
             keeper = RosterKeeper(catalog)
-            journal = WorkJournal(catalog, self._now_ms)
+            journal = WorkJournal(catalog, runtime.wall_ms)
             self.membership = self._make_membership(settings.store_id, keeper.roster)
         except BaseException:
             catalog.close()
@@ -104,7 +104,7 @@ class PoolCore:
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
         self.fleet = self._make_fleet(settings.incomplete)
-        self._events = Events(self._now_ms)
+        self._events = Events(runtime.wall_ms)
         self._layout = LayoutChanges(
             keeper, self.membership, self.fleet, self._events, width=self.profile.n, clock_s=runtime.monotonic_s
         )
@@ -164,7 +164,7 @@ class PoolCore:
             lease_s=self._options.lease_s,
             grace_s=self._options.grace_s,
             clock_s=self._runtime.monotonic_s,
-            wall_ms=self._now_ms,
+            wall_ms=self._runtime.wall_ms,
         )
 
     def _make_fleet(self, incomplete: Iterable[int]) -> WorkerFleet:
@@ -173,6 +173,7 @@ class PoolCore:
             grace_s=self._options.grace_s,
             margin=self._options.margin,
             now_s=self._runtime.monotonic_s,
+            now_ms=self._runtime.wall_ms,
         )
         fleet.incomplete.update(incomplete)
         return fleet
@@ -306,9 +307,6 @@ class PoolCore:
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
         """How many losses everything that is stored survives, given how many a profile does."""
         return self._risks.survives(losses)
-
-    def _now_ms(self) -> int:
-        return self._runtime.wall_ns() // 1_000_000
 
 
 class NodePool(PoolCore):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+from storage.clocks import wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
 from storage.fleet.fleet import Fleet
@@ -45,6 +46,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
         margin: what has fewer shards left than this many over k does not wait.
         now_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     remote = True
@@ -57,8 +59,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
         grace_s: float = 0.0,
         margin: int = 1,
         now_s: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        super().__init__()
+        super().__init__(now_s, now_ms)
         self._conduct = Conduct(now_s, grace_s)
         self._unproved: frozenset[int] = frozenset()
         self.margin = margin

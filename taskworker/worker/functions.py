@@ -15,8 +15,8 @@ from pathlib import Path
 import grpc
 
 from storage import FileStorage
+from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError
-from storage.runtime import wall_ms
 from storage.system.forks import HomeProcess
 from taskworker.calls.bundle import PackedFunction
 from taskworker.calls.call import Call, RunningCall

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from storage.clocks import wall_ms
 from storage.errors import StorageError
-from storage.runtime import wall_ms
 from storage.shards import LocalVolume
 
 log = logging.getLogger(__name__)

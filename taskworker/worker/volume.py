@@ -18,8 +18,8 @@ from typing import TypeVar
 import grpc
 from blake3 import blake3
 
+from storage.clocks import wall_ms
 from storage.errors import FormatError, StorageError
-from storage.runtime import wall_ms
 from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.system.forks import HomeProcess
@@ -84,6 +84,7 @@ class VolumeWorker:
         rng: random.Random | None = None,
     ) -> None:
         self._clock_s = clock_s
+        self._now_ms = now_ms
         self._rng = rng or random.Random()
         self._home = HomeProcess(f"worker {worker_id}")
         self._functions = functions
@@ -218,7 +219,7 @@ class VolumeWorker:
                 f"{description.pool_id}; start this worker with its own pool's address, or with another directory, or "
                 f"if that pool's own directory is lost, a new pool with --rebuild {identity.store_id}"
             )
-        return LocalVolume(path, identity)
+        return LocalVolume(path, identity, clock_s=self._clock_s, now_ms=self._now_ms)
 
     def _open_again(self, known: VolumeIdentity) -> LocalVolume:
         """Reopen the volume. If it is not there, do not create it: its disk may be missing for now."""
@@ -228,7 +229,7 @@ class VolumeWorker:
             raise VolumeUnavailable(f"there is no volume in {path}: was it removed, or its disk unmounted?")
         if identity.key != known.key:
             raise VolumeUnavailable(f"there is another volume in {path} than before: start this worker anew to use it")
-        return LocalVolume(path, identity)
+        return LocalVolume(path, identity, clock_s=self._clock_s, now_ms=self._now_ms)
 
     # -- the pool --------------------------------------------------------------------------------
 

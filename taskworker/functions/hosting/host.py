@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 import msgspec
 from cachetools import LRUCache
 
+from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError
-from storage.runtime import wall_ms
 from taskworker.calls.bundle import (
     DEPENDENCIES,
     PLATFORMS,

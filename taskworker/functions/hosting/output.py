@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from storage.runtime import wall_ms
+from storage.clocks import wall_ms
 from taskworker.calls.call import LINE_CHARS_MAX, LINES_MAX, OutputLine
 from taskworker.calls.large_reports import conversion_permit
 from taskworker.calls.redaction import Redactor

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from storage.clocks import wall_ms
 from storage.errors import StorageError
-from storage.runtime import wall_ms
 from taskworker.calls.call import Call, CallReport
 from taskworker.calls.large_reports import conversion_permit
 from taskworker.functions.routing import former_records

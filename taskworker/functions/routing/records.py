@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from storage.clocks import wall_ms
 from storage.errors import FormatError
-from storage.runtime import wall_ms
 from storage.system.lmdb_env import Environment, Transaction
 from taskworker.functions.routing.record_formats import (
     _PIECE_BYTES,

@@ -20,8 +20,8 @@ from dns.rdata import Rdata, RdataStyle
 from dns.rdatatype import RdataType
 from dns.rdtypes.ANY.TXT import TXT
 
+from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
-from storage.runtime import wall_ms
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
 from taskworker.outbound.dns.answers import Answer
 from taskworker.outbound.dns.budget import ReplyBudget

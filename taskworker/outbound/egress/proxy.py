@@ -13,8 +13,8 @@ from concurrent.futures import CancelledError
 
 import httpx
 
+from storage.clocks import wall_ms
 from storage.errors import StorageError, StoreClosed
-from storage.runtime import wall_ms
 from taskworker.calls.capabilities import ApiRequest, ApiResponse
 from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.outbound.egress.addresses import Resolve, resolve_by_system

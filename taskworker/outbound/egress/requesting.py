@@ -18,8 +18,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.clocks import wall_ms
 from storage.errors import StorageError
-from storage.runtime import wall_ms
 from taskworker.calls.capabilities import ApiResponse
 from taskworker.errors import ApiLimitExceeded, ApiUnreachable, CallAbandoned, DeadlineExceeded
 from taskworker.outbound.egress.audit import AuditLog, AuditRecord

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
-from storage.runtime import wall_ms
 from taskworker.calls import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret

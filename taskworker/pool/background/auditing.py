@@ -97,5 +97,5 @@ class Auditor:
         found = self._readback.audit(stripe)
         before = self._tally
         self._tally = AuditTally(before.shards + found.shards, before.bytes + found.bytes, before.wrong + found.wrong)
-        self._ended_ms = self._runtime.wall_ns() // 1_000_000
+        self._ended_ms = self._runtime.wall_ms()
         return found.bytes
