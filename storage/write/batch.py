@@ -207,16 +207,15 @@ class BatchPlan:
         )
 
     def _counters(self, now: Counters, reserve: int) -> Counters:
-        latest = now.latest
-        if self._added:
-            stored = self._added[-1][1]
-            latest = stored.record.file_id + stored.version_id
+        if not self._added:  # nothing is committed that was not before
+            return msgspec.structs.replace(now, closed=False)
+        stored = self._added[-1][1]
         return Counters(
             now.files + self._files,
             now.versions + len(self._added),
             now.logical_bytes + self._logical_bytes,
             self.sequence,
-            latest,
+            stored.record.file_id + stored.version_id,
             reserved=max(now.reserved, self.sequence + reserve),
         )
 

@@ -224,3 +224,14 @@ def test_a_version_that_cannot_be_planned_fails_alone(store: FileStorage, monkey
         thread.join(20)
     assert len(failures) == 1
     assert {version.filename for version in store.list_files(user_id=USER)} == {"a", "c", "d"}
+
+
+def test_content_that_is_the_head_already_commits_nothing_that_only_volumes_know(store: FileStorage) -> None:
+    """A sequence that only volumes show has not been committed, whatever is pushed again."""
+    push(store, content(1, 100), "a")
+    reached = store.counts().reached
+    store._context.commits.catch_up(reached + 1_000)
+    assert push(store, content(1, 100), "a").unchanged
+    assert (store.counts().sequence, store.counts().reached) == (reached + 1_000, reached)
+    assert not push(store, content(2, 100), "a").unchanged
+    assert store.counts().reached == store.counts().sequence > reached + 1_000
