@@ -10,7 +10,6 @@ import signal
 import struct
 import termios
 import threading
-import time
 from collections.abc import Callable
 
 from taskworker.sandbox.answering import Answer, Answering
@@ -81,7 +80,9 @@ class SandboxCall:
         ended: Callable[[SandboxCall], None],
         stopped: Callable[[], object],
         owner: str,
+        clock_s: Callable[[], float],
     ) -> None:
+        self._clock_s = clock_s
         self._owner = owner
         self._cpu_before_s = 0.0
         if prewarmed.served > 1:
@@ -95,7 +96,7 @@ class SandboxCall:
         self._function = function
         self._limits = function.image.limits
         self._prewarmed = prewarmed
-        self._begun = time.monotonic()
+        self._begun = self._clock_s()
         wall_s = self._limits.wall_s
         self._deadline = min(deadline, self._begun + wall_s)
         of_caller = deadline <= self._begun + wall_s
@@ -149,13 +150,13 @@ class SandboxCall:
             if self._closed or self._stopped is not None:
                 return
             self._stopped = reason
-            self._closes_by = time.monotonic() + CLOSE_TIMEOUT_S
+            self._closes_by = self._clock_s() + CLOSE_TIMEOUT_S
             self._prewarmed.kill()
         self._tell_stopped()
 
     def watch(self) -> None:
         """End the call if it exceeds its time, threads or processor time."""
-        if time.monotonic() >= self._deadline:
+        if self._clock_s() >= self._deadline:
             self.stop(self._too_late)
             return
         with self._lock:
@@ -191,13 +192,13 @@ class SandboxCall:
 
     def _left_s(self) -> float:
         until = self._deadline if self._stopped is None else self._closes_by
-        return until - time.monotonic()
+        return until - self._clock_s()
 
     def _look_at_time(self) -> None:
         """End the call when its time is over. If its channel then stays open, kill the whole function."""
         if self._stopped is None:
             self.watch()
-        elif time.monotonic() >= self._closes_by:
+        elif self._clock_s() >= self._closes_by:
             self._function.kill()
             raise ConnectionResetError
 
@@ -314,12 +315,12 @@ class SandboxCall:
         return CallCrashed.by_signal(-code)
 
     def _cpu_spent(self) -> bool:
-        return time.monotonic() - self._begun >= self._limits.cpu_s - _CPU_GRACE_S
+        return self._clock_s() - self._begun >= self._limits.cpu_s - _CPU_GRACE_S
 
     def _finish(self) -> None:
         with self._lock:
             self._closed = True
-            self.wall_s = time.monotonic() - self._begun
+            self.wall_s = self._clock_s() - self._begun
             self.cpu_s = max(0.0, self._prewarmed.cpu_s() - self._cpu_before_s)
             look = self._prewarmed.look()
             self.peak_rss_bytes = look.peak_bytes or self.peak_rss_bytes

@@ -41,6 +41,8 @@ class CallProcesses:
         image: image of the function.
         missing: called by a call that waits for a process, so that one is forked soon.
         ended: called with a process that ended before its call began.
+        clock_s: monotonic seconds.
+        wall_s: seconds since 1970.
 
     Attributes:
         lock: reentrant lock; while it is held, no call begins or ends.
@@ -48,8 +50,16 @@ class CallProcesses:
     """
 
     def __init__(
-        self, image: FunctionImage, *, missing: Callable[[], object], ended: Callable[[PrewarmedProcess], object]
+        self,
+        image: FunctionImage,
+        *,
+        missing: Callable[[], object],
+        ended: Callable[[PrewarmedProcess], object],
+        clock_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
+        self._clock_s = clock_s
+        self._wall_s = wall_s
         self._missing = missing
         self._ended = ended
         self.lock = threading.RLock()
@@ -59,13 +69,13 @@ class CallProcesses:
         self._replaced = False
         self._ready: deque[PrewarmedProcess] = deque()
         self._calls: dict[int, PrewarmedProcess] = {}
-        self._kept = KeptProcesses(image.keep, image.limits)
-        self._room = Room()
+        self._kept = KeptProcesses(image.keep, image.limits, clock_s)
+        self._room = Room(clock_s)
         self._waiting = 0
         self._target = 1
         self._processes_max = processes_max(image.limits)
-        self.used = time.time()
-        self._used_s = time.monotonic()
+        self.used = wall_s()
+        self._used_s = self._clock_s()
 
     # What calls do.
 
@@ -98,7 +108,7 @@ class CallProcesses:
             SandboxFull: the machine had no room for a process for too long.
             SandboxError: the sandbox has ended.
         """
-        begun = time.monotonic()
+        begun = self._clock_s()
         waited = False
         with self._changed:
             self._waiting += 1
@@ -109,16 +119,16 @@ class CallProcesses:
                     self._replaced = False
                     prewarmed = self._kept.take(owner) or self._ready_one()
                     if prewarmed is not None:
-                        prewarmed.begin_call()
+                        self.used, self._used_s = self._wall_s(), self._clock_s()
+                        prewarmed.begin_call(self._used_s)
                         self._calls[prewarmed.pid] = prewarmed
-                        self.used, self._used_s = time.time(), time.monotonic()
                         return prewarmed
                     self._room.require(begun)
                     self._missing()
                     if not waited:
                         waited = True
                         self._target = min(SPARES_MAX, self._target + 1)
-                    if not self._changed.wait(deadline - time.monotonic()):
+                    if not self._changed.wait(deadline - self._clock_s()):
                         raise CallDeadline(timeout_s, of_caller=True)
             finally:
                 self._waiting -= 1
@@ -248,7 +258,7 @@ class CallProcesses:
     @property
     def idle_s(self) -> float:
         """Seconds since a call last took a process."""
-        return time.monotonic() - self._used_s
+        return self._clock_s() - self._used_s
 
     @property
     def counts(self) -> Counts:

@@ -75,6 +75,8 @@ class FunctionSandbox:
         ids: gives the function its user id.
         ended: called in the loop's thread when the sandbox is about to end.
         scarce: called in the loop's thread when the machine had no room for a process.
+        clock_s: monotonic seconds.
+        wall_s: seconds since 1970.
     """
 
     def __init__(
@@ -89,9 +91,12 @@ class FunctionSandbox:
         ids: FunctionIds,
         ended: Callable[[FunctionSandbox], None],
         scarce: Callable[[], None],
+        clock_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.image = image
-        self.started = time.time()
+        self.started = wall_s()
+        self._clock_s = clock_s
         self._loop = loop
         self._ended = ended
         self._scarce = scarce
@@ -110,6 +115,8 @@ class FunctionSandbox:
             image,
             missing=lambda: loop.call_soon_threadsafe(self.refill),
             ended=lambda prewarmed: loop.call_soon_threadsafe(self._end, prewarmed),
+            clock_s=clock_s,
+            wall_s=wall_s,
         )
         self._init, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._zygote, zygotes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -258,7 +265,7 @@ class FunctionSandbox:
         except SandboxError as error:
             self.close(error)
             return
-        now = time.monotonic()
+        now = self._clock_s()
         self._strangers = {pid: self._strangers.get(pid, now) for pid in strangers}
         if strangers:  # most likely ended calls that the zygote has not reaped, as it only does so at a message
             with contextlib.suppress(OSError):  # too many messages at once, or it has ended, which is noticed elsewhere

@@ -62,6 +62,8 @@ class SandboxHost:
             longest is ended.
         kept_bytes_max: how much memory and scratch files the kept processes may hold; None: a quarter of the machine's
             memory.
+        clock_s: monotonic seconds.
+        wall_s: seconds since 1970.
     """
 
     def __init__(
@@ -73,7 +75,11 @@ class SandboxHost:
         pids_cgroup: bool = False,
         kept_max: int = 256,
         kept_bytes_max: int | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
+        self._clock_s = clock_s
+        self._wall_s = wall_s
         self._bundles = bundles.resolve()
         self._warm_max = warm_max
         self._idle_s = idle_s
@@ -166,7 +172,7 @@ class SandboxHost:
             FunctionBroken: the import failed; the text says what it raised.
             SandboxUnavailable: the sandbox does not confine.
         """
-        self._patiently(time.monotonic() + PATIENCE_S, lambda: self._function(image).await_warm())
+        self._patiently(self._clock_s() + PATIENCE_S, lambda: self._function(image).await_warm())
 
     def begin(
         self,
@@ -206,8 +212,8 @@ class SandboxHost:
         """
         frame = encode(Kind.REQUEST, request)
         timeout_s = _BEGIN_TIMEOUT_S + image.limits.wall_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
-        until = min(deadline, time.monotonic() + PATIENCE_S)
+        now = self._clock_s()
+        deadline, until = now + timeout_s, now + min(timeout_s, PATIENCE_S)
         function, prewarmed = self._patiently(until, lambda: self._taken(image, deadline, timeout_s, owner))
         call = SandboxCall(
             function,
@@ -221,6 +227,7 @@ class SandboxHost:
             ended=self._calls.discard,
             stopped=stopped,
             owner=owner,
+            clock_s=self._clock_s,
         )
         self._calls.add(call)
         call.send(frame)
@@ -277,7 +284,7 @@ class SandboxHost:
             try:
                 return act()
             except SandboxFull:
-                if time.monotonic() >= until:
+                if self._clock_s() >= until:
                     raise
             time.sleep(_ROOM_RETRY_S)
 
@@ -345,6 +352,8 @@ class SandboxHost:
             ids=self._function_ids,
             ended=self._function_ended,
             scarce=self._drop_oldest_kept,
+            clock_s=self._clock_s,
+            wall_s=self._wall_s,
         )
 
     def _code_of(self, image: FunctionImage) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskworker.sandbox.image import Keep, Limits
@@ -42,12 +43,14 @@ class KeptProcesses:
     Args:
         keep: how long a process may serve; None: no process is kept.
         limits: limits of each call.
+        clock_s: monotonic seconds.
 
     Attributes:
         imported_bytes: size of a process's data before its first call.
     """
 
-    def __init__(self, keep: Keep | None, limits: Limits) -> None:
+    def __init__(self, keep: Keep | None, limits: Limits, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._keep = keep
         self._limits = limits
         self.imported_bytes = 0
@@ -91,7 +94,7 @@ class KeptProcesses:
             or leavings.scratch_share > LEFT_SHARE_MAX
         ):
             return False
-        prewarmed.rests(max(0, own_bytes) + leavings.scratch_bytes)
+        prewarmed.rests(self._clock_s(), max(0, own_bytes) + leavings.scratch_bytes)
         if not self._is_fit(prewarmed):
             return False
         self._waiting[prewarmed] = owner
@@ -99,7 +102,7 @@ class KeptProcesses:
 
     def drop_spent(self) -> list[PrewarmedProcess]:
         """Remove and return the processes to end: those that served or waited long enough, are active, or too many."""
-        idle_since = time.monotonic() - IDLE_S
+        idle_since = self._clock_s() - IDLE_S
         spent = [one for one in self._waiting if one.rests_since < idle_since or not self._is_fit(one)]
         for prewarmed in spent:
             del self._waiting[prewarmed]
@@ -135,4 +138,4 @@ class KeptProcesses:
         keep = self._keep
         if keep is None or prewarmed.served >= keep.calls:
             return False
-        return time.monotonic() - prewarmed.first_used < keep.seconds and prewarmed.quiet
+        return self._clock_s() - prewarmed.first_used < keep.seconds and prewarmed.quiet

@@ -288,10 +288,10 @@ class PrewarmedProcess:
         poll.register(descriptor, select.POLLOUT)
         poll.poll(math.ceil(min(left_s, _ROOM_S) * 1000))
 
-    def begin_call(self) -> None:
-        """Note that the process is taken for a call."""
+    def begin_call(self, now_s: float) -> None:
+        """Note that the process is taken for a call, at this time on the monotonic clock."""
         if not self.served:
-            self.first_used = time.monotonic()
+            self.first_used = now_s
         else:
             self.protocol.again()
         self.served += 1
@@ -314,13 +314,14 @@ class PrewarmedProcess:
         poll.register(self.channel, select.POLLIN)
         return not poll.poll(0)
 
-    def rests(self, holds_bytes: int) -> None:
+    def rests(self, now_s: float, holds_bytes: int) -> None:
         """Note that a call has ended, and that the process waits for the next one.
 
         Args:
+            now_s: the time on the monotonic clock.
             holds_bytes: its memory and scratch files.
         """
-        self.rests_since = time.monotonic()
+        self.rests_since = now_s
         self._rested_cpu_s = self.cpu_s()
         self.holds_bytes = holds_bytes
 

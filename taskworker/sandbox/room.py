@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from taskworker.sandbox.errors import SandboxFull
@@ -31,16 +32,21 @@ def memory_bytes() -> int:
 
 
 class Room:
-    """Refusals and pauses of one function. Not thread-safe: callers hold a lock."""
+    """Refusals and pauses of one function. Not thread-safe: callers hold a lock.
 
-    def __init__(self) -> None:
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._why = ""
         self._since = self._until = 0.0
         self._pause_s = _PAUSE_S
 
     def refused(self, why: str) -> float:
         """Note that the machine refused a process; return the seconds to wait before the next attempt."""
-        now = time.monotonic()
+        now = self._clock_s()
         if not self._why:
             self._since = now
         self._why = why
@@ -56,7 +62,7 @@ class Room:
     @property
     def pausing(self) -> bool:
         """Whether a pause after a refusal is running."""
-        return bool(self._why) and time.monotonic() < self._until
+        return bool(self._why) and self._clock_s() < self._until
 
     def require(self, waiting_since: float) -> None:
         """Check whether a caller may go on waiting.
@@ -67,5 +73,5 @@ class Room:
         Raises:
             SandboxFull: the machine has had no room during the last `PATIENCE_S` of the caller's wait.
         """
-        if self._why and time.monotonic() - max(waiting_since, self._since) >= PATIENCE_S:
+        if self._why and self._clock_s() - max(waiting_since, self._since) >= PATIENCE_S:
             raise SandboxFull(self._why)

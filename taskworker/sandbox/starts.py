@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -104,7 +103,7 @@ class Starts:
             allowed = process.timers <= TIMERS_MAX
             self._after(self._turn_of(process), self._answer, number, allowed)
         else:
-            until = time.monotonic() + _GRACE_S
+            until = self._loop.time() + _GRACE_S
             self._after(self._turn_of(process), self._judge, number, tid, process, until)
 
     def _process(self, pid: int) -> _Process:
@@ -114,7 +113,7 @@ class Starts:
 
     def _turn_of(self, process: _Process) -> float:
         """Return the seconds to wait before judging: after its `_BURST`, a process gets `_PER_SECOND` starts."""
-        now = time.monotonic()
+        now = self._loop.time()
         process.paced_until = max(now, process.paced_until) + 1 / _PER_SECOND
         return process.paced_until - now - _BURST / _PER_SECOND
 
@@ -129,7 +128,7 @@ class Starts:
             pid, threads = proof.numbers_of(tid, b"Tgid", b"Threads")
         except OSError:
             return
-        now = time.monotonic()
+        now = self._loop.time()
         process.granted.pop(tid, None)  # the thread it started before is counted by now, or has ended
         for other, when in list(process.granted.items()):
             if now - when > _IN_FLIGHT_S:

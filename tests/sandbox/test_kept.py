@@ -25,8 +25,9 @@ from taskworker.sandbox import (
     SandboxHost,
 )
 from taskworker.sandbox.frames import Cause
-from taskworker.sandbox.kept import KEPT_MAX
+from taskworker.sandbox.kept import IDLE_S, KEPT_MAX
 from tests.sandbox.bundles import begin, program
+from tests.sandbox.conftest import Clock
 
 SOURCE = """
 import ctypes
@@ -145,13 +146,22 @@ def test_a_process_that_is_not_kept_serves_once(host: SandboxHost, bundles: Path
     assert [told(host, image)[0] for _ in range(3)] == [1, 1, 1]
 
 
-def test_a_process_serves_so_many_calls_and_so_long(host: SandboxHost, bundles: Path) -> None:
+def test_a_process_serves_so_many_calls_and_so_long(host: SandboxHost, bundles: Path, clock: Clock) -> None:
     few = image_of(bundles, Keep(calls=3, seconds=600.0))
     assert [told(host, few)[0] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
-    brief = image_of(bundles, Keep(calls=1000, seconds=0.2))
+    brief = image_of(bundles, Keep(calls=1000, seconds=20.0))
+    assert [told(host, brief)[0] for _ in range(2)] == [1, 2]
+    clock.ahead_s += 20.1
     assert told(host, brief)[0] == 1
-    time.sleep(0.3)
-    assert told(host, brief)[0] == 1
+
+
+def test_a_process_waits_for_a_minute_at_most(host: SandboxHost, bundles: Path, clock: Clock) -> None:
+    image = image_of(bundles)
+    assert told(host, image, owner="rarely")[0] == 1
+    assert kept(host, image) > 0
+    clock.ahead_s += IDLE_S + 0.1
+    wait_until(lambda: kept(host, image) == 0)
+    assert told(host, image, owner="rarely")[0] == 1
 
 
 @pytest.mark.parametrize(

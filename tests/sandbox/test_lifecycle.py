@@ -32,6 +32,7 @@ from taskworker.sandbox import (
 )
 from taskworker.sandbox.pids_cgroup import PidsCgroup
 from tests.sandbox.bundles import ECHO, begin, program
+from tests.sandbox.conftest import Clock
 from tests.storage.helpers import python_environment
 
 PATIENCE_S = 20.0
@@ -305,12 +306,14 @@ def test_a_crowd_waits_for_a_process_that_gets_no_time(host: SandboxHost, bundle
 
 
 def test_a_function_that_was_not_used_for_long_is_ended(bundles: Path) -> None:
-    host = SandboxHost(bundles, idle_s=0.5)
+    clock = Clock()
+    host = SandboxHost(bundles, idle_s=600.0, clock_s=clock)
     host.start()
     try:
         image = program(bundles, ECHO)
         begin(host, image).result()
         pids = set(view_of(host, image.key).pids)
+        clock.ahead_s += 600.1
         eventually(lambda: not host.views())
         eventually(lambda: gone(pids))
         assert begin(host, image, b"again").result() == b"again"

@@ -130,7 +130,7 @@ class FunctionHost:
         self._limits_max = limits_max
         self._capabilities_of = capabilities_of
         self._bundles = BundleCache(directory, in_use=self._in_use)
-        self._sandbox = SandboxHost(directory)
+        self._sandbox = SandboxHost(directory, clock_s=clock_s)
         self._files_of = files_of
         self._call_function = call_function
         self._lock = threading.Lock()
@@ -154,7 +154,8 @@ class FunctionHost:
                 try:
                     self._sandbox.start()
                 except sandbox_errors.SandboxUnavailable:
-                    self._sandbox = SandboxHost(self._bundles.directory)  # for the next attempt: this one is closed
+                    # For the next attempt: this one is closed.
+                    self._sandbox = SandboxHost(self._bundles.directory, clock_s=self._clock_s)
                     raise
                 self._started = True
 
