@@ -1,4 +1,4 @@
-"""The implementations of the catalog's port, and records to keep in them."""
+"""The implementations of the catalog's port, and records for tests of them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CATALOGS: dict[str, Callable[[Path], Catalog]] = {
 
 
 def id_of(number: int, length: int = 32) -> bytes:
-    """Some id."""
+    """Return some id."""
     return blake3(b"%d" % number).digest(length)
 
 
 def stripe_of(number: int) -> StripeKey:
-    """Key of some chunk's stripe."""
+    """Return the key of some chunk's stripe."""
     return StripeKey(id_of(number) + BYTE[Kind.CHUNK] + BYTE[3] + BYTE[5])
 
 
 def version_of(
     file_id: bytes, sequence: int, *, k: int = 4, n: int = 6, size: int = 1, name: str = "a"
 ) -> StoredVersion:
-    """Some version of a file."""
+    """Return some version of a file."""
     root = RootNode(1, size, 1 << 16, k, n, 0, 0, id_of(sequence))
     raw = encode_root(root)
     record = VersionRecord(RECORD_FORMAT, file_id, None, object_id(raw), size, "ada", name, 0, sequence, None, "")
@@ -39,10 +39,10 @@ def version_of(
 
 
 def entry_of(stored: StoredVersion) -> FileEntry:
-    """The entry of the file of which this is the head."""
+    """Return a file's entry with this version as its head."""
     return FileEntry(stored.record.user_id, stored.record.filename, stored.version_id, stored.record.size)
 
 
 def key_of(name: str, user: str = "ada") -> bytes:
-    """Key of a file's name."""
+    """Return the key of a file's name."""
     return name_key(user_key(user.encode()), name.encode())

@@ -19,7 +19,7 @@ _FREE_BYTES_MIN = 1 << 30
 
 @pytest.fixture(scope="session")
 def fast() -> Iterator[Path | None]:
-    """A directory in memory, where flushing costs nothing, or None if there is no room."""
+    """A directory in memory, where flushing costs nothing; None if there is no room."""
     if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _FREE_BYTES_MIN:
         yield None
         return
@@ -49,7 +49,7 @@ def module_scratch(fast: Path | None, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def root(scratch: Path) -> Path:
-    """Where the store under test is."""
+    """The directory of the store under test."""
     return scratch / "store"
 
 

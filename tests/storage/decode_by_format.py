@@ -1,4 +1,4 @@
-"""Decode all chunks from the volumes at hand, by docs/format.md alone: decode_by_format.py OUT VOLUME..."""
+"""Decode all chunks from the given volumes as docs/format.md describes: decode_by_format.py OUT VOLUME..."""
 
 import sys
 from collections import defaultdict
@@ -22,7 +22,7 @@ for segment in (path for volume in sys.argv[2:] for path in sorted(Path(volume).
             stripes[chunk_id, k + 1, n + 1][slot] = size, payload
         at = raw.find(b"TwSh", at + (96 + length if intact else 96 if authentic else 1))
 for (chunk_id, k, n), shards in stripes.items():
-    slots = sorted(shards)[-k:]  # parity first, so that it is seen to be right
+    slots = sorted(shards)[-k:]  # parity first, to check that it is right
     pieces = zfec.Decoder(k, n).decode([shards[slot][1] for slot in slots], slots) if len(slots) == k else []
     chunk = b"".join(pieces)[: shards[slots[0]][0]]
     if blake3(chunk).digest() == chunk_id:

@@ -1,4 +1,4 @@
-"""A file system whose calls fail with any error number, as long as a test says so."""
+"""A file system whose calls fail with an error number for as long as a test wants."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class FaultyDisk(LocalFileSystem):
     """See :class:`storage.shards.filesystem.FileSystem`.
 
     Attributes:
-        failing: error number by call, or for all calls of a kind of directory: (call, name of the directory).
+        failing: error number for each failing call; a key (call, name of a directory) limits it to that directory.
     """
 
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
-        self.only = ""  # the directory's name that is concerned; all are by default
-        self.left = -1  # so many calls fail yet; all of them if it is negative
+        self.only = ""  # name of the only directory with failures; empty: all
+        self.left = -1  # how many more calls fail; negative: all
         self.bad_sectors: list[tuple[Path, int, int]] = []
 
     def fail(self, number: int, *calls: str, only: str = "", times: int = -1) -> None:
-        """From now on these calls fail, or so many of them."""
+        """Let these calls fail from now on, or only the next few of them."""
         self.failing = dict.fromkeys(calls, number)
         self.only = only
         self.left = times
 
     def spoil(self, path: Path, start: int, stop: int) -> None:
-        """From now on these bytes of a file cannot be read."""
+        """Make these bytes of a file unreadable."""
         self.bad_sectors.append((path, start, stop))
 
     def heal(self) -> None:
-        """All is well again."""
+        """Let all calls succeed again."""
         self.failing = {}
         self.bad_sectors = []
 
@@ -100,7 +100,7 @@ class FaultyDisk(LocalFileSystem):
 
 
 class FaultyFile(LocalFile):
-    """A file on it."""
+    """A file on a `FaultyDisk`."""
 
     __slots__ = ("_disk", "_path")
 
@@ -125,7 +125,7 @@ class FaultyFile(LocalFile):
         super().datasync()
 
     def descriptor(self) -> int:
-        return -1  # so that it is asked to flush itself
+        return -1  # so that the flusher calls datasync
 
     def truncate(self, size: int) -> None:
         self._disk.check("truncate", self._path)

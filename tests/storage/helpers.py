@@ -1,4 +1,4 @@
-"""What the storage tests share: small stores, content made from seeds, and damage to volumes."""
+"""Shared helpers of the storage tests: small stores, content made from seeds, and damage to volumes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SEGMENT = 256 * 1024
 
 
 def content(seed: int, size: int) -> bytes:
-    """The same bytes for the same seed; a shorter size gives a prefix."""
+    """Return bytes that depend on the seed; a smaller size gives a prefix."""
     return random.Random(seed).randbytes(size)
 
 
 def digest(data: bytes) -> bytes:
-    """The id of a chunk or other object."""
+    """Return the id of a chunk or another object."""
     return blake3(data).digest()
 
 
@@ -47,7 +47,7 @@ def open_store(
     create: bool = True,
     volume_options: VolumeOptions | None = None,
 ) -> FileStorage:
-    """A store with the smallest chunks."""
+    """Open a store with the smallest chunks."""
     return FileStorage.open(
         root,
         profile=ErasureProfile(k, n),
@@ -59,24 +59,24 @@ def open_store(
 
 
 def file_shards(store: FileStorage) -> int:
-    """Shards on all volumes, without the marks that the store leaves on each with its first commit."""
+    """Count the shards on all volumes, without the marks that the first commit puts on each volume."""
     volumes = store.stats().volumes
     marked = sum(any(record.key[32] == Kind.MARK for record in records(volume.path)) for volume in volumes)
     return sum(volume.shards for volume in volumes) - marked
 
 
 def push(store: FileStorage, data: bytes, name: str = "file", user: str = USER) -> Version:
-    """Push without ceremony."""
+    """Push as the test user."""
     return store.push(data, filename=name, user_id=user)
 
 
 def get(store: FileStorage, version: Version) -> bytes:
-    """Exactly this version's content."""
+    """Return the content of this version."""
     return store.get(version.file_id, user_id=version.user_id, version_id=version.version_id)
 
 
 def push_many(store: FileStorage, sizes: Iterable[int]) -> dict[str, tuple[Version, bytes]]:
-    """Files of these sizes with different content, by name."""
+    """Push files of these sizes with different contents; return them by name."""
     pushed: dict[str, tuple[Version, bytes]] = {}
     for seed, size in enumerate(sizes):
         data = content(seed, size)
@@ -85,13 +85,13 @@ def push_many(store: FileStorage, sizes: Iterable[int]) -> dict[str, tuple[Versi
 
 
 def check_all(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> None:
-    """Every file reads exactly."""
+    """Check that every file has its content."""
     for version, data in pushed.values():
         assert get(store, version) == data
 
 
 def diff_of(version: Version, new_size: int, patches: Iterable[tuple[int, bytes, bytes | None]]) -> ManifestDiff:
-    """A diff against a version, as a client would make it."""
+    """Make a diff against a version, as a client would."""
     return ManifestDiff(
         version.version_id, new_size, version.chunk_size, tuple(Patch(index, i, data) for index, i, data in patches)
     )
@@ -101,28 +101,28 @@ def diff_of(version: Version, new_size: int, patches: Iterable[tuple[int, bytes,
 
 
 def volume_dir(root: Path, slot: int) -> Path:
-    """Where a volume is by default."""
+    """Return the default directory of a volume."""
     return root / "volumes" / str(slot)
 
 
 def lose(root: Path, *slots: int) -> None:
-    """Volumes are gone."""
+    """Remove volumes."""
     for slot in slots:
         shutil.rmtree(volume_dir(root, slot))
 
 
 def lose_catalog(root: Path) -> None:
-    """The catalog is gone."""
+    """Remove the catalog."""
     shutil.rmtree(root / "catalog")
 
 
 def segments(volume: Path) -> list[Path]:
-    """Segment files in order."""
+    """Return a volume's segment files in order."""
     return sorted(volume.glob("*.seg"))
 
 
 class Record(NamedTuple):
-    """Where a shard lies in a volume's segments."""
+    """The position of a shard in a volume's segments."""
 
     segment: Path
     start: int
@@ -131,7 +131,7 @@ class Record(NamedTuple):
 
 
 def records(volume: Path) -> list[Record]:
-    """All intact records of a volume, in order."""
+    """Return all intact records of a volume, in order."""
     identity = read_identity(volume)
     assert identity is not None
     found: list[Record] = []
@@ -154,7 +154,7 @@ def flip(path: Path, offset: int, mask: int = 0x40) -> None:
 
 
 def flip_bytes(volume: Path, rng: random.Random, count: int) -> set[ShardKey]:
-    """Flip random bytes of a volume's records; the shards that were hit."""
+    """Flip random bytes of a volume's records; return the damaged shards."""
     there = records(volume)
     hit: set[ShardKey] = set()
     places = {(record, rng.randrange(record.start, record.stop)) for record in rng.choices(there, k=count)}
@@ -165,7 +165,7 @@ def flip_bytes(volume: Path, rng: random.Random, count: int) -> set[ShardKey]:
 
 
 def rot_shards(root: Path, chunk_id: bytes, k: int, n: int, slots: Iterable[int], kind: Kind = Kind.CHUNK) -> None:
-    """Flip a byte in the payload of some shards of an object, of every copy of them on disk."""
+    """Flip a byte in the payload of some shards of an object, in every copy on disk."""
     stripe = stripe_key(kind, chunk_id, k, n)
     wanted = {shard_key(stripe, slot) for slot in slots}
     for volume in sorted((root / "volumes").iterdir()):
@@ -175,16 +175,16 @@ def rot_shards(root: Path, chunk_id: bytes, k: int, n: int, slots: Iterable[int]
 
 
 def holders(chunk_id: bytes, k: int, n: int, volumes: int) -> tuple[int, ...]:
-    """The volume of each slot of a stripe."""
+    """Return the volume of each slot of a stripe."""
     return FixedLayout(volumes).volumes(stripe_key(Kind.CHUNK, chunk_id, k, n), n)
 
 
 def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], volumes: int) -> None:
-    """Write records with right framing and digest but any content, as a lying volume would.
+    """Write records with correct framing and digests but any content, as a lying volume would.
 
     Args:
-        root: the store, closed.
-        stripe: whose shards.
+        root: directory of the closed store.
+        stripe: the stripe of the shards.
         shards: (object length, payload) by slot.
         volumes: number of volumes of the store.
     """
@@ -200,13 +200,13 @@ def plant(root: Path, stripe: StripeKey, shards: dict[int, tuple[int, bytes]], v
 
 
 def copy_store(root: Path, target: Path) -> Path:
-    """A copy of a store directory, as of a machine that lost power and whose disk was copied."""
+    """Copy a store's directory, as if the machine had lost power and its disk had been copied."""
     shutil.copytree(root, target)
     return as_the_same_disk(target)
 
 
 def python_environment() -> dict[str, str]:
-    """Environment for a child Python that finds the project as this one does."""
+    """Return an environment in which a child Python finds the project."""
     import storage
 
     return {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parent.parent)}

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type or range are refused at the door, before anything of them is written."""
+"""Arguments of the wrong type or range are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_UTF8 = ("a\udc80b",)
 
 
 class Awkward:
-    """Whose own methods fail, as those of an array do where one number is wanted."""
+    """An object whose methods raise, like those of an array where one number is expected."""
 
     def __index__(self) -> int:
         raise TypeError("only scalar arrays can be converted to a scalar index")
@@ -34,11 +34,11 @@ class Awkward:
         return 5  # type: ignore[return-value]
 
 
-HUGE = (10**400, 10**5000, -(10**5000))  # the last two have more digits than Python writes out
+HUGE = (10**400, 10**5000, -(10**5000))  # the last two have more digits than Python converts to text
 NOT_WHOLE = (1.0, 1e12, math.nan, math.inf, True, False, "1", b"1", Decimal(1), [1], Awkward(), *HUGE)
 NO_PATH = ("a\0b", "\ud800", Awkward())
 
-_DIFF: Any = ManifestDiff  # to be made of what they cannot be made of
+_DIFF: Any = ManifestDiff  # called with arguments that are not valid for it
 _PATCH: Any = Patch
 
 BAD: dict[str, tuple[Any, ...]] = {
@@ -152,13 +152,13 @@ def test_a_profile(k: Any, n: Any) -> None:
 
 
 class _Text(str):
-    """As numpy and template engines have them."""
+    """A subclass of str, as in numpy and template engines."""
 
     __slots__ = ()
 
 
 class _Number:
-    """As numpy has them: no int, but as good as one."""
+    """Not an int, but usable as one, as in numpy."""
 
     def __init__(self, value: int) -> None:
         self._value = value

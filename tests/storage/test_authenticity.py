@@ -1,4 +1,4 @@
-"""What a store signs, and how its secret comes back from shares of which some are false."""
+"""Signatures of a store, and recovery of its secret from shares of which some are false."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_any_so_many_shares_give_the_secret_back_and_fewer_do_not(threshold: int
 
 @pytest.mark.parametrize("liars", list(combinations(range(6), 2)))
 def test_false_shares_are_found_out(liars: tuple[int, int]) -> None:
-    """Of six volumes, two lie: of their share, of its index, or of the whole secret."""
+    """Two of six volumes lie about their share, its index, or the whole secret."""
     secret, false = _secret(4), _secret(4, seed=2)
     marks = _marks(secret, range(6))
     honest = [(volume, mark) for volume, mark in marks if volume not in liars]
@@ -153,7 +153,7 @@ def test_false_shares_are_found_out(liars: tuple[int, int]) -> None:
 
 
 def test_a_liar_cannot_lower_the_threshold_to_one() -> None:
-    """Nor count more than once for a secret of its own making."""
+    """Nor can it count more than once for a secret that it made up."""
     own = _secret(1, seed=3)
     alone = _marks(own, range(1))
     assert recover_secret(alone, threshold_min=4) is None
@@ -163,7 +163,7 @@ def test_a_liar_cannot_lower_the_threshold_to_one() -> None:
 
 @pytest.mark.parametrize(("k", "n"), [(4, 6), (1, 3), (2, 4), (3, 3), (17, 20), (1, 1)])
 def test_neither_liars_nor_losses_decide(k: int, n: int) -> None:
-    """Those that may lie at once do not learn the secret; where it can be, those that must be left have it."""
+    """Volumes that may lie at once cannot compute the secret; if possible, those that must be left can."""
     threshold = sharing_threshold(k, n, remote=True)
     assert threshold > n - k
     assert threshold >= k
@@ -182,11 +182,11 @@ def test_one_owner_cannot_make_up_a_secret_with_many_volumes() -> None:
 @pytest.mark.parametrize(
     ("owners", "count"),
     [
-        (["", "", "", ""], 4),  # nothing is known of them
-        (["a", "a", "a", "a"], 4),  # nobody else could agree
+        (["", "", "", ""], 4),  # owners are unknown
+        (["a", "a", "a", "a"], 4),  # all have the same owner, so that nobody else could agree
         (["a", "a", "a", "b"], 2),
-        (["a", "", "", ""], 4),  # who names itself silences nobody
-        (["a", "b", "c", "", "", ""], 4),  # who does not name itself counts for one where enough others do
+        (["a", "", "", ""], 4),  # one that names an owner silences nobody
+        (["a", "b", "c", "", "", ""], 4),  # those without an owner count as one if enough others name theirs
     ],
 )
 def test_an_owner_has_one_voice(owners: list[str], count: int) -> None:
@@ -194,7 +194,7 @@ def test_an_owner_has_one_voice(owners: list[str], count: int) -> None:
 
 
 def test_what_a_volume_has_shown_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the owner who shows the most that too few others do; what is agreed on stays so."""
+    """What the owner of the most reports is forgotten if too few others agree; what is agreed on stays."""
     monkeypatch.setattr("storage.maintenance.agreement.room_bytes", lambda _: 800)
     keys = [bytes([number]) * 33 for number in range(10)]
     with closing(Agreement(2, tmp_path, voices({0: "crowd", 1: "crowd", 2: "big", 3: "other"}, 2))) as agreement:

@@ -1,4 +1,4 @@
-"""When what failed is tried again."""
+"""Pauses before failed volumes and workers are tried again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Clock:
         return self.now_s
 
     def until_due(self, backoff: Backoff) -> float:
-        """How long it takes until it is time, in seconds."""
+        """Return the seconds until the next attempt is due."""
         began_s = self.now_s
         while not backoff.due():
             self.now_s += 0.125

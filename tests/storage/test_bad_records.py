@@ -1,4 +1,4 @@
-"""One record that cannot be read: it is reported and set aside, and stops the maintenance of no other file."""
+"""An unreadable record is reported and set aside, and does not stop the maintenance of other files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Spoil = Callable[[VersionRecord, RootNode], tuple[Any, Any]]
 
 @contextmanager
 def kept_as_they_come(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> Iterator[None]:
-    """Versions are sealed without a look at them, as older software did; those of the file "bad" are spoilt."""
+    """Seal versions without checks, as older software did, and spoil those of the file "bad"."""
 
     def seal(record: SignedRecord, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
         if record.filename != "bad":
@@ -91,7 +91,7 @@ EVERYWHERE: list[Spoil] = [as_float, chunk_size_as_float, negative_size, impossi
 
 @pytest.fixture(params=[*EVERYWHERE, *IN_THE_CATALOG], ids=lambda kind: kind.__name__)
 def store(request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStorage]:
-    """A store with good files and one whose record cannot be read, here or on the volumes as well."""
+    """A store with good files and one whose record cannot be read, in the catalog only or also on the volumes."""
     spoil = request.param if request.param in EVERYWHERE else nothing
     with kept_as_they_come(monkeypatch, spoil), open_store(root, segment_bytes_max=CHUNK) as made:
         push(made, OTHERS["a"], "a")
@@ -178,12 +178,12 @@ def test_rebuild_takes_the_others(store: FileStorage, root: Path) -> None:
         found = file_ids(again)
         for name, data in OTHERS.items():
             assert again.get(found[name], user_id=USER) == data
-        # What is wrong on the volumes is said; what was wrong in the catalog alone is right again.
+        # A rebuild reports what is wrong on the volumes; what was wrong only in the catalog is right again.
         assert ("bad" in found) != bool(report.skipped)
 
 
 def put_back(catalog: Path, root: Path) -> None:
-    """An older catalog takes the place of the one there is."""
+    """Replace the catalog by an older one."""
     lose_catalog(root)
     shutil.copytree(catalog, root / "catalog")
 
@@ -201,7 +201,7 @@ def test_rebuild_of_a_catalog_that_is_behind_goes_past_it(store: FileStorage, ro
         found = file_ids(again)
         for name, data in (*OTHERS.items(), ("e", BAD_DATA)):
             assert again.get(found[name], user_id=USER) == data
-        assert ("bad" in found) != bool(report.skipped)  # a good record on the volumes takes a bad one's place
+        assert ("bad" in found) != bool(report.skipped)  # a good record on the volumes replaces a bad one
         assert push(again, b"more", "f").filename == "f"
 
 
@@ -303,14 +303,14 @@ def test_a_list_of_missed_collects_that_cannot_be_read_stops_no_collect(root: Pa
     catalog.save_document("collect-missed", b"\xc1")
     catalog.close()
     with open_store(root) as store:
-        assert store.upkeep.is_collect_owed()  # any of them may have missed one
+        assert store.upkeep.is_collect_owed()  # any volume may have missed a collect
         assert store.collect(grace_s=0).bytes_freed > 0
         assert not store.upkeep.is_collect_owed()
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]
 
 
 def spoil_record(root: Path, name: bytes) -> None:
-    """Replace a record of the catalog's root tree with what cannot be read."""
+    """Make a record of the catalog's root tree unreadable."""
     environment = lmdb.open(str(root / "catalog"), max_dbs=20)
     with environment.begin(write=True) as txn:
         assert txn.get(name) is not None
@@ -356,7 +356,7 @@ def test_totals_that_cannot_be_read_hide_no_older_catalog(root: Path, scratch: P
 
 
 def test_a_time_that_cannot_be_read_keeps_what_uploads_have_stored(root: Path) -> None:
-    """Interrupted ones wait for their senders as long as if they had been interrupted just now."""
+    """Interrupted uploads are kept as long as if they had been interrupted just now."""
     with open_store(root) as store:
         upload = store.upload(user_id=USER, filename="big")
         upload.write(content(7, 4 * CHUNK))
@@ -373,7 +373,7 @@ def test_a_time_that_cannot_be_read_keeps_what_uploads_have_stored(root: Path) -
 
 
 def test_settings_that_cannot_be_read_are_made_again(root: Path) -> None:
-    """Which volumes wait for a repair is not known then: all do."""
+    """It is then unknown which volumes wait for a repair, so all do."""
     with open_store(root) as store:
         push(store, OTHERS["a"], "a")
         before = store._parts.settings

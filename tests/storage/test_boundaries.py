@@ -1,4 +1,4 @@
-"""The engine stands alone: it loads nothing of the network, of asyncio, or of what is built on it."""
+"""The engine is independent: it imports no networking, no asyncio, and nothing that is built on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ print("\\n".join(sorted(sys.modules)))
 
 
 def _loaded(*modules: str) -> set[str]:
-    """Top-level names of everything that importing these brings in."""
+    """Return the top-level names of all modules that importing these loads."""
     command = [sys.executable, "-c", _CODE, *modules]
     child = subprocess.run(command, env=python_environment(), capture_output=True, text=True, timeout=60, check=True)
     return {name.split(".")[0] for name in child.stdout.split()}
@@ -46,7 +46,7 @@ def test_public_names_are_there() -> None:
 
 
 def test_nothing_public_is_left_out_of_the_contract() -> None:
-    """The names that design and documents promise."""
+    """The names promised by the documentation."""
     promised = {
         "FileStorage", "ErasureProfile", "Version", "ManifestDiff", "Patch", "StorageError", "FileNotFound",
         "VersionNotFound", "PermissionDenied", "ConflictError", "InvalidArgument", "DataLossError",

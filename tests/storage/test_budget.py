@@ -1,4 +1,4 @@
-"""What all calls together may hold in memory."""
+"""The memory that all calls together may hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Counting(ThreadPoolExecutor):
-    """Counts what was handed in, and the most that was not done yet."""
+    """Counts submitted work, and the most that was unfinished at the same time."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -44,7 +44,7 @@ class Counting(ThreadPoolExecutor):
 
 @pytest.fixture
 def executors(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counting]:
-    """The threads of stores opened from now on, by name."""
+    """The executors of stores opened from now on, by name."""
     made: dict[str, Counting] = {}
 
     def executor(_runtime: Runtime, threads: int, name: str) -> Executor:
@@ -82,7 +82,7 @@ def test_readers_share_what_is_read_ahead(
             before = loads.submitted
             assert bytes(next(each)) == data[:CHUNK]
             asked.append(loads.submitted - before)
-        assert asked == [5, 1, 1]  # its own and four ahead; the others only their own
+        assert asked == [5, 1, 1]  # the first reads its own and four ahead; the others only their own
         pieces[0].close()  # type: ignore[attr-defined]
         assert b"".join(map(bytes, pieces[1])) == data[CHUNK:]
         for reader in readers:

@@ -1,4 +1,4 @@
-"""What every catalog promises, kept by one in LMDB and by one in memory alike."""
+"""The conformance suite of catalogs, run with LMDB and in memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _GaveUpError(Exception):
 
 
 def store(catalog: Catalog, file_id: bytes, sequence: int, name: str = "a", **form: int) -> None:
-    """Make a new version a file's head."""
+    """Store a new version as a file's head."""
     stored = version_of(file_id, sequence, name=name, **form)
 
     def work(txn: CatalogTransaction) -> None:
@@ -154,9 +154,9 @@ def test_a_transaction_reads_its_own_changes(catalog: Catalog) -> None:
         assert txn.file(FILE) == entry_of(stored)
         assert txn.find(key_of("a")) == FILE
         assert txn.version(FILE, stored.version_id) == stored.raw
-        assert catalog.file(FILE) is None  # which nobody else does
+        assert catalog.file(FILE) is None  # only within its own transaction
         txn.forget_file(FILE)
-        txn.forget_name(key_of("a"), OTHER)  # it is not that one's
+        txn.forget_name(key_of("a"), OTHER)  # the name belongs to another file
         assert txn.file(FILE) is None
         assert txn.find(key_of("a")) == FILE
         txn.forget_name(key_of("a"), FILE)
@@ -288,7 +288,7 @@ def test_a_claim_names_the_uploads_it_is_for(catalog: Catalog) -> None:
     for number, since_s in ((1, None), (2, 5.0), (3, 6.0), (4, None)):
         keep_upload(catalog, number, UploadRecord(since_s))
         hold(catalog, ADA, [stripe_of(1)], number)
-    assert uploads() == (1, 3, 4)  # of the interrupted ones, the latest
+    assert uploads() == (1, 3, 4)  # the latest number is that of an interrupted upload
     assert catalog.uploads() == {
         1: UploadRecord(), 2: UploadRecord(5.0), 3: UploadRecord(6.0), 4: UploadRecord()
     }  # fmt: skip
@@ -352,7 +352,7 @@ def test_a_closed_catalog_says_so(catalog: Catalog) -> None:
 
 
 def test_a_function_that_is_run_again_leaves_what_it_would_leave_alone(catalog: Catalog) -> None:
-    """A catalog may run it more than once, and what it has changed the first time counts for nothing."""
+    """A catalog may run a function more than once; changes of earlier runs are discarded."""
     store(catalog, FILE, 1)
     runs = 0
 

@@ -1,4 +1,4 @@
-"""Any course of transactions leaves in each catalog what a plain model of the port says."""
+"""After any sequence of transactions, each catalog agrees with a simple model of the port."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _AbandonedError(Exception):
 
 @dataclass
 class _Model:
-    """What a catalog has, in plain dictionaries."""
+    """A catalog's content, in plain dictionaries."""
 
     entries: dict[bytes, FileEntry] = field(default_factory=dict)
     names: dict[bytes, bytes] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class _Model:
             self.claims[stripe, user] = (*going_on, *([] if latest is None else [latest]), upload)
 
     def counted(self) -> list[tuple[int, int, int, int]]:
-        """The profiles in use: k, n, files, versions."""
+        """Return the profiles in use: k, n, files, versions."""
         heads = [self.profiles.get((file_id, entry.head)) for file_id, entry in self.entries.items()]
         kept = list(self.profiles.values())
         return [(*profile, heads.count(profile), kept.count(profile)) for profile in sorted(set(kept))]
@@ -174,7 +174,7 @@ _steps = st.one_of(
 
 
 class CatalogMachine(RuleBasedStateMachine):
-    """Transactions of several steps each, abandoned ones among them."""
+    """Runs transactions of several steps each, some of which are abandoned."""
 
     kind: ClassVar[str]
 
@@ -186,7 +186,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @rule(steps=st.lists(_steps, min_size=1, max_size=4), abandoned=st.booleans())
     def transact(self, steps: list[Step], abandoned: bool) -> None:
-        """A transaction, or one that is abandoned at its end."""
+        """Run a transaction, which may be abandoned at its end."""
 
         def work(txn: CatalogTransaction) -> _Model:
             model = deepcopy(self._model)
@@ -203,7 +203,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @rule(number=_files, sequence=_sequences, name=st.sampled_from(NAMES), counted=st.booleans())
     def drop_version(self, number: int, sequence: int, name: str, counted: bool) -> None:
-        """A collect takes a version of a deleted file."""
+        """Drop a version of a deleted file, as a collect does."""
         file_id = id_of(number, 16)
         stored = version_of(file_id, sequence, k=2 + sequence % 2, size=1 + sequence, name=name)
         if file_id in self._model.entries:
@@ -217,13 +217,13 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @rule(number=_numbers)
     def drop_node(self, number: int) -> None:
-        """A collect takes a node."""
+        """Drop a node, as a collect does."""
         self._catalog.drop_nodes([id_of(number)])
         self._model.nodes.pop(id_of(number), None)
 
     @rule(user=st.sampled_from(USERS), number=_numbers, uploads=st.none() | st.lists(_numbers, max_size=2))
     def drop_claim(self, user: bytes, number: int, uploads: list[int] | None) -> None:
-        """A collect takes a claim, as it is (None) or as it may have been before."""
+        """Drop a claim, as a collect does: unconditionally (None) or only if it is as expected."""
         key = stripe_of(number), user
         present = self._model.claims.get(key, ())
         judged = present if uploads is None else tuple(uploads)
@@ -233,7 +233,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        """The catalog and the model agree on everything."""
+        """Check that the catalog and the model agree."""
         catalog, model = self._catalog, self._model
         found = [*catalog.versions()]
         assert {(one.file_id, one.version_id): one.raw for one in found} == model.versions

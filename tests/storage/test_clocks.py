@@ -1,4 +1,4 @@
-"""Clocks that are wrong, and jump: no version, no order and no space may hang on them."""
+"""Wrong and jumping clocks must not affect versions, their order, or freed space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRONG_S = [-68 * YEAR_S, 2**32 + 7, TODAY_S + 100 * YEAR_S, TODAY_S - 25 * 3600]
 
 
 class Clocks(Runtime):
-    """A wall clock that tests set, and a monotonic one that they advance."""
+    """A wall clock that tests set, and a monotonic clock that they advance."""
 
     def __init__(self) -> None:
         self.wall_s: float = TODAY_S
@@ -35,7 +35,7 @@ def open_at(root: Path, clocks: Clocks) -> FileStorage:
 
 @pytest.mark.parametrize("wrong_s", WRONG_S)
 def test_a_store_used_under_a_wrong_clock(root: Path, wrong_s: float) -> None:
-    """Versions keep their order, also through a rebuild; everything can be read, listed and collected."""
+    """Versions keep their order, also in a rebuild; everything can be read, listed and collected."""
     clocks = Clocks()
     moments = [TODAY_S, wrong_s, TODAY_S + 60.0]
     for number, clocks.wall_s in enumerate(moments):

@@ -1,4 +1,4 @@
-"""Collect frees what nobody needs, whenever that is, and nothing else."""
+"""Collect frees everything that nobody needs, at any time, and nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IDS = [digest(DATA[i : i + CHUNK]) for i in range(0, len(DATA), CHUNK)]
 
 
 def _dying(store: FileStorage) -> None:
-    """Its chunks are on the volumes, and nobody needs them."""
+    """Push and delete a file, so that its chunks are on the volumes and nobody needs them."""
     store.delete(push(store, DATA, "dying").file_id, user_id=USER)
 
 
@@ -70,7 +70,7 @@ def test_chunks_that_others_have_are_kept(store: FileStorage) -> None:
 
 
 def test_a_leaf_that_others_have_is_kept(root: Path) -> None:
-    """Manifest nodes are shared between files as chunks are."""
+    """Files share manifest nodes like chunks."""
     data = b"".join(number.to_bytes(4, "big") * (CHUNK // 4) for number in range(1030))
     with open_store(root, k=1, n=2) as store:
         first, second = push(store, data, "first"), push(store, data, "second")
@@ -138,7 +138,7 @@ ACTIONS: list[tuple[Callable[[FileStorage], Version], bytes]] = [
 
 @pytest.fixture
 def each_bucket_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a store of millions of shards."""
+    """Sweep each bucket by itself, as in a store with millions of shards."""
     monkeypatch.setattr("storage.maintenance.collect._SWEEP_KEYS", 0)
 
 
@@ -148,7 +148,7 @@ def each_bucket_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_happens_in_the_middle_of_a_collect(
     store: FileStorage, step: int, action: Callable[[FileStorage], Version], data: bytes
 ) -> None:
-    """Between marking and sweeping, and between any two buckets: the progress callback is where we get in."""
+    """The progress callback runs things between marking and sweeping, and between any two buckets."""
     push(store, b"kept", "kept")
     push(store, b"small", "was here")
     store.delete(push(store, b"small", "dying too", "bob").file_id, user_id="bob")
@@ -197,7 +197,7 @@ def test_however_much_is_swept_at_once_the_same_is_freed(
         store.delete(doomed.file_id, user_id=USER)
     report = store.collect(grace_s=0)
     assert report.stores_missed == 0
-    assert report.objects_removed == 20 * 2  # the chunk and the version of each that was deleted
+    assert report.objects_removed == 20 * 2  # a chunk and a version of each deleted file
     assert get(store, kept) == content(38, 100)
     assert store.scrub().clean
 
@@ -271,11 +271,11 @@ def test_a_collect_that_is_cut_short_leaves_no_files(root: Path, store: FileStor
 
 
 def test_a_volume_that_is_away_is_swept_when_it_is_back(root: Path) -> None:
-    """Until then its shards stay known: the same content stored anew is made up for, not stored twice."""
+    """Until then its shards stay known, so that the same content pushed again is completed, not stored twice."""
     with open_store(root) as store:
         _dying(store)
     volume_dir(root, 2).rename(root / "away")
-    volume_dir(root, 2).touch()  # nothing can be made in its place
+    volume_dir(root, 2).touch()  # so that the volume cannot be made again
     with open_store(root) as store:
         report = store.collect(grace_s=0)
         assert (report.objects_removed, report.stores_missed) == (6, 1)
@@ -314,7 +314,7 @@ def test_numbers_of_segments_are_not_used_again(root: Path) -> None:
 
 
 def test_many_lives(root: Path) -> None:
-    """Over and over: fill, delete most, collect, open again. What is kept stays, and space does not creep up."""
+    """Repeatedly fill, delete most, collect and reopen. The kept files stay, and used space does not grow."""
     kept: dict[str, tuple[Version, bytes]] = {}
     used: list[int] = []
     for life in range(8):

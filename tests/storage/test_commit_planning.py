@@ -1,4 +1,4 @@
-"""Commits are planned, made durable, and entered if the catalog is still what they were planned on."""
+"""Commits are planned, made durable, and entered if the catalog has not changed since they were planned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Patch = pytest.MonkeyPatch
 
 
 def during_flushes(store: FileStorage, patch: Patch, what: Callable[[int], None]) -> list[int]:
-    """Have something done while the shards of each commit are flushed; gives the number of flushes so far."""
+    """Call a function while the shards of each commit are flushed; return a count of the flushes."""
     flushes: list[int] = []
     append_and_sync = store._volumes.append_and_sync
 
@@ -33,7 +33,7 @@ def during_flushes(store: FileStorage, patch: Patch, what: Callable[[int], None]
 
 
 def move_on(store: FileStorage) -> None:
-    """Have the catalog's sequence raised, as by another process that commits to it."""
+    """Raise the catalog's sequence, as another process that commits would."""
 
     def work(txn: CatalogTransaction) -> None:
         counters = txn.counters()
@@ -43,7 +43,7 @@ def move_on(store: FileStorage) -> None:
 
 
 def change_head(store: FileStorage, version: Version, to: Version) -> None:
-    """Have a file's head moved by somebody else."""
+    """Change a file's head, as another process would."""
     file_id = bytes.fromhex(version.file_id)
 
     def work(txn: CatalogTransaction) -> None:
@@ -56,12 +56,12 @@ def change_head(store: FileStorage, version: Version, to: Version) -> None:
 
 
 def get(store: FileStorage, version: Version) -> bytes:
-    """The newest content of a file."""
+    """Return the newest content of a file."""
     return store.get(version.file_id, user_id=USER)
 
 
 def test_no_transaction_is_open_while_the_disks_are_at_it(store: FileStorage, monkeypatch: Patch) -> None:
-    """Whoever else writes to the catalog waits for no volume."""
+    """Other writers to the catalog do not wait for volumes."""
     written = []
 
     def write(_: int) -> None:
@@ -162,7 +162,7 @@ def test_a_delete_that_others_came_before_is_planned_anew(store: FileStorage, mo
 
 
 def test_commits_and_deletes_beside_each_other(store: FileStorage) -> None:
-    """Those of one process wait for each other: none is planned twice, and the totals are right."""
+    """Those of one process wait for each other, so that none is planned twice, and the totals are right."""
     kept: dict[str, tuple[Version, bytes]] = {}
     failures: list[BaseException] = []
 
@@ -189,7 +189,7 @@ def test_commits_and_deletes_beside_each_other(store: FileStorage) -> None:
 
 
 def test_a_version_that_cannot_be_planned_fails_alone(store: FileStorage, monkeypatch: Patch) -> None:
-    """Others that wait to be committed with it are."""
+    """Others in the same batch are committed."""
     first = push(store, content(1, 100), "a")
     flushing, go_on = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Many threads at once: nothing is lost, nothing waits for ever, heads move one at a time."""
+"""Many concurrent threads: nothing is lost, nothing waits for ever, and heads change one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THREADS = 6
 
 
 def at_once(*work: Callable[[], object]) -> list[Exception]:
-    """Run all in threads; the errors they ended with. Fails if one does not end."""
+    """Run all functions in threads and return their errors. Fails if one does not end."""
     errors: list[Exception] = []
     start = threading.Barrier(len(work))
 
@@ -103,7 +103,7 @@ def test_one_of_many_deletes_wins(store: FileStorage) -> None:
 
 
 class Worker:
-    """A user who pushes, revises, reads and deletes files of their own, and knows what must be there."""
+    """A user who pushes, revises, reads and deletes their own files, and knows their contents."""
 
     def __init__(self, store: FileStorage, number: int, rounds: int) -> None:
         self.store = store
@@ -118,7 +118,7 @@ class Worker:
         check_all(self.store, self.kept)
 
     def _data(self) -> bytes:
-        """Few contents, so that all users share chunks, and chunks die and are born again."""
+        """Return one of few contents, so that users share chunks, and chunks are freed and stored again."""
         return content(self.rng.randrange(3), self.rng.choice([50, 5000, CHUNK, 2 * CHUNK + 1]))
 
     def push(self) -> None:
@@ -180,7 +180,7 @@ def test_users_and_upkeep_at_once_at_length(root: Path, run: int) -> None:
 
 @pytest.mark.parametrize("size", [100, 3 * CHUNK])
 def test_pushes_in_the_middle_of_a_scrub(store: FileStorage, size: int) -> None:
-    """What is written behind the scrub's back is not rotten for that."""
+    """Shards written during a scrub must not count as rotten."""
     pushed = {"first": (push(store, content(0, CHUNK), "first"), content(0, CHUNK))}
 
     def progress(done: int, total: int) -> None:
@@ -208,7 +208,7 @@ def test_repairs_in_the_middle_of_a_collect(store: FileStorage) -> None:
 
 
 def test_closing_amid_it_all(root: Path) -> None:
-    """Whoever is cut off is told so; what was acknowledged is there."""
+    """Interrupted calls raise; everything that was acknowledged is stored."""
     store = open_store(root)
     acknowledged: list[tuple[Version, bytes]] = []
     begun = threading.Semaphore(0)

@@ -1,4 +1,4 @@
-"""Copies of LMDB environments: made after a proper end, after a crash, and, torn, while they were in use."""
+"""Copies of LMDB environments: made after a clean close, after a crash, and torn ones made during use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def root(scratch: Path) -> Path:
 
 
 def torn_copy(environment: Path, target: Path, changes: Iterator[object]) -> None:
-    """A copy that read the headers before some changes, and the other pages after them."""
+    """Make a copy that read the headers before some changes and the other pages after them."""
     with (environment / DATA_FILE).open("rb") as file:
         headers = file.read(HEADERS_BYTES)
         for _ in changes:
@@ -58,7 +58,7 @@ def put_in_place(copy: Path, place: Path) -> None:
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No environment may be read as a whole."""
+    """Forbid reading a whole environment."""
 
     def check(file: DataFile) -> None:
         raise AssertionError("all of a database was read")
@@ -95,7 +95,7 @@ def test_a_torn_index_is_made_again(root: Path, scratch: Path) -> None:
     with open_store(root) as store:
         files += [push(store, content(number, 300), f"more {number}") for number in range(60)]
         headers = (index / DATA_FILE).read_bytes()[:HEADERS_BYTES]
-    for again in range(4):  # an index is written to when its store is closed
+    for again in range(4):  # closing a store writes to its index
         with open_store(root) as store:
             push(store, content(again, 300), f"again {again}")
     pages = (index / DATA_FILE).read_bytes()[HEADERS_BYTES:]
@@ -110,7 +110,7 @@ def test_a_torn_index_is_made_again(root: Path, scratch: Path) -> None:
 
 
 def test_a_torn_copy_of_an_older_version_is_refused(root: Path, scratch: Path) -> None:
-    """It has no note of its origin."""
+    """An older version has no note of its origin."""
     with lmdb.open(str(root), max_dbs=2) as environment:
         table = environment.open_db(b"table")
 
@@ -139,13 +139,13 @@ def test_a_store_that_was_closed_may_be_copied(root: Path, scratch: Path, reques
         assert not store.behind
         push(store, b"two", "file")
         assert store.scrub().clean
-    request.getfixturevalue("unread")  # a copy is read once
+    request.getfixturevalue("unread")  # a copy is read as a whole once
     with open_store(scratch / "copy") as store:
         assert read(store, file.file_id) == b"two"
 
 
 def test_a_catalog_copied_in_use_is_only_read_until_a_rebuild(root: Path, scratch: Path) -> None:
-    """Its pages belong together, as far as they can tell; no commit came after it, so the volumes tell nothing."""
+    """Its pages seem consistent, and as no commit came after it, the volumes cannot reveal that it is a copy."""
     with open_store(root) as store:
         file = push(store, b"one", "file")
         shutil.copytree(root, scratch / "copy")
@@ -246,7 +246,7 @@ def test_an_environment_of_what_is_derived_does_not_note_that_it_is_in_use(scrat
 
 
 def _lived(path: Path, rng: random.Random) -> None:
-    """An environment with short and long values, of which many were replaced or deleted."""
+    """Make an environment with short and long values, many of which were replaced or deleted."""
     with lmdb.open(str(path), max_dbs=3, map_size=1 << 26, sync=False) as environment:
         tables = [environment.open_db(name) for name in (b"a", b"b")]
         keys: list[bytes] = []
@@ -256,7 +256,7 @@ def _lived(path: Path, rng: random.Random) -> None:
                 for _ in range(40):
                     keys.append(rng.randbytes(rng.choice((4, 16, 300))))
                     txn.put(keys[-1], rng.randbytes(rng.choice((0, 60, 1900, 9000))), db=rng.choice(tables))
-                for size in (70_000, 9000):  # the pages of a value that was longer in the same transaction stay its own
+                for size in (70_000, 9000):  # a value that was longer in the same transaction keeps its pages
                     txn.put(b"shrunk", bytes(size), db=tables[0])
                 for key in rng.sample(keys, 15):
                     txn.delete(key, db=rng.choice(tables))
@@ -286,7 +286,7 @@ def test_pages_that_lmdb_wrote_belong_together(scratch: Path) -> None:
 
 
 def test_no_damage_of_pages_leads_anywhere_else(scratch: Path) -> None:
-    """Whatever bytes there are, what is read is within the file, or an error of its own."""
+    """Whatever the bytes are, reads stay within the file or raise the expected error."""
     rng = random.Random(2)
     _lived(scratch / "env", rng)
     whole = (scratch / "env" / DATA_FILE).read_bytes()
@@ -296,7 +296,7 @@ def test_no_damage_of_pages_leads_anywhere_else(scratch: Path) -> None:
         raw = bytearray(whole)
         page = rng.randrange(pages)
         match rng.randrange(4):
-            case 0:  # a header, or the first of the page
+            case 0:  # a header, or the beginning of a page
                 at = page * 4096 + rng.randrange(40)
                 raw[at] ^= 1 << rng.randrange(8)
             case 1:

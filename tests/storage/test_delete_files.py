@@ -1,4 +1,4 @@
-"""Many files deleted at once: all of them or none, by one flush of the volumes."""
+"""Deleting many files at once: all of them or none, with one flush of the volumes."""
 
 from __future__ import annotations
 

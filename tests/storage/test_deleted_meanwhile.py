@@ -1,4 +1,4 @@
-"""Files that are deleted and collected while maintenance goes over the store are not reported as damage."""
+"""Files that are deleted and collected during maintenance are not reported as damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.storage.helpers import CHUNK, USER, check_all, content, get, lose, op
 
 
 def once(action: Callable[[], None]) -> Callable[..., None]:
-    """A callback that does something the first time."""
+    """Return a callback that does something only the first time."""
     done: list[bool] = []
 
     def callback(*_: object) -> None:
@@ -52,7 +52,7 @@ def test_repair_still_tells_what_is_lost_of_files_that_are_there(root: Path) -> 
         pushed = push_many(store, [3 * CHUNK] * 4)
     lose(root, 0, 1, 2)
     with open_store(root) as store:
-        # All was met, and nothing made yet: what is made before a file is deleted may be told of.
+        # Everything has been found, and nothing made yet: shards made before the delete may be reported.
         report = store.repair(watch=once(lambda: delete_and_collect(store, ["f1", "f2", "f3"])))
         assert report.lost_count == 3
         assert all("'f0'" in damage.text for damage in report.lost)
@@ -65,7 +65,7 @@ def test_scrub_misses_nothing_that_was_deleted_while_it_ran(root: Path, monkeypa
 
         def walk_then_delete(*arguments: Any) -> Iterator[LiveObject]:
             yield from live_objects(*arguments)
-            delete_and_collect(store, ["f1", "f2", "f3", "f4"])  # all was met, and nothing looked at yet
+            delete_and_collect(store, ["f1", "f2", "f3", "f4"])  # everything has been found, and nothing examined yet
 
         monkeypatch.setattr("storage.maintenance.scrub.live_objects", walk_then_delete)
         assert store.scrub().clean
@@ -73,7 +73,7 @@ def test_scrub_misses_nothing_that_was_deleted_while_it_ran(root: Path, monkeypa
 
 
 def test_a_walk_goes_past_a_large_file_that_is_deleted_under_it(root: Path) -> None:
-    """Its manifest has nodes of its own, which a collect takes away while the walk is about to load them."""
+    """A collect removes the nodes of its manifest just before the walk loads them."""
     data = b"".join(number.to_bytes(4, "big") * (CHUNK // 4) for number in range(1030))
     with open_store(root, k=1, n=2) as store:
         push(store, data, "large")

@@ -1,4 +1,4 @@
-"""Standard descriptors that are closed: no file of a store takes their place."""
+"""If standard descriptors are closed, no file of a store gets their numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any k of n shards give the data back, and every codec computes what zfec computes."""
+"""Any k of n shards restore the data, and every codec computes the same as zfec."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUBSETS_MAX = 40
 
 
 def _codes(k: int, n: int) -> list[ErasureCode]:
-    """The code of a profile on every codec that is to be had."""
+    """Return the code of a profile with every available codec."""
     profile = ErasureProfile(k, n)
     reference = ZfecCodec(profile)
     codes = [ErasureCode(profile, reference)]
@@ -56,7 +56,7 @@ def _shards(code: ErasureCode, data: bytes) -> list[memoryview]:
 
 
 def _subsets(k: int, n: int) -> list[tuple[int, ...]]:
-    """Every choice of k among n if there are few, a sample with the extremes otherwise."""
+    """Return all choices of k among n if there are few, otherwise a sample with the extremes."""
     every = list(islice(combinations(range(n), k), SUBSETS_MAX + 1))
     if len(every) <= SUBSETS_MAX:
         return every

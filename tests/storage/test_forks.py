@@ -1,4 +1,4 @@
-"""Forks: what a process has open is its own; a child is told so, and can do its parent no harm."""
+"""Forks: a child cannot use what its parent has open, gets an error, and does not harm the parent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What ``work`` comes to in a forked child: what it returns, or the name of the error it raises."""
+    """Run ``work`` in a forked child; return its result, or the name of the error that it raises."""
     here, there = os.pipe()
     child = os.fork()
     if not child:
@@ -190,7 +190,7 @@ def test_a_child_may_open_a_store_of_its_own(scratch: Path, store: FileStorage) 
 
 @contextmanager
 def pushing(store: FileStorage, threads: int) -> Iterator[dict[str, bytes]]:
-    """Other threads push for as long as the block runs; what they were told is stored."""
+    """Push in other threads while the block runs; then check that all acknowledged files are stored."""
     stored: dict[str, bytes] = {}
     failed: list[BaseException] = []
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""The on-disk format stands still, and docs/format.md alone is enough to read it."""
+"""The on-disk format does not change, and docs/format.md is sufficient to read it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIZES = (0, 1, 3, 4, 5, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 17)
 
 @pytest.fixture(scope="module")
 def kept(module_scratch: Path) -> tuple[Path, dict[str, bytes]]:
-    """A closed 4-of-6 store, and all its chunks by hex id."""
+    """A closed 4-of-6 store, and all of its chunks by hexadecimal id."""
     root = module_scratch / "store"
     chunks: dict[str, bytes] = {}
     with open_store(root, segment_bytes_max=128 * 1024) as store:
@@ -75,7 +75,7 @@ def test_three_of_six_volumes_are_too_few(kept: tuple[Path, dict[str, bytes]], t
 
 
 def test_a_store_in_use_decodes_as_well(tmp_path: Path) -> None:
-    """Small appends write zeros ahead, which are no records."""
+    """Small appends write zeros ahead of them, which are not records."""
     with open_store(tmp_path / "store") as store:
         data = content(1, 100)
         version = push(store, data)

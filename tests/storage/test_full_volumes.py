@@ -1,4 +1,4 @@
-"""A full volume costs no more than one that is offline: it is written around, read from, named, and mended later."""
+"""A full volume is handled like an offline one: writes avoid it, reads use it, and a repair completes it later."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ Pushed = dict[str, tuple[Version, bytes]]
 
 
 class SmallDisk(FaultyDisk):
-    """Volumes may be without space, as their file systems tell, or as writes find out."""
+    """A disk whose volumes may have no space, as reported by the file system or found by writes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.free: dict[str, int] = {}
-        self.shared: int | None = None  # bytes that all of them have together
+        self.shared: int | None = None  # bytes that all volumes share
 
     def space(self, path: Path) -> Space:
         """See :class:`storage.shards.filesystem.FileSystem`."""
@@ -54,7 +54,7 @@ class SmallDisk(FaultyDisk):
         if self.shared is not None:
             used = sum(each.stat().st_size for each in path.parent.glob("*/*.seg"))
             return Space(100 * MIB, self.shared - used)
-        return Space(100 * MIB, self.free.get(path.name, 4 * MIB + CHUNK))  # of which 4 MiB are kept back
+        return Space(100 * MIB, self.free.get(path.name, 4 * MIB + CHUNK))  # 4 MiB of it are reserved
 
 
 @pytest.fixture
@@ -66,22 +66,22 @@ Fill = Callable[[SmallDisk, int], None]
 
 
 def by_space(disk: SmallDisk, slot: int) -> None:
-    """Its file system has no space, as it tells."""
+    """The volume's file system reports no space."""
     disk.free[str(slot)] = 4 * MIB
 
 
 def by_quota(disk: SmallDisk, slot: int) -> None:
-    """Writes find no space, whatever the file system tells."""
+    """Writes find no space, although the file system reports some."""
     disk.fail(errno.EDQUOT, *WRITING, only=str(slot))
 
 
 def by_read_only(disk: SmallDisk, slot: int) -> None:
-    """It has become read-only."""
+    """The volume has become read-only."""
     disk.fail(errno.EROFS, *WRITING, "open_writable", "truncate", "remove", only=str(slot))
 
 
 def by_memory(disk: SmallDisk, slot: int) -> None:
-    """The machine is short of memory."""
+    """The machine has too little memory."""
     disk.fail(errno.ENOMEM, *WRITING, only=str(slot))
 
 
@@ -90,7 +90,7 @@ unwritable = pytest.mark.parametrize("fill", [by_space, by_quota, by_read_only])
 
 
 def open_on(root: Path, disk: SmallDisk, k: int = 2, n: int = 4) -> FileStorage:
-    """A store whose volumes begin a segment for every chunk or two."""
+    """Open a store whose volumes begin a segment for every chunk or two."""
     return open_store(root, k=k, n=n, volume_options=VolumeOptions(filesystem=disk, segment_bytes_max=CHUNK))
 
 
@@ -104,12 +104,12 @@ def states(store: FileStorage) -> list[str]:
 
 
 def look_again(store: FileStorage) -> None:
-    """What is looked at once a second, now."""
+    """Check now what is otherwise checked once a second."""
     store._volumes.check_present(at_once=True)
 
 
 def mended(store: FileStorage, pushed: Pushed) -> None:
-    """Repair makes what was not written, and all of it is counted on again."""
+    """Check that a repair makes what was not written, so that the store counts as complete."""
     look_again(store)
     assert store.repair().complete
     assert states(store) == ["ok"] * 4
@@ -137,7 +137,7 @@ def test_pushes_go_on_without_a_volume_that_takes_no_writes(root: Path, disk: Sm
         assert [str(volume_dir(root, 1)) in why for why in report.unwritable] == [True]
         assert store.stats().losses_survivable == 1
         well(disk)
-        if fill is not by_read_only:  # that is tried again after a pause
+        if fill is not by_read_only:  # a read-only volume is tried again after a pause
             data = content(80, 10)
             pushed["after"] = push(store, data, "after"), data
             mended(store, pushed)
@@ -162,7 +162,7 @@ def test_a_volume_that_was_full_takes_part_again_by_itself(root: Path, disk: Sma
 @filled
 @pytest.mark.parametrize("size", [CHUNK - 1, 2 * CHUNK], ids=["small", "large"])
 def test_room_is_seen_though_nothing_is_written(root: Path, disk: SmallDisk, fill: Fill, size: int) -> None:
-    """Also where all volumes were full, and what is free tells nothing."""
+    """Also if all volumes were full, when the reported free space is no indication."""
     with open_on(root, disk) as store:
         push(store, content(1, size), "first")
         for slot in range(4):
@@ -192,7 +192,7 @@ def test_it_is_said_once(root: Path, disk: SmallDisk, fill: Fill, caplog: pytest
     with open_on(root, disk) as store:
         push(store, content(1, CHUNK), "first")
         fill(disk, 1)
-        with caplog.at_level(logging.WARNING, logger="storage"):  # which a benchmark in this process may have set
+        with caplog.at_level(logging.WARNING, logger="storage"):  # a benchmark may have changed it
             for number in range(5):
                 push(store, content(10 + number, 2 * CHUNK), f"new{number}")
                 look_again(store)
@@ -203,7 +203,7 @@ def test_it_is_said_once(root: Path, disk: SmallDisk, fill: Fill, caplog: pytest
 @filled
 @pytest.mark.parametrize("size", [CHUNK - 1, 5 * CHUNK], ids=["small", "large"])
 def test_more_full_volumes_than_can_be_borne(root: Path, disk: SmallDisk, fill: Fill, size: int) -> None:
-    """The push is refused, names the directories and what frees space, and leaves nothing."""
+    """The push is refused, with the directories and how to free space in its text, and leaves nothing behind."""
     with open_on(root, disk, 3, 4) as store:
         pushed = push_many(store, SIZES)
         fill(disk, 1)
@@ -228,7 +228,7 @@ def test_more_full_volumes_than_can_be_borne(root: Path, disk: SmallDisk, fill: 
 
 @pytest.mark.parametrize("step", range(2, 11, 2))
 def test_volumes_that_share_a_full_disk_take_all_of_a_push_or_nothing(root: Path, disk: SmallDisk, step: int) -> None:
-    """Wherever in it the space ends: it is the store that is full, and nothing is stored less safely."""
+    """Wherever the space ends within a push, the store is full, and nothing is stored less safely."""
     with open_on(root, disk) as store:
         push(store, content(1, CHUNK), "first")
     used = sum(segment.stat().st_size for segment in root.glob("volumes/*/*.seg"))
@@ -255,7 +255,7 @@ def test_full_and_offline_volumes_count_together(root: Path, disk: SmallDisk) ->
 
 
 def test_volumes_that_are_full_one_after_another(root: Path, disk: SmallDisk) -> None:
-    """Each push bears one; what all files survive is told by all that lack something."""
+    """Each push tolerates one full volume; how many losses all files survive depends on all incomplete volumes."""
     with open_on(root, disk) as store:
         first = push(store, content(1, CHUNK), "first")
         by_space(disk, 1)
@@ -301,13 +301,13 @@ def test_an_upload_that_cannot_be_committed_fails_early(root: Path, disk: SmallD
 
 
 def crashed(root: Path, name: str) -> Path:
-    """The store as a process that was killed just now leaves it."""
+    """Copy the store as a process that is killed now would leave it."""
     return copy_store(root, root.with_name(name))
 
 
 @pytest.mark.parametrize("fill", [by_space, by_quota, by_read_only, by_memory])
 def test_a_crash_does_not_hide_what_a_volume_lacks(root: Path, disk: SmallDisk, fill: Fill) -> None:
-    """Also if it has taken later pushes, so that it has the newest version."""
+    """Also if the volume has taken later pushes, so that it has the newest version."""
     with open_on(root, disk) as store:
         push(store, content(1, CHUNK), "first")
         fill(disk, 1)
@@ -329,7 +329,7 @@ def test_a_crash_does_not_hide_what_a_volume_lacks(root: Path, disk: SmallDisk, 
 
 @filled
 def test_deleting_and_collecting_go_on(root: Path, disk: SmallDisk, fill: Fill) -> None:
-    """On the full volume, too; from then on it takes what is new."""
+    """They also work on the full volume, which then takes new data again."""
     with open_on(root, disk) as store:
         pushed = push_many(store, SIZES)
         fill(disk, 1)
@@ -339,7 +339,7 @@ def test_deleting_and_collecting_go_on(root: Path, disk: SmallDisk, fill: Fill) 
         for version, _ in pushed.values():
             store.delete(version.file_id, user_id="ada")
         if fill is by_quota:
-            disk.heal()  # a quota has room as soon as something is gone
+            disk.heal()  # a quota has room as soon as something is deleted
         store.collect(grace_s=0)
         assert store.stats().volumes[1].bytes_used < used
         assert get(store, new) == data
@@ -372,7 +372,7 @@ def test_files_can_be_deleted_however_many_volumes_are_full(
 
 @pytest.mark.parametrize("full", [1, 3])
 def test_chunks_are_reused_and_pushes_resumed(root: Path, disk: SmallDisk, full: int) -> None:
-    """Nobody need send what enough volumes have; what is lacking is made, and counts as lacking where it cannot be."""
+    """Content on enough volumes need not be sent; missing shards are made, or count as missing if they cannot be."""
     chunks = [content(20 + number, CHUNK) for number in range(3)]
     names = [digest(chunk) for chunk in chunks]
     with open_on(root, disk) as store:
@@ -407,7 +407,7 @@ def test_a_staged_chunk_that_a_full_volume_lacks_can_be_named_by_a_revision(root
         well(disk)
         by_space(disk, 1)
         with suppress(StoreFull):
-            push(store, content(3, 10), "other")  # takes note of it again
+            push(store, content(3, 10), "other")  # the store notices it again
         diff = diff_of(base, len(data), [(1, digest(new), None)])
         revised = store.revise(base.file_id, diff, user_id="ada")
         staged.abort(keep_chunks=False)
@@ -418,7 +418,7 @@ def test_a_staged_chunk_that_a_full_volume_lacks_can_be_named_by_a_revision(root
 
 
 def test_the_profile_decides_what_is_bearable(root: Path, disk: SmallDisk) -> None:
-    """A push that bears less fails alone."""
+    """A push that tolerates fewer losses fails alone."""
     with open_on(root, disk) as store:
         by_quota(disk, 1)
         push(store, content(1, CHUNK), "borne")
@@ -461,7 +461,7 @@ def test_commits_that_do_not_bear_it_do_not_fail_the_others_with_them(
 
 @filled
 def test_a_store_with_a_full_volume_is_opened(root: Path, disk: SmallDisk, fill: Fill) -> None:
-    """Also where its index, or the volume itself, is to be made anew."""
+    """Also if its index, or the volume itself, has to be made again."""
     with open_on(root, disk) as store:
         pushed = push_many(store, SIZES)
     fill(disk, 1)

@@ -1,4 +1,4 @@
-"""Whatever bytes come from outside: parsers give a result, None, or one of the storage errors."""
+"""For any bytes from outside, parsers return a result or None, or raise a storage error."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ LONG = 20_000
 
 @st.composite
 def _mutated(draw: st.DrawFn, valid: bytes) -> bytes:
-    """Valid bytes with some cut out, put in, overwritten or repeated."""
+    """Valid bytes with some removed, inserted, overwritten or repeated."""
     raw = bytearray(valid)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(raw)))
@@ -121,7 +121,7 @@ def _try_parser(name: str, data: st.DataObject) -> None:
     raw = data.draw(_any_bytes(valid))
     result = _tolerates(parse, raw)
     if name in ("root", "version") and result is not None:
-        assert _encoded(result) == raw  # one form only
+        assert _encoded(result) == raw  # there is only one encoding
 
 
 def _encoded(result: object) -> bytes:
@@ -208,7 +208,7 @@ def test_walking_a_tree_of_made_up_nodes(root: RootNode, node: bytes, index: int
 
 @pytest.fixture(scope="module")
 def directory(module_scratch: Path) -> Path:
-    """Somewhere to put VOLUME files."""
+    """A directory for VOLUME files."""
     path = module_scratch / "volume"
     path.mkdir()
     return path
@@ -249,7 +249,7 @@ def test_deeply_nested_volume_files(directory: Path, depth: int) -> None:
 
 @st.composite
 def _segments(draw: st.DrawFn) -> tuple[bytes, list[Shard]]:
-    """Records, garbage between them, and payloads that hold whole records of another key."""
+    """Records, garbage between them, and payloads that contain whole records with another key."""
     raw, shards = bytearray(), []
     for number in range(draw(st.integers(0, 5))):
         raw += draw(st.one_of(st.just(b""), st.binary(max_size=50), st.just(b"TwSh"), st.just(HEADER_RAW[:90])))
@@ -295,7 +295,7 @@ def test_a_scan_finds_all_records_and_accounts_for_every_byte(directory: Path, m
 def test_a_scan_of_damaged_segments(
     directory: Path, made: tuple[bytes, list[Shard]], seed: int, flips: int, cut: int
 ) -> None:
-    """Records that were not hit are found; what is found is what was written."""
+    """Undamaged records are found, and everything found is what was written."""
     raw, shards = made
     assume(len(raw) > cut)
     damaged = bytearray(raw)
@@ -313,7 +313,7 @@ def test_a_scan_of_damaged_segments(
 
 
 def test_a_scan_past_much_garbage(directory: Path) -> None:
-    """Longer than the scan's window, with the magic across its borders."""
+    """The garbage is longer than the scan's window, and has the magic number across its borders."""
     raw = bytearray(9 << 20)
     places = [(2 << 20) - 2, (4 << 20) - 1, (4 << 20) + 1000, (8 << 20) - 90]
     for place in places:
@@ -327,7 +327,7 @@ def test_a_scan_past_much_garbage(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kept(module_scratch: Path) -> Iterator[tuple[FileStorage, Version]]:
-    """A file that nobody manages to change."""
+    """A file that no invalid diff can change."""
     with open_store(module_scratch / "store", k=2, n=3) as store:
         yield store, push(store, content(1, 3 * CHUNK + 5))
 
@@ -359,7 +359,7 @@ def test_diffs(
     except StorageError:
         assert store.stat(first.file_id, user_id=USER) == head
         return
-    assert len(get(store, version)) == size  # right by chance: then it is wholly there
+    assert len(get(store, version)) == size  # the diff is right by chance: then it was applied completely
 
 
 @given(file_id=st.text(max_size=40), version_id=st.text(max_size=70), name=st.text(max_size=40), limit=st.integers())

@@ -1,4 +1,4 @@
-"""What is healed first, and for what healing makes way. The stripes are a stand-in that holds the first one up."""
+"""The order of healing, and when it waits for users. A stand-in for the stripes blocks at the first one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
         healer.request_missing(stripe(number))
         healer.request_missing(stripe(number))
     healer.request(stripe(404))
-    healer.request(stripe(5))  # found to be worse than was thought
+    healer.request(stripe(5))  # now requested as rotten, not just missing
     healer.request_missing(stripe(404))
     assert healer.state().waiting == 22
     stripes.go_on.set()
@@ -76,7 +76,7 @@ def test_rotten_stripes_go_first_and_only_the_others_make_way() -> None:
 
 
 class Lull(Counting):
-    """Users do not pause; it goes on until something else is to be done."""
+    """A pace with busy users: a lull lasts until something more urgent has to be done."""
 
     def __init__(self) -> None:
         super().__init__()

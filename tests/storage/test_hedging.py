@@ -1,4 +1,4 @@
-"""The k fastest shards make the object, whoever hangs; what comes late changes nothing."""
+"""The object is made from the k fastest shards, whichever stores hang; late answers change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stripe_of(k: int, n: int) -> StripeKey:
 
 
 def coded(data: bytes, k: int, n: int) -> list[bytes]:
-    """The n shards of an object, by plain zfec."""
+    """Return the n shards of an object, computed by zfec."""
     length = -(-len(data) // k)
     padded = data.ljust(k * length, b"\0")
     blocks = [padded[slot * length : (slot + 1) * length] for slot in range(k)]
@@ -32,7 +32,7 @@ def coded(data: bytes, k: int, n: int) -> list[bytes]:
 
 
 class Workers:
-    """Shards of one object on stores 100, 101, …; each may lack its own, fail, or hang until let go."""
+    """Shards of one object on stores 100, 101, …. Each store may lack its shard, fail, or hang until released."""
 
     def __init__(self, data: bytes, k: int, n: int) -> None:
         self.shards = coded(data, k, n)
@@ -83,7 +83,7 @@ def exits() -> Iterator[ExitStack]:
 
 
 def set_up(exits: ExitStack, size: int = 1000, k: int = 4, n: int = 6) -> tuple[bytes, Workers, HedgedReader]:
-    """An object, its workers, and a reader of them; at the end nobody hangs and the reader is closed."""
+    """Provide an object, its workers and a reader; at the end, release all workers and close the reader."""
     data = content(size, size)
     workers = Workers(data, k, n)
     reader = HedgedReader(workers.fetch_all, Runtime())
@@ -94,18 +94,18 @@ def set_up(exits: ExitStack, size: int = 1000, k: int = 4, n: int = 6) -> tuple[
 
 def test_the_data_shards_are_asked_for_first(exits: ExitStack) -> None:
     data, workers, reader = set_up(exits)
-    workers.hang(4, 5)  # parity is not waited for
+    workers.hang(4, 5)  # reads do not wait for parity
     target, missing = workers.read(reader, len(data))
     assert (bytes(target), missing) == (data, [])
     assert {0, 1, 2, 3} <= {*workers.asked}
 
 
 def test_a_store_that_hangs_keeps_no_other_from_being_asked(exits: ExitStack) -> None:
-    """More reads than there are threads, each of which asks the one that hangs."""
+    """There are more reads than threads, and each asks the store that hangs."""
     data, workers, reader = set_up(exits)
     workers.hang(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_SHUNNED_S", 0.0)  # as where everybody was slow lately, so that nobody stands out
+        patch.setattr(hedging, "_SHUNNED_S", 0.0)  # as if all stores had been slow lately
         for _ in range(100):
             target, missing = workers.read(reader, len(data))
             assert (bytes(target), missing) == (data, [])
@@ -124,7 +124,7 @@ def test_a_store_that_owes_an_answer_is_asked_last(exits: ExitStack) -> None:
 
 
 def test_what_small_reads_take_says_nothing_of_large_ones(exits: ExitStack) -> None:
-    """As many small reads as tell how long those take; a large one that takes longer makes nobody else be asked."""
+    """After enough small reads to know their time, a large read that takes longer must not ask another store."""
     small, few, _ = set_up(exits)
     large = content(7, 1_000_000)
     many = Workers(large, 4, 6)
@@ -168,7 +168,7 @@ def test_any_k_shards_make_the_object_and_fewer_make_none(k: int, extra: int, si
     gone = data.draw(st.sets(st.integers(0, n - 1)))
     broken = data.draw(st.sets(st.integers(0, n - 1)))
     with ExitStack() as exits, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)  # so that a slow machine asks for no more than it must
+        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)  # so that a slow machine does not ask for more than necessary
         whole, workers, reader = set_up(exits, size, k, n)
         workers.missing, workers.failing = gone, broken
         target, missing = workers.read(reader, size)
@@ -184,12 +184,12 @@ def test_any_k_shards_make_the_object_and_fewer_make_none(k: int, extra: int, si
 
 @pytest.mark.parametrize("hanging", [(0,), (1, 3), (0, 5)])
 def test_a_worker_that_hangs_is_done_without(exits: ExitStack, hanging: tuple[int, ...]) -> None:
-    """It is let go only when the read has ended."""
+    """The worker is released only after the read has ended."""
     data, workers, reader = set_up(exits)
     workers.hang(*hanging)
     target, missing = workers.read(reader, len(data))
     assert bytes(target) == data
-    assert missing == []  # who is slow lacks nothing
+    assert missing == []  # a slow store does not count as lacking its shard
     assert not any(workers.answered[slot].is_set() for slot in hanging)
 
 
@@ -200,7 +200,7 @@ def test_one_hangs_and_another_lacks_its_shard(exits: ExitStack) -> None:
     target, missing = workers.read(reader, len(data))
     assert bytes(target) == data
     assert missing is not None
-    assert {*missing} <= {0}  # it may have been done without before it said so
+    assert {*missing} <= {0}  # the read may have finished before the store's answer
 
 
 def test_with_too_few_others_a_slow_worker_is_waited_for(exits: ExitStack) -> None:
@@ -220,7 +220,7 @@ def test_with_too_few_others_a_slow_worker_is_waited_for(exits: ExitStack) -> No
 
 
 def test_a_late_answer_never_touches_the_object(exits: ExitStack) -> None:
-    """The caller has its memory back, and may have put something else there."""
+    """The caller may have reused the memory for something else."""
     data, workers, reader = set_up(exits)
     workers.hang(0, 1)
     target, missing = workers.read(reader, len(data))
@@ -259,7 +259,7 @@ def test_slow_workers_are_asked_as_usual_when_their_time_is_up(
     workers.let_go()
     workers.hanging = {}
     del workers.asked[:]
-    while 1 not in workers.asked:  # at once, or when the call it owes has been taken in
+    while 1 not in workers.asked:  # at once, or when its outstanding call has ended
         workers.read(reader, len(data))
 
 
@@ -277,13 +277,13 @@ def test_many_reads_at_once_while_one_worker_hangs(exits: ExitStack) -> None:
 
 
 def test_a_read_that_waits_for_a_thread_ends_when_the_reader_is_closed(exits: ExitStack) -> None:
-    """All threads hang on other reads: closing lets none wait for ever for what is asked for no more."""
+    """All threads hang in other reads; closing the reader must end reads whose requests were never sent."""
     data, workers, reader = set_up(exits)
     workers.hang(*range(6))
     threads = [threading.Thread(target=workers.read, args=(reader, len(data))) for _ in range(12)]
     for thread in threads:
         thread.start()
-    while len(workers.asked) < 32:  # every thread for the four that are asked first
+    while len(workers.asked) < 32:  # all threads are busy with the four stores that are asked first
         workers.hanging[0].wait(0.01)
     closing = threading.Thread(target=reader.close)
     closing.start()

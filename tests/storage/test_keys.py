@@ -1,4 +1,4 @@
-"""Shard keys, and many of them in one piece of memory."""
+"""Shard keys, and many of them packed in one piece of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of a pool: rows are full and legal, shares fair, moves few, and what may be lost is told right."""
+"""Layouts of a pool: rows are full and valid, shares fair, moves few, and tolerated losses reported correctly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ capacities = st.one_of(st.just(TIB), st.integers(1, 4).map(lambda part: part * T
 
 @st.composite
 def memberships(draw: st.DrawFn, count_max: int = 40, workers_share: bool = True) -> list[Member]:
-    """Members in zones of owners; a worker may have several volumes, a slot number is any but never twice the same."""
+    """Members in zones of owners. A worker may have several volumes; slot numbers are arbitrary but distinct."""
     count = draw(st.integers(1, count_max))
     zones = draw(st.integers(1, 6))
     owners = draw(st.integers(1, 3))
@@ -55,7 +55,7 @@ def memberships(draw: st.DrawFn, count_max: int = 40, workers_share: bool = True
 
 
 def least_limits(members: list[Member], width: int) -> list[int]:
-    """The smallest most-per-row of volumes, workers and zones, each with the ones before it kept."""
+    """Return the smallest limits per row for each level of domains, each within the limits of the levels before."""
     limits = [-(-width // len(members))]
     for level, domain in enumerate(DOMAINS[1:], 1):
         inside: dict[str, set[str]] = {}
@@ -69,7 +69,7 @@ def least_limits(members: list[Member], width: int) -> list[int]:
 
 
 def _fits(members: list[Member], limits: list[int]) -> int:
-    """How many slots of a row the members can take under limits by level."""
+    """Return how many slots of a row the members can take under these limits."""
     takes = {str(member.slot): limits[0] for member in members}
     for level, limit in enumerate(limits[1:], 1):
         sums: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def _fits(members: list[Member], limits: list[int]) -> int:
 
 
 def check_legal(layout: Layout, members: list[Member]) -> None:
-    """Every row is full and no domain holds more of it than the smallest limit."""
+    """Check that every row is full and no domain holds more of it than the smallest limit."""
     assert len(layout.rows) == PARTITIONS
     by_slot = {member.slot: member for member in members}
     limits = least_limits(members, layout.width)
@@ -91,7 +91,7 @@ def check_legal(layout: Layout, members: list[Member]) -> None:
 
 
 def due_to(members: list[Member], width: int) -> dict[int, float]:
-    """Slots in proportion to capacity, at most the limit in each row: where only volumes are limited."""
+    """Return the slots due to each member in proportion to capacity, if only volumes have a limit per row."""
     limit = PARTITIONS * -(-width // len(members))
     due: dict[int, float] = {}
     rest, left = float(PARTITIONS * width), list(members)
@@ -146,7 +146,7 @@ def test_zones_share_a_row_as_evenly_as_they_can(zones: tuple[int, ...], width: 
 
 
 def test_owners_come_first() -> None:
-    """One owner with many ids, and in many zones, has no more of a stripe than each of the others."""
+    """An owner with many ids in many zones gets no more of a stripe than each other owner."""
     members = [Member(slot, f"w{slot}", f"z{slot}", TIB, "many") for slot in range(12)]
     members += [Member(slot, f"w{slot}", "", TIB, f"o{slot}") for slot in range(12, 17)]
     for layout in (Layout.first(members, 6), Layout.first(members[:12], 6).after(members)):
@@ -180,7 +180,7 @@ def test_a_layout_kept_before_there_were_owners_is_read() -> None:
 
 
 def test_workers_come_before_zones_where_both_cannot_be_had() -> None:
-    """A worker with three volumes is all of its zone: a second of its volumes in a row would not help."""
+    """A worker with three volumes is the only one in its zone, so a second volume of it in a row would not help."""
     members = [Member(slot, "big", "a", TIB) for slot in range(3)]
     members += [Member(slot, f"w{slot}", "b", TIB) for slot in range(3, 6)]
     for row in Layout.first(members, 4).rows:
@@ -190,14 +190,14 @@ def test_workers_come_before_zones_where_both_cannot_be_had() -> None:
 @given(members=memberships(workers_share=False), width=st.integers(1, 12))
 @SOME
 def test_shares_are_in_proportion_to_capacity_within_two_slots(members: list[Member], width: int) -> None:
-    """A member with more than a row can take of it leaves the rest to the others."""
+    """If a member's share exceeds its limit per row, the others get the rest."""
     members = [msgspec.structs.replace(member, zone="", owner="") for member in members]
     held, due = loads(Layout.first(members, width)), due_to(members, width)
     assert all(abs(held[slot] - due[slot]) < 2 for slot in due)
 
 
 def test_a_member_is_relieved_by_others_that_want_nothing() -> None:
-    """Those that are short lack only rows that the one with too many slots is not in."""
+    """The member with too many slots is in none of the rows that the members with too few could take."""
     tib = [1, 4, 1, 1 / 1024, 0, 4, 0, 0, 1, 3, 2, 1, 4, 1, 0.1697, 1, 2, 1, 0, 0, 4]
     slots = [0, 1, 17, 21, 64, 68, 81, 86, 96, 115, 117, 118, 120, 121, 149, 152, 159, 171, 180, 190, 196]
     members = [
@@ -218,7 +218,7 @@ def test_equal_zones_of_equal_members_get_equal_shares(zones: int, each: int, wi
 
 @pytest.mark.parametrize("count", [6, 13])
 def test_data_and_parity_are_spread_alike(count: int) -> None:
-    """Who holds slot 0 of many stripes would be asked for more than its share."""
+    """A member that holds slot 0 of many stripes would get more than its share of reads."""
     layout = Layout.first(equal_members(count), 6)
     for index in range(6):
         held = Counter(row[index] for row in layout.rows)
@@ -259,13 +259,13 @@ def test_removing_one_of_equal_members_moves_only_its_own(count: int, width: int
 def test_what_stays_on_a_member_keeps_its_place_in_the_stripe(
     members: list[Member], width: int, data: st.DataObject
 ) -> None:
-    """A shard is made for one stripe slot: where a member holds one of a row before and after, it is the same."""
+    """A shard belongs to one slot of its stripe: a member that stays in a row must keep its slot."""
     before = Layout.first(members, width)
     later = data.draw(memberships(count_max=20))
     after = before.after(later)
     for old, new in zip(before.rows, after.rows, strict=True):
         if max(Counter(old).values()) > 1 or max(Counter(new).values()) > 1:
-            continue  # with several slots of a row it may give one up and take another
+            continue  # a member with several slots of a row may give up one and take another
         for slot in {*old} & {*new}:
             assert old.index(slot) == new.index(slot)
 
@@ -348,7 +348,7 @@ def test_a_layout_depends_on_nothing_but_its_members(members: list[Member], widt
 
 
 def table_digest() -> str:
-    """Of a layout with a past, many domains and uneven capacities."""
+    """Return the digest of a layout with former layouts, many domains and uneven capacities."""
     members = [Member(slot, f"w{slot}", f"zone {slot % 4}", (slot % 3 + 1) * TIB) for slot in range(17)]
     layout = Layout.first(members[:11], 6).after(members[2:])
     return hashlib.sha256(layout.record().table).hexdigest()

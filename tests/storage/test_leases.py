@@ -1,4 +1,4 @@
-"""What an upload has put into the store stays there while it goes on, whatever collects, clocks and restarts do."""
+"""Chunks of an upload under way stay in the store, whatever collects, clocks and restarts do."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def clocks() -> Clocks:
 
 @pytest.fixture
 def timed(root: Path, clocks: Clocks) -> Iterator[FileStorage]:
-    """A store whose clocks are the test's."""
+    """A store whose clocks are controlled by the test."""
     with open_at(root, clocks) as store:
         yield store
 
 
 def begin(store: FileStorage, data: bytes = DATA, *, name: str = "f") -> Upload:
-    """An upload whose chunks are claimed in the catalog, and pinned no longer."""
+    """Begin an upload whose chunks are claimed in the catalog and not pinned any more."""
     upload = store.upload(filename=name, user_id=USER)
     upload.write(data)
     upload.claim()
@@ -62,7 +62,7 @@ def test_no_collect_and_no_clock_takes_chunks_of_an_upload_that_goes_on(
 ) -> None:
     upload = begin(timed)
     clocks.wall_s += jump_s
-    clocks.elapsed_s += 30 * DAY_S  # a slow line
+    clocks.elapsed_s += 30 * DAY_S  # a slow connection
     for grace_s in (0, DAY_S):
         assert timed.collect(grace_s=grace_s).objects_removed == 0
     assert get(timed, upload.commit()) == DATA
@@ -73,7 +73,7 @@ def test_no_collect_and_no_clock_takes_chunks_of_an_upload_that_goes_on(
 @pytest.mark.parametrize("step", [1, 100, 257])
 @pytest.mark.parametrize("begun", ["before", "meanwhile"])
 def test_an_upload_that_is_committed_in_the_middle_of_a_collect(store: FileStorage, step: int, begun: str) -> None:
-    """The collect's picture of what is live is older than the version, and its claims are not pinned."""
+    """The collect has determined live chunks before the version existed, and the claims are not pinned."""
     push(store, b"another", "another")
     uploads = [begin(store)] if begun == "before" else []
     done: list[int] = []
@@ -178,7 +178,7 @@ def test_a_lapsed_upload_does_not_come_back_with_another_of_its_number(root: Pat
 
 @pytest.mark.parametrize("resume_s", [0.0, 300.0])
 def test_an_upload_that_the_end_of_the_process_cut_off(root: Path, clocks: Clocks, resume_s: float) -> None:
-    """By default it waits for a day. Without grace it is gone, unless its sender is elsewhere and comes back."""
+    """By default its chunks are kept for a day; without grace they are freed, unless a remote sender may come back."""
     with open_at(root, clocks) as store:
         begin(store)
         copy = copy_store(root, root.parent / "copy")
@@ -199,7 +199,7 @@ def test_an_upload_that_the_end_of_the_process_cut_off(root: Path, clocks: Clock
 
 
 def _of_the_format_before(root: Path, lease_ms: int) -> None:
-    """Make the claims of uploads what they were when they had times, and no store had a time of its own."""
+    """Convert the claims of uploads to their former format, with wall clock times and without the store's time."""
     with lmdb.open(str(root / "catalog"), max_dbs=16) as environment:
         holdings, uploads = environment.open_db(b"holdings"), environment.open_db(b"uploads")
         with environment.begin(write=True) as txn:
@@ -230,7 +230,7 @@ def test_claims_with_times_are_those_of_interrupted_uploads(root: Path, clocks: 
 
 
 def test_a_store_that_was_made_when_claims_had_times(scratch: Path, clocks: Clocks) -> None:
-    """It has a file of two equal chunks, one of one chunk that was deleted, and an interrupted push of two."""
+    """It has a file of two equal chunks, a deleted file of one chunk, and an interrupted push of two chunks."""
     with tarfile.open(Path(__file__).parent / "data" / "store-with-leases.tar.xz") as archive:
         archive.extractall(scratch, filter="data")
     cut = [digest(word * (CHUNK // 4)) for word in (b"cut1", b"cut2")]
@@ -238,7 +238,7 @@ def test_a_store_that_was_made_when_claims_had_times(scratch: Path, clocks: Cloc
         with FileStorage.open(scratch / "store", runtime=clocks) as store:
             (kept,) = store.list_files(user_id="ada")
             assert get(store, kept) == b"kept" * (CHUNK // 2)
-            assert store.collect(grace_s=grace_s).objects_removed == 2  # the deleted file's; then the push's
+            assert store.collect(grace_s=grace_s).objects_removed == 2  # of the deleted file, later of the push
             assert store.missing_chunks(cut, user_id="ada") == [not grace_s] * 2
             assert get(store, kept) == b"kept" * (CHUNK // 2)
             assert store.scrub().clean
@@ -277,7 +277,7 @@ def _bad_reuse(upload: Upload, path: Path) -> None:
 def test_a_commit_after_something_could_not_be_taken_in(
     store: FileStorage, tmp_path: Path, broken: Callable[[Upload, Path], None]
 ) -> None:
-    """What is missing from the manifest must not be missing from the file. What was not begun is not missed."""
+    """A file must not lack chunks that failed to be stored; bytes that were never accepted do not count."""
     push(store, DATA[:CHUNK], "first")
     upload = store.upload(filename="f", user_id=USER)
     with pytest.raises(InvalidArgument):
@@ -301,7 +301,7 @@ def test_claims_are_made_of_whole_chunks(store: FileStorage) -> None:
 
 
 def test_claims_go_on_after_a_hundred_interruptions_of_the_same_push(root: Path) -> None:
-    """Uploads do not pile up in the claims that they share."""
+    """Shared claims do not accumulate uploads."""
     with open_store(root, k=1, n=1) as store:
         for _ in range(100):
             begin(store).abort(keep_chunks=True)

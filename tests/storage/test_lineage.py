@@ -1,4 +1,4 @@
-"""Catalogs and volumes that were put back from copies: noticed, named, and made up for without loss."""
+"""Catalogs and volumes restored from old copies are noticed, reported, and brought up to date without loss."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 @pytest.fixture
 def backup(scratch: Path) -> Path:
-    """Where the catalog's copy goes."""
+    """The directory for the catalog's copy."""
     return scratch / "backup"
 
 
@@ -74,7 +74,7 @@ def _restore(backup: Path, root: Path, *, same_disk: bool = False) -> None:
 
 
 def _backed_up(root: Path, backup: Path) -> tuple[Version, Version, Version]:
-    """A store whose catalog is copied before it goes on: (kept, to be deleted, to get another version)."""
+    """Make a store whose catalog is copied before it goes on: (kept, to be deleted, to get another version)."""
     with open_store(root) as store:
         files = push(store, DATA, "kept"), push(store, b"gone", "gone"), push(store, b"one", "chain")
     _copy(root / "catalog", backup)
@@ -91,7 +91,7 @@ def test_what_was_stored_since_the_backup_comes_back(root: Path, backup: Path) -
     _restore(backup, root)
     with open_store(root) as store:
         assert store.stats().behind
-        assert get(store, kept) == DATA  # reads go on
+        assert get(store, kept) == DATA  # reads still work
         with pytest.raises(CatalogBehind, match="run rebuild"):
             push(store, b"three", "chain")
         with pytest.raises(CatalogBehind):
@@ -103,7 +103,7 @@ def test_what_was_stored_since_the_backup_comes_back(root: Path, backup: Path) -
         assert store.repair().complete
         assert store.scrub().clean
     with open_store(root) as store:
-        assert store.behind  # still: what it refuses does not make it forget
+        assert store.behind  # refused writes do not change that
         report = store.rebuild()
         assert (report.skipped, store.behind) == ([], False)
         _check_merged(store, (kept, new, second, first, gone))
@@ -167,7 +167,7 @@ def test_a_backup_of_a_store_in_use(root: Path, backup: Path) -> None:
 
 
 def test_a_crash_between_volumes_and_catalog_is_no_older_catalog(root: Path, backup: Path) -> None:
-    """One batch that the catalog did not commit: nobody was told that it was stored."""
+    """A batch that the catalog did not commit was not acknowledged to anyone."""
     with open_store(root) as store:
         push(store, b"before", "before")
         _copy(root / "catalog", backup)
@@ -181,7 +181,7 @@ def test_a_crash_between_volumes_and_catalog_is_no_older_catalog(root: Path, bac
 
 
 def test_an_orphan_that_was_collected_does_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:
-    """The newest record of every volume is then one that was removed."""
+    """The newest record of every volume is then a removed one."""
     _backed_up(root, backup)
     with open_store(root) as store:
         push(store, b"new", "new")
@@ -203,7 +203,7 @@ def test_an_orphan_that_was_collected_does_not_hide_it(root: Path, backup: Path,
 def test_a_newest_record_that_cannot_be_read_does_not_hide_it(
     root: Path, backup: Path, damage: str, change: str
 ) -> None:
-    """Those before it tell as well."""
+    """Earlier records also show it."""
     _, gone, _ = _backed_up(root, backup)
     with open_store(root) as store:
         push(store, b"new", "new")
@@ -227,7 +227,7 @@ def test_a_newest_record_that_cannot_be_read_does_not_hide_it(
 
 
 def _change(path: Path, key: ShardKey) -> None:
-    """Have a volume hold another object under a key, with a digest that fits."""
+    """Replace the object under a key on a volume, with a matching digest."""
     identity = read_identity(path)
     assert identity is not None
     volume = LocalVolume(path, identity)
@@ -240,7 +240,7 @@ def _change(path: Path, key: ShardKey) -> None:
 
 
 def test_volumes_that_are_away_do_not_hide_it(root: Path, backup: Path, scratch: Path) -> None:
-    """Any one volume tells."""
+    """Any one volume is enough to show it."""
     _backed_up(root, backup)
     with open_store(root) as store:
         push(store, b"new", "new")
@@ -293,7 +293,7 @@ def _set_back(root: Path, copies: Path, *slots: int) -> None:
 
 @pytest.fixture
 def aged(root: Path, scratch: Path) -> tuple[Path, Pushed]:
-    """A store that went on after its volumes were copied: (copies, all that was pushed)."""
+    """Make a store that went on after its volumes were copied: (copies, everything that was pushed)."""
     with open_store(root) as store:
         push(store, b"first", "first")
     copies = _copy(root / "volumes", scratch / "copies")
@@ -334,7 +334,7 @@ def test_a_volume_that_could_not_take_its_mark_is_no_older_one(root: Path) -> No
 
 
 def test_a_copy_made_in_the_middle_of_a_repair(root: Path, scratch: Path) -> None:
-    """It has the version committed last, and lacks what the repair made after that."""
+    """The copy has the version committed last, but lacks what the repair made later."""
     with open_store(root) as store:
         pushed = push_many(store, [100, CHUNK, 5 * CHUNK])
     lose(root, 0)
@@ -354,7 +354,7 @@ def test_a_copy_made_in_the_middle_of_a_repair(root: Path, scratch: Path) -> Non
 
 
 def test_the_volumes_of_a_twin(root: Path, scratch: Path) -> None:
-    """A copy of the whole store that went its own way has the same ids and keys."""
+    """A copy of the whole store that was used separately has the same ids and keys."""
     with open_store(root) as store:
         push(store, b"common", "common")
     twin = _copy(root, scratch / "twin")
@@ -365,13 +365,13 @@ def test_the_volumes_of_a_twin(root: Path, scratch: Path) -> None:
     _set_back(root, twin / "volumes", 0)
     with open_store(root) as store:
         assert _states(store)[0] == "incomplete"
-        assert store.stats().behind  # it has commits that nobody here knows of
+        assert store.stats().behind  # the twin has commits that this store does not know
         assert store.stats().losses_survivable == 0
         assert get(store, mine) == DATA
 
 
 def test_a_volume_as_it_was_left_is_no_older_one(root: Path) -> None:
-    """After deletes and collects of what came last, after repairs, and after crashes."""
+    """Also after deletes and collects of the newest files, after repairs, and after crashes."""
     with open_store(root) as store:
         last = push(store, DATA, "last")
         store.delete(last.file_id, user_id=USER)
@@ -409,7 +409,7 @@ def test_an_old_store_that_lost_its_catalog(root: Path) -> None:
 
 
 def test_an_old_store_on_a_disk_that_takes_no_writes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What newer versions keep besides cannot be made there."""
+    """The additional files of newer versions cannot be made there."""
     _unpack_old(root)
     opening = lmdb.open
 
@@ -447,7 +447,7 @@ def _find(store: FileStorage, name: str, user: str) -> Version:
 
 
 def test_a_repair_by_an_older_catalog_makes_no_volume_whole(root: Path, backup: Path) -> None:
-    """It does not know all that belongs there."""
+    """An older catalog does not know everything that belongs on the volume."""
     _backed_up(root, backup)
     with open_store(root) as store:
         new = push(store, content(2, 2 * CHUNK), "new")
@@ -484,7 +484,7 @@ def test_a_volume_that_comes_back_as_an_older_copy_while_the_store_is_open(root:
 
 
 def test_a_full_disk_keeps_no_store_from_being_opened_and_closed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be deleted to make room has to be reached; that a volume waits for repair is noted later."""
+    """Files must be accessible in order to delete some; the note that a volume waits for repair is written later."""
     with open_store(root) as store:
         version = push(store, DATA, "kept")
     lose(root, 1)
@@ -518,7 +518,7 @@ def _raise_damage(*_args: object) -> None:
 
 
 def test_nothing_is_said_to_survive_while_the_catalog_is_behind(root: Path, backup: Path) -> None:
-    """Files that it knows may be deleted and collected already; and no volume is called old for that."""
+    """Files in the old catalog may have been deleted and collected; this does not make volumes count as old."""
     kept, gone, first = _backed_up(root, backup)
     with open_store(root) as store:
         for version in (gone, first):
@@ -539,7 +539,7 @@ def test_nothing_is_said_to_survive_while_the_catalog_is_behind(root: Path, back
 
 
 def test_whole_volumes_count_for_nothing_while_the_catalog_is_behind(root: Path, backup: Path) -> None:
-    """Whether what it knows of was collected is known once a repair has looked."""
+    """Only a repair finds out whether the files in the old catalog were collected."""
     _backed_up(root, backup)
     with open_store(root) as store:
         push(store, b"new", "new")
@@ -556,7 +556,7 @@ def test_whole_volumes_count_for_nothing_while_the_catalog_is_behind(root: Path,
 
 @pytest.mark.parametrize("document", ["store-secret", "catalog-behind", "volume-marks"])
 def test_what_is_kept_to_tell_copies_by_can_be_damaged_and_made_again(root: Path, document: str) -> None:
-    """It is in nobody's way who only reads, and comes back from the volumes."""
+    """Damage to it does not affect reads, and it is restored from the volumes."""
     with open_store(root) as store:
         version = push(store, DATA, "kept")
     catalog = LmdbCatalog(root / "catalog")

@@ -1,4 +1,4 @@
-"""Errors of the machine say nothing about the data: nothing is thrown away, and all works again once they pass."""
+"""Errors of the machine do not mean damaged data: nothing is discarded, and everything works when they pass."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def disk() -> FaultyDisk:
 
 
 def open_on(root: Path, disk: FaultyDisk) -> FileStorage:
-    """A store whose volumes roll their segments at every chunk, so that all calls are made."""
+    """Open a store whose volumes begin a segment for every chunk, so that all calls are used."""
     options = VolumeOptions(filesystem=disk, segment_bytes_max=CHUNK // 2)
     return FileStorage.open(root, profile=ErasureProfile(2, 3), chunk_size=CHUNK, volume_options=options)
 
@@ -78,13 +78,13 @@ def states(store: FileStorage) -> list[str]:
 
 
 def forget_files(store: FileStorage) -> None:
-    """Have segments opened again."""
+    """Close all segments, so that they are opened again."""
     for _, volume in store._volumes.online():
         volume.files.clear()
 
 
 def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
-    """Wait until this does not raise: attempts to open again come at intervals."""
+    """Repeat a function until it does not raise, as volumes are opened again at intervals."""
     until_s = time.monotonic() + within_s
     while True:
         try:
@@ -97,7 +97,7 @@ def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
 
 
 def until_tried_again(store: FileStorage) -> None:
-    """Wait until the pause before volumes that refused writes are tried again is over."""
+    """Wait until volumes that refused writes are tried again."""
 
     def due() -> None:
         assert all(volume.condition.retry.due() for _, volume in store._volumes.online())
@@ -106,7 +106,7 @@ def until_tried_again(store: FileStorage) -> None:
 
 
 def eventually_opened(root: Path, disk: FaultyDisk) -> FileStorage:
-    """The store, as soon as its machine lets it be opened."""
+    """Open the store as soon as the machine permits."""
     while True:
         try:
             return open_on(root, disk)
@@ -115,7 +115,7 @@ def eventually_opened(root: Path, disk: FaultyDisk) -> FileStorage:
 
 
 def all_well(store: FileStorage, pushed: dict[str, tuple[Version, bytes]]) -> None:
-    """Everything is there and can be written, by itself, and nothing was set aside meanwhile."""
+    """Check that everything can be read and written without intervention, and that nothing was set aside."""
 
     def works() -> None:
         check_all(store, pushed)
@@ -169,7 +169,7 @@ def test_every_call_may_fail_on_all_volumes_for_a_while(root: Path, disk: Faulty
 
 
 def test_nothing_is_called_lost_while_a_lie_and_an_absence_come_together(root: Path, disk: FaultyDisk) -> None:
-    """Two shards that do not fit each other may be one good and one forged: the third, once back, tells."""
+    """Of two shards that contradict each other, one may be forged; the third shard decides once it is back."""
     data = content(1, CHUNK)
     with open_on(root, disk) as store:
         version = push(store, data)
@@ -227,7 +227,7 @@ def test_a_volume_taken_away_for_a_while_is_back_by_itself(root: Path, disk: Fau
         pushed = push_many(store, (10, 3 * CHUNK))
         for slot in range(3):
             (root / "volumes" / str(slot)).rename(root / f"away{slot}")
-            (root / "volumes" / str(slot)).mkdir()  # as a mount point without its disk
+            (root / "volumes" / str(slot)).mkdir()  # like a mount point without its disk
         store._volumes.check_present(at_once=True)
         assert states(store) == ["offline"] * 3
         with pytest.raises(ShardsUnavailable):
@@ -241,7 +241,7 @@ def test_a_volume_taken_away_for_a_while_is_back_by_itself(root: Path, disk: Fau
 
 @pytest.mark.parametrize("looks", range(1, 13))
 def test_a_volume_that_comes_late_is_never_taken_for_an_empty_one(root: Path, disk: FaultyDisk, looks: int) -> None:
-    """Its directory is not there at the first looks, as that of a disk that is mounted just then."""
+    """Its directory is missing at the first attempts, like that of a disk that is being mounted."""
     with open_on(root, disk) as store:
         pushed = push_many(store, (10, 3 * CHUNK))
     keys = [read_identity(root / "volumes" / str(slot)) for slot in range(3)]
@@ -258,7 +258,7 @@ def test_a_volume_that_comes_late_is_never_taken_for_an_empty_one(root: Path, di
 def test_a_directory_that_drops_out_during_a_look_for_a_segment(
     root: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
-    """It is listed so many times yet; then a scrub meets a machine that refuses, whatever it is at."""
+    """The directory can be listed a few more times; then calls fail at any point of a scrub."""
     with open_on(root, disk) as store:
         pushed = push_many(store, (10, 3 * CHUNK))
         forget_files(store)
@@ -298,7 +298,7 @@ def test_a_directory_with_a_volume_is_not_opened_as_another(root: Path, disk: Fa
 
 @pytest.mark.parametrize("filled", [False, True], ids=["room in the last segment", "a new segment next"])
 def test_a_disk_that_takes_writes_again_is_seen_without_any(root: Path, disk: FaultyDisk, filled: bool) -> None:
-    """Nobody stores anything, and nothing is to be repaired: looking after the store is enough."""
+    """Nothing is stored or repaired; the store's periodic checks are enough."""
     with open_on(root, disk) as store:
         pushed = push_many(store, (3 * CHUNK,) if filled else (10,))
         disk.fail(errno.EROFS, "create", "open_writable", "write", "truncate", "write_whole", "remove")
@@ -318,7 +318,7 @@ def test_a_disk_that_takes_writes_again_is_seen_without_any(root: Path, disk: Fa
 
 
 def test_descriptors_used_up(root: Path) -> None:
-    """In a process of its own: reads may fail meanwhile, and are right afterwards."""
+    """Runs in its own process. Reads may fail while descriptors are used up, and are right afterwards."""
     program = f"""
         import os, resource
         from storage import *
@@ -352,7 +352,7 @@ def test_descriptors_used_up(root: Path) -> None:
 
 
 def test_bad_sectors_in_volumes_that_lost_their_index(root: Path, disk: FaultyDisk) -> None:
-    """They are online all the same, and what lay in the bad sectors is made anew from the others."""
+    """The volumes are online nevertheless, and data in bad sectors is made again from other volumes."""
     options = VolumeOptions(filesystem=disk)
     with open_store(root) as store:
         pushed = push_many(store, (10, CHUNK, 3 * CHUNK, 9 * CHUNK))
@@ -403,7 +403,7 @@ def unrot(volume: LocalVolume, shard: Shard) -> None:
 
 
 def test_rot_that_passes_is_found_again(volume: LocalVolume) -> None:
-    """Also after what was set aside has been moved, and the volume opened again."""
+    """Also after the records set aside were moved, and the volume was opened again."""
     shards = [shard_of(seed) for seed in range(30)]
     volume.append(shards)
     volume.sync()
@@ -510,7 +510,7 @@ def test_a_map_that_cannot_grow_leaves_the_database_usable(scratch: Path, monkey
 
 
 class Panicking:
-    """After an error of its disk, LMDB refuses every transaction until it is closed."""
+    """An environment that refuses every transaction until it is closed, like LMDB after a disk error."""
 
     def __init__(self, env: lmdb.Environment) -> None:
         self._env = env
@@ -537,7 +537,7 @@ def test_a_database_that_gave_up_is_opened_anew(scratch: Path) -> None:
 def test_threads_that_meet_the_same_failure_open_a_database_anew_once(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one comes while the first, which writes and reads in one go, uses what it has opened anew."""
+    """The second thread comes while the first one, which writes and reads, uses the reopened database."""
     environment = Environment(scratch / "db", ("table",))
     environment.write(lambda txn: txn.put(b"key", b"value", db=environment.databases["table"]))
     environment._env = Panicking(environment._env)  # type: ignore[assignment, arg-type]
@@ -554,7 +554,7 @@ def test_threads_that_meet_the_same_failure_open_a_database_anew_once(
 
     def write_and_read(txn: object) -> bytes | None:
         writing.set()
-        reader.join(0.5)  # it waits for the writer if it wants the database to itself
+        reader.join(0.5)  # it would wait for the writer if it needed the database exclusively
         return environment.get("table", b"key")
 
     monkeypatch.setattr(environment, "_open_anew", open_anew_later)
@@ -598,7 +598,7 @@ def test_what_keeps_a_database_from_being_opened_is_no_damage(scratch: Path, mon
 
 
 def test_a_record_set_aside_during_a_flush_is_entered_by_the_next_one(scratch: Path) -> None:
-    """Where it is now may not be durable yet: the flush has begun before it was moved there."""
+    """Its new position may not be durable, as the flush began before it was moved there."""
     key = shard_key(stripe_key(Kind.CHUNK, digest(b"x"), 1, 2), 0)
     index = ShardIndex(scratch / "index", LocalFileSystem())
     index.put(key, (1, 128, 10, 10))

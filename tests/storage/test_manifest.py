@@ -1,4 +1,4 @@
-"""Manifests against a plain list of chunk ids."""
+"""Manifests compared with plain lists of chunk ids."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ seeds = st.integers(0, 2)
 
 
 def ids(count: int, seed: int = 0) -> list[bytes]:
-    """Chunk ids; the same seed gives the same beginning."""
+    """Return chunk ids; the same seed gives the same first ids."""
     rng = random.Random(seed)
     return [rng.randbytes(32) for _ in range(count)]
 
 
 class Nodes:
-    """Keeps what is stored; loads nothing else."""
+    """Stores nodes in memory, and loads only stored ones."""
 
     def __init__(self) -> None:
         self.stored: dict[bytes, bytes] = {}
@@ -56,7 +56,7 @@ class Nodes:
 
 
 def build(chunks: Sequence[bytes], nodes: Nodes, last: int = SIZE) -> Manifest:
-    """A tree made from the first chunk to the last."""
+    """Build a tree from the first chunk to the last."""
     builder = ManifestBuilder(nodes.put)
     for chunk in chunks:
         builder.add(chunk)
@@ -70,7 +70,7 @@ def _size(count: int, last: int = SIZE) -> int:
 
 
 def edit(manifest: Manifest, target: Sequence[bytes], nodes: Nodes) -> Manifest:
-    """The same by editing another tree: only what differs is named."""
+    """Make the tree by editing another one, naming only the chunks that differ."""
     old = list(manifest.chunk_ids())
     changes = [(i, chunk) for i, chunk in enumerate(target) if i >= len(old) or old[i] != chunk]
     return Manifest(edited(manifest, _size(len(target)), changes, nodes.put), nodes.load)
@@ -154,7 +154,7 @@ def test_an_edit_makes_only_the_nodes_on_touched_paths() -> None:
 
 
 def test_an_old_root_becomes_a_node_of_a_taller_tree() -> None:
-    """It was never stored as a node: whoever reads the new tree needs it."""
+    """The root was never stored as a node, but reading the new tree needs it."""
     nodes = Nodes()
     base = ids(FAN_OUT)
     manifest = build(base, nodes)
@@ -174,7 +174,7 @@ def test_an_edit_that_changes_nothing_makes_nothing() -> None:
 
 
 def test_beyond_a_million_chunks() -> None:
-    """Three levels: growth and shrinkage across 1024², and a change in the middle."""
+    """Three levels: growing and shrinking across 1024² chunks, and a change in the middle."""
     million = FAN_OUT * FAN_OUT
     base = [index.to_bytes(32, "big") for index in range(million - 1)]
     nodes = Nodes()
@@ -223,7 +223,7 @@ def test_chunk_lengths() -> None:
 
 @pytest.mark.parametrize("children", [b"", bytes(31), bytes(32 * 1023), bytes(32 * 1025)])
 def test_a_node_with_the_wrong_number_of_children_is_found_out(children: bytes) -> None:
-    """A volume that lies may hold a node that is well named, but not of this tree's shape."""
+    """A lying volume may return a node with the right id that does not fit this tree's shape."""
     from storage.formats.manifest import encode_node
 
     raw = encode_node(0, children)

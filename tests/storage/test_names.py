@@ -1,4 +1,4 @@
-"""Names, owners and lists."""
+"""Names and owners of files, and lists."""
 
 from __future__ import annotations
 
@@ -172,14 +172,14 @@ _LONG = st.builds(lambda tail: "n" * 440 + tail, st.text(st.sampled_from("ab"), 
 
 
 def _order(name: str) -> tuple[bytes, bool]:
-    """Names sort by their first 440 bytes, those that are longer behind; among these any order will do."""
+    """Return a sort key: names sort by their first 440 bytes, longer ones last, in any order among them."""
     encoded = name.encode()
     return encoded[:440], len(encoded) > 440
 
 
 @pytest.fixture(scope="module")
 def many(module_scratch: Path) -> Any:
-    """A store to which examples add users."""
+    """A store to which each example adds a user."""
     with open_store(module_scratch / "store", k=1, n=1) as opened:
         yield opened, iter(range(10**6))
 

@@ -1,4 +1,4 @@
-"""Opening: what belongs together is found, what does not is refused, what is derivable is made again."""
+"""Opening: matching volumes are accepted, others refused, and everything derivable is made again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pushed(root: Path) -> Pushed:
 
 
 def _whole(root: Path, pushed: Pushed) -> None:
-    """The store opens, has everything, and is in order."""
+    """Check that the store opens, has everything, and is in order."""
     with open_store(root, create=False) as store:
         assert not store.needs_rebuild
         check_all(store, pushed)
@@ -81,7 +81,7 @@ def test_volumes_given_by_hand(scratch: Path) -> None:
     with open_store(scratch / "store", k=2, n=3, volumes=disks) as store:
         pushed = push_many(store, SIZES)
     assert all(segments(disk) for disk in disks)
-    with open_store(scratch / "store") as store:  # they are remembered
+    with open_store(scratch / "store") as store:  # the settings are remembered
         assert store.volume_paths == disks
         check_all(store, pushed)
     moved = [disk.rename(disk.parent / "moved") for disk in disks]
@@ -200,7 +200,7 @@ def test_a_lost_volume_is_made_anew(root: Path, pushed: Pushed) -> None:
         assert [volume.state for volume in store.stats().volumes] == ["ok", "incomplete", "ok", "ok", "incomplete"]
         assert store.stats().losses_survivable == 0
         check_all(store, pushed)
-    with open_store(root) as store:  # it is not forgotten
+    with open_store(root) as store:  # the note persists
         assert store.stats().volumes[1].state == "incomplete"
         assert store.repair().complete
         assert store.stats().losses_survivable == 2
@@ -241,7 +241,7 @@ def test_all_indexes_lost(root: Path, pushed: Pushed) -> None:
 
 
 def test_index_entries_that_point_elsewhere(root: Path, pushed: Pushed) -> None:
-    """Rot in values: lookups lead into other records, which reads and scrub must notice."""
+    """With rot in values, lookups lead to other records, which reads and scrub must notice."""
     with open_store(root) as store:
         ids = [chunk for version, _ in pushed.values() for chunk in store.chunk_ids(version.file_id, user_id=USER)]
     file = volume_dir(root, 0) / "index" / "data.mdb"
@@ -275,7 +275,7 @@ def test_a_lost_or_damaged_volume_file_is_made_up_for(root: Path, pushed: Pushed
 
 
 def test_a_volume_that_nothing_tells_of_is_refused(root: Path, pushed: Pushed) -> None:
-    """Neither VOLUME nor any segment says what it is: better ask than overwrite."""
+    """Neither VOLUME nor any segment identifies it, so it must not be overwritten."""
     (volume_dir(root, 0) / "VOLUME").unlink()
     for segment in segments(volume_dir(root, 0)):
         flip(segment, 70)
@@ -332,7 +332,7 @@ def test_files_that_do_not_belong(root: Path, pushed: Pushed) -> None:
 
 
 def test_an_opening_cut_short_before_anything_was_stored(root: Path) -> None:
-    """Volumes have been made, the catalog has not: the store comes up as new."""
+    """Volumes were made but not the catalog: the store opens as a new one."""
     open_store(root, k=3, n=5).close()
     lose_catalog(root)
     with open_store(root, k=3, n=5) as store:

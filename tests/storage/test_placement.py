@@ -1,4 +1,4 @@
-"""Slots are spread evenly, moves are minimal, and what may be lost is told right."""
+"""Placement: slots are spread evenly, moves are minimal, and tolerated losses are reported correctly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_volume_gets_its_share_of_every_slot(volumes: int) -> None:
 
 @pytest.mark.parametrize("volumes", [1, 5, 6, 20])
 def test_a_new_volume_only_takes(volumes: int) -> None:
-    """The order of the old volumes among themselves stays: what moves makes room for the new one."""
+    """The old volumes keep their order among themselves; only slots for the new volume move."""
     before, after = FixedLayout(volumes), FixedLayout(volumes + 1)
     for partition in range(PARTITIONS):
         old = before.volumes(_id(partition), volumes)
@@ -68,7 +68,7 @@ def test_losses_survivable(volumes: int, k: int, extra: int) -> None:
 
     told = layout.losses_survivable(k, n)
     assert survives(told)
-    if n % volumes == 0:  # every volume holds equally many
+    if n % volumes == 0:  # all volumes hold the same number
         assert not survives(told + 1)
 
 

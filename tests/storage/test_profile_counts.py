@@ -1,4 +1,4 @@
-"""The counts of files and versions by profile are those of the versions that the catalog holds."""
+"""The counts of files and versions by profile match the versions in the catalog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.storage.helpers import USER, content, open_store, push
 
 
 def _counts(root: Path) -> list[tuple[int, int, int, int]]:
-    """(k, n, files, versions) as kept; they must be those counted."""
+    """Return the stored counts (k, n, files, versions), after comparing them with a recount."""
     catalog = LmdbCatalog(root / "catalog")
     kept = catalog.profiles()
     assert kept == as_counts(count_all(catalog.versions()))
@@ -31,6 +31,6 @@ def test_counts_follow_pushes_revisions_deletes_and_collects(root: Path) -> None
     with open_store(root) as store:
         store.collect(grace_s=0)
     assert _counts(root) == [(4, 6, 1, 3)]
-    with open_store(root) as store:  # the next version of a file may be coded otherwise
+    with open_store(root) as store:  # later versions of a file may have another profile
         store.push(content(4, 100), filename="file", user_id=USER, profile=ErasureProfile(2, 4))
     assert _counts(root) == [(2, 4, 1, 1), (4, 6, 0, 3)]

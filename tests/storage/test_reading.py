@@ -1,4 +1,4 @@
-"""Files read like any other seekable stream, whatever way, whatever is missing."""
+"""Files can be read like any seekable stream, in every way, and with shards missing."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_what_a_reader_tells_of_itself(file: tuple[FileStorage, Version]) -> Non
     with pytest.raises(ValueError, match="negative"):
         reader.seek(-1)
     with pytest.raises(ValueError, match="whence"):
-        reader.raw.seek(0, 9)  # a buffer in front of it looks at that itself
+        reader.raw.seek(0, 9)  # a buffered reader checks this argument itself
     reader.close()
     reader.close()
     for use in (lambda: reader.read(1), lambda: reader.seek(0), reader.tell):

@@ -1,4 +1,4 @@
-"""The whole catalog again from the volumes alone, whatever else is lost with it."""
+"""Rebuilding the whole catalog from the volumes alone, whatever else is lost with it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.storage.helpers import (
 
 
 class Past(NamedTuple):
-    """What a store went through: all versions kept, by file from oldest to newest, and what was deleted."""
+    """The history of a store: all kept versions by file, oldest first, and the deleted files."""
 
     files: list[list[tuple[Version, bytes]]]
     deleted: list[Version]
@@ -59,7 +59,7 @@ def _live_a_little(store: FileStorage) -> Past:
     deleted = [push(store, content(6, 2 * CHUNK), "gone", "ada"), push(store, content(1, 100), "gone too", "bob")]
     for version in deleted:
         store.delete(version.file_id, user_id=version.user_id)
-    files.append(_history(store, "gone", "ada", 2))  # the name is used again
+    files.append(_history(store, "gone", "ada", 2))  # the name is reused
     return Past(files, deleted)
 
 
@@ -89,7 +89,7 @@ def _check(store: FileStorage, past: Past) -> None:
 
 
 def _rebuilt(root: Path, past: Past) -> RebuildReport:
-    """Rebuild, and see that it is as it was, now and after all kinds of maintenance."""
+    """Rebuild the store, and check that it is as before, also after all kinds of maintenance."""
     with open_store(root) as store:
         assert store.needs_rebuild
         assert store.stats().needs_rebuild
@@ -109,7 +109,7 @@ def _rebuilt(root: Path, past: Past) -> RebuildReport:
 
 @pytest.fixture(scope="module")
 def lived(module_scratch: Path) -> tuple[Path, Past]:
-    """A closed 4-of-6 store with a past, to be copied."""
+    """A closed 4-of-6 store with a history, to be copied."""
     root = module_scratch / "lived"
     with open_store(root, segment_bytes_max=100_000) as store:
         return root, _live_a_little(store)
@@ -117,7 +117,7 @@ def lived(module_scratch: Path) -> tuple[Path, Past]:
 
 @pytest.fixture
 def past(lived: tuple[Path, Past], root: Path) -> Past:
-    """The same at ``root``, its catalog lost."""
+    """A copy of that store at ``root``, without its catalog."""
     shutil.copytree(lived[0], root)
     lose_catalog(root)
     return lived[1]
@@ -128,7 +128,7 @@ def past(lived: tuple[Path, Past], root: Path) -> Past:
 
 @pytest.mark.parametrize("collected", [False, True])
 def test_a_store_whose_files_are_all_deleted_is_current_after_a_rebuild(tmp_path: Path, collected: bool) -> None:
-    """What is left to tell how far the catalog has come is a tombstone."""
+    """Only a tombstone is left to show how far the catalog had come."""
     with open_store(tmp_path) as store:
         gone = push(store, content(1, CHUNK))
         store.delete(gone.file_id, user_id=gone.user_id)
@@ -163,7 +163,7 @@ def test_all_volume_files_as_well(root: Path, past: Past) -> None:
 
 
 def test_everything_derivable_as_well(root: Path, past: Past) -> None:
-    """Settings, indexes, VOLUME of all but one, and two volumes."""
+    """Also lost are settings, indexes, the VOLUME file of all but one, and two volumes."""
     (root / "STORE").unlink()
     lose(root, 1, 2)
     for slot in (0, 3, 4):
@@ -174,7 +174,7 @@ def test_everything_derivable_as_well(root: Path, past: Past) -> None:
 
 @pytest.mark.parametrize("gone", [[0], [0, 1, 2, 3, 4], [4]])
 def test_the_defaults_of_a_store_survive(root: Path, gone: list[int]) -> None:
-    """Metadata is looked for under the store's n: without it, a rebuilt store would take its own for lost."""
+    """Metadata is found by the store's n; without it, a rebuilt store would consider its own metadata lost."""
     with open_store(root, k=3, n=5) as store:
         version = push(store, b"x")
     lose_catalog(root)
@@ -231,7 +231,7 @@ def test_a_catalog_that_is_there_is_left_alone(store: FileStorage) -> None:
 
 
 def test_deleted_files_stay_deleted_though_their_records_lie_there(root: Path) -> None:
-    """Nothing was collected: all of the deleted file is still on the volumes."""
+    """Nothing was collected, so that the deleted file is still on the volumes."""
     with open_store(root) as store:
         version = push(store, content(1, CHUNK))
         store.delete(version.file_id, user_id=USER)
@@ -254,7 +254,7 @@ def test_a_deleted_file_stays_deleted_with_all_but_one_volume_gone(root: Path) -
 
 
 def test_a_rebuild_that_is_cut_short_can_be_repeated(root: Path, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.maintenance.rebuild, "_BATCH", 2)  # several transactions, though the store is small
+    monkeypatch.setattr(storage.maintenance.rebuild, "_BATCH", 2)  # several transactions even in a small store
     for stop_at in (3, 20, 40):
         steps = iter(range(stop_at))
 
@@ -275,7 +275,7 @@ def test_a_rebuild_that_is_cut_short_can_be_repeated(root: Path, past: Past, mon
 def test_manifests_and_claims_of_all_versions_come_back_a_little_at_a_time(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nodes are read from the volumes as versions name them, and few are kept in memory."""
+    """Nodes are read from the volumes when versions name them, and few are kept in memory."""
     monkeypatch.setattr(storage.maintenance.rebuild, "_NODES_MAX", 1)
     monkeypatch.setattr(storage.maintenance.rebuild, "_CLAIMED_TOGETHER", 3)
     data = bytearray((FAN_OUT + 10) * CHUNK)
@@ -346,10 +346,10 @@ def test_an_older_version_stands_in_for_a_head_that_is_lost(root: Path) -> None:
     lose_catalog(root)
     rot_shards(root, digest(content(2, 2 * CHUNK)[:CHUNK]), 4, 6, range(3))
     for slot in range(6):
-        shutil.rmtree(volume_dir(root, slot) / "index")  # so that opening reads the records
+        shutil.rmtree(volume_dir(root, slot) / "index")  # so that opening reads all records
     with open_store(root) as store:
         report = store.rebuild()
-        assert len(report.skipped) == 2  # the head cannot be read, and so is not on the chain
+        assert len(report.skipped) == 2  # the head cannot be read, so it is not in the chain
         assert "3 shards left, 4 are needed" in report.skipped[0]
         assert store.history(first.file_id, user_id=USER) == [first]
         assert get(store, first) == content(1, 2 * CHUNK)
@@ -358,14 +358,14 @@ def test_an_older_version_stands_in_for_a_head_that_is_lost(root: Path) -> None:
 
 
 def test_too_few_volumes_lose_files_not_the_rest(root: Path) -> None:
-    """With three of six volumes left, 4-of-6 files are out of reach, 3-of-6 files are not."""
+    """With three of six volumes left, 4-of-6 files are out of reach, but 3-of-6 files are not."""
     with open_store(root) as store:
         push(store, content(1, CHUNK), "lost")
         kept = store.push(content(2, CHUNK), filename="kept", user_id=USER, profile=ErasureProfile(3, 6))
     lose_catalog(root)
     lose(root, 0, 2, 4)
     with open_store(root) as store:
-        assert len(store.rebuild().undecided) == 4  # the disks may only not be mounted, and the lost file be on them
+        assert len(store.rebuild().undecided) == 4  # the disks may just not be mounted, and may have the lost file
         assert [version.filename for version in store.list_files(user_id=USER)] == ["kept"]
         store.repair()  # begins them anew
         report = store.rebuild()
@@ -378,7 +378,7 @@ def test_too_few_volumes_lose_files_not_the_rest(root: Path) -> None:
 
 
 def _version_object(file_id: bytes, name: str, user: str, data: bytes, sequence: int = 1 << 60) -> tuple[bytes, bytes]:
-    """(id, bytes) of a well-formed version object."""
+    """Return id and bytes of a well-formed version object."""
     root = RootNode(1, len(data), CHUNK, 4, 6, 0, 0, digest(data) if data else b"")
     raw = encode_root(root)
     record = VersionRecord(RECORD_FORMAT, file_id, None, object_id(raw), len(data), user, name, 0, sequence, None, "")
@@ -387,7 +387,7 @@ def _version_object(file_id: bytes, name: str, user: str, data: bytes, sequence:
 
 
 def test_a_file_that_looks_like_metadata_stays_a_file(root: Path) -> None:
-    """Someone pushes the bytes of a version of theirs and of a tombstone of another's file: only content."""
+    """A user pushes the bytes of a version and of a tombstone for another user's file: they are just content."""
     with open_store(root) as store:
         victim = push(store, b"precious", "victim", "ada")
         _, forged = _version_object(bytes.fromhex(victim.file_id), "victim", "eve", b"")
@@ -404,7 +404,7 @@ def test_a_file_that_looks_like_metadata_stays_a_file(root: Path) -> None:
 
 
 def test_whole_records_in_a_file_are_not_taken_for_records(root: Path) -> None:
-    """Framing, digest and all, copied from another store: the tag is of another key."""
+    """They are copied from another store with framing and digest, but their tag is made with another key."""
     with open_store(root.with_name("other")) as other:
         push(other, b"x", "forged", "ada")
     copied = b"".join(path.read_bytes()[128:] for path in sorted(root.parent.glob("other/volumes/*/*.seg")))
@@ -415,7 +415,7 @@ def test_whole_records_in_a_file_are_not_taken_for_records(root: Path) -> None:
         shutil.rmtree(volume_dir(root, slot) / "index")
         segment = volume_dir(root, slot) / "00000001.seg"
         raw = bytearray(segment.read_bytes())
-        raw[128 + 90] ^= 1  # the header of the first record, so that what follows it is searched
+        raw[128 + 90] ^= 1  # damages the first record's header, so that the bytes after it are searched
         segment.write_bytes(raw) if slot else None
     with open_store(root) as store:
         store.rebuild()
@@ -449,12 +449,12 @@ def test_a_volume_full_of_malformed_metadata(root: Path, kind: Kind, raw: bytes)
     with open_store(root) as store:
         report = store.rebuild()
         assert report.files == 1
-        assert bool(report.skipped) is (kind is not Kind.NODE)  # nodes that no version names are not asked for
+        assert bool(report.skipped) is (kind is not Kind.NODE)  # nodes that no version names are not needed
         assert get(store, version) == b"honest"
 
 
 def test_a_made_up_version_whose_manifest_leads_nowhere(root: Path) -> None:
-    """A root that names a node with too few children, and one whose node is nowhere."""
+    """One root names a node with too few children, another a node that does not exist."""
     with open_store(root) as store:
         version = push(store, b"honest")
     node = b"\x92\x00\xc4\x20" + bytes(32)
@@ -477,7 +477,7 @@ def test_a_made_up_version_whose_manifest_leads_nowhere(root: Path) -> None:
 
 
 def test_two_files_of_one_name_become_one(root: Path) -> None:
-    """Such as a push that was cut short before it was acknowledged leaves, when it is then repeated."""
+    """This happens if a push is interrupted before it is acknowledged, and then repeated."""
     with open_store(root) as store:
         acknowledged = push(store, b"second")
     identifier, raw = _version_object(b"\xff" * 16, "file", USER, b"", sequence=1)
@@ -499,7 +499,7 @@ def test_a_lost_file_is_told_by_name(root: Path) -> None:
         chunk = store.chunk_ids(version.file_id, user_id=USER)[0]
     rot_shards(root, chunk, 4, 6, range(3))
     lose_catalog(root)
-    with open_store(root) as store:  # the indexes are whole, so the rot is not seen yet
+    with open_store(root) as store:  # the indexes are intact, so the rot is not noticed yet
         store.rebuild()
         with pytest.raises(DataLossError, match="'lost'"):
             get(store, version)

@@ -1,4 +1,4 @@
-"""A rebuild while volumes are out of reach: what they may hold is waited for, and nothing is lost by it."""
+"""A rebuild while volumes are out of reach waits for what they may hold, and loses nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.fleet.volumes import VolumeOptions
 from tests.storage.faulty_disk import FaultyDisk
 from tests.storage.helpers import CHUNK, USER, content, get, lose, lose_catalog, open_store, push, volume_dir
 
-AWAY = (0, 1, 2)  # of six: with 4-of-6 chunks, one more than can be done without
+AWAY = (0, 1, 2)  # of six: one more than 4-of-6 chunks can lose
 
 
 def _files(number: int) -> dict[str, bytes]:
@@ -26,7 +26,7 @@ def _push_all(store: FileStorage, files: dict[str, bytes]) -> dict[str, Version]
 
 
 class Rolled:
-    """A store whose catalog was put back from a copy: two files are older than that, and each has changed since."""
+    """A store whose catalog was restored from a copy. Two files are older than the copy and were changed later."""
 
     def __init__(self, root: Path, backup: Path) -> None:
         self.root = root
@@ -42,18 +42,18 @@ class Rolled:
         shutil.copytree(backup, root / "catalog")
 
     def take_away(self, *slots: int) -> None:
-        """These volumes' disks are not mounted."""
+        """Unmount these volumes' disks."""
         for slot in slots:
             volume_dir(self.root, slot).rename(self.root / f"away-{slot}")
 
     def bring_back(self, *slots: int) -> None:
-        """They are again."""
+        """Mount them again."""
         for slot in slots:
             shutil.rmtree(volume_dir(self.root, slot), ignore_errors=True)
             (self.root / f"away-{slot}").rename(volume_dir(self.root, slot))
 
     def check(self, store: FileStorage) -> None:
-        """Everything acknowledged is there, and what was deleted is not."""
+        """Check that all acknowledged files exist, and deleted ones do not."""
         for name, data in self.contents.items():
             assert store.find(name, user_id=USER) == self.versions[name]
             assert get(store, self.versions[name]) == data
@@ -72,7 +72,7 @@ def rolled(root: Path, scratch: Path) -> Rolled:
 
 
 def _check_unfinished(store: FileStorage, report: RebuildReport, *names: str) -> None:
-    """It says what it could not decide for which volumes, and what to do; nothing is written or freed."""
+    """Check that a report names undecided things, their volumes and the remedy, and that writing and freeing fail."""
     told = "\n".join(report.undecided)
     for name in names:
         assert name in told
@@ -93,10 +93,10 @@ def test_what_volumes_that_are_away_may_hold_is_kept_and_taken_in_when_they_are_
     with open_store(rolled.root) as store:
         report = store.rebuild()
         _check_unfinished(store, report, "'new 1'", "'chain'", *(str(volume_dir(rolled.root, slot)) for slot in AWAY))
-        assert store.find("chain", user_id=USER) == rolled.first  # what the older catalog says is kept
+        assert store.find("chain", user_id=USER) == rolled.first  # what the older catalog knows is kept
     rolled.bring_back(*AWAY)
     with open_store(rolled.root) as store:
-        _check_unfinished(store, report)  # that is kept in the catalog
+        _check_unfinished(store, report)  # the note is kept in the catalog
         again = store.rebuild()
         assert (again.undecided, again.skipped, store.behind, store.stats().unfinished) == ([], [], False, "")
         store.collect(grace_s=0)
@@ -111,7 +111,7 @@ def test_volumes_that_come_back_while_the_store_is_open_finish_it(rolled: Rolled
     rolled.take_away(*AWAY)
     with open_store(rolled.root) as store:
         assert store.rebuild().undecided
-        assert store.rebuild().undecided  # again, as nothing has changed
+        assert store.rebuild().undecided  # still, as nothing has changed
         rolled.bring_back(*AWAY)
         store.repair()
         assert store.behind
@@ -121,7 +121,7 @@ def test_volumes_that_come_back_while_the_store_is_open_finish_it(rolled: Rolled
 
 
 def test_a_single_volume_that_is_away_may_hold_what_nobody_else_does(rolled: Rolled) -> None:
-    """All that is told of can be read, and is; still nothing is freed before all volumes were asked."""
+    """Everything known can be read and is entered; still, nothing is freed before all volumes were asked."""
     disk = FaultyDisk()
     disk.fail(errno.EIO, "names", only="3")
     with open_store(rolled.root, volume_options=VolumeOptions(filesystem=disk)) as store:
@@ -143,7 +143,7 @@ def test_a_volume_that_is_lost_is_given_up_by_a_repair(rolled: Rolled) -> None:
         report = store.rebuild()
         assert report.undecided == []
         assert not store.behind
-        assert any("'new 1'" in text for text in report.skipped)  # what was lost with them is
+        assert any("'new 1'" in text for text in report.skipped)  # what was lost with the volumes is reported
         store.collect(grace_s=0)
 
 

@@ -1,4 +1,4 @@
-"""Opening a volume whose index is lost: its segments are read again, whatever state they are in."""
+"""Opening a volume with a lost index: its segments are read again, whatever their state."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def reopened(volume: LocalVolume, disk: FaultyDisk, *, without_index: bool = Tru
 
 
 def readable(volume: LocalVolume, shards: list[Shard]) -> set[int]:
-    """Which of the shards the volume gives."""
+    """Return which of the shards can be read from the volume."""
     found = set()
     for at, shard in enumerate(shards):
-        with suppress(VolumeUnavailable):  # set aside: its record is known, and cannot be read
+        with suppress(VolumeUnavailable):  # set aside: its record is known but cannot be read
             kept = volume.read(shard.key)
             if kept is not None:
                 assert bytes(kept.payload) == shard.payload
@@ -65,7 +65,7 @@ def readable(volume: LocalVolume, shards: list[Shard]) -> set[int]:
     return found
 
 
-# Where in the segment the sector is that cannot be read; None: at the header of a record.
+# Position of the unreadable sector in the segment; None: at the header of a record.
 PLACES = {"first block": 0, "header": None, "payload": 33_000, "end": -SECTOR}
 
 
@@ -122,7 +122,7 @@ def test_what_can_be_read_again_is_found_at_the_next_opening(volume: LocalVolume
 def test_a_sector_that_can_be_read_again_during_a_compaction_loses_nothing(
     volume: LocalVolume, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in it is not in the index yet, so that it would not be moved."""
+    """Its records are not in the index yet, so the compaction would not move them."""
     volume.append(SHARDS)
     volume.sync()
     start = records(volume.path)[7].start
@@ -161,7 +161,7 @@ def test_a_disk_that_gives_nothing_is_out_of_reach(volume: LocalVolume, disk: Fa
 
 
 def test_segments_tell_which_volume_it_is_where_its_file_cannot_be_read(volume: LocalVolume, disk: FaultyDisk) -> None:
-    """Nor can the first segment."""
+    """The first segment cannot be read either."""
     volume.append([shard_of(seed, 30_000) for seed in range(12)])
     volume.sync()
     disk.spoil(volume.files.path_of(1), 0, SECTOR)
@@ -210,7 +210,7 @@ def test_a_damaged_entry_of_the_index_has_it_made_again(volume: LocalVolume, dis
         txn.put(key, b"\xc1", db=table)
     environment.close()
     volume = reopened(volume, disk, without_index=False)
-    if document == "shards":  # found by whoever looks at it
+    if document == "shards":  # damage to shards is found when they are read
         with pytest.raises(VolumeFailed):
             volume.verify(lambda _: None)
         volume = reopened(volume, disk, without_index=False)
@@ -254,7 +254,7 @@ def test_the_newest_record_is_the_newest_of_those_that_are_left(
 def test_a_record_that_is_not_what_its_key_names_is_not_the_newest(
     volume: LocalVolume, disk: FaultyDisk, claimed: int | None
 ) -> None:
-    """Its bytes were changed before their digest was made, so that this fits them."""
+    """Its bytes were changed before the digest was computed, so that the digest matches."""
     true = tombstone(9)
     changed = b"\xc1" if claimed is None else msgspec.msgpack.encode((1, b"", claimed))
     wrong = Shard(true.key, len(changed), digest(changed), changed)

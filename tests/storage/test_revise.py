@@ -1,4 +1,4 @@
-"""Diffs from outside: each is applied wholly or refused wholly, and what is wrong with it is told."""
+"""Diffs from outside are applied completely or refused completely, with a text that says what is wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _whole(data: bytes) -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def base(store: FileStorage) -> Version:
-    """A file of three chunks and a bit."""
+    """A file of three chunks and a few bytes."""
     return push(store, OLD)
 
 
@@ -60,7 +60,7 @@ def base(store: FileStorage) -> Version:
 def test_right_diffs(
     store: FileStorage, base: Version, size: int, patches: list[tuple[int, bytes, bytes]], expected: bytes
 ) -> None:
-    note = "" if expected == OLD else "n"  # a note makes a version, even of what is the same
+    note = "" if expected == OLD else "n"  # a note makes a new version even of the same content
     version = store.revise(base.file_id, diff_of(base, size, patches), user_id=USER, note=note, time_ms=7)
     assert get(store, version) == expected
     assert get(store, base) == OLD
@@ -80,7 +80,7 @@ def test_from_nothing(store: FileStorage) -> None:
 
 
 def test_chunks_without_data(store: FileStorage, base: Version) -> None:
-    """Of the file itself, of another file of the user, and given once in the same diff."""
+    """Chunks of the file itself, of another file of the user, and one given earlier in the same diff."""
     push(store, NEW, "other")
     fresh = content(5, CHUNK)
     patches = [
@@ -285,7 +285,7 @@ def test_synchronize_across_chunk_sizes_is_refused(store: FileStorage, base: Ver
 
 
 def test_a_revision_of_a_large_file_costs_what_changed(root: Path) -> None:
-    """3,000 chunks in three leaves: one chunk, one leaf, one version object are added."""
+    """With 3,000 chunks in three leaves, one chunk, one leaf and one version object are added."""
     with open_store(root, k=1, n=1) as store:
         with store.upload(filename="file", user_id=USER) as upload:
             for number in range(3000):
@@ -302,7 +302,7 @@ def test_a_revision_of_a_large_file_costs_what_changed(root: Path) -> None:
 
 
 def test_a_hundred_gibibytes_by_arithmetic(root: Path) -> None:
-    """Only the manifest is made: 25,600 times one chunk of 4 MiB."""
+    """Only the manifest is made, with the same 4 MiB chunk 25,600 times."""
     chunk, size = content(4, LARGE), 100 * (1 << 30)
     with open_store(root, k=1, n=1) as store:
         store.push(chunk, filename="one", user_id=USER, chunk_size=LARGE)

@@ -1,4 +1,4 @@
-"""Rot and lies in up to n-k volumes change nothing for readers, and scrub and repair put everything right."""
+"""Rot and lies in up to n-k volumes do not affect readers, and scrub and repair fix everything."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_any_two_of_six_volumes_may_go(pristine: tuple[Path, Pushed], root: Path
 
 
 def _store_with_rot(root: Path, k: int, n: int, seed: int, flips: int) -> tuple[Pushed, set[ShardKey]]:
-    """A closed store of which n-k random volumes have rotten records."""
+    """Make a closed store with rotten records on n-k random volumes."""
     rng = random.Random(seed)
     with open_store(root, k=k, n=n, segment_bytes_max=rng.choice([50_000, None])) as store:
         pushed = push_many(store, SIZES)
     hit: set[ShardKey] = set()
     for slot in rng.sample(range(n), n - k):
         hit |= flip_bytes(volume_dir(root, slot), rng, flips)
-    return pushed, {key for key in hit if key[32] != Kind.MARK}  # marks are no part of any file
+    return pushed, {key for key in hit if key[32] != Kind.MARK}  # marks do not belong to files
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -102,7 +102,7 @@ def test_scrub_finds_exactly_what_is_rotten(root: Path, k: int, n: int, seed: in
         assert {(damage.object_id, damage.slot) for damage in report.damaged} == {
             (key[:32].hex(), key[35]) for key in hit
         }
-        assert store.scrub().missing == len(hit)  # quarantined
+        assert store.scrub().missing == len(hit)  # they are in quarantine
         repaired = store.repair()
         assert (repaired.shards_rebuilt, repaired.complete) == (len(hit), True)
         assert store.scrub().clean
@@ -123,7 +123,7 @@ def test_rot_at_length(root: Path, seed: int) -> None:
 
 
 def test_every_byte_of_a_record_matters(root: Path) -> None:
-    """A flip of a byte anywhere in header or payload is found."""
+    """A changed byte anywhere in header or payload is found."""
     with open_store(root, k=1, n=2) as store:
         version = push(store, b"0123456789")
     record = next(found for found in records(volume_dir(root, 0)) if found.key[32] == Kind.CHUNK)
@@ -168,7 +168,7 @@ def test_rot_in_parity_is_found_by_scrub_alone(root: Path) -> None:
 
 
 def test_rot_then_collect_then_repair(root: Path) -> None:
-    """Compaction must not carry rot along, nor forget that something is missing."""
+    """Compaction must not copy rot, nor forget that something is missing."""
     with open_store(root) as store:
         kept = push(store, content(1, 5000), "kept")
         doomed = push(store, content(2, CHUNK), "doomed")
@@ -205,7 +205,7 @@ def test_too_much_damage_is_told_and_touches_nothing_else(root: Path, damage: st
             assert (error.filename, error.file_id) == ("f7", lost.file_id)
             assert chunk.hex() in str(error)
         check_all(store, pushed)
-        with store.open_file(lost.file_id, user_id=USER) as reader:  # the rest of the file itself
+        with store.open_file(lost.file_id, user_id=USER) as reader:  # the rest of the file
             assert reader.read(2 * CHUNK) == data[: 2 * CHUNK]
             reader.seek(3 * CHUNK)
             assert reader.read() == data[3 * CHUNK :]
@@ -228,7 +228,7 @@ def test_a_volume_too_few_that_comes_back(root: Path, scratch: Path) -> None:
         volume_dir(root, slot).rename(scratch / f"aside-{slot}")
     with open_store(root) as store, pytest.raises(ShardsUnavailable, match="mount its disk"):
         check_all(store, pushed)
-    assert not volume_dir(root, 1).exists()  # nothing is begun anew in their places unasked
+    assert not volume_dir(root, 1).exists()  # lost volumes are not replaced unless a repair is requested
     (scratch / "aside-1").rename(volume_dir(root, 1))
     with open_store(root) as store:
         check_all(store, pushed)
@@ -238,13 +238,13 @@ def test_a_volume_too_few_that_comes_back(root: Path, scratch: Path) -> None:
 
 
 def test_metadata_survives_all_but_one_volume(root: Path) -> None:
-    """It is copied to all volumes: with one left, lists and history are whole even without the catalog."""
+    """Metadata is on all volumes, so with one left, lists and histories are complete even without the catalog."""
     with open_store(root) as store:
         pushed = push_many(store, SIZES)
     lose(root, 0, 1, 2, 3, 5)
     shutil.rmtree(root / "catalog")
     with open_store(root) as store:
-        undecided = store.rebuild().undecided  # the others' disks may only not be mounted
+        undecided = store.rebuild().undecided  # the other disks may just not be mounted
         assert len(undecided) == 5 + len([size for size in SIZES if size])
         assert [version.filename for version in store.list_files(user_id=USER)] == ["f0"]
         store.repair()  # begins them anew
@@ -266,7 +266,7 @@ def _lie(
 @pytest.mark.parametrize(("k", "n"), [(4, 6), (1, 3), (2, 3)])
 @pytest.mark.parametrize("first", [True, False])
 def test_lying_shards_are_found_out(root: Path, k: int, n: int, first: bool) -> None:
-    """Right framing, right digest, wrong content, in n-k volumes at once."""
+    """Shards with correct framing and digest but wrong content, on n-k volumes at the same time."""
     data = content(1, CHUNK - 3)
     with open_store(root, k=k, n=n) as store:
         version = push(store, data)
@@ -275,7 +275,7 @@ def test_lying_shards_are_found_out(root: Path, k: int, n: int, first: bool) -> 
     _lie(root, digest(data), k, n, {slot: (len(data), content(slot + 50, length)) for slot in slots})
     with open_store(root) as store:
         assert get(store, version) == data
-        if first:  # parity is not read as long as the data shards are right
+        if first:  # parity is only read if data shards are wrong
             store.wait_for_healing()
             assert {damage.slot for damage in store.stats().recent_damage} == set(slots)
             assert store.scrub().clean
@@ -286,7 +286,7 @@ def test_lying_shards_are_found_out(root: Path, k: int, n: int, first: bool) -> 
 @pytest.mark.parametrize("lied", [7, CHUNK - 1, 1 << 20])
 @pytest.mark.parametrize("size", [CHUNK - 3, CHUNK])
 def test_lies_about_the_length(root: Path, k: int, n: int, lied: int, size: int) -> None:
-    """Liars that agree with each other must not outvote the honest ones."""
+    """Liars that agree with each other must not outvote honest volumes."""
     data = content(1, size)
     with open_store(root, k=k, n=n) as store:
         version = push(store, data)
@@ -322,7 +322,7 @@ def test_lies_and_a_loss_together(root: Path) -> None:
 
 
 def test_a_lying_manifest_node(root: Path) -> None:
-    """Nodes come from the catalog; repair reads them from volumes and must see through a lie."""
+    """Readers get nodes from the catalog; repair reads them from volumes and must detect a lie."""
     data = b"".join(number.to_bytes(4, "big") * (CHUNK // 4) for number in range(1100))
     with open_store(root, k=1, n=3) as store:
         version = push(store, data)
@@ -344,7 +344,7 @@ def test_a_lying_manifest_node(root: Path) -> None:
 
 @pytest.mark.parametrize("size", [3000, CHUNK + 5])
 def test_content_whose_stripe_cannot_be_read_is_made_anew_by_the_next_push_of_it(root: Path, size: int) -> None:
-    """Wrong shards under right keys, more than may be lost: nothing tells until they are read."""
+    """More shards than may be lost have wrong content under right keys, which shows only when they are read."""
     data, k, n = content(7, size), 2, 4
     with open_store(root, k=k, n=n) as store:
         version = push(store, data)
@@ -368,7 +368,7 @@ def test_content_whose_stripe_cannot_be_read_is_made_anew_by_the_next_push_of_it
 def test_content_that_a_push_failed_to_make_anew_is_made_by_the_next_one(
     root: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A push that ran out of space has made nothing whole."""
+    """A push that ran out of space has not restored the content."""
     data, k, n = content(7, size), 2, 4
     with open_store(root, k=k, n=n) as store:
         version = push(store, data)

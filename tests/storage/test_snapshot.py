@@ -47,7 +47,7 @@ def root(scratch: Path) -> Path:
 
 @pytest.fixture
 def shelf(scratch: Path) -> Path:
-    """Where snapshots go."""
+    """The directory for snapshots."""
     path = scratch / "备份"
     path.mkdir()
     return path
@@ -55,7 +55,7 @@ def shelf(scratch: Path) -> Path:
 
 @contextmanager
 def writer(root: Path) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[int]]]:
-    """A process that pushes files to a store until it is killed; numbers of those that were acknowledged."""
+    """Run a process that pushes files until it is killed; return the numbers of acknowledged files."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(root)], env=python_environment(), stdout=subprocess.PIPE
     ) as process:
@@ -95,7 +95,7 @@ def test_all_that_was_acknowledged_before_is_in_it(root: Path, shelf: Path) -> N
 
 
 def test_one_commit_later_is_told(root: Path, shelf: Path) -> None:
-    """The last before the catalog was lost."""
+    """The last commit before the catalog was lost."""
     with open_store(root) as store:
         push(store, b"one", "first")
     take_snapshot(root, shelf / "closed")

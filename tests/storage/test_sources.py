@@ -1,4 +1,4 @@
-"""Whatever kind of source, and however it hands out its bytes: what was pushed comes back."""
+"""Sources of every kind, in pieces of any size: what was pushed can be read back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = (0, 1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1, 3 * CHUNK, 3 * CHU
 
 
 class Dribble(io.RawIOBase):
-    """A raw stream that gives an odd number of bytes at a time."""
+    """A raw stream that returns an odd number of bytes at a time."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Dribble(io.RawIOBase):
 
 
 class ReadOnly:
-    """Has nothing but read()."""
+    """A stream with only read()."""
 
     def __init__(self, data: bytes) -> None:
         self._stream = io.BytesIO(data)
@@ -48,7 +48,7 @@ class ReadOnly:
 
 
 def _pieces(data: bytes) -> Iterator[bytes | bytearray | memoryview]:
-    """Odd pieces of all three kinds, empty ones among them."""
+    """Yield odd pieces of all three kinds, including empty ones."""
     sizes = (1, 70_001, 0, 13, 65_536, 262_144)
     at = turn = 0
     while at < len(data):
@@ -84,7 +84,7 @@ SOURCES: dict[str, Callable[[bytes, Path], Source]] = {
 
 @pytest.fixture(scope="module")
 def kept(module_scratch: Path) -> Iterator[FileStorage]:
-    """One store for all sources. k does not divide the chunk size, so padding is met as well."""
+    """One store for all sources. k does not divide the chunk size, so that padding is tested as well."""
     with open_store(module_scratch / "store", k=3, n=5) as opened:
         yield opened
 
@@ -172,7 +172,7 @@ def test_a_fifo(store: FileStorage, tmp_path: Path) -> None:
 
 
 def test_a_pipe_without_data_is_not_taken_for_ended(store: FileStorage) -> None:
-    """A non-blocking descriptor says "nothing now"; to stop there would lose the rest."""
+    """A non-blocking descriptor without data has not ended; stopping there would lose the rest."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.write(write, b"hello")
@@ -197,7 +197,7 @@ def test_a_view_may_be_reused_after_the_push(store: FileStorage) -> None:
 
 
 def _writer(buffer: bytearray | mmap.mmap, done: threading.Event) -> threading.Thread:
-    """A thread that goes on changing every chunk."""
+    """Return a thread that keeps changing every chunk."""
 
     def write() -> None:
         turn = 0
@@ -236,7 +236,7 @@ def test_what_somebody_writes_to_meanwhile_is_stored_as_it_was_at_some_time(
 
 
 class Misreports(io.RawIOBase):
-    """A raw stream that says to have read another number of bytes than it was."""
+    """A raw stream that reports a wrong number of bytes read."""
 
     def __init__(self, told: object) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_a_reader_that_misreports_what_it_read_is_refused(store: FileStorage, to
 
 
 class Shortened(bytes):
-    """Says to be shorter than it is."""
+    """A file that reports a smaller size than it has."""
 
     def __len__(self) -> int:
         return 3
@@ -273,7 +273,7 @@ def test_bytes_are_as_many_as_there_are_whatever_their_class_says(store: FileSto
 
 
 class Broken(Exception):
-    """Raised by a signal's handler, for example, anywhere in a method."""
+    """Raised by a signal handler, for example, anywhere in a method."""
 
 
 def test_an_upload_that_lost_a_part_to_an_interruption_is_refused(
@@ -306,7 +306,7 @@ def test_an_iterable_may_reuse_its_buffer(store: FileStorage) -> None:
 
 
 class NotReallyIterable:
-    """Like an array of numpy's without dimensions."""
+    """Like a zero-dimensional numpy array."""
 
     def __iter__(self) -> Iterator[bytes]:
         raise TypeError("iteration over a 0-d array")

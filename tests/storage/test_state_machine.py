@@ -1,4 +1,4 @@
-"""Any sequence of uses, losses, rot and crashes, against a dictionary.
+"""Any sequence of operations, losses, rot and crashes, compared with a dictionary.
 
 As long as no more than n-k volumes are damaged between two repairs, every version of every file reads
 exactly, and a scrub after a repair is clean.
@@ -41,7 +41,7 @@ segment_sizes = st.sampled_from((32 * 1024, 128 * 1024, None))
 
 
 class Kept(NamedTuple):
-    """A version that was acknowledged, and what is in it."""
+    """An acknowledged version and its content."""
 
     version: Version
     data: bytes
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
 @dataclass(slots=True)
 class File:
-    """A file as the model has it; versions from first to last."""
+    """A file in the model, with its versions from first to last."""
 
     user: str
     name: str
@@ -61,7 +61,7 @@ class File:
 
 
 def _patched(old: bytes, diff: ManifestDiff, chunk_of: Callable[[bytes], bytes]) -> bytes:
-    """What a client does with a diff: old content to new."""
+    """Apply a diff to the old content, as a client does."""
     result = bytearray(old[: diff.new_size].ljust(diff.new_size, b"\0"))
     for patch in diff.patches:
         data = chunk_of(patch.chunk_id) if patch.data is None else patch.data
@@ -70,7 +70,7 @@ def _patched(old: bytes, diff: ManifestDiff, chunk_of: Callable[[bytes], bytes])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The machine; ``files`` and ``deleted`` are the model."""
+    """The state machine; ``files`` and ``deleted`` are the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
     def _pick(self, choice: int) -> tuple[str, File]:
-        """A file by age: ids are random, and a run must be the same when it is repeated."""
+        """Pick a file by age, as ids are random but runs must be repeatable."""
         return list(self.files.items())[choice % len(self.files)]
 
     def _damageable(self, choice: int) -> int:
-        """A volume that may be damaged now without harm."""
+        """Return a volume that may be damaged now without loss."""
         if len(self.damaged) == self.n - self.k:
             return sorted(self.damaged)[choice % len(self.damaged)]
         return choice % self.n
@@ -239,7 +239,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             flip_bytes(volume_dir(self.root, slot), rng, count)
         except IndexError:
-            return  # no record in it
+            return  # the segment has no records
         self.damaged.add(slot)
 
     @precondition(lambda self: self.n > self.k)
@@ -269,7 +269,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What another process would find, were this one killed now."""
+        """Go on with the store as another process would find it if this one were killed now."""
         self.store.wait_for_healing()
         copy_store(self.root, self.directory / "copy")
         self.store.close()

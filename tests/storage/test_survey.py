@@ -1,4 +1,4 @@
-"""Where the shards of many stripes are, asked together."""
+"""Looking up the shards of many stripes together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STORES = 7
 
 
 class Store:
-    """Knows some keys."""
+    """A store that holds some keys."""
 
     def __init__(self) -> None:
         self.held: set[ShardKey] = set()
@@ -33,7 +33,7 @@ class Store:
 
 
 class Stores:
-    """Stores by a fixed layout, as a fleet; with ``keeping``, what belongs on the first is on the last."""
+    """A fleet with a fixed layout. With ``keeping``, shards that belong on the first store are on the last."""
 
     def __init__(self, *, keeping: bool) -> None:
         self._layout = FixedLayout(_STORES - 1)
@@ -73,7 +73,7 @@ def test_what_is_missing_of_many_stripes_coded_in_several_ways(keeping: bool) ->
     fleet = Stores(keeping=keeping)
     codes = [(Kind.CHUNK, 4, 6), (Kind.NODE, 1, 5), (Kind.CHUNK, 2, 3)]
     stripes = [stripe_key(kind, rng.randbytes(32), k, n) for kind, k, n in rng.choices(codes, k=3000)]
-    stripes += stripes[:50]  # some are met twice
+    stripes += stripes[:50]  # some occur twice
     gone: dict[StripeKey, set[int]] = {}
     for stripe in dict.fromkeys(stripes):
         places = fleet.places(stripe)

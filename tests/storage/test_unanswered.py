@@ -1,4 +1,4 @@
-"""A store that does not answer for the moment may well have its shards: they are not written to it again."""
+"""A store that does not answer may still have its shards, so they are not written to it again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def filled(root: Path) -> Iterator[FileStorage]:
 
 
 def fall_silent(store: FileStorage, patch: pytest.MonkeyPatch) -> None:
-    """One volume tells of no shard whether it has it; it would take some."""
+    """Let one volume refuse to say which shards it has, while it still takes writes."""
 
     def refuse(*_: object) -> NoReturn:
         raise VolumeUnavailable("too many open files")
@@ -73,7 +73,7 @@ def test_a_reader_s_report_makes_nothing_of_it(
 
 
 def test_what_is_in_danger_does_not_wait(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four shards of six are known to be there, no more than are needed; of metadata one copy would do."""
+    """Four of six shards are known to exist, just enough; of metadata, one copy would be enough."""
     with open_store(root) as store:
         push(store, DATA)
     lose(root, LOST)

@@ -1,4 +1,4 @@
-"""Pushes piece by piece, interrupted and resumed; what is stored twice, and what is told of others' chunks."""
+"""Uploads in pieces, interrupted and resumed; deduplication; no information about other users' chunks."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def _used(store: FileStorage) -> int:
 
 @pytest.fixture(scope="module")
 def kept(module_scratch: Path) -> FileStorage:
-    """A store for many examples."""
+    """A store shared by many examples."""
     return open_store(module_scratch / "store", k=2, n=3)
 
 
 @given(cuts=st.lists(st.integers(0, len(DATA)), max_size=8), into=st.lists(st.booleans(), min_size=9, max_size=9))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_cut_and_any_way_in(kept: FileStorage, cuts: list[int], into: list[bool]) -> None:
-    """Bytes come by write() or are read into free_space(), in pieces of any length."""
+    """Bytes are passed to write() or read into free_space(), in pieces of any length."""
     borders = [0, *sorted(cuts), len(DATA)]
     with kept.upload(filename="f", user_id=str(cuts)) as upload:
         for start, stop, direct in zip(borders, borders[1:], into, strict=False):
@@ -173,7 +173,7 @@ def test_an_upload_that_keeps_nothing(store: FileStorage) -> None:
 
 
 def test_thousands_of_chunks_are_leased_on_the_way(root: Path) -> None:
-    """An upload longer than a manifest leaf hands its leaf and claims to the catalog before it ends."""
+    """An upload longer than a manifest leaf enters its leaf and claims into the catalog before it ends."""
     same = content(3, CHUNK)
     with open_store(root, k=1, n=1) as store:
         upload = store.upload(filename="f", user_id=USER)
@@ -288,7 +288,7 @@ def _growth(store: FileStorage, action: Callable[[], object]) -> int:
 
 
 def test_the_same_content_is_stored_once(store: FileStorage) -> None:
-    """Within a file, across files, across users; only version objects are added."""
+    """Within a file, across files and across users, only version objects are added."""
     chunk = content(2, CHUNK)
     push(store, chunk, "once")
     assert _growth(store, lambda: push(store, chunk * 8)) < 6000
@@ -302,20 +302,20 @@ def test_equal_content_makes_no_version(store: FileStorage) -> None:
     first = push(store, DATA)
     assert push(store, DATA) == first
     noted = store.push(DATA, filename="file", user_id=USER, note="again")
-    assert (noted.parent_id, noted.note) == (first.version_id, "again")  # unless there is something new to say of it
+    assert (noted.parent_id, noted.note) == (first.version_id, "again")  # unless there is a new note
     assert push(store, DATA) == noted
     assert store.history(first.file_id, user_id=USER) == [noted, first]
 
 
 @pytest.mark.parametrize("size", [1000, len(DATA)])
 def test_content_pushed_again_is_there_again(root: Path, size: int) -> None:
-    """More was lost than the code makes up for; the owner pushes the file once more."""
+    """More shards were lost than can be restored, and the owner pushes the file again."""
     data = DATA[:size]
     with open_store(root) as store:
         version = push(store, data)
     lose(root, 0, 1, 2)
     with open_store(root) as store:
-        store.repair()  # the volumes are begun anew: their disks are not only to be mounted
+        store.repair()  # begins the volumes again, as their disks are lost, not just unmounted
         assert push(store, data) == version
         assert get(store, version) == data
 
@@ -333,7 +333,7 @@ def test_content_pushed_again_after_rot_was_found(root: Path) -> None:
 
 @pytest.mark.parametrize("chunk_size", [CHUNK, CHUNK + 1, 100_003, 1 << 20])
 def test_profiles_and_chunk_sizes_side_by_side(store: FileStorage, chunk_size: int) -> None:
-    """Every file has its own; k need not divide the chunk size, n may exceed the number of volumes."""
+    """Files have their own profiles. k need not divide the chunk size, and n may exceed the number of volumes."""
     pushed: dict[str, tuple[Version, bytes]] = {}
     for k, n in ((1, 1), (1, 6), (3, 5), (4, 6), (5, 7), (7, 13), (6, 6)):
         data = content(k, 3 * chunk_size + k)
@@ -382,7 +382,7 @@ def test_damaged_chunks_are_missing(root: Path) -> None:
         push(store, DATA)
     rot_shards(root, IDS[2], 4, 6, [5])
     with open_store(root) as store:
-        assert store.missing_chunks(IDS, user_id=USER) == [False] * 6  # nobody has looked yet
+        assert store.missing_chunks(IDS, user_id=USER) == [False] * 6  # the damage has not been noticed yet
         store.scrub()
         assert store.missing_chunks(IDS, user_id=USER) == [False, False, True, False, False, False]
         store.repair()

@@ -1,4 +1,4 @@
-"""Uploads, collects, clocks and restarts in any order: what is acknowledged can be read, what is dead is freed."""
+"""Uploads, collects, clocks and restarts in any order: acknowledged files can be read, unneeded data is freed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY_S = 86_400.0
 
 
 class Pushing:
-    """An upload and what it was given."""
+    """An upload and the content it was given."""
 
     def __init__(self, upload: Upload, user: str) -> None:
         self.upload, self.user = upload, user
@@ -34,7 +34,7 @@ going_on = precondition(lambda self: bool(self.live))
 
 
 class UploadsMachine(RuleBasedStateMachine):
-    """The store's time stands still but for what the rules let pass."""
+    """The state machine. The store's time only passes in its rules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class UploadsMachine(RuleBasedStateMachine):
     @going_on
     @rule(which=ANY, chunks=CHUNKS)
     def go_on(self, which: int, chunks: list[int]) -> None:
-        """With what comes next, named where that is enough; what came so far is claimed, and pinned no longer."""
+        """Continue an upload, reusing chunks where possible; its chunks so far are claimed and not pinned any more."""
         pushing = self._one(which)
         for chunk in chunks:
             if self.store.missing_chunks([IDS[chunk]], user_id=pushing.user) == [False]:
@@ -101,7 +101,7 @@ class UploadsMachine(RuleBasedStateMachine):
     @going_on
     @rule(which=ANY, while_collecting=st.sampled_from((0, 1, 130)))
     def commit(self, which: int, while_collecting: int) -> None:
-        """At once, or in the middle of a collect."""
+        """Commit an upload, at once or during a collect."""
         pushing = self._one(which)
         done: list[Version] = []
 
@@ -146,7 +146,7 @@ class UploadsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.opened < 3)
     @rule(orderly=st.booleans())
     def restart(self, orderly: bool) -> None:
-        """All uploads end: in an orderly end they are interrupted, otherwise the process is gone as if killed."""
+        """Restart the store: in an orderly close, uploads are interrupted; otherwise the process ends as if killed."""
         if orderly:
             for pushing in self.live:
                 pushing.upload.abort(keep_chunks=True)

@@ -1,4 +1,4 @@
-"""Version records: one form each, named by their hash, chained to the first."""
+"""Version records have one encoding each, are named by their hash, and form a chain to the first one."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_version_under_another_id_or_with_another_root() -> None:
 
 
 def test_another_form_of_the_same_is_refused() -> None:
-    """Or one content could have many ids."""
+    """Otherwise one content could have many ids."""
     root = RootNode(1, 10, CHUNK, 1, 1, 0, 0, bytes(32))
     raw_root = encode_root(root)
     record = VersionRecord(RECORD_FORMAT, bytes(16), None, object_id(raw_root), 10, "u", "n", 0, 0, None, "")
@@ -107,7 +107,7 @@ def test_tombstones(file_id: bytes, sequence: int) -> None:
 
 
 def test_a_history_can_be_verified_from_any_volume(root: Path) -> None:
-    """With nothing but hashes: every record names its parent by the hash of that record's bytes."""
+    """Hashes are enough, as every record names its parent by the hash of the parent's bytes."""
     with open_store(root) as store:
         versions = [push(store, content(number, 1000)) for number in range(5)]
     lose_catalog(root)

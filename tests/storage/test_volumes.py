@@ -1,4 +1,4 @@
-"""Volumes that go while the store is open: reads go on, writes go on while they are safe, repair brings back."""
+"""Volumes that disappear while the store is open: reads continue, writes continue while safe, repair restores."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _states(store: FileStorage) -> list[str]:
 
 
 def _notice(store: FileStorage) -> None:
-    """Have the store look whether its directories are there (it does so at most once a second)."""
+    """Let the store check now whether its directories exist, which it does at most once a second."""
     store._volumes.check_present(at_once=True)
 
 
@@ -94,7 +94,7 @@ def test_pushes_are_refused_when_one_more_loss_would_be_too_many(
     assert store.find("new", user_id=USER) is None
     assert store.stats().stored_bytes == before
     if lost == 3:
-        # Taken away is not known to be lost: they may be back.
+        # Volumes that were taken away may come back, so they do not count as lost.
         with pytest.raises(ShardsUnavailable, match="volumes/0"):
             get(store, version)
     assert data
@@ -125,7 +125,7 @@ def test_refusal_depends_on_the_profile(root: Path, store: FileStorage) -> None:
 def test_whatever_meets_the_removal_first(
     root: Path, store: FileStorage, pushed: Pushed, work: Callable[[FileStorage], object]
 ) -> None:
-    """Before the store has noticed: nothing fails but the volume."""
+    """Before the store has noticed, no call fails."""
     store.stats()  # just looked
     doomed, _ = pushed.pop("f1")
     store.delete(doomed.file_id, user_id=USER)
@@ -139,7 +139,7 @@ def test_whatever_meets_the_removal_first(
 
 
 def test_a_volume_that_comes_back_as_it_was(root: Path, scratch: Path, store: FileStorage, pushed: Pushed) -> None:
-    """It lacks what was written meanwhile, and has what was deleted: both are put right."""
+    """It lacks what was written meanwhile, and still has what was deleted; both are fixed."""
     volume_dir(root, 1).rename(scratch / "unplugged")
     _notice(store)
     pushed |= {"later": (push(store, content(7, CHUNK), "later"), content(7, CHUNK))}
@@ -184,7 +184,7 @@ def test_all_volumes_gone(root: Path, store: FileStorage, pushed: Pushed) -> Non
 
 
 def test_fewer_volumes_than_shards(scratch: Path) -> None:
-    """4 of 6 on three volumes, two shards each: one volume may go."""
+    """4-of-6 on three volumes with two shards each: one volume may be lost."""
     root, disks = scratch / "store", [scratch / str(slot) for slot in range(3)]
     with open_store(root, volumes=disks) as store:
         pushed = push_many(store, SIZES)
@@ -200,14 +200,14 @@ def test_fewer_volumes_than_shards(scratch: Path) -> None:
     with open_store(root, volumes=disks) as store:
         version, _ = pushed["f1"]
         with pytest.raises(ShardsUnavailable, match="mount its disk, or run repair to begin it anew"):
-            get(store, version)  # nobody but the operator knows that these disks are not just unmounted
+            get(store, version)  # only the operator knows that these disks are not just unmounted
         assert not store.repair().complete
         with pytest.raises(DataLossError):
             get(store, version)
 
 
 def test_more_volumes_than_shards(scratch: Path) -> None:
-    """2 of 3 on eight volumes: any volume may go, and most shards are not on it."""
+    """2-of-3 on eight volumes: any volume may be lost, and most shards are not on it."""
     root, disks = scratch / "store", [scratch / str(slot) for slot in range(8)]
     with open_store(root, k=2, n=3, volumes=disks) as store:
         pushed = push_many(store, [CHUNK] * 40)
@@ -260,7 +260,7 @@ def test_statistics(root: Path, store: FileStorage, pushed: Pushed) -> None:
 
 
 def test_only_the_shard_found_bad_is_discarded(scratch: Path) -> None:
-    """Between finding it bad and forgetting it, it may have been removed and written anew."""
+    """Between finding a shard bad and discarding it, it may have been removed and written again."""
     identity = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
     volume = LocalVolume(scratch, identity)
     shard = Shard(shard_key(stripe_key(Kind.CHUNK, bytes(32), 1, 1), 0), 1, digest(b"x"), b"x")
@@ -280,7 +280,7 @@ def test_only_the_shard_found_bad_is_discarded(scratch: Path) -> None:
 
 @pytest.mark.parametrize("segment_bytes_max", [1000, 1 << 20])
 def test_a_shard_that_is_stored_twice_leaves_nothing_behind(scratch: Path, segment_bytes_max: int) -> None:
-    """Whoever writes asks first whether it is there, but not always the volume itself."""
+    """Writers check first whether a shard exists, but do not always ask the volume itself."""
     identity = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
     volume = LocalVolume(scratch, identity, segment_bytes_max=segment_bytes_max)
     shards = [
@@ -306,7 +306,7 @@ def test_a_shard_that_is_stored_twice_leaves_nothing_behind(scratch: Path, segme
 
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_flushing_by_threads(scratch: Path, parallel: int) -> None:
-    """Where the kernel takes no flush requests."""
+    """For kernels that do not support asynchronous flush requests."""
     flusher = ThreadFlusher(parallel)
     files = [(scratch / str(number)).open("wb") for number in range(7)]
     outcomes = flusher.flush([*(file.fileno() for file in files), 10_000])
@@ -392,7 +392,7 @@ def test_a_repair_begins_volumes_anew_however_many_are_missing(root: Path) -> No
 
 
 def test_a_store_without_files_begins_its_volumes_anew(root: Path) -> None:
-    """As after a kill while it was made."""
+    """As if the process was killed while the store was being made."""
     open_store(root).close()
     lose(root, *range(6))
     with open_store(root) as store:

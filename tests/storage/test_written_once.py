@@ -1,4 +1,4 @@
-"""What a volume holds is not written to it again because another volume lacks its own part."""
+"""Shards that a volume has are not written to it again when another volume lacks its own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.storage.helpers import CHUNK, USER, content, diff_of, digest, lose, o
 LOST = 1
 METADATA = (Kind.NODE, Kind.VERSION, Kind.TOMBSTONE)
 SMALL = content(1, 3 * CHUNK)
-LARGE = bytes((FAN_OUT + 1) * CHUNK)  # with nodes, and a single chunk again and again
+LARGE = bytes((FAN_OUT + 1) * CHUNK)  # large enough for nodes, with a single repeated chunk
 
 
 def _written_again(root: Path) -> dict[str, list[ShardKey]]:
-    """Metadata that lies twice in a volume, by volume; nothing was compacted since."""
+    """Return metadata that is stored twice in a volume, by volume. Works if nothing was compacted."""
     found = {}
     for path in sorted((root / "volumes").iterdir()):
         counts = Counter(record.key for record in records(path) if record.key[32] in METADATA)
@@ -77,7 +77,7 @@ def test_a_repair_leaves_a_tombstone_that_is_being_written_to_its_delete(
 
     def later(commits: GroupCommit, tombstones: list[tuple[bytes, bytes]]) -> None:
         monkeypatch.setattr(GroupCommit, "_write_tombstones", bury)
-        assert store.repair().complete  # the catalog has it, the volumes have not
+        assert store.repair().complete  # the catalog has the metadata, but the volumes do not
         assert _tombstones(root, 0) == 0
         bury(commits, tombstones)
 
