@@ -1,4 +1,4 @@
-"""What the documentation site takes from the code, so that it cannot say anything else than the code does.
+"""Generates parts of the documentation site from the code, so that the two cannot differ.
 
-``site`` is the MkDocs hook that fills the places marked in the pages of ``docs/``. The other modules make the parts.
+``site`` is the MkDocs hook that fills marked places in the pages of ``docs/``. The other modules generate the text.
 """

@@ -1,4 +1,4 @@
-"""Which Python names the reference shows; mkdocstrings makes the text from their docstrings."""
+"""Lists the Python names in the reference; mkdocstrings makes the text from their docstrings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OBJECT = """::: {home}
 
 
 def names(*wanted: str) -> str:
-    """The names given, one after another."""
+    """The directives that show these names, one after another."""
     return "\n\n".join(f"::: {name}" for name in wanted)
 
 
@@ -32,12 +32,12 @@ def errors() -> str:
 
 
 def rest(module: str, *shown: str) -> str:
-    """All public names of a module but those given, which have pages of their own, and its errors."""
+    """All public names of a module, except its errors and the names given, which have pages of their own."""
     return names(*(f"{module}.{name}" for name in _public(module) if name not in shown))
 
 
 def objects_inside() -> str:
-    """What ``worker`` has for the code of functions: the classes of its objects, under the names that code uses."""
+    """The classes of ``worker`` and its attributes, under the names that code of functions uses."""
     worker = taskworker.inside.worker
     caller = get_type_hints(vars(type(worker))["caller"].fget)["return"]
     known = {"worker": type(worker), "worker.storage": type(worker.storage), "worker.caller": caller}
@@ -47,7 +47,7 @@ def objects_inside() -> str:
 
 
 def undescribed(html: str) -> list[str]:
-    """What a page lacks: public methods and properties with a docstring, of the classes that it describes."""
+    """Public methods and properties with a docstring that a page lacks, of the classes that it describes."""
     there = set(re.findall(r'id="((?:storage|taskworker)\.[\w.]+)"', html))
     lacking = []
     for name in sorted(there):

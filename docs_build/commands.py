@@ -1,4 +1,4 @@
-"""The command line's reference, from the commands as Typer has them."""
+"""Generates the reference of the command line from the Typer commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from docs_build.markdown import code, escaped, table
 from taskworker.cli.app import app_for
 
 COMMON = "Options of every command"
-"""The title under which a command's help has the options that all have."""
+"""The title of the options that all commands have, in a command's help."""
 _PROGRAM = "taskworker"
 _EXAMPLES = "Examples:"
 _EXPONENTS_FROM = 1e6  # where the shortest form of a float has one
@@ -30,7 +30,7 @@ class Described:
 
     @property
     def parameters(self) -> list[Any]:
-        """What it takes, without what is hidden and without --help, which all have."""
+        """Its arguments and options, except hidden ones and --help."""
         known = self.command.get_params(typer.Context(self.command))
         return [one for one in known if not getattr(one, "hidden", False) and one.name != "help"]
 
@@ -41,7 +41,7 @@ class Described:
 
 
 def commands() -> list[Described]:
-    """All commands, those of groups included, in the order of the program's help."""
+    """All commands, including those of groups, in the order of the program's help."""
     found: list[Described] = []
     for name, command in typer.main.get_command(app_for(())).commands.items():  # type: ignore[attr-defined]
         panel = command.rich_help_panel
@@ -56,7 +56,7 @@ def commands() -> list[Described]:
 
 
 def sections(panel: str) -> str:
-    """The reference of all commands of a panel of the program's help, or of a group."""
+    """The reference of all commands of a group, or of a panel of the program's help."""
     found = [section(one) for one in commands() if one.panel == panel]
     if not found:
         raise ValueError(f"no command is in the panel or group {panel!r}")
@@ -64,7 +64,7 @@ def sections(panel: str) -> str:
 
 
 def overview() -> str:
-    """All commands, with what each does in one sentence."""
+    """All commands, each with a sentence that says what it does."""
     rows = [[code(one.path), escaped(_paragraphs(one)[0].partition(". ")[0].rstrip("."))] for one in commands()]
     return table(["command", "what it does"], rows)
 
@@ -93,7 +93,7 @@ def common_options() -> str:
 
 
 def option_table(options: Sequence[Any]) -> str:
-    """Options, what they take, what they mean and what holds without them."""
+    """A table of options: their values, their meaning and their defaults."""
     rows = [[code(_spelling(one)), _meaning(one), code(_default(one)) if _default(one) else ""] for one in options]
     return table(["option", "meaning", "default"], rows)
 
@@ -120,7 +120,7 @@ def _panel_of(parameter: Any) -> str | None:
 
 
 def _metavar(parameter: Any) -> str:
-    """The word that stands for its value, or the values that it may have."""
+    """The placeholder for its value, or the values that it may have."""
     if parameter.metavar:
         return str(parameter.metavar)
     return str(parameter.display_type(typer.Context(typer.core.TyperCommand(None)))).strip("<>")

@@ -1,4 +1,4 @@
-"""The table of errors: types, gRPC status codes, exit codes."""
+"""Generates the tables of errors: types, gRPC status codes, exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskworker.rpc import status
 
 
 def error_types() -> list[type[storage.errors.StorageError]]:
-    """All error types of the engine and of what is around it, in the order in which they are defined."""
+    """All error types of ``storage`` and ``taskworker``, in the order in which they are defined."""
     return [
         each
         for module in (storage.errors, taskworker.errors)
@@ -30,7 +30,7 @@ def api_name(each: type[storage.errors.StorageError]) -> str:
 
 
 def error_table() -> str:
-    """Every error type with its meaning, the code it travels with, and the exit code of a command that it ends."""
+    """Every error type with its meaning, its gRPC status code, and the exit code of a command that fails with it."""
     rows = []
     for each in error_types():
         meaning = (inspect.getdoc(each) or "").split("\n\n")[0]
@@ -46,12 +46,12 @@ def grpc_code(each: type[storage.errors.StorageError]) -> str:
 
 
 def exit_code(each: type[storage.errors.StorageError]) -> int:
-    """The exit code of a command that ends with this error."""
+    """The exit code of a command that fails with this error."""
     return int(exit_code_of(each.__new__(each)))
 
 
 def exit_code_table() -> str:
-    """All exit codes that the program chooses itself."""
+    """All exit codes that the program sets itself."""
     rows = [[str(int(one)), code(one.name), _EXIT_MEANINGS[one]] for one in ExitCode]
     rows += [["130", "", "interrupted (Ctrl-C, SIGINT)"], ["143", "", "terminated (SIGTERM)"]]
     return table(["exit code", "name", "meaning"], sorted(rows, key=lambda row: int(row[0])))

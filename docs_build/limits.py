@@ -1,4 +1,4 @@
-"""The tables of limits: of files and messages, and of functions."""
+"""Generates the tables of limits of files, messages and functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 
 def size_text(size: int) -> str:
-    """A size as people write it: 256 MiB."""
+    """A size for readers: 256 MiB."""
     for unit, factor in (("EiB", 1 << 60), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", _MIB), ("KiB", _KIB)):
         if size >= factor and size % factor == 0:
             return f"{size // factor:,} {unit}"
@@ -20,7 +20,7 @@ def size_text(size: int) -> str:
 
 
 def storage_table() -> str:
-    """What the engine accepts."""
+    """The limits of the engine."""
     rows = [
         ["size of a file", size_text(limits.FILE_SIZE_MAX)],
         ["name of a file, in UTF-8", size_text(limits.FILENAME_BYTES_MAX)],
@@ -36,7 +36,7 @@ def storage_table() -> str:
 
 
 def message_table() -> str:
-    """What servers accept in one message."""
+    """The limits of one message to a server."""
     rows = [
         ["a message of a call that is no stream, such as `Push` or `Get`", size_text(wire.UNARY_BYTES_MAX)],
         ["a message of a stream, such as `PushStream`", size_text(wire.PART_BYTES_MAX)],
@@ -48,7 +48,7 @@ def message_table() -> str:
 
 
 def function_table() -> str:
-    """What one call of a function may use."""
+    """The limits of one call of a function."""
     default = Limits()
     rows = [
         [code(name), code(field), _amount(field, getattr(default, field)), _amount(field, getattr(LIMITS_MAX, field))]

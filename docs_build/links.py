@@ -1,4 +1,4 @@
-"""Text of the repository that pages take over as it stands, and links that work on the site as in the repository."""
+"""Includes files of the repository in pages, and adapts links so that they work on the site as in the repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = {
     "examples/README.md": "examples.md",
     "protos": "reference/protocol.md",
 }
-"""Pages of the site that show what is elsewhere in the repository."""
+"""Pages of the site that show files from elsewhere in the repository."""
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _ITEM = re.compile(r"(?:-|\d+\.) ")
@@ -25,19 +25,19 @@ _LANGUAGES = {".proto": "protobuf", ".py": "python", ".txt": "text"}
 
 
 def included(path: str, page: str) -> str:
-    """A Markdown file of the repository, as a part of the site's page ``page``."""
+    """The text of a Markdown file of the repository, with links that work on the site's page ``page``."""
     text = (ROOT / path).read_text(encoding="utf-8")
     return _with_links(nested(text), lambda target: _on_site(str(PurePosixPath(path).parent / target), page))
 
 
 def shown(path: str) -> str:
-    """A file of the repository that is no Markdown, under its name."""
+    """A file of the repository that is not Markdown, as a code block with its name."""
     text = (ROOT / path).read_text(encoding="utf-8").rstrip("\n")
     return f'```{_LANGUAGES[Path(path).suffix]} title="{path}"\n{text}\n```'
 
 
 def relinked(markdown: str, page: str) -> str:
-    """A page of ``docs/`` whose links that leave that directory lead to the site's page instead."""
+    """A page of ``docs/`` in which links to files outside of that directory lead to the site's page instead."""
 
     def target_on_site(target: str) -> str | None:
         path = os.path.normpath(f"docs/{PurePosixPath(page).parent}/{target}")
@@ -47,7 +47,7 @@ def relinked(markdown: str, page: str) -> str:
 
 
 def _on_site(path: str, page: str) -> str | None:
-    """How ``page`` links to a path of the repository; None if the site has no page of it."""
+    """The link from ``page`` to the page of a path of the repository; None if the site has no such page."""
     path = os.path.normpath(path)
     uri = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
     return None if uri is None else os.path.relpath(uri, PurePosixPath(page).parent)
@@ -65,7 +65,7 @@ def _with_links(markdown: str, on_site: Callable[[str], str | None]) -> str:
 
 
 def nested(markdown: str) -> str:
-    """The text with lists within lists as Python-Markdown wants them: set in by four, where two will do elsewhere."""
+    """The text with nested lists indented by four spaces, as Python-Markdown needs them, instead of two."""
     within, lines = False, []
     for line in markdown.split("\n"):
         within = bool(_ITEM.match(line)) or (within and line.startswith(" "))
@@ -75,7 +75,7 @@ def nested(markdown: str) -> str:
 
 
 def _lines(markdown: str) -> Iterator[tuple[str, bool]]:
-    """All lines, and whether each belongs to a block of code."""
+    """All lines, each with whether it belongs to a block of code."""
     fence = ""
     for line in markdown.split("\n"):
         mark = _FENCE.match(line)

@@ -1,7 +1,7 @@
-"""The hook by which MkDocs has parts of pages made from the code.
+"""The MkDocs hook that fills marked places in pages with text generated from the code.
 
-A page names a part in a comment of its own line, as ``<!-- generated: error-table -->``; words after the part's name
-are given to what makes it. A name that is not known ends the build.
+A page names a part in a comment on a line of its own, such as ``<!-- generated: error-table -->``. Words after the name
+are arguments of the function that makes the part. An unknown name makes the build fail.
 """
 
 from __future__ import annotations
@@ -43,17 +43,19 @@ class _Page(Protocol):
 
 
 def on_page_markdown(markdown: str, *, page: _Page, config: object, files: object) -> str:
-    """The page with all its parts; MkDocs calls this for each page."""
+    """The page with all its parts filled in; MkDocs calls this for each page."""
     if page.parent is None:
-        page.meta.setdefault("hide", ["navigation"])  # beside a page of no group there is nothing to navigate to
+        page.meta.setdefault(
+            "hide", ["navigation"]
+        )  # a page outside of all groups has none to list beside it
     return filled(markdown, page.file.src_uri)
 
 
 def on_page_content(html: str, *, page: _Page, config: object, files: object) -> str:
-    """The page without the roles of reStructuredText that docstrings have; MkDocs calls this for each page.
+    """The page without the reStructuredText roles of docstrings; MkDocs calls this for each page.
 
     Raises:
-        ValueError: it describes a class without some of its public methods.
+        ValueError: it describes a class, but not all of its public methods.
     """
     if lacking := api.undescribed(html):
         raise ValueError(f"{page.file.src_uri} describes classes without {', '.join(lacking)}")
@@ -61,10 +63,10 @@ def on_page_content(html: str, *, page: _Page, config: object, files: object) ->
 
 
 def filled(markdown: str, uri: str) -> str:
-    """The page ``uri`` with all its parts.
+    """The page ``uri`` with all its parts filled in.
 
     Raises:
-        ValueError: it names a part that there is not.
+        ValueError: it names an unknown part.
     """
 
     def part(place: re.Match[str]) -> str:

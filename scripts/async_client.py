@@ -1,7 +1,7 @@
-"""Makes ``taskworker/client/aio.py`` of the modules of Client's methods: ``python scripts/async_client.py``.
+"""Generates ``taskworker/client/aio.py`` from the modules with Client's methods: ``python scripts/async_client.py``.
 
-AsyncClient has the methods of Client as coroutines. They are generated, so that the two cannot come apart; a test
-tells when the file is stale. (httpcore keeps its two interfaces equal in the same way.)
+AsyncClient has the methods of Client as coroutines. They are generated, so that the two stay the same; a test fails if
+the file is out of date. (httpcore keeps its two interfaces equal in the same way.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 CLIENT = Path(__file__).resolve().parent.parent / "taskworker" / "client"
 SOURCES = ("file_calls", "revision_calls", "function_calls", "maintenance_calls")
 NOT_AWAITED = {"close", "open", "call_texts", "stream_texts"}
-"""Written by hand, of no use to coroutines, or for other languages' texts."""
+"""Methods that are written by hand, have no use as coroutines, or are only for the command line."""
 
 OWN_IMPORTS = """from collections.abc import AsyncGenerator, AsyncIterable
 from typing import TYPE_CHECKING
@@ -28,17 +28,17 @@ from __future__ import annotations
 
 {imports}
 class AsyncClient(AsyncCalls):
-    """:class:`Client` with coroutines. Methods, arguments and errors are the same, described there.
+    """The methods of :class:`Client` as coroutines, with the same arguments and errors; see there.
 
-    Reading, hashing and writing files blocks, so everything runs in threads of its own, up to 32 calls
-    at once; the event loop only waits. Cancelling a coroutine cancels its calls on the server and
-    returns when they have ended. Progress is reported from those threads.
+    Reading, hashing and writing files blocks, so each call runs in a thread, up to 32 calls at once, and the event
+    loop only waits. Cancelling a coroutine cancels its calls on the server, and returns when they have ended. Progress
+    is reported from those threads.
     """
 '''
 
 
 def generated() -> str:
-    """The text of the module, formatted."""
+    """The formatted text of the module."""
     modules = {name: ast.parse((CLIENT / f"{name}.py").read_text()) for name in SOURCES}
     methods = [
         node
@@ -97,7 +97,7 @@ def _names_in(body: str) -> set[str]:
 
 
 def _imports(name: str, module: ast.Module, used: set[str]) -> str:
-    """Those of a module's imports that the methods need, and what they need of the module itself."""
+    """The imports of a module that the methods need, and an import of the names that they need from it."""
     local = {
         node.targets[0].id
         for node in module.body
@@ -117,7 +117,7 @@ def _imports(name: str, module: ast.Module, used: set[str]) -> str:
 
 
 def _checked_imports(modules: Iterable[ast.Module], used: set[str]) -> str:
-    """Likewise, of those for type checkers alone."""
+    """The imports for type checkers that the methods need."""
     found = [
         f"    {line}"
         for module in modules
@@ -135,7 +135,7 @@ def _import(node: ast.ImportFrom, used: set[str]) -> str:
 
 
 def _formatted(text: str) -> str:
-    """As ruff would have it; it is pinned, so that this is the same everywhere."""
+    """Format a module with ruff, whose version is pinned, so that the result is the same everywhere."""
     for arguments in (["check", "--fix", "--select", "I,UP"], ["format"]):
         command = [sys.executable, "-m", "ruff", *arguments, "-q", "--stdin-filename", str(CLIENT / "aio.py"), "-"]
         text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout

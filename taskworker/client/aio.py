@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class AsyncClient(AsyncCalls):
-    """:class:`Client` with coroutines. Methods, arguments and errors are the same, described there.
+    """The methods of :class:`Client` as coroutines, with the same arguments and errors; see there.
 
-    Reading, hashing and writing files blocks, so everything runs in threads of its own, up to 32 calls
-    at once; the event loop only waits. Cancelling a coroutine cancels its calls on the server and
-    returns when they have ended. Progress is reported from those threads.
+    Reading, hashing and writing files blocks, so each call runs in a thread, up to 32 calls at once, and the event
+    loop only waits. Cancelling a coroutine cancels its calls on the server, and returns when they have ended. Progress
+    is reported from those threads.
     """
 
     async def push(
