@@ -120,11 +120,11 @@ def existing_file(file: str) -> Path:
 def _push_one(
     session: Session, backend: Backend, filename: str, path: Path | None, profile: ErasureProfile | None, note: str
 ) -> tuple[Version, float]:
-    started = time.monotonic()
+    started = time.perf_counter()
     with session.terminal.progress(filename) as progress, contextlib.ExitStack() as opened:
         source = opened.enter_context(standard_input()) if path is None else path
         version = backend.push(source, filename=filename, profile=profile, note=note, progress=progress)
-    return version, time.monotonic() - started
+    return version, time.perf_counter() - started
 
 
 def get(
@@ -178,13 +178,14 @@ def save_version(session: Session, file_id: str, version_id: str, output: str) -
 
 
 def _save(session: Session, backend: Backend, version: Version, output: str | None, start: int, stop: int) -> None:
-    started = time.monotonic()
+    started = time.perf_counter()
     target = _target(output, version)
     with replacing(target) as part:
         _write(session, backend, part, version, start, stop)
+    pace = pace_text(stop - start, time.perf_counter() - started)
     session.terminal.result(
         version_document(version, output=str(target), start=start, stop=stop),
-        f"{one_line(str(target))}: {size_text(stop - start)} ({pace_text(stop - start, time.monotonic() - started)})",
+        f"{one_line(str(target))}: {size_text(stop - start)} ({pace})",
     )
 
 
@@ -314,12 +315,12 @@ def revise(
     """
     with session.backend() as backend, _spooled(source) as path:
         before = resolve_version(backend, file, base)
-        started = time.monotonic()
+        started = time.perf_counter()
         with session.terminal.progress(before.filename) as progress:
             version = backend.revise(before, path, note=note, progress=progress)
     name, short = visible(version.filename), version.version_id[:SHORT_ID_LENGTH]
     line = (
-        f"{name}: version {short} ({pace_text(version.size, time.monotonic() - started)})"
+        f"{name}: version {short} ({pace_text(version.size, time.perf_counter() - started)})"
         if version.version_id != before.version_id
         else f"{name}: nothing differs from version {short}"
     )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Supervisor:
         grace_s: see ``taskworker pool``.
         restart: whether to restart a process that dies.
         profile: (k, n) of a new pool.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Supervisor:
         grace_s: float,
         restart: bool,
         profile: tuple[int, int] | None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock_s = clock_s
         self._terminal = terminal
         self._directory = directory
         self._restart = restart
@@ -103,10 +107,10 @@ class Supervisor:
         """Wait until every worker is in the layout, which is made moments after they have joined."""
         from taskworker.client.pool import PoolClient
 
-        give_up_at_s = time.monotonic() + _LAYOUT_S
+        give_up_at_s = self._clock_s() + _LAYOUT_S
         with PoolClient(self._pool.address) as client:
             while not set(self._names) <= {member.worker_id for member in client.layout().members}:
-                if time.monotonic() > give_up_at_s:
+                if self._clock_s() > give_up_at_s:
                     raise Failure("the workers joined, but the pool made no layout over them", ExitCode.FAILED)
                 time.sleep(_LOOK_S / 10)
 
@@ -144,10 +148,10 @@ class Supervisor:
             return
         if not child.told_dead:
             child.told_dead = True
-            child.restart_at_s = time.monotonic() + _RESTART_S
+            child.restart_at_s = self._clock_s() + _RESTART_S
             again = "it is started again" if self._restart else f"start it again with: {command_line(*child.arguments)}"
             self._say(f"{child.name} (process {process.pid}) ended {_how(process.returncode)}; {again}")
-        elif self._restart and time.monotonic() >= child.restart_at_s:
+        elif self._restart and self._clock_s() >= child.restart_at_s:
             self._launch(child)
             self._await(child)
             self._say(

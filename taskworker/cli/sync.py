@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -60,9 +61,9 @@ class Tie:
     seen_ns: int
 
     @classmethod
-    def between(cls, version: Version, looks: os.stat_result) -> Tie:
+    def between(cls, version: Version, looks: os.stat_result, now_ns: Callable[[], int] = time.time_ns) -> Tie:
         """The tie of a file that looked like this when it had this version's content."""
-        return cls(version.file_id, version.version_id, looks.st_size, _changed_ns(looks), time.time_ns())
+        return cls(version.file_id, version.version_id, looks.st_size, _changed_ns(looks), now_ns())
 
     def surely_still(self, looks: os.stat_result) -> bool:
         """Whether a file with these looks is certainly unchanged, without reading it.

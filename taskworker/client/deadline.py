@@ -39,6 +39,11 @@ class Deadline:
             raise DeadlineExceeded(f"not done within {self._limit_s} s; allow more time, or try again to go on")
         return left
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return self._at is not None and time.monotonic() >= self._at
+
     def back_off(self, attempt: int) -> None:
         """Sleep before retry number ``attempt`` (1, 2, …), longer each time, but not past the deadline."""
         pause = _BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -159,12 +158,12 @@ class FunctionClient(OperatorClient):
             request.bundle = bundle
         else:
             request.file_id, request.version_id = self._pushed(bundle, timeout_s)
-        give_up, attempt = time.monotonic() + _TURN_S, 0
+        turn, attempt = Deadline(_TURN_S), 0
         while True:
             try:
                 return _deployed(self.unary(self._stub.Deploy, request, deadline.remaining_s()))
             except ServerBusy:
-                if time.monotonic() > give_up:
+                if turn.is_over:
                     raise
             attempt = min(attempt + 1, _PAUSES_MAX)
             deadline.back_off(attempt)

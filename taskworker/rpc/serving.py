@@ -120,6 +120,7 @@ class Server:
         trouble: gives the reason why health checks should report NOT_SERVING now; empty if there is none.
         unusable: tries again, and gives the reason why nothing can be served; empty if something can. A server that
             stays unusable for ten minutes ends, see :meth:`wait`.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class Server:
         calls: int = DEFAULT_CALLS,
         trouble: Callable[[], str] = lambda: "",
         unusable: Callable[[], str] | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock_s = clock_s
         self._home = HomeProcess("this server")
         self._unusable = unusable
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
@@ -187,8 +190,8 @@ class Server:
         failing_since_s = math.inf
         while self._server.wait_for_termination(_LOOK_S):
             why = self._unusable()
-            failing_since_s = min(failing_since_s, time.monotonic()) if why else math.inf
-            if time.monotonic() - failing_since_s > _GIVE_UP_S:
+            failing_since_s = min(failing_since_s, self._clock_s()) if why else math.inf
+            if self._clock_s() - failing_since_s > _GIVE_UP_S:
                 raise StoreUnavailable(f"the catalog could not be read for {_GIVE_UP_S:.0f} s, so this ends: {why}")
         return True
 

@@ -60,9 +60,17 @@ class ShardService:
         volume: the volume to serve.
         instance: random name of this process, by which the pool distinguishes it from others at its address.
         current: returns both for each call, if they change when the volume is reopened.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, volume: ShardStore | None, instance: str, current: Current | None = None) -> None:
+    def __init__(
+        self,
+        volume: ShardStore | None,
+        instance: str,
+        current: Current | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock_s = clock_s
         self._current = current or (lambda: _unchanging(volume, instance))
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
@@ -153,12 +161,12 @@ class ShardService:
     def Records(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
         """All intact shards of these kinds (a byte each), found by a scan; empty frames show that it is running."""
         kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
-        told_s = time.monotonic()
+        told_s = self._clock_s()
         for page in self._volume.records(kinds):
             require_active(caller)
-            if page or time.monotonic() - told_s >= _SIGN_OF_LIFE_S:
+            if page or self._clock_s() - told_s >= _SIGN_OF_LIFE_S:
                 yield pack_shards(page)
-                told_s = time.monotonic()
+                told_s = self._clock_s()
 
     def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
         """The readable version or tombstone with the highest sequence number; nothing if there is none."""

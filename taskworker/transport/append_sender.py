@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 
 from storage.errors import StorageError
 from storage.keys import ShardKey
@@ -26,18 +26,23 @@ _FILL_S = 0.02
 
 
 class SyncTicket:
-    """A sync under way on a remote volume."""
+    """A sync under way on a remote volume.
 
-    def __init__(self) -> None:
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._done = threading.Event()
         self._error: StorageError | None = None
-        self._began_s = time.monotonic()
+        self._began_s = clock_s()
         self.took_s = 0.0
 
     def settle(self, error: StorageError | None) -> None:
         """Say how it ended."""
         self._error = error
-        self.took_s = time.monotonic() - self._began_s
+        self.took_s = self._clock_s() - self._began_s
         self._done.set()
 
     def wait(self) -> None:
@@ -60,9 +65,11 @@ class AppendSender:
     Args:
         calls: to the worker.
         instance: the process of the worker that is meant; empty: whichever answers.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, calls: ShardCalls, instance: bytes) -> None:
+    def __init__(self, calls: ShardCalls, instance: bytes, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._calls = calls
         self._instance = instance
         self._changed = threading.Condition()
@@ -87,7 +94,7 @@ class AppendSender:
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
         """Queue ``shards`` and make them and everything before durable, in one message where it can be."""
-        ticket = SyncTicket()
+        ticket = SyncTicket(self._clock_s)
         with self._changed:
             self._put(shards, FLAG_SYNC)
             self._tickets.append(ticket)
@@ -180,9 +187,9 @@ class AppendSender:
 
     def _let_it_fill(self) -> None:
         """Hold a frame for a moment that is neither full nor waited for: few large messages cost less than many."""
-        until_s = time.monotonic() + _FILL_S
+        until_s = self._clock_s() + _FILL_S
         while self._calls.failure is None and not self._calls.ending and not self._full and not self._awaited:
-            left_s = until_s - time.monotonic()
+            left_s = until_s - self._clock_s()
             if self._frame.urgent or self._frame.size >= _FILLED_BYTES or left_s <= 0:
                 return
             self._changed.wait(left_s)

@@ -70,12 +70,22 @@ class RemoteVolume:
         instance: the process of the worker that is meant; default whichever answers. What another one is
             sent to append or sync fails.
         timeout_s: for one ordinary call.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, address: str, name: str, instance: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        instance: str = "",
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
+        self._clock_s = clock_s
         self._calls = ShardCalls(address, name, timeout_s)
-        self._sender = AppendSender(self._calls, instance.encode())
+        self._sender = AppendSender(self._calls, instance.encode(), clock_s)
 
     @property
     def misbehaved(self) -> str:
@@ -174,9 +184,9 @@ class RemoteVolume:
         self._sender.await_delivery()
         request, most = bytes([len(start)]) + start + (stop or b""), _keys_max(start, stop)
         before, count, waited_s = b"", 0, 0.0
-        asked_s = time.monotonic()
+        asked_s = self._clock_s()
         for message in self._calls.stream("Keys", request, each_s=self._calls.timeout_s):
-            waited_s += time.monotonic() - asked_s
+            waited_s += self._clock_s() - asked_s
             page = self._calls.checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
             count += len(page)
             if not _is_listing(page, before, start, stop) or count > most:
@@ -186,7 +196,7 @@ class RemoteVolume:
                 raise self._calls.misbehaves(f"lists its keys too slowly: {count:,} in {waited_s:.0f} s")
             before = page[-1]
             yield from page
-            asked_s = time.monotonic()
+            asked_s = self._clock_s()
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
         """See :meth:`ShardStore.records`. How long they may take in all is for the caller to say."""

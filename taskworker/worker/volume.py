@@ -141,7 +141,7 @@ class VolumeWorker:
             if self._functions is not None:
                 added |= self._functions.services(self.directory)
             functions_calls = 0 if self._functions is None else FUNCTION_CALLS
-            self._server = Server(added, calls=DEFAULT_CALLS + functions_calls)
+            self._server = Server(added, calls=DEFAULT_CALLS + functions_calls, clock_s=self._clock_s)
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             self._when_it_answers(lambda: self._join(description.pool_id))
