@@ -1,1 +1,1 @@
-"""Writing: uploads, revisions and the commit that makes versions visible."""
+"""Writing: uploads, revisions, and the commit that makes versions visible."""

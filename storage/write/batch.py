@@ -1,7 +1,8 @@
-"""One batch of commits: what it was planned on, what goes to the volumes, and what it enters into the catalog.
+"""One batch of commits: the state it was planned on, its data for the volumes, and its entries for the catalog.
 
-A batch is planned on what one catalog transaction read (:class:`Basis`). It goes to the volumes with no transaction
-open. A second transaction enters it if what the first one read is still so (:meth:`BatchPlan.enter`).
+A batch is planned on what one catalog transaction has read (:class:`Basis`). Then its data is written to the volumes
+while no transaction is open. A second transaction enters the batch if the state has not changed
+(:meth:`BatchPlan.enter`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from storage.write.pending import PendingVersion
 
 
 class Head(NamedTuple):
-    """The file that a pending version is of, as the catalog has it.
+    """The catalog's state of the file of a pending version.
 
     Attributes:
-        file_id: the file; None if none has the name.
-        entry: its entry; None if there is none.
-        problem: why its entry cannot be read; empty if it can.
+        file_id: id of the file; None if no file has the name.
+        entry: entry of the file; None if there is none.
+        problem: why the entry cannot be read; empty if it can.
     """
 
     file_id: bytes | None
@@ -39,7 +40,7 @@ class Head(NamedTuple):
 
 
 def head_of(txn: CatalogTransaction, pending: PendingVersion) -> Head:
-    """What the catalog has of the file that a version is of."""
+    """Read the catalog's state of the file of a pending version."""
     file_id = pending.file_id or txn.find(pending.target.name)
     if file_id is None:
         return Head(None, None)
@@ -51,12 +52,12 @@ def head_of(txn: CatalogTransaction, pending: PendingVersion) -> Head:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the catalog had when a batch was planned.
+    """The catalog's state on which a batch is planned.
 
     Attributes:
         counters: the totals.
-        heads: the file of each version.
-        versions: the bytes of each file's head; None where there is none.
+        heads: state of the file of each version in the batch.
+        versions: the bytes of each file's newest version; None if there is none.
     """
 
     counters: Counters
@@ -65,7 +66,7 @@ class Basis:
 
     @classmethod
     def read(cls, txn: CatalogTransaction, batch: Sequence[PendingVersion]) -> Basis:
-        """Read it in one transaction, so that all of it was so at one moment."""
+        """Read the state in one transaction, so that it is consistent."""
         heads = [head_of(txn, pending) for pending in batch]
         versions = [
             txn.version(head.file_id, head.entry.head) if head.file_id is not None and head.entry is not None else None
@@ -75,17 +76,17 @@ class Basis:
 
 
 class BatchPlan:
-    """What the versions of a batch add up to; each builds on those before it.
+    """The plan of a batch. Each version builds on those before it.
 
     Args:
         batch: the versions.
-        basis: what the catalog had of them.
+        basis: state of the catalog.
 
     Attributes:
-        outcomes: what becomes of each version that was planned so far, once the batch is entered.
-        sequence: the last one given to a version; before the first, the catalog's.
-        committed: the sequence up to which the catalog had committed everything.
-        shards: what goes to the volumes, by slot.
+        outcomes: outcome of each version planned so far, valid once the batch is entered.
+        sequence: the sequence number given to the latest version; before the first one, that of the catalog.
+        committed: the sequence number up to which the catalog has committed everything.
+        shards: shards to append, by volume slot.
     """
 
     def __init__(self, batch: Sequence[PendingVersion], basis: Basis) -> None:
@@ -93,9 +94,9 @@ class BatchPlan:
         self._basis = basis
         self._added: list[tuple[PendingVersion, StoredVersion]] = []
         self._ended: list[int] = []  # uploads whose content is the head already
-        self._names: dict[bytes, bytes] = {}  # file ids of this batch's files
-        self._heads: dict[bytes, tuple[FileEntry, StoredVersion]] = {}  # set by this batch, by file id
-        self._files = self._logical_bytes = 0  # so many more
+        self._names: dict[bytes, bytes] = {}  # name key → id of the batch's files
+        self._heads: dict[bytes, tuple[FileEntry, StoredVersion]] = {}  # file id → head set by this batch
+        self._files = self._logical_bytes = 0  # changes of the totals
         self._restored = False
         self.outcomes: list[StoredVersion | BaseException] = []
         self.sequence = basis.counters.sequence
@@ -106,11 +107,14 @@ class BatchPlan:
 
     @property
     def has_something(self) -> bool:
-        """Whether anything is to be made durable: not if every version of it failed."""
+        """Whether anything has to be made durable, which is not so if all versions failed."""
         return bool(self.shards or self._restored)
 
     def file_of(self, at: int) -> tuple[bytes | None, FileEntry | None]:
-        """Id and entry of the file that the version at a place in the batch is of, with those before it entered.
+        """Return id and entry of the file of a version, as they are after the versions before it.
+
+        Args:
+            at: index of the version in the batch.
 
         Raises:
             FormatError: the entry cannot be read.
@@ -127,7 +131,7 @@ class BatchPlan:
         return file_id, (revisable(entry, pending) if pending.file_id is not None else entry)
 
     def head_of(self, at: int, file_id: bytes, entry: FileEntry) -> StoredVersion:
-        """The newest version of the file that :meth:`file_of` gave.
+        """Return the newest version of the file that :meth:`file_of` returned.
 
         Raises:
             FormatError: it cannot be read.
@@ -146,7 +150,7 @@ class BatchPlan:
             ) from error
 
     def add(self, pending: PendingVersion, stored: StoredVersion, replaced: FileEntry | None) -> None:
-        """Make a version the head of its file, in place of ``replaced``."""
+        """Plan a version as the head of its file, in place of ``replaced``."""
         record, target = stored.record, pending.target
         self._added.append((pending, stored))
         self._names[target.name] = record.file_id
@@ -158,12 +162,12 @@ class BatchPlan:
         self._logical_bytes += record.size - (replaced.size if replaced is not None else 0)
 
     def add_shards(self, shards: dict[int, list[Shard]]) -> None:
-        """Have shards appended with the batch, by volume slot."""
+        """Plan to append shards, by volume slot."""
         for slot, batch in shards.items():
             self.shards.setdefault(slot, []).extend(batch)
 
     def restore(self, pending: PendingVersion) -> None:
-        """Content that is the head already: what was missing of it has been sent again."""
+        """Plan a version whose content already is the head: only write the shards that were missing."""
         self.add_shards(pending.shards)
         self._restored = True
         if pending.upload is not None:
@@ -172,14 +176,15 @@ class BatchPlan:
     # -- the catalog -----------------------------------------------------------------------------
 
     def enter(self, txn: CatalogTransaction, reserve: int) -> Counters | None:
-        """Enter the batch if all is still as it was planned on: call once its shards are durable.
+        """Enter the batch if the catalog has not changed since it was planned. Its shards must be durable.
 
         Args:
             txn: the transaction.
-            reserve: how many sequences to reserve after the last one.
+            reserve: how many sequence numbers to reserve after the last one.
 
         Returns:
-            the totals now; None if another change came first: nothing was entered, and the batch is to be planned anew.
+            The new totals; None if the catalog has changed, so that nothing was entered and the batch has to be planned
+            again.
         """
         now = txn.counters()
         if now.sequence != self._basis.counters.sequence or any(
@@ -221,15 +226,15 @@ class BatchPlan:
 
 
 class DeletePlan:
-    """The end of some files, planned on the entries that they had.
+    """The plan for deleting some files.
 
     Args:
-        sequence: the catalog's last one.
-        entries: the files, by id.
+        sequence: the catalog's last sequence number.
+        entries: the files' entries, by id.
 
     Attributes:
-        sequence: the last one given to a tombstone; before the first, the catalog's.
-        tombstones: (file id, bytes) of each file.
+        sequence: the sequence number given to the latest tombstone; before the first one, that of the catalog.
+        tombstones: (file id, bytes) of each tombstone.
     """
 
     def __init__(self, sequence: int, entries: dict[bytes, FileEntry]) -> None:
@@ -240,16 +245,19 @@ class DeletePlan:
         self.tombstones: list[tuple[bytes, bytes]] = []
 
     def add(self, file_id: bytes, name: bytes, raw: bytes) -> None:
-        """Have a file end by a tombstone; ``name`` is its key."""
+        """Plan to end a file with a tombstone. ``name`` is the key of its name."""
         self.tombstones.append((file_id, raw))
         self._names.append(name)
 
     def enter(self, txn: CatalogTransaction, written: Sequence[bytes]) -> bool:
-        """Enter it if all is still as it was planned on; whether it was.
+        """Enter the deletes if the catalog has not changed since they were planned.
 
         Args:
             txn: the transaction.
-            written: ids of files deleted before whose tombstones are on the volumes by now.
+            written: ids of files deleted earlier whose tombstones are now on the volumes.
+
+        Returns:
+            Whether they were entered.
         """
         now = txn.counters()
         if now.sequence != self._sequence:
@@ -273,17 +281,17 @@ class DeletePlan:
 
 
 def revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:
-    """The entry of the file that a version is of.
+    """Return a file's entry, if a pending version may become its head.
 
     Raises:
-        FileNotFound: it was deleted, or is another user's.
+        FileNotFound: the file was deleted, or belongs to another user.
         InvalidArgument: the file has another name.
-        ConflictError: its head is not what the version was made from.
+        ConflictError: its head is not the version's base.
     """
     if entry is None:
         raise FileNotFound("the file was deleted meanwhile")
     if entry.user_id != pending.target.user_id:
-        raise FileNotFound("the file was deleted meanwhile")  # others' files must not show
+        raise FileNotFound("the file was deleted meanwhile")  # must not reveal other users' files
     if entry.filename != pending.target.filename:
         raise InvalidArgument(f"the file is called {entry.filename!r}; a version of it cannot have another name")
     if pending.base is not None and entry.head != pending.base:

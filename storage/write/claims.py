@@ -1,4 +1,4 @@
-"""What a push has claimed so far, and whether all of it is still there when the push is committed."""
+"""The chunks and nodes that a push has claimed, and whether all claims still exist at its commit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _COLLECTED = "a part of this push was collected before its commit; push again"
 
 
 def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes, bytes]]) -> Iterator[StripeKey]:
-    """Every stripe of a push but that of its version.
+    """Yield every stripe of a push except that of its version.
 
     Args:
-        context: of the store.
-        root: of the push's manifest.
-        nodes: ids and bytes of nodes that are not in the catalog yet.
+        context: parts of the store.
+        root: root of the push's manifest.
+        nodes: nodes that are not in the catalog yet, as (id, bytes).
 
     Raises:
         IncompletePush: a node is neither given nor in the catalog.
@@ -41,15 +41,15 @@ def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes
 
 
 def require_claims(context: PushContext, user: bytes, chunks: Iterable[StripeKey]) -> None:
-    """Check that a user's claims on chunks are in the catalog: a collect that ran meanwhile may have dropped them.
+    """Check that a user's claims on chunks are in the catalog, as a collect may have dropped them.
 
     Args:
-        context: of the store.
+        context: parts of the store.
         user: key of the user.
-        chunks: stripes of chunks.
+        chunks: stripes of the chunks.
 
     Raises:
-        IncompletePush: a claim is not there.
+        IncompletePush: a claim is missing.
     """
     for batch in batched(chunks, FAN_OUT):
         if not all(context.catalog.holds(user, batch)):

@@ -1,10 +1,10 @@
 """Group commit: many versions made durable by one flush of the volumes and one catalog transaction.
 
-A commit is planned on what the catalog has, written to the volumes, then entered by a transaction that first compares
-the catalog with what the plan was made on. Nothing is written to disks or sent to workers while a transaction is open.
+A commit is planned on the catalog's state and written to the volumes. Then a transaction enters it if the state has not
+changed. While a transaction is open, nothing is written to disks or sent to workers.
 
-Order on disk: shards and version objects on all volumes, then the catalog. A version is visible
-exactly when its catalog transaction has committed; a crash before leaves only unreachable shards.
+Order on disk: shards and version objects on all volumes, then the catalog. A version is visible exactly when its
+catalog transaction has committed; a crash before that leaves only unreachable shards.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
 log = logging.getLogger(__name__)
 
 _BATCH_MAX = 256
-_PLANS_MAX = 16  # one process's commits and deletes wait for each other, so that one plan is nearly always enough
+_PLANS_MAX = 16  # commits and deletes of one process wait for each other, so nearly always the first plan succeeds
 _TOO_FEW_STORES = (InsufficientWorkers, StoreFull)
-_RESERVE = 60_000_000  # sequences, of a microsecond each
+_RESERVE = 60_000_000  # sequence numbers, one for each microsecond
 _ID_TIME_BYTES = 6
 _ID_TIME_MAX = (1 << 8 * _ID_TIME_BYTES) - 1
 _ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
 
 
 class GroupCommit:
-    """Commits pending versions in batches. The first thread to come leads; the rest wait.
+    """Commits pending versions in batches. The first thread to arrive leads; the others wait for it.
 
     Args:
-        catalog: where heads live.
-        stripes: where objects go.
-        pins: keeps a collect off version objects that it has not seen in the catalog.
-        metadata_copies: copies kept of each version object.
-        runtime: the clock, and the random part of file ids.
-        lineage: refuses commits to a catalog that is older than its volumes.
+        catalog: the store's catalog.
+        stripes: the store's stripes.
+        pins: protect version objects from a collect until they are in the catalog.
+        metadata_copies: how many copies to store of each version object.
+        runtime: clock, and random bytes for file ids.
+        lineage: refuses commits if the catalog is older than its volumes.
         authority: signs versions and tombstones.
     """
 
@@ -87,7 +87,7 @@ class GroupCommit:
         self._lineage = lineage
         self._authority = authority
         self._mutex = threading.Lock()
-        self._ordering = threading.Lock()  # held from a plan until it is entered
+        self._ordering = threading.Lock()  # held from planning until the plan is entered
         self._queue: list[PendingVersion] = []
         self._leader: PendingVersion | None = None
         self._written_tombstones: list[bytes] = []
@@ -96,13 +96,13 @@ class GroupCommit:
         self._sequence = 0 if counters.closed else counters.reserved
 
     def commit_whole(self, made_whole: Callable[[], PendingVersion]) -> StoredVersion:
-        """Make a version whole and commit it; once more if stores came or went between.
+        """Make a version complete and commit it; repeat both if stores came or went in between.
 
         Args:
-            made_whole: has what the version counts on put where it belongs now, and describes the version.
+            made_whole: makes everything that the version needs complete and durable, and returns the version.
 
         Raises:
-            InsufficientWorkers: besides, stores come and go all the time.
+            InsufficientWorkers: stores kept coming and going; or see :meth:`commit`.
         """
         for _ in range(ROUNDS_MAX):
             try:
@@ -115,13 +115,14 @@ class GroupCommit:
         """Make a version durable and visible.
 
         Returns:
-            the new head; the present head, ``unchanged``, if its content is the same and there is no new note.
+            The new head. If the content is the same as the head's and there is no new note, the head, marked
+            ``unchanged``.
 
         Raises:
             ConflictError: the head is not ``base``.
-            FileNotFound: there is no ``file_id``, or it is another user's.
-            StoreFull, InsufficientWorkers: it could not be stored.
-            EpochChanged: what it counts on is to be made whole for the stores that are there now.
+            FileNotFound: there is no file ``file_id``, or it belongs to another user.
+            StoreFull, InsufficientWorkers: the version could not be stored.
+            EpochChanged: stores came or went, so that the version has to be made complete again first.
         """
         with self._mutex:
             self._queue.append(pending)
@@ -136,7 +137,7 @@ class GroupCommit:
         return pending.result()
 
     def _await_turn(self, pending: PendingVersion) -> None:
-        """Sleep until settled by another leader, or made the leader; an interrupted sleeper passes that on."""
+        """Sleep until another leader has settled ``pending`` or made it the leader. If interrupted, pass that on."""
         try:
             pending.wait()
         except BaseException:
@@ -149,7 +150,7 @@ class GroupCommit:
             raise
 
     def _succeed(self) -> PendingVersion | None:
-        """Make the first in the queue the leader; call with the mutex held, and wake it afterwards."""
+        """Make the first in the queue the leader. The caller holds the mutex, and wakes the new leader afterwards."""
         self._leader = self._queue[0] if self._queue else None
         return self._leader
 
@@ -194,14 +195,14 @@ class GroupCommit:
         except _TOO_FEW_STORES as error:
             if len(batch) == 1 or self._stripes.volumes.stand_ins:
                 raise
-            log.info("%d commits are tried again, as some of them may do without some stores: %s", len(batch), error)
-        # Now it is known which refuse: what cannot do without them fails alone, before anything of it is written.
+            log.info("%d commits are tried again, as some may not need the stores that failed: %s", len(batch), error)
+        # Now the refusing stores are known, and versions that need them fail in planning, before anything is written.
         return self._plan_and_enter(batch, pinned)
 
     def _plan_and_enter(
         self, batch: list[PendingVersion], pinned: list[StripeKey]
     ) -> list[StoredVersion | BaseException]:
-        """Plan a batch, make it durable, then enter it; once more if the catalog has changed meanwhile."""
+        """Plan a batch, make it durable, and enter it; start again if the catalog has changed meanwhile."""
         for _ in range(_PLANS_MAX):
             plan = self._plan(batch, pinned)
             if plan.has_something:
@@ -210,7 +211,7 @@ class GroupCommit:
             if entered is not None:
                 self._reserved = entered.reserved
                 return plan.outcomes
-            log.info("%d commits are planned anew, as others came first", len(batch))
+            log.info("%d commits are planned again, as the catalog has changed", len(batch))
         raise _overtaken()
 
     def _enter(self, plan: BatchPlan, txn: CatalogTransaction) -> Counters | None:
@@ -220,7 +221,7 @@ class GroupCommit:
         return entered
 
     def _plan(self, batch: list[PendingVersion], pinned: list[StripeKey]) -> BatchPlan:
-        """Decide what becomes of each version, and what is to be written for it."""
+        """Decide the outcome of each version, and what to write for it."""
         plan = BatchPlan(batch, self._catalog.transact(lambda txn: Basis.read(txn, batch)))
         for at, pending in enumerate(batch):
             try:
@@ -231,34 +232,34 @@ class GroupCommit:
         return plan
 
     def _make_durable(self, batch: list[PendingVersion], plan: BatchPlan) -> None:
-        """Write what a plan needs to the volumes, and see that enough of them have it."""
+        """Write a plan's shards to the volumes, and check that enough volumes have them."""
         volumes = self._stripes.volumes
         since = volumes.epoch()
         volumes.append_and_sync(plan.shards)
         self._stripes.note_appended(plan.shards, since)
         self._make_whole(batch, plan)
         for pending, outcome in zip(batch, plan.outcomes, strict=True):
-            if isinstance(outcome, StoredVersion):  # the others have failed already
+            if isinstance(outcome, StoredVersion):  # others have failed in planning
                 volumes.require_writable(pending.root.profile, pending.epoch)
 
     def _keep_incomplete(self, txn: CatalogTransaction) -> None:
-        """Enter, with what is stored, which volumes lack some of it: a crash must not make them count as whole.
+        """Enter in the same transaction which volumes are incomplete, so that they do not count as whole after a crash.
 
-        They are looked at within the transaction: one that another thread has entered meanwhile must stay entered.
+        The set is read within the transaction, so that a volume which another thread has just entered stays in it.
         """
         volumes = self._stripes.volumes
         if volumes.incomplete and not volumes.stand_ins:
             txn.keep_incomplete(volumes.incomplete)
 
     def _make_whole(self, batch: list[PendingVersion], plan: BatchPlan) -> None:
-        """Where stores were lost since it was decided what goes where, see that all of it is well spread."""
+        """If stores were lost since the shards were assigned, make all stripes of the batch complete again."""
 
         def written() -> Iterable[StripeKey]:
             stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in plan.shards.values() for shard in shards)
             for pending in batch:
                 stripes.update(dict.fromkeys(pending.stripes))
             yield from stripes
-            for pending in batch:  # those of large files are many, and stores seldom come and go during a flush
+            for pending in batch:  # last, as large files have many stripes
                 if pending.written is not None:
                     yield from pending.written()
 
@@ -267,21 +268,21 @@ class GroupCommit:
         make_whole(self._stripes, written, since)
 
     def _plan_one(self, plan: BatchPlan, at: int, pending: PendingVersion, pinned: list[StripeKey]) -> StoredVersion:
-        """Check one pending version against the heads and plan it; raises before it changes anything."""
+        """Check one pending version against the heads, and plan it. If it raises, the plan is unchanged."""
         volumes = self._stripes.volumes
         if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
-            raise EpochChanged("stores came or went before the commit; push again")  # no others wait for it here
+            raise EpochChanged("stores came or went before the commit; push again")  # does not delay the others
         file_id, entry = plan.file_of(at)
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
             head = plan.head_of(at, file_id, entry)
-            # The same content with something new said of it is a version of its own.
+            # The same content with a new note is a new version.
             if head.record.root_id == identifier and pending.target.note in ("", head.record.note):
                 plan.restore(pending)
                 return replace(head, unchanged=True)
         else:
             file_id = self._new_file_id()
-        # Asked again once all is flushed; here, one that lasted through failures fails alone.
+        # Checked again after the flush; if it fails here, only this version fails.
         volumes.require_writable(pending.root.profile, pending.epoch)
         plan.sequence = self._next_sequence(plan.sequence, self._reserved - _BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
@@ -325,12 +326,12 @@ class GroupCommit:
         check: Callable[[bytes, FileEntry | None], FileEntry],
         name: Callable[[str], bytes],
     ) -> None:
-        """End the chains of files, durably: all of them or none, by one transaction and one flush of the volumes.
+        """Delete files durably: all of them or none, with one transaction and one flush of the volumes.
 
         Args:
-            file_ids: the files, each once.
-            check: given an id and its entry, returns the entry if the caller may delete it, raises otherwise.
-            name: makes the key of a filename.
+            file_ids: ids of the files, each once.
+            check: given an id and its entry, returns the entry if the caller may delete the file; raises otherwise.
+            name: returns the key of a filename.
         """
         self._lineage.begin()
         pinned: list[StripeKey] = []
@@ -383,11 +384,11 @@ class GroupCommit:
         return metadata_stripe(Kind.TOMBSTONE, object_id(raw), self._copies)
 
     def _reserve(self) -> None:
-        """Note in the catalog how far sequences may go, before any of them goes to the volumes.
+        """Reserve sequence numbers in the catalog, before any of them is written to the volumes.
 
-        A commit that a crash undid may have left its version on volumes that are away when the store is opened
-        again. Should the clock have been set back meanwhile, only the catalog knows which sequences are used.
-        Each commit reserves those of the next minute, so that this takes a transaction only after a pause.
+        A crash during a commit may leave its version on volumes that are away when the store is opened again. If the
+        clock was set back meanwhile, only the catalog knows which numbers were used. Each commit reserves those of the
+        next minute, so that a transaction is only needed here after a pause.
         """
         at_least = max(self._sequence, self._clock_us()) + _BATCH_MAX
         if at_least <= self._reserved:
@@ -402,9 +403,10 @@ class GroupCommit:
         self._reserved = self._catalog.transact(work)
 
     def _next_sequence(self, last: int, most: int = SEQUENCE_MAX) -> int:
-        """The store's clock in microseconds, but ``most``, or the next number where the clock did not advance.
+        """Return the next sequence number: the clock in microseconds, at most ``most``, and always more than the last.
 
-        Greater than any that a failed commit has put on the volumes. Call with the ordering lock held.
+        It is greater than all numbers that failed commits have written to the volumes. The caller holds the ordering
+        lock.
         """
         self._sequence = max(last + 1, self._sequence + 1, min(self._clock_us(), most))
         return self._sequence
@@ -413,19 +415,19 @@ class GroupCommit:
         return self._runtime.wall_ns() // 1000
 
     def _new_file_id(self) -> bytes:
-        """48 bits of milliseconds, so that new files are neighbours in the catalog, and 80 random bits."""
+        """Make an id of 48 bits of milliseconds, so that new files are catalog neighbours, and 80 random bits."""
         milliseconds = min(max(self._runtime.wall_ms(), 0), _ID_TIME_MAX)
         return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
 
     @property
     def sequence(self) -> int:
-        """The last one that was given to anything."""
+        """The sequence number that was given last."""
         return self._sequence
 
     def catch_up(self, sequence: int) -> None:
-        """Make later commits later than this one, which a crash kept out of the catalog but not off the volumes.
+        """Give later commits higher numbers than this one, which a crash left on the volumes but not in the catalog.
 
-        Otherwise a rebuild would take that one for the newer, should the clock have been set back.
+        Otherwise, if the clock was set back, a rebuild would consider that one newer.
         """
         self._sequence = max(self._sequence, sequence)
         if self._catalog.counters().sequence >= sequence:
@@ -436,21 +438,20 @@ class GroupCommit:
             log.warning("no space to note the latest sequence number; the next commit does")
 
     def write_pending_tombstones(self) -> None:
-        """Bring to the volumes what tombstones a crash or a full disk kept from them. Call before any delete."""
+        """Write tombstones that a crash or a full disk kept from the volumes. Call before any delete."""
         leftovers = [
             (file_id, raw)
             for file_id, raw in self._catalog.pending_tombstones()
-            if not self._pins.pinned(self._tombstone_stripe(raw))  # or a delete is just about to write it
+            if not self._pins.pinned(self._tombstone_stripe(raw))  # else a delete is writing it
         ]
         if leftovers:
             self._write_tombstones(leftovers)
 
     def _write_tombstones(self, tombstones: list[tuple[bytes, bytes]]) -> None:
-        """Put tombstones on the volumes, where a rebuild finds them.
+        """Write tombstones to the volumes, where a rebuild finds them.
 
-        After the catalog, not before: a tombstone of a delete that never happened would have a later
-        rebuild drop the file. One that cannot be written now is written by a repair, or when the store is
-        opened again.
+        They are written after the catalog's commit: a tombstone of a delete that never happened would make a later
+        rebuild drop the file. One that cannot be written now is written by a repair, or when the store is opened again.
         """
         stripes = [self._tombstone_stripe(raw) for _, raw in tombstones]
         for stripe in stripes:
@@ -464,12 +465,12 @@ class GroupCommit:
             self._stripes.volumes.append(batches, urgent=True)
             self._stripes.volumes.sync()
         except (StoreFull, InsufficientWorkers) as error:
-            log.warning("the tombstones of %d deleted files wait in the catalog: %s", len(tombstones), error)
+            log.warning("the tombstones of %d deleted files could not be written yet: %s", len(tombstones), error)
         else:
             told = [
                 file_id
                 for (file_id, _), absent in zip(tombstones, self._stripes.absent(stripes), strict=True)
-                if len(absent) < self._copies  # not every volume is offline
+                if len(absent) < self._copies  # at least one volume has it
             ]
             with self._mutex:
                 self._written_tombstones += told
@@ -478,7 +479,7 @@ class GroupCommit:
 
 
 def _overtaken() -> StoreUnavailable:
-    return StoreUnavailable("the catalog was changed by others all the while; try again")
+    return StoreUnavailable("other processes kept changing the catalog; try again")
 
 
 def _raise_sequence(txn: CatalogTransaction, sequence: int) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a store that writing works with."""
+"""The parts of a store that writing uses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from storage.write.commit import GroupCommit
 from storage.write.pins import Pins
 from storage.write.registry import Uploads
 
-IN_FLIGHT_BYTES_ALL = 32 * MIB  # of all uploads together: two of the largest chunks
+IN_FLIGHT_BYTES_ALL = 32 * MIB  # for all uploads together: two chunks of the largest size
 
 
 @dataclass(frozen=True, slots=True)
 class PushContext:
-    """The parts of a store that uploads work with."""
+    """The parts of a store that uploads and revisions use."""
 
     catalog: Catalog
     stripes: StripeStore

@@ -1,4 +1,4 @@
-"""Content that is stored already: what a push may count on without sending or writing it again."""
+"""Content that is already stored, so that a push need not send or write it again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from storage.write.context import PushContext
 
 
 def is_new(context: PushContext, stripe: StripeKey) -> bool:
-    """Whether a stripe is not stored; it may be all the same, and writing it again does no harm.
+    """Whether a stripe counts as not stored. It may still be stored; writing it again does no harm.
 
-    Where asking the stores costs a round trip, the catalog tells: what nobody has a claim on is not
-    counted on to be there, unless it was put there a moment ago.
+    If asking the stores takes a round trip, the catalog decides: a stripe counts as new if nobody has a claim on it and
+    it was not written a moment ago.
     """
     if not context.stripes.volumes.remote:
         return context.stripes.is_new(stripe)
@@ -23,10 +23,10 @@ def is_new(context: PushContext, stripe: StripeKey) -> bool:
 
 
 def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
-    """Length of a chunk if this user has a claim on it and its shards are there and sound, else None.
+    """Return the length of a chunk if this user has a claim on it and its shards are stored and sound, else None.
 
-    A few that are missing are made again, where nobody stands in for stores that were away or full: those that their
-    stores do not take now either count as missing at the commit.
+    In a fleet without stand-ins, a few missing shards are made again. Those that their stores still refuse count as
+    missing at the commit.
     """
     if not context.catalog.holds(user, [stripe])[0]:
         return None
@@ -41,12 +41,12 @@ def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | N
 
 
 def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
-    """Whether a stripe without these shards can be read after the loss of one more."""
+    """Whether a stripe without these shards could still be read after the loss of another one."""
     return shard_count(stripe) - len(absent) > data_shards(stripe)
 
 
 def usable_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> set[StripeKey]:
-    """Those of some chunks that this user has a claim on, and that are whole, or as whole as they can be now."""
+    """Return those chunks that this user has a claim on, and that are complete, or as complete as possible now."""
     held = context.catalog.holds(user, stripes)
     ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
     refusing = _refusing(context.stripes.volumes)
@@ -59,7 +59,7 @@ def usable_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKe
 
 
 def _refusing(volumes: Fleet[Any]) -> set[int]:
-    """Volumes that take no writes now, if nobody stands in for them: sending content again brings none there."""
+    """Return the volumes that take no writes now and have no stand-ins: sending content again would not help."""
     if volumes.stand_ins:
         return set()
     return {slot for slot in volumes.slots if volumes.volume(slot) is None or volumes.takes_no_writes(slot)}

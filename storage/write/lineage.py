@@ -1,9 +1,9 @@
-"""Whether catalog and volumes have the same past: each tells by the other whether it was put back from a copy.
+"""Detects catalogs and volumes that were restored from old copies, by comparing them with each other.
 
-- Records of the newest commits on the volumes tell how far the catalog had come when they were made. A catalog that
-  has not come that far is older than its volumes: what was stored since is on them, and unknown to it.
-- The catalog knows of each volume a shard that it must have: its mark, and the version committed last. A volume that
-  has them not is older than the catalog: it lacks shards, and waits for repair.
+- The records of the newest commits on the volumes say how far the catalog had come when they were made. A catalog that
+  has not come that far is older than its volumes: it does not know what was stored since.
+- For each volume, the catalog knows shards that it must have: its mark, and its shard of the version committed last. A
+  volume without them is older than the catalog: it lacks shards, and waits for repair.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ _SECRET = "store-secret"
 _MARKS = "volume-marks"
 _BEHIND = "catalog-behind"
 _UNFINISHED = "rebuild-unfinished"
-# Ids of marks begin with zeros, so that they are found without a look at everything; no hash begins so.
+# Ids of marks begin with zeros, so that they can be found without a full scan. No hash begins with so many zeros.
 _MARK_PREFIX = bytes(ID_BYTES - NONCE_BYTES)
 _MARK_IDS = (_MARK_PREFIX, bytes(ID_BYTES - NONCE_BYTES - 1) + b"\1")
 _UNDECIDED_NAMED = 10
-_MARKS_READ_MAX = 64  # a volume has one, and one more for a moment while it gets another
+_MARKS_READ_MAX = 64  # a volume has one mark, and briefly two while it gets a new one
 
 
 class Shown(NamedTuple):
-    """What a record proves: its sequence, and up to which one the catalog had committed when it was made."""
+    """What a record proves: its sequence number, and up to which one the catalog had committed when it was made."""
 
     sequence: int
     committed: int
 
 
 class _Known(msgspec.Struct, array_like=True, frozen=True):
-    """What the catalog keeps of a volume: the key of its mark, and of a version it must have (or nothing)."""
+    """What the catalog knows of a volume: the keys of its mark and of a version shard that it must have (or empty)."""
 
     mark: bytes
     witness: bytes = b""
@@ -91,14 +91,14 @@ class Lineage:
     """Compares a store's catalog with its volumes. Thread-safe.
 
     Args:
-        catalog: the store's.
-        volumes: the store's.
-        profile: the store's own.
-        authority: vouches for what the store has signed; it gets its secret here.
-        runtime: random bytes.
+        catalog: the store's catalog.
+        volumes: the store's volumes.
+        profile: the store's own erasure profile.
+        authority: verifies what the store has signed; it gets its secret here.
+        runtime: source of random bytes.
 
     Attributes:
-        latest_shown: the highest sequence that volumes have proved; commits are to be later.
+        latest_shown: the highest sequence number proved by volumes; later commits must have higher ones.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Lineage:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._begun = False
-        self._claims: dict[str, tuple[str, Shown]] = {}  # (owner, what it shows that nobody vouches for), by volume
+        self._claims: dict[str, tuple[str, Shown]] = {}  # volume → (owner, what its unsigned record says)
         self.latest_shown = 0
-        self._planting: set[ShardKey] = set()  # marks that are being put on volumes now
-        self._asked: frozenset[str] = frozenset()  # volumes that were to show all they have to the latest rebuild
-        self._damage = ""  # why the catalog cannot be counted on to be current
+        self._planting: set[ShardKey] = set()  # marks that are being written to volumes now
+        self._asked: frozenset[str] = frozenset()  # volumes that the latest rebuild asked for all records
+        self._damage = ""  # why it is unknown whether the catalog is current
         self._behind = self._read_behind()
         self._unexamined = (catalog.document(_UNFINISHED) or b"").decode(errors="replace")
         self._use_secret()
@@ -145,12 +145,12 @@ class Lineage:
 
     @property
     def behind(self) -> bool:
-        """Whether the volumes have commits that the catalog knows nothing of."""
+        """Whether the volumes have, or may have, commits that the catalog does not know."""
         return bool(self._behind or self._damage)
 
     @property
     def unfinished(self) -> str:
-        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        """What the latest rebuild could not examine, and what to do about it; empty if it was complete."""
         if not self._unexamined:
             return ""
         if self._volumes.remote:
@@ -160,10 +160,10 @@ class Lineage:
         return f"the latest rebuild is not finished ({self._unexamined}): {back}, then run rebuild again"
 
     def check_current(self) -> None:
-        """Refuse what would lose commits that only the volumes know.
+        """Check that the catalog is current, before an operation that could lose commits known only to the volumes.
 
         Raises:
-            CatalogBehind: there are some.
+            CatalogBehind: it is not.
         """
         if self._unexamined:
             raise CatalogBehind(f"{self.unfinished}. Until then files can be read, but nothing is written or freed")
@@ -180,8 +180,8 @@ class Lineage:
             )
 
     def _compare(self, slot: int | None, name: str, newest: Shard | None, owner: str = "") -> None:
-        """See whether a volume's newest record is of a commit that the catalog should know."""
-        self._claims.pop(name, None)  # what it showed before counts no longer: the volume may be another one
+        """Check whether a volume's newest record proves commits that the catalog does not know."""
+        self._claims.pop(name, None)  # forget its former record: the volume may be another one
         if newest is None:
             return
         shown, vouched = self._read(newest)
@@ -195,12 +195,12 @@ class Lineage:
             shown = Shown(agreed, agreed)
         counters = self._catalog.counters()
         self.latest_shown = max(self.latest_shown, shown.sequence)
-        # A version that a crash kept out of the catalog is no such sign. After a proper end there is none of those.
-        # The catalog's sequence may have been raised to what volumes have shown before: that is not what it knows.
+        # A version that a crash kept out of the catalog proves nothing; after a clean close there is none. The
+        # catalog's own sequence may have been raised to that of such a version, so `reached` is compared.
         if shown.committed > counters.reached or (counters.closed and shown.sequence > counters.sequence):
             if slot is not None and name in self._asked:
-                # One store alone could stop all writing that way, after each rebuild anew.
-                self._volumes.note_lie(slot, b"", "shows a commit that it withheld when the catalog was made again")
+                # Otherwise a single store could stop all writing again after each rebuild.
+                self._volumes.note_lie(slot, b"", "shows a commit that it withheld when the catalog was rebuilt")
                 return
             with self._lock:
                 self._behind = max(self._behind, shown.sequence)
@@ -208,10 +208,10 @@ class Lineage:
             try:
                 self._catalog.save_document(_BEHIND, b"%d" % self._behind)
             except StorageError as error:
-                log.warning("it is noticed anew when the store is opened again: %s", error)
+                log.warning("could not note that the catalog is old; the next opening notices it again: %s", error)
 
     def _agreed(self) -> int | None:
-        """Up to which sequence enough owners say that the catalog has come, None if too few say anything."""
+        """Return the sequence number that the catalog has reached according to enough owners; None if too few agree."""
         quorum = self._profile.n - self._profile.k + 1  # one more than may lie at once
         by_voice: dict[Voice, int] = {}
         owners = {self._volumes.name(slot): self._volumes.owner(slot) for slot in self._volumes.slots}
@@ -222,7 +222,7 @@ class Lineage:
         return agreeing[quorum - 1] if len(agreeing) >= quorum else None
 
     def _read(self, shard: Shard) -> tuple[Shown | None, bool]:
-        """What a version or tombstone shows, and whether the store's MAC vouches for that."""
+        """Return what a version or tombstone proves, and whether it has the store's MAC."""
         raw, identifier = bytes(shard.payload), object_id_of(shard.key)
         try:
             if kind_of(shard.key) == Kind.VERSION:
@@ -231,23 +231,29 @@ class Lineage:
                 return Shown(stored.record.sequence, committed), is_signed_version(stored, self._authority)
             if kind_of(shard.key) == Kind.TOMBSTONE and object_id(raw) == identifier:
                 tombstone = decode_tombstone(raw)
-                # It is written once the catalog has committed it.
+                # A tombstone is written after the catalog has committed it.
                 shown = Shown(tombstone.sequence, tombstone.sequence)
                 return shown, is_signed_tombstone(raw, tombstone, self._authority)
         except FormatError:
-            pass  # rot, or a lie: no proof of anything
+            pass  # rot or a lie: proves nothing
         return None, False
 
     # -- volumes that are older than the catalog -------------------------------------------------
 
     def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
-        """Compare a volume that was opened, or joined, with the catalog; ``slot`` is None for one never seen before.
+        """Compare a volume that was opened or has joined with the catalog.
+
+        Args:
+            slot: slot of the volume; None for a volume never seen before.
+            volume: the volume.
+            name: name of the volume.
+            owner: owner of the volume.
 
         Returns:
-            Whether it is an older copy: it lacks what the catalog knows to be on it.
+            Whether it is an old copy, which lacks shards that the catalog knows to be on it.
 
         Raises:
-            StorageError: the volume could not be asked.
+            StorageError: the volume did not answer.
         """
         newest = volume.newest()
         self._compare(slot, name, newest, owner)
@@ -255,12 +261,12 @@ class Lineage:
         return bool(expected and volume.missing(expected))
 
     def meet_all(self) -> None:
-        """Compare all volumes that are online; those that are older copies wait for repair from now on."""
+        """Compare all online volumes with the catalog. Old copies wait for repair from now on."""
         for slot, _ in self._volumes.online():
             self.meet_again(slot)
 
     def meet_again(self, slot: int) -> None:
-        """Like :meth:`meet_all`, of one that has just been opened."""
+        """Like :meth:`meet_all`, for one volume that has just been opened."""
         volume = self._volumes.volume(slot)
         if volume is None:
             return
@@ -275,7 +281,7 @@ class Lineage:
                 self._volumes.report("stale", b"", slot, text)
 
     def _expected(self, slot: int) -> list[ShardKey]:
-        """Shards that a volume must have."""
+        """Return shards that a volume must have."""
         known = self._known.get(slot, _Known(b""))
         witnesses = [ShardKey(known.mark), self._volumes.witnesses.get(slot, ShardKey(known.witness))]
         latest = self._latest_on(slot)
@@ -284,18 +290,18 @@ class Lineage:
         return [key for key in witnesses if key and self._belongs(slot, key)]
 
     def _belongs(self, slot: int, key: ShardKey) -> bool:
-        """Whether a shard is meant to be on this volume: the layout may be another one by now."""
+        """Whether a shard belongs on this volume, as the layout may have changed."""
         if kind_of(key) == Kind.MARK:
             return True
         try:
             return self._volumes.holders(stripe_of(key))[slot_of(key)] == slot
         except InsufficientWorkers:
-            return False  # nobody has a part in any layout yet
+            return False  # there is no layout yet
 
     def renew_witnessed(self) -> None:
-        """Give another mark to volumes of which a version is known that may go now, as a collect begins.
+        """At the begin of a collect, which may remove known versions, give new marks to the volumes that have them.
 
-        From those that are away nothing goes: what is known of them stays known.
+        A collect removes nothing from absent volumes, so what is known of them stays valid.
         """
         slots = set(self._volumes.witnesses) | {slot for slot, known in self._known.items() if known.witness}
         there = {slot for slot in slots if self._volumes.volume(slot) is not None}
@@ -305,7 +311,7 @@ class Lineage:
             self.plant(there, anew=True)
 
     def _latest_on(self, slot: int) -> ShardKey | None:
-        """The shard of the version committed last, if it was put on this volume and no collect has removed it."""
+        """Return this volume's shard of the version committed last, unless a collect may have removed it."""
         latest = self._catalog.counters().latest
         file_id, version_id = latest[:FILE_ID_BYTES], latest[FILE_ID_BYTES:]
         if self._volumes.stand_ins or not latest or self._catalog.file(file_id) is None:
@@ -317,10 +323,10 @@ class Lineage:
     # -- marks -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Before a commit: see that the catalog is current, and, for the first one, that volumes are marked.
+        """Before a commit, check that the catalog is current. Before the first one, also put marks on the volumes.
 
         Raises:
-            CatalogBehind: it is not.
+            CatalogBehind: the catalog is not current.
         """
         self.check_current()
         if self._begun:
@@ -340,9 +346,11 @@ class Lineage:
                 self._authority.use(secret)
 
     def plant(self, slots: Iterable[int], *, anew: bool = False) -> None:
-        """Put a mark on volumes that have none; ``anew``: also in place of the one they have, as after a repair.
+        """Put marks on volumes that have none. Several threads may do so at the same time.
 
-        Several threads may do so at the same time: none removes what another has just put there.
+        Args:
+            slots: slots of the volumes.
+            anew: whether to replace existing marks, as after a repair.
         """
         self._ensure_secret()
         marks = {
@@ -369,7 +377,7 @@ class Lineage:
             self._remove_former(marks)
 
     def _put(self, slot: int, mark: Shard) -> bool:
-        """Make a mark durable on a volume; False if it cannot take one now."""
+        """Write a mark durably to a volume; return False if the volume cannot take it now."""
         volume = self._volumes.volume(slot)
         if volume is None:
             return False
@@ -380,14 +388,14 @@ class Lineage:
                 volume.sync()
                 taken = True
             except (StoreFull, VolumeUnavailable) as error:
-                log.warning("volume %s gets no mark yet: %s", self._volumes.name(slot), error)
-                self._volumes.note_write_refused(slot, error)  # what it refused may be a push's
+                log.warning("volume %s could not be given a mark yet: %s", self._volumes.name(slot), error)
+                self._volumes.note_write_refused(slot, error)  # the sync may also have failed for shards of a push
         return taken and self._volumes.volume(slot) is volume
 
     def _remove_former(self, slots: Iterable[int]) -> None:
         for slot in slots:
             volume = self._volumes.volume(slot)
-            if volume is not None and self._volumes.trusts(slot):  # one that lies may list its marks for ever
+            if volume is not None and self._volumes.trusts(slot):  # a liar could list marks for ever
                 with self._volumes.guard(slot, volume):
                     found = [*islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)]
                     with self._lock:
@@ -395,7 +403,7 @@ class Lineage:
                     volume.remove([key for key in found if kind_of(key) == Kind.MARK and key not in kept])
 
     def restore_marks(self) -> None:
-        """Put marks on volumes again that have lost theirs by rot."""
+        """Put new marks on volumes that have lost theirs by rot."""
         lacking: list[int] = []
         for slot, volume in self._volumes.online():
             known = self._known.get(slot)
@@ -415,7 +423,7 @@ class Lineage:
     # -- rebuild ---------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Find the store's secret for a rebuild: in the catalog, or else by the shares on the volumes."""
+        """For a rebuild, recover the store's secret from the shares on the volumes, unless the catalog has it."""
         if self._authority.secret is not None:
             return
         marks = [(slot, mark) for slot, volume in self._volumes.online() for mark in self._marks_on(slot, volume)]
@@ -435,11 +443,11 @@ class Lineage:
                     if shard is not None:
                         found.append(decode_mark(bytes(shard.payload)))
                 except (CorruptShard, FormatError) as error:
-                    log.warning("a mark on volume %s is passed over: %s", self._volumes.name(slot), error)
+                    log.warning("a mark on volume %s is ignored: %s", self._volumes.name(slot), error)
         return found
 
     def left_unfinished(self, undecided: Sequence[str]) -> None:
-        """A rebuild could not examine everything: volumes may have commits that the catalog knows nothing of."""
+        """Note that a rebuild could not examine everything, so that volumes may have commits unknown to the catalog."""
         more = len(undecided) - _UNDECIDED_NAMED
         text = "; ".join(undecided[:_UNDECIDED_NAMED]) + (f"; {more:,} more" if more > 0 else "")
         with self._lock:
@@ -448,7 +456,7 @@ class Lineage:
         self._catalog.save_documents({_BEHIND: b"%d" % self._behind, _UNFINISHED: text.encode()})
 
     def rebuilt(self) -> None:
-        """The catalog was made again from the volumes: it knows all they know."""
+        """Note that the catalog was rebuilt from the volumes, and knows everything that they know."""
         with self._lock:
             self._behind, self._damage, self._unexamined = 0, "", ""
             self._claims.clear()
@@ -461,7 +469,11 @@ class Lineage:
     # -- the end ---------------------------------------------------------------------------------
 
     def end(self, sequence: int) -> None:
-        """The store is closed in good order; ``sequence`` is the last one that was given to anything."""
+        """Note in the catalog that the store is closed in good order.
+
+        Args:
+            sequence: the sequence number given last.
+        """
         if not self._begun or self.behind:
             return
 
@@ -480,7 +492,7 @@ class Lineage:
                     self._catalog.save_document(_MARKS, msgspec.msgpack.encode(self._known))
             self._catalog.transact(work)
         except StorageError as error:
-            log.warning("that the store was closed in good order could not be noted: %s", error)
+            log.warning("could not note that the store was closed in good order: %s", error)
 
 
 def _reopen(txn: CatalogTransaction) -> None:
@@ -492,7 +504,5 @@ def _read_known(catalog: Catalog) -> dict[int, _Known]:
     try:
         return {} if raw is None else _known_by_slot.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning(
-            "what the catalog knows of its volumes is damaged, and is made again with the next commit: %s", error
-        )
+        log.warning("the catalog's record of its volumes is damaged, and is made again with the next commit: %s", error)
         return {}

@@ -20,19 +20,19 @@ from storage.write.target import PushTarget
 
 @dataclass(slots=True, eq=False)
 class PendingVersion:
-    """A version whose chunks are written (or ride along in ``shards``) and that waits for its commit.
+    """A version that waits for its commit. Its chunks are written, or are in ``shards``.
 
     Attributes:
-        target: whose file, named how, and what goes into the version.
+        target: file to write, and the author's fields of the version.
         root: manifest root.
-        nodes: manifest nodes the catalog has not got yet, (id, bytes).
-        stripes: chunk stripes the user gets a claim on.
-        shards: shards not yet appended, by volume slot.
-        file_id: the file to revise; None finds it by name, or makes a new one.
-        base: version the head must be; None takes whatever the head is.
-        epoch: of the volumes when the first of it was written.
-        upload: number of the upload that has claims, which ends with the commit; None if there is none.
-        written: gives every stripe the push counts on; None: they are ``stripes``, and in ``shards``.
+        nodes: manifest nodes that the catalog does not have yet, as (id, bytes).
+        stripes: chunk stripes on which the user gets a claim.
+        shards: shards to append with the commit, by volume slot.
+        file_id: the file to revise; None: find the file by name, or make a new one.
+        base: version that must be the head; None: any.
+        epoch: epoch of the fleet when the first part of it was written.
+        upload: number of the upload whose claims end with the commit; None if it has none.
+        written: yields every stripe that the version needs; None: these are ``stripes`` and those of ``shards``.
     """
 
     target: PushTarget
@@ -52,7 +52,7 @@ class PendingVersion:
         self._wake.acquire()
 
     def settle(self, outcome: StoredVersion | BaseException) -> None:
-        """Set what :meth:`result` gives."""
+        """Set what :meth:`result` returns or raises."""
         self._outcome = outcome
 
     @property
@@ -61,7 +61,7 @@ class PendingVersion:
         return self._outcome is not None
 
     def wait(self) -> None:
-        """Sleep until woken."""
+        """Sleep until :meth:`wake` is called."""
         self._wake.acquire()
 
     def wake(self) -> None:
@@ -69,7 +69,7 @@ class PendingVersion:
         self._wake.release()
 
     def result(self) -> StoredVersion:
-        """The committed version, or the error that kept it from being committed."""
+        """Return the committed version, or raise the error of its commit."""
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         assert self._outcome is not None
@@ -77,4 +77,4 @@ class PendingVersion:
 
 
 class EpochChanged(StorageError):
-    """Stores came or went since what a push counts on was made whole: it is to be made whole again, then committed."""
+    """Stores came or went since the parts of a push were made complete. Complete them again, then retry the commit."""

@@ -1,4 +1,4 @@
-"""Pins that keep collect from deleting what pushes and open readers count on."""
+"""Pins that keep collect from deleting chunks in use by pushes, and files in use by open readers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from storage.keys import StripeKey
 
 
 class Pins:
-    """Counted pins. What is not pinned is removed in a :meth:`removing` block, with no lock held.
+    """Counted pins on stripes. Thread-safe.
 
-    Never pin inside a catalog transaction: it would wait for such a block, which may wait for the catalog.
+    A push pins a stripe before it checks whether the stripe is stored. A collect removes unpinned stripes in a
+    :meth:`removing` block, without holding a lock. While a collect runs, released pins stay in effect, because the
+    collect determined the live stripes before the pushes committed.
 
-    Whoever counts on a stripe pins it first and only then looks whether it is there. While a collect
-    runs, pins outlast their owners: its picture of what is live is older than their commits.
+    Never pin inside a catalog transaction: it would wait for a `removing` block, which may wait for the catalog.
 
-    ``removals`` grows with everything that a collect takes.
+    Attributes:
+        removals: grows with everything that a collect removes.
     """
 
     def __init__(self) -> None:
@@ -30,14 +32,14 @@ class Pins:
         self._deferred: list[StripeKey] | None = None
 
     def pin(self, stripe: StripeKey) -> None:
-        """Count on a stripe until :meth:`unpin`; waits while that very one is being removed."""
+        """Keep a stripe from being removed until :meth:`unpin`. Waits while this stripe is being removed."""
         with self._lock:
             while stripe in self._removing:
                 self._removed.wait()
             self._counts[stripe] = self._counts.get(stripe, 0) + 1
 
     def unpin(self, stripes: Iterable[StripeKey]) -> None:
-        """Give back one pin for each of ``stripes``; takes effect after a running collect."""
+        """Release one pin for each of ``stripes``; during a collect, only after its end."""
         with self._lock:
             if self._deferred is not None:
                 self._deferred.extend(stripes)
@@ -51,10 +53,9 @@ class Pins:
 
     @contextmanager
     def removing(self, stripes: Iterable[StripeKey]) -> Iterator[frozenset[StripeKey]]:
-        """Remove, in the block, those stripes that it yields: the ones that are not pinned. For one thread at a time.
+        """Yield those of ``stripes`` that are not pinned, to be removed in the block. One thread at a time.
 
-        Whoever would count on one of them waits until the end of the block, and nobody else: a store that is slow
-        to remove holds up no other push.
+        Only pins on these stripes wait until the end of the block, so that slow removals do not delay other pushes.
         """
         with self._lock:
             free = self._removing = frozenset(stripe for stripe in stripes if stripe not in self._counts)
@@ -67,12 +68,12 @@ class Pins:
 
     @property
     def holds_up(self) -> bool:
-        """Whether somebody who pins something now might wait."""
+        """Whether a call of `pin` might wait now."""
         return bool(self._removing) or self._lock.locked()
 
     @contextmanager
     def kept_during_collect(self) -> Iterator[None]:
-        """Keep every pin made before or during the block until its end."""
+        """Keep all pins made before or during the block until its end."""
         with self._lock:
             self._deferred = []
         try:
@@ -92,14 +93,14 @@ class Pins:
 
 
 class Readings:
-    """Files that are open for reading: deleted meanwhile, they stay readable until closed."""
+    """Files that are open for reading. They stay readable until they are closed, even if they are deleted."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a forgotten reader may be closed by the garbage collector at any point
+        self._lock = threading.RLock()  # reentrant: the garbage collector may close a reader at any point
         self._counts: Counter[bytes] = Counter()
 
     def begin(self, file_id: bytes) -> Callable[[], None]:
-        """Note a reader of a file; call what is returned once it is done (again does nothing)."""
+        """Note a reader of a file. Call the returned function when it is closed; further calls do nothing."""
         with self._lock:
             self._counts[file_id] += 1
         ended = False

@@ -1,4 +1,4 @@
-"""A push is whole before its commit, whichever stores went away, and whatever was removed, meanwhile."""
+"""Makes a push complete before its commit: replaces shards on stores that went away, or that were removed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from storage.keys import ID_BYTES, StripeKey, data_shards, object_id_of, shard_c
 from storage.stripes.stripes import StripeStore
 
 _AT_ONCE = 256
-ROUNDS_MAX = 16  # workers that come and go faster than that keep no push waiting for ever
+ROUNDS_MAX = 16  # so that workers that keep coming and going do not delay a push for ever
 
 
 def settle(
     stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...], *, removals: bool
 ) -> tuple[int, ...]:
-    """Have everything a push counts on where it belongs, durably, just before its commit.
+    """Just before a commit, make all stripes of the push complete and durable.
 
     Args:
-        stripes: where its shards are.
-        written: gives every stripe the push counts on.
-        since: the fleet's epoch when the first of it was written.
+        stripes: the store's stripes.
+        written: yields every stripe that the push needs.
+        since: epoch of the fleet when the first of them was written.
         removals: whether anything was removed from the stores since the push began.
 
     Returns:
-        The epoch for which it is whole.
+        The epoch for which the push is complete.
 
     Raises:
         InsufficientWorkers, StoreFull, IncompletePush: see :func:`make_whole` and
@@ -36,27 +36,27 @@ def settle(
     if not removals:
         return since
     require_whole(stripes, written)
-    return make_whole(stripes, written, since)  # stores may have come and gone meanwhile
+    return make_whole(stripes, written, since)  # stores may have come or gone meanwhile
 
 
 def make_whole(
     stripes: StripeStore, written: Callable[[], Iterable[StripeKey]], since: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Put the shards that went to stores lost since on others, durably, so that all n are there again.
+    """Write the shards on stores lost since ``since`` to other stores, durably, so that all n exist again.
 
-    Does nothing where no store went away, or where none stands in for another.
+    Does nothing if no store has come or gone, or if the fleet has no stand-ins.
 
     Args:
-        stripes: where they are.
-        written: gives every stripe the push counts on.
-        since: the fleet's epoch when the first of it was written.
+        stripes: the store's stripes.
+        written: yields every stripe that the push needs.
+        since: epoch of the fleet when the first of them was written.
 
     Returns:
-        The epoch for which it is whole.
+        The epoch for which the push is complete.
 
     Raises:
-        InsufficientWorkers: too many stores were lost meanwhile, or they come and go all the time.
-        StoreFull: too few have space for it.
+        InsufficientWorkers: too many stores were lost, or stores kept coming and going.
+        StoreFull: too few stores have space.
     """
     volumes = stripes.volumes
     rounds = 0
@@ -73,7 +73,7 @@ def make_whole(
                     ((one, stripe) for stripe, one in made if isinstance(one, StorageError)), (None, b"")
                 )
                 if lost is not None:
-                    # They may all be full.
+                    # Raises StoreFull if too many stores are full.
                     volumes.require_writable(profile_for(data_shards(stripe), shard_count(stripe)))
                     raise _gone(lost)
         volumes.sync_each()
@@ -81,11 +81,11 @@ def make_whole(
 
 
 def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey]]) -> None:
-    """See that everything a push counts on is on the stores that are there; make up for shards that are not.
+    """Check that all stripes of a push are complete on the present stores; make missing shards again.
 
     Raises:
-        IncompletePush: too few shards of something are left.
-        InsufficientWorkers: too few are within reach; or see :func:`make_whole`.
+        IncompletePush: too few shards of a stripe are left.
+        InsufficientWorkers: too few shards are within reach; or see :func:`make_whole`.
         StoreFull: see :func:`make_whole`.
     """
     volumes = stripes.volumes
@@ -105,12 +105,12 @@ def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey
                 made += outcome[0]
     if made:
         volumes.sync_each()
-        make_whole(stripes, written, since)  # stores may have refused it, or gone away with it
+        make_whole(stripes, written, since)  # stores may have refused these shards, or gone away with them
 
 
 def restless() -> InsufficientWorkers:
-    """Why a push is given up whose stores change faster than it can be made whole."""
-    return InsufficientWorkers("workers came and went, or refused shards, all the while; push again")
+    """Return the error for a push whose stores change faster than it can be made complete."""
+    return InsufficientWorkers("workers kept coming and going, or refused shards; push again")
 
 
 def _not_whole(stripe: StripeKey, error: StorageError) -> StorageError:

@@ -1,8 +1,8 @@
-"""Uploads that have claims in the catalog: which are under way, and how long an interrupted one may be taken up again.
+"""Uploads with claims in the catalog: which are under way, and how long interrupted ones are kept.
 
-An upload gets its number when its first claims are entered, in the same transaction. A collect keeps what
-uploads under way claim, and what interrupted ones do until their grace has passed. Grace is counted in the
-store's own time: the seconds for which it was open, kept in the catalog. The wall clock has no part in it.
+An upload gets its number when its first claims are entered, in the same transaction. A collect keeps the chunks claimed
+by uploads under way, and those of interrupted uploads until their grace period has passed. The period is measured in
+the store's own time: the seconds for which the store was open, kept in the catalog. The wall clock is not used.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from storage.catalog import Catalog, CatalogTransaction
 from storage.catalog.port import LEASES_BEFORE, StoreTime, UploadRecord
 
-_INTERRUPTED_MAX = 10_000  # of which records are kept; beyond it, what has waited longest lapses
-_JUST_NOW_S = 60.0  # before the store was closed: whoever was cut off by that counts as under way until then
+_INTERRUPTED_MAX = 10_000  # records of interrupted uploads to keep; beyond that, the oldest one lapses
+_JUST_NOW_S = 60.0  # uploads interrupted this shortly before the process ended count as cut off by its end
 
 
 @dataclass(frozen=True, slots=True)
 class KeptUploads:
-    """Which uploads' claims a collect has to honour.
+    """The uploads whose claims a collect has to keep.
 
     Attributes:
-        last: number of the latest upload when the collect began; later ones are kept.
-        numbers: the earlier ones that are.
+        last: number of the latest upload when the collect began; all later ones are kept.
+        numbers: the earlier ones to keep.
     """
 
     last: int
     numbers: frozenset[int]
 
     def keep(self, uploads: tuple[int, ...]) -> bool:
-        """Whether a claim of these uploads is to stay."""
+        """Whether a claim of these uploads has to be kept."""
         return any(number > self.last or number in self.numbers for number in uploads)
 
 
@@ -39,14 +39,14 @@ class Uploads:
     """The uploads of one store. Thread-safe.
 
     Args:
-        catalog: where they are kept.
-        clock_s: monotonic seconds.
-        opening_s: what having been opened counts for, in seconds of the store's time: a store that is used
-            from the command line is never open for long.
+        catalog: catalog with their records.
+        clock_s: monotonic clock, in seconds.
+        opening_s: seconds to add to the store's time at each opening, as a store used from the command line is never
+            open for long.
 
     Attributes:
-        resume_s: after an opening, for how many seconds uploads that the end of the process before cut off
-            are kept in any case; for stores whose senders are elsewhere, and come back.
+        resume_s: for how many seconds after an opening to keep uploads that were cut off by the end of the previous
+            process, whatever their grace period. For stores with remote senders, which may come back.
     """
 
     def __init__(self, catalog: Catalog, clock_s: Callable[[], float], *, opening_s: float = 0.0) -> None:
@@ -60,17 +60,17 @@ class Uploads:
         self._base_s = before.open_s + opening_s
         self._last = max([before.last_upload, *records])
         self._live: set[int] = set()
-        self._interrupted: dict[int, float] = {}  # by number, when, in the store's time
-        self._cut_off: set[int] = set()  # those of them that the end of the process before ended
-        self._unkept: set[int] = set()  # numbers whose records in the catalog are not as they are here
+        self._interrupted: dict[int, float] = {}  # number → when it was interrupted, in the store's time
+        self._cut_off: set[int] = set()  # those interrupted by the end of the previous process
+        self._unkept: set[int] = set()  # numbers whose records in the catalog are out of date
         for number, record in records.items():
             self._take_over(number, record, before.open_s)
         if not before.format and catalog.claims():
-            # Its claims are of the format before, with a time of the wall clock each: all count as interrupted now.
+            # Claims in the former format have wall clock times: all of them count as interrupted now.
             self._take_over(LEASES_BEFORE, UploadRecord(), before.open_s)
 
     def _take_over(self, number: int, record: UploadRecord, closed_s: float) -> None:
-        """An upload of a process that has ended."""
+        """Take over an upload of a process that has ended."""
         since_s = record.interrupted_s
         if since_s is None or closed_s - since_s < _JUST_NOW_S:
             self._cut_off.add(number)
@@ -79,30 +79,30 @@ class Uploads:
         self._interrupted[number] = self._base_s if since_s is None else since_s
 
     def now_s(self) -> float:
-        """The store's own time: seconds for which it was open."""
+        """Return the store's own time: the seconds for which it was open."""
         return self._base_s + self._clock_s() - self._opened_s
 
     # -- one upload ------------------------------------------------------------------------------
 
     def begin(self) -> int:
-        """A number for an upload that is about to claim something."""
+        """Return a number for an upload that is about to enter its first claims."""
         with self._lock:
             self._last += 1
             self._live.add(self._last)
             return self._last
 
     def enter(self, txn: CatalogTransaction, number: int) -> None:
-        """Keep an upload, along with its first claims."""
+        """Enter the record of an upload, in the transaction of its first claims."""
         txn.keep_upload(number, UploadRecord())
         self._enter_time(txn)
 
     def interrupt(self, txn: CatalogTransaction, number: int) -> None:
-        """Keep it as interrupted; then call :meth:`interrupted`."""
+        """Enter an upload as interrupted; then call :meth:`interrupted`."""
         txn.keep_upload(number, UploadRecord(self.now_s()))
         self._enter_time(txn)
 
     def interrupted(self, number: int) -> None:
-        """It was interrupted, and its claims wait for their sender."""
+        """Note that an upload was interrupted. Its claims are kept for its sender."""
         with self._lock:
             self._live.discard(number)
             self._interrupted[number] = self.now_s()
@@ -110,19 +110,19 @@ class Uploads:
                 self._lapse(min(self._interrupted, key=lambda one: self._interrupted[one]))
 
     def ended(self, number: int) -> None:
-        """It was committed, or given up."""
+        """Note that an upload was committed or given up."""
         with self._lock:
             self._live.discard(number)
 
     # -- all of them -----------------------------------------------------------------------------
 
     def kept(self, grace_s: float) -> KeptUploads:
-        """Which uploads a collect that begins now has to honour; ask before it reads the first version.
+        """Return the uploads to keep in a collect that begins now. Call before the collect reads the first version.
 
-        Those whose grace has passed lapse, for good.
+        Interrupted uploads whose grace period has passed lapse permanently.
 
         Args:
-            grace_s: how long interrupted ones are kept.
+            grace_s: how long to keep interrupted uploads, in seconds.
         """
         with self._lock:
             now_s = self.now_s()
@@ -133,10 +133,10 @@ class Uploads:
             return KeptUploads(self._last, frozenset(self._live | self._interrupted.keys()))
 
     def keep(self) -> None:
-        """Bring the catalog up to date, unless nothing hangs on the store's time.
+        """Bring the catalog's records and the store's time up to date, if there are uploads that need it.
 
         Raises:
-            StoreFull: no space; it is done another time.
+            StoreFull: there is no space; a later call does it.
         """
         with self._lock:
             changed = {number: self._interrupted.get(number) for number in self._unkept}
@@ -161,6 +161,6 @@ class Uploads:
         self._unkept.add(number)
 
     def _enter_time(self, txn: CatalogTransaction) -> None:
-        # Not before the record of those before is kept as well.
+        # The format only counts as converted once the record for former claims is in the catalog.
         converted = LEASES_BEFORE not in self._unkept
         txn.set_store_time(StoreTime(self.now_s(), self._last, int(converted)))

@@ -1,4 +1,4 @@
-"""Revisions: applying diffs to versions, and making the diffs."""
+"""Revisions: applying diffs to versions, and making diffs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def revise(
 ) -> Version:
     """Apply a diff to its base and commit the result as the file's next version.
 
-    Nothing of the diff is stored before all of it has been checked.
+    Nothing is stored before the whole diff has been checked.
 
     Raises:
         InvalidArgument: the diff is malformed, or the result's SHA-256 is not the one given.
@@ -93,7 +93,7 @@ class _Revision:
         self._pinned.append(stripe)
 
     def _check_references(self) -> None:
-        """Chunks named without data must be this user's, with the length their place asks for."""
+        """Check that chunks named without data are this user's and have the right length for their place."""
         given = {patch.chunk_id: len(patch.data) for patch in self._diff.patches if patch.data is not None}
         for patch in self._diff.patches:
             stripe = self._stripe(patch)
@@ -102,7 +102,8 @@ class _Revision:
                 continue
             length = given.get(patch.chunk_id) or held_length(self._context, self._target.user, stripe)
             expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
-            # One text for "not stored", "not yours" and "of another length": others' chunks must not show.
+            # The same text if the chunk is not stored, not this user's, or of another length: it must not reveal
+            # whether other users have it.
             if length != expected:
                 raise InvalidArgument(
                     f"patch {patch.index}: chunk {patch.chunk_id.hex()} of {expected} bytes is not among this user's "
@@ -151,20 +152,20 @@ class _Revision:
 
 
 def padded(data: bytes, profile: ErasureProfile) -> bytes:
-    """Data with zeros up to k whole shards."""
+    """Pad data with zeros to k whole shards."""
     whole = profile.k * profile.shard_length(len(data))
     return data if whole == len(data) else data + bytes(whole - len(data))
 
 
 def diff_source(base: StoredVersion, load_node: LoadNode, source: Source) -> ManifestDiff:
-    """The diff that takes ``base`` to the content of ``source``; it carries each new chunk's bytes once."""
+    """Return the diff from ``base`` to the content of ``source``. It contains the bytes of each new chunk once."""
     differ = _Differ(base, Manifest(base.root, load_node))
     feed(source, differ, in_order=True)
     return differ.finish()
 
 
 class _Differ:
-    """A sink that keeps only what differs from a manifest."""
+    """A sink that keeps only the chunks that differ from a manifest."""
 
     def __init__(self, base: StoredVersion, manifest: Manifest) -> None:
         self._base = base
@@ -218,13 +219,13 @@ class _Differ:
 def diff_versions(
     context: PushContext, old: StoredVersion, new: StoredVersion, load_node: LoadNode, data_bytes_max: int
 ) -> ManifestDiff:
-    """The diff from one version of a file to another; chunks past ``data_bytes_max`` come without data.
+    """Return the diff between two versions of a file. Chunks beyond ``data_bytes_max`` come without data.
 
     Raises:
         InvalidArgument: the versions have different chunk sizes; get the file instead.
     """
     if old.root.chunk_size != new.root.chunk_size:
-        raise InvalidArgument("the file was stored anew with another chunk size; get it instead of synchronizing")
+        raise InvalidArgument("the file was stored again with another chunk size; get it instead of synchronizing")
     patches: list[Patch] = []
     carried = 0
     for index, chunk_id in differing_chunks(Manifest(old.root, load_node), Manifest(new.root, load_node)):

@@ -1,4 +1,4 @@
-"""Small files: pushed in one go, their shards with the commit."""
+"""Small files: pushed in one step, with their shards appended by the commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.write.target import PushTarget
 
 
 def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
-    """Push up to 64 KiB in one go: like an :class:`Upload`, without what only large files need."""
+    """Push up to 64 KiB in one step, like an :class:`Upload` without what only large files need."""
     stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
     root = RootNode(
         ROOT_FORMAT,
@@ -48,12 +48,12 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
 
 
 def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
-    """Stripe key of a chunk that is this data."""
+    """Return the stripe key of a chunk with this data; ``suffix`` is the kind and the profile."""
     return StripeKey(blake3(data).digest() + suffix)
 
 
 def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
-    """Those shards of a small chunk that are not stored yet, by volume slot."""
+    """Return the shards of a small chunk that have to be written, by volume slot."""
     stripes = context.stripes
     known = None if is_new(context, stripe) else stripes.look_for(stripe)
     absent, targets = (None, None) if known is None else (known.slots, known.targets)

@@ -1,4 +1,4 @@
-"""Sources: anything a user may push, fed into an upload with as few copies as its kind allows."""
+"""Sources: everything that a user may push, fed into an upload with as few copies as possible."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ NON_BLOCKING = "the file is non-blocking and has no data now, though it has not 
 
 
 class Sink(Protocol):
-    """What takes the bytes: an upload."""
+    """A receiver of bytes, such as an upload."""
 
     def write(self, data: BytesLike) -> None:
         """Append bytes."""
 
     def write_file(self, fd: int, size: int) -> None:
-        """Append a regular file's first ``size`` bytes."""
+        """Append the first ``size`` bytes of a regular file."""
 
     def free_space(self) -> memoryview:
-        """Where to read the next bytes into."""
+        """Return memory into which to read the next bytes."""
 
     def filled(self, count: int) -> None:
-        """How many were read into it."""
+        """Note that ``count`` bytes were read into the memory from :meth:`free_space`."""
 
 
 def source_size(source: Source) -> int:
-    """Bytes the source will give, 0 if that is not known beforehand."""
+    """Return the size of a source in bytes; 0 if it is not known beforehand."""
     if isinstance(source, bytes | bytearray | memoryview):
         return memoryview(source).nbytes
     if isinstance(source, str | os.PathLike):
@@ -48,12 +48,12 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
     """Put all of ``source`` into ``sink``.
 
     Args:
-        source: what to read.
-        sink: where to.
-        in_order: bytes must pass one after another (they are hashed as a whole on the way).
+        source: the source to read.
+        sink: where to put the bytes.
+        in_order: whether the bytes must pass in order, because they are hashed as a whole.
 
     Raises:
-        InvalidArgument: not a source.
+        InvalidArgument: this is not a source.
         OSError: the source cannot be read.
     """
     if isinstance(source, bytes | bytearray | memoryview):
@@ -76,10 +76,14 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
 
 
 def iterated(source: Iterable[BytesLike]) -> Iterator[BytesLike]:
-    """An iterator over a source, or InvalidArgument."""
+    """Return an iterator over a source.
+
+    Raises:
+        InvalidArgument: the source cannot be iterated.
+    """
     try:
         return iter(source)
-    except TypeError as error:  # an array without dimensions, for example, only looks as if it could be iterated
+    except TypeError as error:  # a zero-dimensional array, for example, looks iterable but is not
         raise InvalidArgument(f"cannot push a {type(source).__name__}: {error}") from None
 
 
@@ -103,10 +107,14 @@ def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:
 
 
 def check_filled(count: int, room: int) -> int:
-    """How many bytes a reader says it put into a buffer with this much room, or InvalidArgument."""
+    """Return the number of bytes that a reader reports, if it is plausible for a buffer with this much room.
+
+    Raises:
+        InvalidArgument: it is not.
+    """
     count = as_int(count, "the number of bytes read")
     if not 0 <= count <= room:
-        raise InvalidArgument(f"{shown(count)} bytes were said to be read into a buffer of {room}")
+        raise InvalidArgument(f"a reader reported {shown(count)} bytes read into a buffer of {room}")
     return count
 
 

@@ -1,4 +1,4 @@
-"""What a push or a revision writes to."""
+"""The destination of a push or a revision."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from storage.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class PushTarget:
-    """Whose file, named how, coded how, and what goes into its version record.
+    """Owner, name and encoding of the file to write, and the author's fields of its version record.
 
     Attributes:
         user_id: the owner.
         user: key of the owner.
-        filename: the file's name.
+        filename: name of the file.
         name: key of the name.
         profile: erasure profile.
-        chunk_size: in bytes.
-        time_ms: author's clock.
-        sha256: digest given by the author.
+        chunk_size: chunk size in bytes.
+        time_ms: time by the author's clock, in milliseconds since 1970.
+        sha256: SHA-256 of the content, if the author gave one.
         note: free text.
-        epoch: of the volumes when the writing began.
+        epoch: epoch of the fleet when writing began.
     """
 
     user_id: str
@@ -42,7 +42,7 @@ class PushTarget:
 def push_target(
     options: PushOptions, profile: ErasureProfile, chunk_size: int, epoch: tuple[int, ...], runtime: Runtime
 ) -> PushTarget:
-    """What a push with these options writes to."""
+    """Return the target of a push with these options."""
     user = user_key(options.user_id.encode())
     return PushTarget(
         user_id=options.user_id,

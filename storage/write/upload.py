@@ -1,7 +1,7 @@
 """Uploads: a push in progress, from the first byte to the commit, in bounded memory.
 
-Chunks are hashed, coded and appended by a few worker threads while the caller reads on. Every so
-many bytes the volumes are synced in the background, so that little is left to wait for at the end.
+A few worker threads hash, encode and append chunks while the caller reads on. The volumes are synced in the background
+at intervals, so that little is left to sync at the end.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
-INLINE_BYTES_MAX = 64 * 1024  # up to here a whole file rides along with its commit
+INLINE_BYTES_MAX = 64 * 1024  # files up to this size are written by their commit
 _IN_FLIGHT_BYTES = 8 * MIB
 _IN_FLIGHT_MAX = 6
 _SYNC_EVERY_BYTES = 64 * MIB
 
 
 class Upload:
-    """A push in progress. Not for use by several threads at once.
+    """A push in progress. Not thread-safe.
 
-    Use as a context manager: leaving it without :meth:`commit` aborts it.
+    Use it as a context manager: leaving it without :meth:`commit` aborts the upload.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Upload:
         self._stripes: list[StripeKey] = []
         self._node_stripes: list[StripeKey] = []
         self._nodes: list[tuple[bytes, bytes]] = []
-        self._number: int | None = None  # once there are claims
+        self._number: int | None = None  # set with the first claims
         self._removals = context.pins.removals
         self._size = 0
         self._accepted = 0
@@ -83,12 +83,12 @@ class Upload:
 
     @property
     def chunk_size(self) -> int:
-        """Bytes of each chunk but the last."""
+        """Size of every chunk except the last one, in bytes."""
         return self._target.chunk_size
 
     @property
     def size(self) -> int:
-        """Bytes taken in so far, reused chunks included."""
+        """Bytes accepted so far, including reused chunks."""
         return self._size
 
     # -- input -----------------------------------------------------------------------------------
@@ -97,12 +97,12 @@ class Upload:
         """Append bytes.
 
         Args:
-            data: any amount of bytes. Those of a ``bytes`` object, which nobody can change, are not copied.
+            data: any number of bytes. A ``bytes`` object, which is immutable, is not copied.
 
         Raises:
-            InvalidArgument: data after a short chunk was reused, or beyond the largest file size.
-            StoreFull: too few volumes have space; abort.
-            InsufficientWorkers: too few volumes are there, or take writes; abort.
+            InvalidArgument: a reused chunk was short and must be the last, or the file would be too large.
+            StoreFull: too few volumes have space; abort the upload.
+            InsufficientWorkers: too few volumes are present or take writes; abort the upload.
         """
         try:
             view = memoryview(data).cast("B")
@@ -115,7 +115,7 @@ class Upload:
             self._small += view
             return
         self._spill_small()
-        stable = isinstance(view.obj, bytes)  # a view that is read-only may be of what others write to
+        stable = isinstance(view.obj, bytes)  # others may change what is behind a read-only view
         while len(view):
             if stable and self._filled == 0 and len(view) >= self.chunk_size == self._capacity:
                 self._submit(self._store_chunk, view[: self.chunk_size], self.chunk_size, None)
@@ -124,15 +124,15 @@ class Upload:
             view = view[self._fill(view) :]
 
     def write_file(self, fd: int, size: int) -> None:
-        """Append ``size`` bytes of a regular file, read by the workers in parallel from offset 0."""
+        """Append the first ``size`` bytes of a regular file. Worker threads read it in parallel."""
         self._take(size)
         for offset in range(0, size, self.chunk_size):
             length = min(self.chunk_size, size - offset)
             self._submit(self._read_chunk, fd, offset, length)
-        self._drain(0)  # the caller closes the file
+        self._drain(0)  # the caller may close the file afterwards
 
     def free_space(self) -> memoryview:
-        """The unfilled rest of the current chunk, to be read into; then call :meth:`filled`."""
+        """Return the unfilled rest of the current chunk. Read into it, then call :meth:`filled`."""
         self._home.check()
         self._spill_small()
         if self._buffer is None:
@@ -140,7 +140,7 @@ class Upload:
         return memoryview(self._buffer)[self._filled : self.chunk_size]
 
     def filled(self, count: int) -> None:
-        """Say that ``count`` bytes were read into :meth:`free_space`."""
+        """Note that ``count`` bytes were read into the memory from :meth:`free_space`."""
         room = 0 if self._buffer is None else self.chunk_size - self._filled
         count = check_filled(count, room)
         if self._buffer is None or count == 0:
@@ -156,7 +156,8 @@ class Upload:
         """Append chunks that this user already has, without their bytes.
 
         Raises:
-            InvalidArgument: not at a chunk boundary, or a chunk must be sent (unknown to this user, or damaged).
+            InvalidArgument: the upload is not at a chunk boundary, or a chunk must be sent because it is damaged or
+                not this user's.
         """
         self._home.check()
         self._spill_small()
@@ -172,7 +173,7 @@ class Upload:
         try:
             length = held_length(context, self._target.user, stripe)
             if length is None or length > self.chunk_size:
-                raise InvalidArgument(f"chunk {chunk_id.hex()} is not here for this user; send its bytes")
+                raise InvalidArgument(f"chunk {chunk_id.hex()} is not available to this user; send its bytes")
             self._take(length)
             self._short = length < self.chunk_size
             if self._digest is not None:
@@ -202,7 +203,7 @@ class Upload:
             self._fill(memoryview(small))
 
     def _fill(self, view: memoryview) -> int:
-        """Copy as much of ``view`` as the current chunk takes; how much that was."""
+        """Copy bytes of ``view`` into the current chunk, up to its end; return how many."""
         if self._buffer is None:
             self._buffer = self._take_buffer()
         count = min(len(view), self.chunk_size - self._filled)
@@ -217,7 +218,7 @@ class Upload:
     def _take_buffer(self) -> bytearray:
         try:
             return self._free.pop()
-        except IndexError:  # asked for first, it could be taken by another thread in between
+        except IndexError:  # checking before would race with other threads
             return bytearray(self._capacity)
 
     def _submit_buffer(self) -> None:
@@ -239,7 +240,7 @@ class Upload:
         self._in_flight.append(future)
 
     def _drain(self, most: int) -> None:
-        """Take in finished chunks, in order, until at most ``most`` are under way."""
+        """Accept finished chunks, in order, until at most ``most`` are in flight."""
         while len(self._in_flight) > most:
             stripe, length = self._in_flight.popleft().result()
             self._accept(stripe, length)
@@ -257,7 +258,7 @@ class Upload:
         return self._store_chunk(_padded(buffer, length, self._target.profile), length, buffer)
 
     def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
-        """Hash, and unless it is there already, encode and append one chunk (in a worker thread)."""
+        """Hash one chunk and, unless it is stored already, encode and append it. Runs in a worker thread."""
         stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
         context = self._context
         context.activity.note()
@@ -307,10 +308,10 @@ class Upload:
         self._nodes.append((node_id, raw))
 
     def claim(self) -> None:
-        """Enter the user's claims on what was taken in so far: other calls may name it while this upload goes on.
+        """Enter the user's claims on the chunks accepted so far, so that other calls can already name them.
 
         Raises:
-            InvalidArgument: not at a chunk boundary.
+            InvalidArgument: the upload is not at a chunk boundary.
         """
         self._take(0)
         self._spill_small()
@@ -321,7 +322,7 @@ class Upload:
             self._checkpoint()
 
     def _checkpoint(self, *, interrupted: bool = False) -> None:
-        """Claim what was taken in for the user, so that neither pins nor nodes pile up in memory."""
+        """Enter claims and nodes into the catalog, so that pins and nodes do not accumulate in memory."""
         uploads, first = self._context.uploads, self._number is None
         number = self._number = uploads.begin() if self._number is None else self._number
 
@@ -345,12 +346,12 @@ class Upload:
         """Make everything durable and the version visible.
 
         Args:
-            size: what the sender says the whole size is; checked.
-            file_id: commit as a new version of this very file instead of finding it by name.
-            base: version the head must be (with ``file_id``).
+            size: total size announced by the sender; it is checked.
+            file_id: the file of which this becomes a new version; None: find the file by name.
+            base: version that must be the head; only with ``file_id``.
 
         Raises:
-            InvalidArgument: another size or SHA-256 than announced, or ``file_id`` has another name than this upload.
+            InvalidArgument: size or SHA-256 differ from the announced ones, or ``file_id`` has another name.
             StoreFull, InsufficientWorkers, ConflictError: see :class:`~storage.write.commit.GroupCommit`.
         """
         self._take(0)
@@ -366,7 +367,7 @@ class Upload:
             root = self._builder.root(self._size, self.chunk_size, self._target.profile)
 
             def made_whole() -> PendingVersion:
-                if not shards:  # those that ride along are put where they belong by the commit itself
+                if not shards:  # otherwise the commit writes and checks them
                     self._make_durable(root)
                 return self._pending(root, shards, file_id, base)
 
@@ -378,7 +379,7 @@ class Upload:
         return stored.public()
 
     def _make_durable(self, root: RootNode) -> None:
-        """Sync what was appended, unless it is so little that the commit may; make up for stores lost meanwhile."""
+        """Sync appended shards, unless they are so few that the commit's sync is enough; make lost ones again."""
         volumes = self._context.stripes.volumes
         self._wait_for_sync()
         if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
@@ -394,7 +395,7 @@ class Upload:
         return stripes_of(self._context, root, self._nodes)
 
     def _finish_input(self) -> dict[int, list[Shard]]:
-        """Store what is left in buffers; the shards of a small file are returned to ride along instead."""
+        """Store the chunk in the buffer. The shards of a small file are returned instead, for the commit to append."""
         if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= INLINE_BYTES_MAX:
             self._small, self._filled = bytearray(memoryview(self._buffer)[: self._filled]), 0
         if self._small and self._nothing_submitted():
@@ -418,7 +419,7 @@ class Upload:
         if size is not None and size != self._size:
             raise InvalidArgument(f"{shown(size)} bytes were announced, {self._size} arrived; send the file again")
         if self._accepted != self._size or self._builder.count != -(-self._size // self.chunk_size):
-            raise IncompletePush("a part of this push could not be taken in, so nothing was stored; push again")
+            raise IncompletePush("a part of this push could not be stored, so nothing was stored; push again")
         if self._digest is not None and self._digest.digest() != self._target.sha256:
             raise InvalidArgument(
                 f"the content's SHA-256 is {self._digest.hexdigest()}, not the one given; nothing was stored"
@@ -444,7 +445,8 @@ class Upload:
         """End without a version.
 
         Args:
-            keep_chunks: keep what arrived for the user for a day, so that a resumed push can reuse it.
+            keep_chunks: whether to keep the stored chunks for the user for a day, so that a resumed push can reuse
+                them.
         """
         if self._ended or not self._home.is_here:
             return
@@ -456,8 +458,8 @@ class Upload:
                 number = self._number
                 self._context.catalog.transact(lambda txn: txn.end_upload(number))
         except StorageError as error:
-            # The upload fails for a reason of its own; claims only spare a resumed push some sending.
-            log.warning("what became of an aborted upload could not be noted: %s", error)
+            # The upload has failed already, and claims only save a resumed push some sending.
+            log.warning("could not note that an upload was aborted: %s", error)
         self._end()
 
     def _settle_in_flight(self) -> None:
@@ -487,12 +489,12 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Bad input and a full disk leave nothing; a sender that went away may come back.
+        # After invalid input or a full disk, nothing is kept; after other errors, the sender may come back.
         self.abort(keep_chunks=not isinstance(error, StorageError))
 
 
 def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryview:
-    """The first k * shard length bytes of a buffer, what follows the content zeroed."""
+    """Return the first k * shard length bytes of a buffer, with zeros after the content."""
     whole = profile.k * profile.shard_length(length)
     if whole > length:
         buffer[length:whole] = bytes(whole - length)

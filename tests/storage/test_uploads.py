@@ -271,10 +271,10 @@ def test_reuse_of_what_is_no_chunk(store: FileStorage, bad: bytes) -> None:
 def test_reuse_of_a_chunk_of_larger_size_or_another_code(store: FileStorage) -> None:
     big = content(9, 2 * CHUNK)
     store.push(big, filename="big", user_id=USER, chunk_size=2 * CHUNK)
-    with pytest.raises(InvalidArgument, match="not here"):
+    with pytest.raises(InvalidArgument, match="not available to this user"):
         store.upload(filename="f", user_id=USER).reuse([digest(big)])
     push(store, DATA, "first")
-    with pytest.raises(InvalidArgument, match="not here"):
+    with pytest.raises(InvalidArgument, match="not available to this user"):
         store.upload(filename="f", user_id=USER, profile=ErasureProfile(2, 3)).reuse(IDS[:1])
 
 
