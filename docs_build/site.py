@@ -45,9 +45,7 @@ class _Page(Protocol):
 def on_page_markdown(markdown: str, *, page: _Page, config: object, files: object) -> str:
     """The page with all its parts filled in; MkDocs calls this for each page."""
     if page.parent is None:
-        page.meta.setdefault(
-            "hide", ["navigation"]
-        )  # a page outside of all groups has none to list beside it
+        page.meta.setdefault("hide", ["navigation"])  # a page outside of all groups has none to list beside it
     return filled(markdown, page.file.src_uri)
 
 

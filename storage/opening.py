@@ -58,7 +58,7 @@ def opened_parts(
     lock = StoreLock(root)
     opened: list[LmdbCatalog | VolumeSet] = []
     try:
-        catalog = LmdbCatalog(root / "catalog")
+        catalog = LmdbCatalog(root / "catalog", runtime.monotonic_s)
         opened.append(catalog)
         found = load_or_create_settings(
             root, catalog, profile=profile, volumes=volumes, chunk_size=chunk_size, create=create

@@ -10,6 +10,7 @@ from storage.catalog.port import COPIED_IN_USE
 from storage.catalog.records import document_key
 from storage.catalog.table_catalog import TableCatalog
 from storage.catalog.tables import TABLES, TableTransaction
+from storage.clocks import monotonic_s
 from storage.system.lmdb_env import Database, Environment, Transaction
 
 T = TypeVar("T")
@@ -22,15 +23,15 @@ class LmdbCatalog(TableCatalog):
         FormatError: the database is damaged (run rebuild) or of a newer format.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(LmdbTables(path))
+    def __init__(self, path: Path, clock_s: Callable[[], float] = monotonic_s) -> None:
+        super().__init__(LmdbTables(path, clock_s))
 
 
 class LmdbTables:
     """:class:`~storage.catalog.tables.Tables` in one LMDB environment, whose transactions are run one after another."""
 
-    def __init__(self, path: Path) -> None:
-        self._environment = Environment(path, TABLES, note_doubt=_note_doubt)
+    def __init__(self, path: Path, clock_s: Callable[[], float] = monotonic_s) -> None:
+        self._environment = Environment(path, TABLES, note_doubt=_note_doubt, clock_s=clock_s)
 
     @property
     def doubtful(self) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 
+from storage.clocks import monotonic_s
 from storage.errors import StorageError, StoreClosed, StoreReadOnly, StoreUnavailable
 from storage.system.backoff import Backoff
 from storage.system.descriptors import occupy_standard_descriptors
@@ -72,6 +73,7 @@ class Environment:
         *,
         sync: bool = True,
         note_doubt: Callable[[Transaction], object] | None = None,
+        clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
         self._home = HomeProcess(f"the database in {path}")
         occupy_standard_descriptors()
@@ -91,7 +93,7 @@ class Environment:
         self._write_lock = threading.Lock()
         self._env: lmdb.Environment | None = None
         self._trouble = ""
-        self._retry = Backoff()
+        self._retry = Backoff(clock_s=clock_s)
         self.read_only = False
         self._open(initial_map(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -61,9 +62,9 @@ Stream = Callable[[str], Iterator[functions_pb2.FunctionItem]]
 
 
 @contextmanager
-def served(worker: Worker, wall_s: float) -> Iterator[Stream]:
+def served(worker: Worker, wall_s: float, clock_s: Callable[[], float] = time.monotonic) -> Iterator[Stream]:
     """A pool's service with one thread, so that it serves one caller at a time."""
-    router = CallRouter({"f": RoutedFunction("f", "v1", wall_s=wall_s)}.get, worker)
+    router = CallRouter({"f": RoutedFunction("f", "v1", wall_s=wall_s)}.get, worker, clock_s=clock_s)
     descriptor = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
     server = grpc.server(ThreadPoolExecutor(1))
     server.add_generic_rpc_handlers((generic_handler(descriptor, StreamService(router)),))
@@ -82,10 +83,12 @@ def served(worker: Worker, wall_s: float) -> Iterator[Stream]:
 
 
 def test_a_call_that_is_over_waits_for_nobody() -> None:
-    worker = Worker()
-    with served(worker, wall_s=0.5) as stream:
+    worker, now = Worker(), [0.0]
+    with served(worker, 60.0, lambda: now[0]) as stream:
         stalled = stream(str(COUNT))
         assert next(stalled).item == ITEM
+        assert not worker.ended.wait(0.01)
+        now[0] = 60.0
         assert worker.ended.wait(WAIT_S)
         with pytest.raises(grpc.RpcError) as told:
             list(stalled)

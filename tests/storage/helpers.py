@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from storage import ErasureProfile, FileStorage, ManifestDiff, Patch, Version
 from storage.fleet.placement import FixedLayout
 from storage.fleet.volumes import VolumeOptions
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, split_stripe_key, stripe_key
+from storage.runtime import Runtime
 from storage.shards import LocalVolume, Shard
 from storage.shards.filesystem import LocalFileSystem
 from storage.shards.identity import read_identity
@@ -37,6 +39,24 @@ def digest(data: bytes) -> bytes:
     return blake3(data).digest()
 
 
+class PutForward(Runtime):
+    """The machine's clocks, of which the monotonic one is put forward instead of waiting."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Let time pass until something holds; threads get a moment each time."""
+        give_up = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < give_up
+            self.ahead_s += 0.5
+            time.sleep(0.002)
+
+
 def open_store(
     root: Path,
     *,
@@ -46,6 +66,7 @@ def open_store(
     segment_bytes_max: int | None = None,
     create: bool = True,
     volume_options: VolumeOptions | None = None,
+    runtime: Runtime | None = None,
 ) -> FileStorage:
     """Open a store with the smallest chunks."""
     return FileStorage.open(
@@ -55,6 +76,7 @@ def open_store(
         volumes=volumes,
         create=create,
         volume_options=volume_options or VolumeOptions(segment_bytes_max=segment_bytes_max),
+        runtime=runtime,
     )
 
 

@@ -41,6 +41,7 @@ from storage.system.lmdb_env import Environment
 from tests.storage.faulty_disk import CALLS, FaultyDisk
 from tests.storage.helpers import (
     CHUNK,
+    PutForward,
     check_all,
     content,
     digest,
@@ -60,6 +61,7 @@ from tests.storage.helpers import (
 PASSING = (errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE)
 NUMBERS = (*PASSING, errno.EIO, errno.EROFS)
 ONE_OF_EACH = (errno.EMFILE, errno.EIO, errno.EROFS)
+CLOCKS = PutForward()
 
 
 @pytest.fixture
@@ -70,7 +72,9 @@ def disk() -> FaultyDisk:
 def open_on(root: Path, disk: FaultyDisk) -> FileStorage:
     """Open a store whose volumes begin a segment for every chunk, so that all calls are used."""
     options = VolumeOptions(filesystem=disk, segment_bytes_max=CHUNK // 2)
-    return FileStorage.open(root, profile=ErasureProfile(2, 3), chunk_size=CHUNK, volume_options=options)
+    return FileStorage.open(
+        root, profile=ErasureProfile(2, 3), chunk_size=CHUNK, volume_options=options, runtime=CLOCKS
+    )
 
 
 def states(store: FileStorage) -> list[str]:
@@ -84,7 +88,7 @@ def forget_files(store: FileStorage) -> None:
 
 
 def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
-    """Repeat a function until it does not raise, as volumes are opened again at intervals."""
+    """Put the clock forward until a function does not raise, as volumes are opened again at intervals."""
     until_s = time.monotonic() + within_s
     while True:
         try:
@@ -93,11 +97,12 @@ def eventually(work: Callable[[], object], within_s: float = 20.0) -> None:
         except (StorageError, AssertionError):
             if time.monotonic() > until_s:
                 raise
-            time.sleep(0.05)
+            CLOCKS.ahead_s += 0.5
+            time.sleep(0.002)
 
 
 def until_tried_again(store: FileStorage) -> None:
-    """Wait until volumes that refused writes are tried again."""
+    """Put the clock forward until volumes that refused writes are tried again."""
 
     def due() -> None:
         assert all(volume.condition.retry.due() for _, volume in store._volumes.online())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from storage.system.flushing import ThreadFlusher
 from tests.storage.helpers import (
     CHUNK,
     USER,
+    PutForward,
     check_all,
     content,
     digest,
@@ -345,13 +345,6 @@ def test_files_that_cannot_be_read_stay_endangered(root: Path) -> None:
 # -- disks that are not mounted yet, and directories named by mistake -----------------------------------
 
 
-def _wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("mount_points", [False, True])
 @pytest.mark.parametrize("missing", [3, 6])
 def test_nothing_is_stored_in_the_place_of_disks_that_are_not_mounted(
@@ -363,7 +356,8 @@ def test_nothing_is_stored_in_the_place_of_disks_that_are_not_mounted(
         volume_dir(root, slot).rename(scratch / f"disk-{slot}")
         if mount_points:
             volume_dir(root, slot).mkdir()
-    with open_store(root) as store:
+    clocks = PutForward()
+    with open_store(root, runtime=clocks) as store:
         assert _states(store) == ["offline"] * missing + ["ok"] * (6 - missing)
         assert "mount its disk" in store.stats().volumes[0].cause
         with pytest.raises(InsufficientWorkers, match="mount its disk"):
@@ -372,7 +366,7 @@ def test_nothing_is_stored_in_the_place_of_disks_that_are_not_mounted(
             if mount_points:
                 volume_dir(root, slot).rmdir()
             (scratch / f"disk-{slot}").rename(volume_dir(root, slot))
-        _wait_until(lambda: _states(store) == ["ok"] * 6)
+        clocks.wait_until(lambda: _states(store) == ["ok"] * 6)
         check_all(store, pushed)
         check_all(store, {"new": (push(store, b"new", "new"), b"new")})
         assert store.scrub().clean
