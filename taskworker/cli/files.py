@@ -53,7 +53,7 @@ def push(
     n: N = None,
     note: Note = "",
 ) -> None:
-    """Store files. If a file of that name exists, it gets a new version, unless content and --note are the same.
+    """Store files. If a file of that name exists, it gets a new version, unless the content and --note are the same.
 
     With --k 4 --n 6, any four of six volumes suffice to read the file. If --store names a directory that holds no
     store yet, these two also become the new store's default.
@@ -147,7 +147,7 @@ def get(
 ) -> None:
     """Get a file back, verified. The output is written as a whole or not at all.
 
-    A file named with -o is overwritten; without -o, a file that already exists is not.
+    With -o, a file that already exists is overwritten; without -o, it is not.
 
     Examples:
         taskworker get report.pdf

@@ -55,7 +55,7 @@ def call(
         typer.Option(
             "-o",
             "--output",
-            help="Download the file that it returns (worker.result_file) to this file or directory (DIR/).",
+            help="Download the file that the function returns (worker.result_file) to this file or directory (DIR/).",
             metavar="OUT",
         ),
     ] = None,

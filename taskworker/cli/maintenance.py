@@ -212,7 +212,7 @@ def collect(
     grace: Annotated[
         float | None,
         typer.Option(
-            help="How long to keep data of interrupted pushes, which pushing again continues (default: a day).",
+            help="How long to keep data of interrupted pushes, so that you can continue them (default: a day).",
             metavar="SECONDS",
             min=0,
         ),
@@ -233,10 +233,10 @@ def collect(
 
 
 def rebuild(session: Session) -> None:
-    """Rebuild a lost catalog from nothing but the volumes, or the data of a pool's workers.
+    """Rebuild a lost catalog from the volumes of a store, or from the workers of a pool.
 
     If a pool's directory is lost, first start it with `taskworker pool --rebuild POOL_ID`. Exit code 1 if volumes or
-    workers are away that may hold more: files are then read-only, until another rebuild with them.
+    workers that may hold more are away: files are then read-only until you bring them back and rebuild again.
 
     Examples:
         taskworker --store ./data rebuild

@@ -101,7 +101,7 @@ def layout(
         list[str] | None, typer.Option(help="preview: worker to remove; repeatable.", metavar="NAME")
     ] = None,
 ) -> None:
-    """Show how shards are spread over the workers, and which losses that survives, now or after a change.
+    """Show how shards are spread over the workers, and which losses the files survive, now or after a change.
 
     A preview changes nothing: it shows what would move, and which losses would be survivable afterwards.
 

@@ -50,7 +50,7 @@ def pool(
     margin: Annotated[
         int,
         typer.Option(
-            help="Repair at once, without waiting for --grace, what has fewer than N shards more than it needs.",
+            help="Repair chunks with fewer than N spare shards at once, without waiting for --grace.",
             metavar="N",
             min=0,
         ),

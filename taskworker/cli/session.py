@@ -50,7 +50,7 @@ PoolOption = Annotated[
 UserOption = Annotated[
     str | None,
     typer.Option(
-        help="Whose files (env: TASKWORKER_USER; else the login name).",
+        help="Owner of the files (env: TASKWORKER_USER; else the login name).",
         metavar="USER",
         rich_help_panel=_PANEL,
     ),

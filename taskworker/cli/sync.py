@@ -97,9 +97,10 @@ def sync(
 ) -> None:
     """Synchronize a local copy and its stored file; only what changed is sent or fetched.
 
-    Changed here: stored as a new version. Changed there: fetched. Changed on both sides: exit code 4, and nothing is
-    touched, unless --prefer says which side wins; a losing stored version stays in the history, and a losing local
-    file is kept beside the copy. The first time, the copy is stored, or fetched if it does not exist.
+    If only the copy changed, it is stored as a new version. If only the stored file changed, it is fetched. If both
+    changed, the command changes nothing and ends with exit code 4, unless --prefer says which content to use. The other
+    content is kept: a stored version in the history, a local file beside the copy. The first time, the copy is stored,
+    or fetched if it does not exist.
 
     Examples:
         taskworker sync notes.md
