@@ -94,9 +94,9 @@ class Upkeep:
                 "them, close the store and move its 'catalog' directory away first"
             )
         self._lineage.recover()
-        now_s = parts.runtime.monotonic_s
+        clock_s = parts.runtime.monotonic_s
         liars_max = parts.profile.n - parts.profile.k if self._volumes.remote else 0
-        report = rebuild(self._catalog, parts.stripes, parts.settings.n, self._belief(), liars_max, now_s, progress)
+        report = rebuild(self._catalog, parts.stripes, parts.settings.n, self._belief(), liars_max, clock_s, progress)
         if report.undecided:
             self._lineage.left_unfinished(report.undecided)  # before the settings: without them, it must be run anyway
         self._catalog.save_settings(parts.settings)

@@ -72,7 +72,7 @@ class Intake:
         belief: decides which objects to accept.
         copies: how many copies there are of each object.
         liars_max: how many stores may lie at once.
-        now_s: a clock, in seconds.
+        clock_s: monotonic seconds.
         tally: collects progress and reports.
     """
 
@@ -81,7 +81,7 @@ class Intake:
     belief: Belief
     copies: int
     liars_max: int
-    now_s: Callable[[], float]
+    clock_s: Callable[[], float]
     tally: Tally
 
     def run(self, examined: Examined) -> None:
@@ -98,7 +98,7 @@ class Intake:
             self.belief.agreement,
             liars_max=self.liars_max,
             believed_max=self._believed_max,
-            now_s=self.now_s,
+            clock_s=self.clock_s,
             take=lambda slot, page: self._take(slot, page, unsigned=examined.counts(slot)),
         )
         for _ in range(_ROUNDS_MAX):

@@ -38,7 +38,7 @@ def rebuild(
     metadata_copies: int,
     belief: Belief,
     liars_max: int,
-    now_s: Callable[[], float],
+    clock_s: Callable[[], float],
     progress: Progress | None,
 ) -> RebuildReport:
     """Enter every file, owner, name and version found on the volumes into a catalog that lacks them.
@@ -57,7 +57,7 @@ def rebuild(
         metadata_copies: number of copies of metadata objects.
         belief: decides which objects to accept; closed at the end.
         liars_max: how many volumes may lie at once.
-        now_s: a clock, in seconds.
+        clock_s: monotonic seconds.
         progress: called with (metadata records and files entered, 0).
 
     Raises:
@@ -67,7 +67,7 @@ def rebuild(
     tally = Tally(progress, sequence=catalog.counters().sequence)
     examined = Examined(stripes.volumes, liars_max)
     try:
-        Intake(catalog, stripes.volumes, belief, metadata_copies, liars_max, now_s, tally).run(examined)
+        Intake(catalog, stripes.volumes, belief, metadata_copies, liars_max, clock_s, tally).run(examined)
     finally:
         belief.close()
     nodes = _Nodes(catalog, stripes, metadata_copies)

@@ -65,7 +65,7 @@ class RoundRobin:
         agreement: knows which objects wait for others to agree.
         liars_max: how many stores may lie at once.
         believed_max: the most records of a store that can be accepted if it repeats none.
-        now_s: a clock, in seconds.
+        clock_s: monotonic seconds.
         take: enters records of a slot, and returns how many were accepted.
     """
 
@@ -77,7 +77,7 @@ class RoundRobin:
         *,
         liars_max: int,
         believed_max: Callable[[], int],
-        now_s: Callable[[], float],
+        clock_s: Callable[[], float],
         take: Callable[[int, list[Shard]], int],
     ) -> None:
         self._volumes = volumes
@@ -85,7 +85,7 @@ class RoundRobin:
         self._agreement = agreement
         self._liars_max = liars_max
         self._believed_max = believed_max
-        self._now_s = now_s
+        self._clock_s = clock_s
         self._take = take
         self._waiting: deque[tuple[int, ShardStore]] = deque()
         self._showing: list[_Stream] = []
@@ -117,7 +117,7 @@ class RoundRobin:
         return bool(self._showing)
 
     def _go_on(self, stream: _Stream) -> None:
-        began_s = self._now_s()
+        began_s = self._clock_s()
         try:
             page = next(stream.pages, None)
         except (VolumeFailed, VolumeUnavailable) as error:
@@ -135,7 +135,7 @@ class RoundRobin:
             _check_records(page)
         stream.believed += self._take(stream.slot, page)
         stream.shown += max(1, len(page))
-        stream.spent_s += self._now_s() - began_s
+        stream.spent_s += self._clock_s() - began_s
         self._check_pace(stream)
 
     def _check_pace(self, stream: _Stream) -> None:

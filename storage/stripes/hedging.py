@@ -90,8 +90,8 @@ _Arrivals = queue.SimpleQueue[tuple[_Call, Sequence[memoryview | None]]]
 class _Slowness:
     """Which stores are better asked last. Thread-safe."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._lately: dict[int, float] = {}  # until when
         self._owing: Counter[int] = Counter()  # calls that are overdue, and go on
@@ -100,7 +100,7 @@ class _Slowness:
         """It takes longer than most."""
         with self._lock:
             call.hedged = True
-            self._lately[call.store] = self._now_s() + _SHUNNED_S
+            self._lately[call.store] = self._clock_s() + _SHUNNED_S
             if not call.ended:
                 self._owing[call.store] += 1
 
@@ -116,7 +116,7 @@ class _Slowness:
         with self._lock:
             if not self._lately and not self._owing:
                 return list(range(len(holders)))
-            now = self._now_s()
+            now = self._clock_s()
             self._lately = {store: until for store, until in self._lately.items() if until > now}
             self._owing = +self._owing
             return sorted(range(len(holders)), key=lambda slot: self._rank(holders[slot]))
@@ -168,7 +168,7 @@ class HedgedReader:
     def __init__(self, fetch_all: FetchAll, runtime: Runtime) -> None:
         self._fetch_all = fetch_all
         self._runtime = runtime
-        self._now_s = runtime.monotonic_s
+        self._clock_s = runtime.monotonic_s
         self._threads: dict[int, Executor] = {}  # by store
         self._closed = False
         self._lock = threading.Lock()
@@ -217,7 +217,7 @@ class HedgedReader:
             store = reading.read.holders[slot]
             assert store is not None, "those that are nowhere are not among the spare ones"
             by_store.setdefault(store, []).append((reading, slot))
-        calls = [_Call(store, wanted, self._now_s()) for store, wanted in by_store.items()]
+        calls = [_Call(store, wanted, self._clock_s()) for store, wanted in by_store.items()]
         for call in calls:
             try:
                 self._threads_for(call.store).submit(self._run, call, arrivals)
@@ -264,7 +264,7 @@ class HedgedReader:
             if not reading.complete and reading.spare:
                 again.append((reading, reading.spare.popleft()))
         if len(call.shards) > sum(payload is None for payload in payloads):
-            self._patience.note(call.size, self._now_s() - call.asked_s)
+            self._patience.note(call.size, self._clock_s() - call.asked_s)
         under_way += self._ask(again, arrivals)
 
     def _patience_s(self, under_way: list[_Call]) -> float | None:
@@ -272,11 +272,11 @@ class HedgedReader:
         waiting = [
             call.asked_s + self._patience.of(call.size) for call in under_way if not call.hedged and _replaceable(call)
         ]
-        return max(0.0, min(waiting) - self._now_s()) if waiting else None
+        return max(0.0, min(waiting) - self._clock_s()) if waiting else None
 
     def _overdue(self, under_way: list[_Call]) -> list[tuple[_Reading, int]]:
         """What to ask for in place of shards that have not come in time."""
-        now = self._now_s()
+        now = self._clock_s()
         instead: list[tuple[_Reading, int]] = []
         for call in under_way:
             if call.hedged or now - call.asked_s < self._patience.of(call.size):

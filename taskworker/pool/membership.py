@@ -191,7 +191,7 @@ class Membership:
         lease_s: how long a lease lasts after a heartbeat.
         grace_s: how long a silent worker stays in the layout.
         clock_s: monotonic seconds.
-        wall_ms: milliseconds since 1970.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -203,13 +203,13 @@ class Membership:
         lease_s: float,
         grace_s: float,
         clock_s: Callable[[], float],
-        wall_ms: Callable[[], int],
+        now_ms: Callable[[], int],
     ) -> None:
         self._pool_id = pool_id
         self.lease_s = lease_s
         self._grace_s = grace_s
         self._clock_s = clock_s
-        self._wall_ms = wall_ms
+        self._now_ms = now_ms
         self._lock = threading.Lock()
         self._records = {record.worker: record for record in records}
         now = clock_s()
@@ -287,7 +287,7 @@ class Membership:
             changes = known is None or known.member != record.member or known.standing != standing
             self._records[application.worker] = record
             now = self._clock_s()
-            self._presence[application.worker] = _Presence(application.instance, now + self.lease_s, self._wall_ms())
+            self._presence[application.worker] = _Presence(application.instance, now + self.lease_s, self._now_ms())
             self._told.pop(application.worker, None)
             return Admission(record, emptied, changes)
 
@@ -326,7 +326,7 @@ class Membership:
             if presence is None or presence.instance != instance or not self._is_alive(presence):
                 return False
             presence.expires_s = self._clock_s() + self.lease_s
-            presence.seen_ms = self._wall_ms()
+            presence.seen_ms = self._now_ms()
             presence.load = load
             return True
 

@@ -164,7 +164,7 @@ class PoolCore:
             lease_s=self._options.lease_s,
             grace_s=self._options.grace_s,
             clock_s=self._runtime.monotonic_s,
-            wall_ms=self._runtime.wall_ms,
+            now_ms=self._runtime.wall_ms,
         )
 
     def _make_fleet(self, incomplete: Iterable[int]) -> WorkerFleet:
@@ -172,7 +172,7 @@ class PoolCore:
             allow_fragile=self._options.allow_fragile,
             grace_s=self._options.grace_s,
             margin=self._options.margin,
-            now_s=self._runtime.monotonic_s,
+            clock_s=self._runtime.monotonic_s,
             now_ms=self._runtime.wall_ms,
         )
         fleet.incomplete.update(incomplete)

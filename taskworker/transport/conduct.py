@@ -22,15 +22,15 @@ class Conduct:
     Properties may be read by anybody: they are replaced whole. All else is not thread-safe; the fleet's lock guards it.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
         grace_s: how long a worker that is away is waited for.
     """
 
-    def __init__(self, now_s: Callable[[], float], grace_s: float) -> None:
-        self._trust = Trust(now_s)
-        self._slowness = Slowness(now_s)
-        self._fullness = Fullness(now_s)
-        self._repairs = RepairBudget(now_s, grace_s)
+    def __init__(self, clock_s: Callable[[], float], grace_s: float) -> None:
+        self._trust = Trust(clock_s)
+        self._slowness = Slowness(clock_s)
+        self._fullness = Fullness(clock_s)
+        self._repairs = RepairBudget(clock_s, grace_s)
         self._undurable: frozenset[int] = frozenset()
         self._wrong: Counter[int] = Counter()  # wrong or rotten shards given out or told of
 

@@ -16,7 +16,7 @@ class Fullness:
     """Which workers are full. Not thread-safe: the fleet's lock guards it.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
 
     Attributes:
         slots: of all workers that take nothing new.
@@ -24,8 +24,8 @@ class Fullness:
         refusing: those of them that could not write for want of something else than space.
     """
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
         self._free: dict[int, int] = {}  # bytes, as told last
         self._until_s: dict[int, float] = {}
         self._period_s: dict[int, float] = {}
@@ -40,7 +40,7 @@ class Fullness:
         new = slot not in self.slots
         if new:
             self._period_s[slot] = min(2 * period_s, _RETRY_S_MAX)
-            self._until_s[slot] = self._now_s() + period_s
+            self._until_s[slot] = self._clock_s() + period_s
             self._refused_at[slot] = self._free.get(slot, 0)
             self.slots |= {slot}
         if read_only:
@@ -63,7 +63,7 @@ class Fullness:
 
     def lapse(self) -> bool:
         """Try those again that were full for some time; whether there are any."""
-        over = [slot for slot in self.slots if self._now_s() >= self._until_s[slot]]
+        over = [slot for slot in self.slots if self._clock_s() >= self._until_s[slot]]
         for slot in over:
             self.forget(slot)
         return bool(over)

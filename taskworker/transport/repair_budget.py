@@ -13,12 +13,12 @@ class RepairBudget:
     """Bytes by slot within an hour, and who went meanwhile. Not thread-safe; the fleet's lock guards it.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
         spacing_s: a worker that goes again before has passed counts as having gone once.
     """
 
-    def __init__(self, now_s: Callable[[], float], spacing_s: float) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float], spacing_s: float) -> None:
+        self._clock_s = clock_s
         self._spacing_s = max(spacing_s, _SPACING_S_MIN)
         self._spent: dict[int, tuple[float, int]] = {}  # since when, how much
         self._gone: deque[tuple[float, int]] = deque()  # when, who; the oldest first
@@ -26,15 +26,15 @@ class RepairBudget:
 
     def spend(self, slot: int, size: int) -> int:
         """So much more was written to a worker; all of this hour."""
-        since_s, spent = self._spent.get(slot, (self._now_s(), 0))
-        if self._now_s() - since_s >= _WINDOW_S:
-            since_s, spent = self._now_s(), 0
+        since_s, spent = self._spent.get(slot, (self._clock_s(), 0))
+        if self._clock_s() - since_s >= _WINDOW_S:
+            since_s, spent = self._clock_s(), 0
         self._spent[slot] = since_s, spent + size
         return spent + size
 
     def note_gone(self, slot: int) -> None:
         """A worker went away: others are given what it holds."""
-        now_s, last_s = self._now_s(), self._gone_last_s.get(slot)
+        now_s, last_s = self._clock_s(), self._gone_last_s.get(slot)
         if last_s is None or now_s - last_s >= self._spacing_s:
             self._gone_last_s[slot] = now_s
             self._gone.append((now_s, slot))
@@ -45,7 +45,7 @@ class RepairBudget:
 
         Twice, as what is spent is counted from the first of it on, and repair may begin long after they went.
         """
-        self._forget_old(self._now_s())
+        self._forget_old(self._clock_s())
         return [gone for _, gone in self._gone if gone != slot]
 
     def _forget_old(self, now_s: float) -> None:

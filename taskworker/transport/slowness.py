@@ -27,11 +27,11 @@ class Slowness:
     for ten times as long as it was left out last time begins with twenty seconds again.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
         self._strikes: Counter[int] = Counter()
         self._unread: Counter[int] = Counter()
         self._unread_since_s: dict[int, float] = {}
@@ -57,9 +57,9 @@ class Slowness:
 
     def note_unread(self, slot: int) -> bool:
         """A worker could not read a shard that it says it holds; whether it is as good as slow from now on."""
-        if self._now_s() - self._unread_since_s.get(slot, -math.inf) > _UNREAD_WITHIN_S:
+        if self._clock_s() - self._unread_since_s.get(slot, -math.inf) > _UNREAD_WITHIN_S:
             self._unread[slot] = 0
-            self._unread_since_s[slot] = self._now_s()
+            self._unread_since_s[slot] = self._clock_s()
         self._unread[slot] += 1
         if self._unread[slot] < _UNREAD_MAX or slot in self.slow:
             return False
@@ -70,18 +70,18 @@ class Slowness:
     def _shun(self, slot: int) -> None:
         period_s = self._next_period_s(slot)
         self._period_s[slot] = period_s
-        self._until_s[slot] = self._now_s() + period_s
+        self._until_s[slot] = self._clock_s() + period_s
         self._strikes[slot] = _STRIKES - 1  # once more is enough when it is tried again
         self.slow |= {slot}
 
     def _next_period_s(self, slot: int) -> float:
         last_s = self._period_s.get(slot)
-        if last_s is None or self._now_s() - self._until_s[slot] >= _FORGIVEN_AFTER_TIMES * last_s:
+        if last_s is None or self._clock_s() - self._until_s[slot] >= _FORGIVEN_AFTER_TIMES * last_s:
             return _SHUNNED_S
         return min(2 * last_s, _SHUNNED_S_MAX)
 
     def lapse(self) -> bool:
         """Try those again whose time is over; whether there are any."""
-        over = {slot for slot in self.slow if self._now_s() >= self._until_s[slot]}
+        over = {slot for slot in self.slow if self._clock_s() >= self._until_s[slot]}
         self.slow -= over
         return bool(over)

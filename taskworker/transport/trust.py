@@ -19,11 +19,11 @@ class Trust:
     """Lies by slot, and who is distrusted for them. Not thread-safe: the fleet's lock guards it.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
         self._recent: Counter[int] = Counter()  # since it was trusted last
         self._total: Counter[int] = Counter()
         self._latest_s: dict[int, float] = {}
@@ -33,7 +33,7 @@ class Trust:
     def note_lie(self, slot: int) -> bool:
         """One more; whether the worker has lost trust by it."""
         self._recent[slot] += 1
-        self._latest_s[slot] = self._now_s()
+        self._latest_s[slot] = self._clock_s()
         self._total[slot] += 1
         if self._recent[slot] <= _LIES_BEARABLE and slot not in self.distrusted:
             return False
@@ -41,7 +41,7 @@ class Trust:
 
     def distrust(self, slot: int) -> bool:
         """Do not believe a worker from now on; whether it was believed before."""
-        self._until_s[slot] = self._now_s() + _TRUSTED_AGAIN_S
+        self._until_s[slot] = self._clock_s() + _TRUSTED_AGAIN_S
         lost = slot not in self.distrusted
         self.distrusted |= {slot}
         return lost
@@ -52,10 +52,10 @@ class Trust:
 
     def lapse(self) -> list[int]:
         """Those that are trusted again, as they have not lied for long enough."""
-        back = [slot for slot, until_s in self._until_s.items() if self._now_s() >= until_s]
+        back = [slot for slot, until_s in self._until_s.items() if self._clock_s() >= until_s]
         for slot in back:
             self.forget(slot)
-        old = [slot for slot, at_s in self._latest_s.items() if self._now_s() >= at_s + _TRUSTED_AGAIN_S]
+        old = [slot for slot, at_s in self._latest_s.items() if self._clock_s() >= at_s + _TRUSTED_AGAIN_S]
         for slot in old:
             del self._latest_s[slot]
             if slot not in self.distrusted:

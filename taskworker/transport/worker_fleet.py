@@ -45,7 +45,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
         grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
         margin: what has fewer shards left than this many over k does not wait.
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
         now_ms: milliseconds since 1970.
     """
 
@@ -58,15 +58,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
         allow_fragile: bool = False,
         grace_s: float = 0.0,
         margin: int = 1,
-        now_s: Callable[[], float] = time.monotonic,
+        clock_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        super().__init__(now_s, now_ms)
-        self._conduct = Conduct(now_s, grace_s)
+        super().__init__(clock_s, now_ms)
+        self._conduct = Conduct(clock_s, grace_s)
         self._unproved: frozenset[int] = frozenset()
         self.margin = margin
-        self._now_s = now_s
-        self._absences = Absences(grace_s, now_s)
+        self._absences = Absences(grace_s, clock_s)
         self._expected: Expected | None = None
         self._layouts: tuple[Layout, ...] = ()
         self._owners: dict[int, str] = {}
@@ -352,7 +351,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def _who_is_expected(self) -> Expected:
         expected = self._expected
-        if expected is None or self._now_s() >= expected.until_s:
+        if expected is None or self._clock_s() >= expected.until_s:
             with self._lock:
                 layouts, targets = self._layouts, self._history.all()
                 expected = self._expected = self._absences.expected(self._stores, layouts, targets)

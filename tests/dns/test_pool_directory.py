@@ -24,7 +24,7 @@ class Members:
     def __init__(self, root: Path) -> None:
         self.now_s = 0.0
         self.membership = Membership(
-            "pool", [], lease_s=3.0, grace_s=30.0, clock_s=lambda: self.now_s, wall_ms=lambda: 0
+            "pool", [], lease_s=3.0, grace_s=30.0, clock_s=lambda: self.now_s, now_ms=lambda: 0
         )
         self.store = FileStorage.open(root, profile=ErasureProfile(1, 2))
         self.functions = PoolFunctions(self.store, self.membership, GrpcTransport())

@@ -501,7 +501,7 @@ def test_who_looks_while_a_worker_goes_or_comes_keeps_no_row_of_before() -> None
         return 1000.0
 
     looking = False
-    fleet = WorkerFleet(now_s=look_and_tell_time)
+    fleet = WorkerFleet(clock_s=look_and_tell_time)
     fleet.use_layouts(layout_of(7, 6))
     for slot in range(7):
         attach(fleet, slot)
@@ -532,7 +532,7 @@ def test_what_was_mended_before_somebody_came_is_not_all() -> None:
 
 def test_a_full_worker_is_tried_again_after_a_while() -> None:
     now = [1000.0]
-    fleet = WorkerFleet(now_s=lambda: now[0])
+    fleet = WorkerFleet(clock_s=lambda: now[0])
     fleet.use_layouts(layout_of(7, 6))
     for slot in range(7):
         attach(fleet, slot)
@@ -585,7 +585,7 @@ def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on()
 
 def test_a_worker_that_cannot_make_anything_durable_is_asked_once_each_time_it_is_tried() -> None:
     now_s = 0.0
-    fleet = WorkerFleet(now_s=lambda: now_s)
+    fleet = WorkerFleet(clock_s=lambda: now_s)
     fleet.use_layouts(layout_of(7, 6))
     for slot in range(7):
         attach(fleet, slot)
@@ -675,7 +675,7 @@ def test_mending_is_woken_when_others_stand_in_for_a_worker_and_when_they_need_n
     change: Callable[[WorkerFleet], None],
 ) -> None:
     now = [1000.0]
-    fleet = WorkerFleet(now_s=lambda: now[0])
+    fleet = WorkerFleet(clock_s=lambda: now[0])
     fleet.use_layouts(layout_of(7, 6))
     for slot in range(7):
         attach(fleet, slot)

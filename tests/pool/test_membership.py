@@ -56,7 +56,7 @@ def membership(clock: Clock) -> Membership:
 
 def membership_of(clock: Clock, records: Iterable[MemberRecord] = ()) -> Membership:
     return Membership(
-        POOL, list(records), lease_s=LEASE_S, grace_s=GRACE_S, clock_s=clock.monotonic_s, wall_ms=clock.wall_ms
+        POOL, list(records), lease_s=LEASE_S, grace_s=GRACE_S, clock_s=clock.monotonic_s, now_ms=clock.wall_ms
     )
 
 

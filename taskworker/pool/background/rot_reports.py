@@ -24,11 +24,11 @@ class RotReports:
     to an hour, and at once again when it was silent for so long.
 
     Args:
-        now_s: monotonic seconds.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
         self._told: dict[int, _Told] = {}
         self._lock = threading.Lock()
 
@@ -39,7 +39,7 @@ class RotReports:
 
     def due(self) -> list[tuple[int, int]]:
         """(slot, number) of those to act on now."""
-        now_s = self._now_s()
+        now_s = self._clock_s()
         with self._lock:
             ready = [(slot, told) for slot, told in self._told.items() if told.waiting and now_s >= told.due_s]
             found = [(slot, told.waiting) for slot, told in ready]
