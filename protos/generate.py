@@ -1,7 +1,7 @@
-"""Makes the Python modules of the contracts in this folder: ``python protos/generate.py [DIRECTORY]``.
+"""Generates Python modules from the .proto files in this directory: ``python protos/generate.py [DIRECTORY]``.
 
-The modules are checked in, so that using TaskWorker needs no compiler; a test tells when they are
-stale. They are written as ``taskworker/protos/<name>_pb2.py`` and ``_pb2_grpc.py`` with typed stubs
+The modules are in the repository, so that using TaskWorker needs no compiler. A test fails if they are
+out of date. They are written as ``taskworker/protos/<name>_pb2.py`` and ``_pb2_grpc.py`` with typed stubs
 beside them, under DIRECTORY (default: this repository).
 """
 
@@ -38,7 +38,7 @@ def generate(directory: Path) -> list[Path]:
             *(f"taskworker/{name}.proto" for name in CONTRACTS),
         ]
         if protoc.main(arguments) != 0:
-            raise RuntimeError("the protocol buffer compiler failed; what it said is above")
+            raise RuntimeError("the protocol buffer compiler failed; its output is above")
         package = directory / "taskworker" / "protos"
         package.mkdir(parents=True, exist_ok=True)
         return [_moved(file, package) for file in sorted((Path(scratch) / "taskworker").iterdir())]

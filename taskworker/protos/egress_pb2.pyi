@@ -55,10 +55,10 @@ class AllowResponse(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     changed: _builtins.bool
-    """false: it was there already"""
+    """false: the rule existed already"""
     @_builtins.property
     def rule(self) -> Global___Rule:
-        """as it was understood"""
+        """as the pool has parsed it"""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class DenyResponse(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
-        """that were taken back"""
+        """that were removed"""
 
     def __init__(
         self,
@@ -225,14 +225,14 @@ class AuditRecord(_message.Message):
     function_name: _builtins.str
     user_id: _builtins.str
     host: _builtins.str
-    """with its port; empty: the URL was refused as such"""
+    """with its port; empty: the URL itself was refused"""
     method: _builtins.str
     status: _builtins.int
     """0: no answer"""
     sent: _builtins.int
     """bytes of the request's body"""
     received: _builtins.int
-    """bytes of the answer's body, as they came"""
+    """bytes of the response's body, as received"""
     ms: _builtins.float
     outcome: _builtins.str
     """ok, cache, or the kind of error"""

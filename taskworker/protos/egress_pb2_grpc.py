@@ -67,21 +67,21 @@ class EgressServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Deny(self, request, context):
-        """Takes a rule, or all rules of a function, back.
+        """Removes a rule, or all rules of a function.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRules(self, request, context):
-        """All rules, by function.
+        """Lists all rules, by function.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AuditLog(self, request, context):
-        """Requests to outside hosts: those that are kept, then, if asked for, those that come.
+        """Lists requests to outside hosts: the stored ones, then new ones if `follow` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,11 +37,11 @@ class EgressServiceStub:
     Allow: _grpc.UnaryUnaryMultiCallable[_egress_pb2.AllowRequest, _egress_pb2.AllowResponse]
     """Lets a function call a host."""
     Deny: _grpc.UnaryUnaryMultiCallable[_egress_pb2.DenyRequest, _egress_pb2.DenyResponse]
-    """Takes a rule, or all rules of a function, back."""
+    """Removes a rule, or all rules of a function."""
     ListRules: _grpc.UnaryUnaryMultiCallable[_egress_pb2.ListRulesRequest, _egress_pb2.ListRulesResponse]
-    """All rules, by function."""
+    """Lists all rules, by function."""
     AuditLog: _grpc.UnaryStreamMultiCallable[_egress_pb2.AuditLogRequest, _egress_pb2.AuditRecord]
-    """Requests to outside hosts: those that are kept, then, if asked for, those that come."""
+    """Lists requests to outside hosts: the stored ones, then new ones if `follow` is set."""
 
 @_typing.type_check_only
 class EgressServiceAsyncStub(EgressServiceStub):
@@ -49,11 +49,11 @@ class EgressServiceAsyncStub(EgressServiceStub):
     Allow: _aio.UnaryUnaryMultiCallable[_egress_pb2.AllowRequest, _egress_pb2.AllowResponse]  # type: ignore[assignment]
     """Lets a function call a host."""
     Deny: _aio.UnaryUnaryMultiCallable[_egress_pb2.DenyRequest, _egress_pb2.DenyResponse]  # type: ignore[assignment]
-    """Takes a rule, or all rules of a function, back."""
+    """Removes a rule, or all rules of a function."""
     ListRules: _aio.UnaryUnaryMultiCallable[_egress_pb2.ListRulesRequest, _egress_pb2.ListRulesResponse]  # type: ignore[assignment]
-    """All rules, by function."""
+    """Lists all rules, by function."""
     AuditLog: _aio.UnaryStreamMultiCallable[_egress_pb2.AuditLogRequest, _egress_pb2.AuditRecord]  # type: ignore[assignment]
-    """Requests to outside hosts: those that are kept, then, if asked for, those that come."""
+    """Lists requests to outside hosts: the stored ones, then new ones if `follow` is set."""
 
 class EgressServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -70,7 +70,7 @@ class EgressServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _egress_pb2.DenyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_egress_pb2.DenyResponse, _abc.Awaitable[_egress_pb2.DenyResponse]]:
-        """Takes a rule, or all rules of a function, back."""
+        """Removes a rule, or all rules of a function."""
 
     @_abc_1.abstractmethod
     def ListRules(
@@ -78,7 +78,7 @@ class EgressServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _egress_pb2.ListRulesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_egress_pb2.ListRulesResponse, _abc.Awaitable[_egress_pb2.ListRulesResponse]]:
-        """All rules, by function."""
+        """Lists all rules, by function."""
 
     @_abc_1.abstractmethod
     def AuditLog(
@@ -86,6 +86,6 @@ class EgressServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _egress_pb2.AuditLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_egress_pb2.AuditRecord], _abc.AsyncIterator[_egress_pb2.AuditRecord]]:
-        """Requests to outside hosts: those that are kept, then, if asked for, those that come."""
+        """Lists requests to outside hosts: the stored ones, then new ones if `follow` is set."""
 
 def add_EgressServiceServicer_to_server(servicer: EgressServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -77,8 +77,8 @@ class FunctionServiceServicer:
     """
 
     def Deploy(self, request, context):
-        """Takes a bundle (see docs/functions.md) as the newest version of the function that it names, once a worker has
-        imported it and found its entry; what was the newest stays so if none can.
+        """Makes a bundle (see docs/functions.md) the newest version of the function that it names, once a worker has
+        imported it and found its entry. If no worker can, the version before stays the newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +97,7 @@ class FunctionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FunctionHistory(self, request, context):
-        """The versions deployed, newest first.
+        """Lists the deployed versions, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,14 +111,14 @@ class FunctionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListHosts(self, request, context):
-        """The workers that run functions, by id.
+        """Lists the workers that run functions, by id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Logs(self, request, context):
-        """What calls printed and logged: what is kept, then, if asked for, what comes.
+        """Returns what calls printed and logged: the stored lines, then new ones if `follow` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -365,7 +365,7 @@ class FunctionService:
 
 
 class StreamServiceStub:
-    """Beside RPCService.CallFunction, and served wherever that is.
+    """Served wherever RPCService.CallFunction is.
     """
 
     def __init__(self, channel):
@@ -382,11 +382,11 @@ class StreamServiceStub:
 
 
 class StreamServiceServicer:
-    """Beside RPCService.CallFunction, and served wherever that is.
+    """Served wherever RPCService.CallFunction is.
     """
 
     def StreamFunction(self, request, context):
-        """What a generator gives, as it comes; of any other function its result as the only item.
+        """Returns the items of a generator as it yields them; for any other function, its result as the only item.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -409,7 +409,7 @@ def add_StreamServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StreamService:
-    """Beside RPCService.CallFunction, and served wherever that is.
+    """Served wherever RPCService.CallFunction is.
     """
 
     @staticmethod
@@ -441,7 +441,7 @@ class StreamService:
 
 
 class InvocationServiceStub:
-    """Served by workers, for their pool alone.
+    """Served by workers, only for their pool.
     """
 
     def __init__(self, channel):
@@ -473,7 +473,7 @@ class InvocationServiceStub:
 
 
 class InvocationServiceServicer:
-    """Served by workers, for their pool alone.
+    """Served by workers, only for their pool.
     """
 
     def Invoke(self, request, context):
@@ -484,21 +484,21 @@ class InvocationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InvokeStream(self, request, context):
-        """Runs one call of a generator: its items as they come, then the outcome.
+        """Runs one call of a generator: its items as it yields them, then the outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Prepare(self, request, context):
-        """Imports a version that is not deployed yet, and looks its entry up. That it cannot be is an outcome, not a status.
+        """Imports a version that is not deployed yet, and looks up its entry. A failure is an outcome, not a status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a call under way, or one that is still to come; its Invoke says so. Of an ended one, nothing happens.
+        """Ends a running call, or one that arrives later; its Invoke reports that. Has no effect on a call that has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -536,7 +536,7 @@ def add_InvocationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InvocationService:
-    """Served by workers, for their pool alone.
+    """Served by workers, only for their pool.
     """
 
     @staticmethod
@@ -670,7 +670,7 @@ class HostingServiceServicer:
     """
 
     def Offer(self, request, context):
-        """What a worker can run, and how its functions do: sent after joining, whenever it changes, and now and then.
+        """Reports what a worker can run, and how its functions run: after joining, after changes, and from time to time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -85,8 +85,8 @@ class PoolServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """For workers. A worker joins once, then renews its lease by heartbeats; an unknown or expired lease
-        is answered with FAILED_PRECONDITION, and the worker joins again.
+        """For workers. A worker joins once, then renews its lease by heartbeats. If its lease is unknown or has
+        expired, the answer is FAILED_PRECONDITION, and the worker joins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +105,7 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """A worker that stops in good order says so; its shards stay where they are.
+        """A worker calls this before it stops. Its shards stay where they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +119,7 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Moves a worker's shards off it; once done it may be stopped for good.
+        """Moves a worker's shards to the others, so that it can be stopped for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,7 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewLayout(self, request, context):
-        """What a change of members would move, and what loss would be survivable then. Changes nothing.
+        """Returns what a change of members would move, and which losses would be survivable then. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

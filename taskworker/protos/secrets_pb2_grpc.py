@@ -82,14 +82,14 @@ class SecretServiceServicer:
     """
 
     def SetSecret(self, request, context):
-        """Keeps a new secret; ALREADY_EXISTS if there is one of this name.
+        """Stores a new secret; ALREADY_EXISTS if there is one with this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateSecret(self, request, context):
-        """Gives a secret a new value, as a new version with the same grants; the old value is gone.
+        """Gives a secret a new value, as a new version with the same grants. The old value is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +102,7 @@ class SecretServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveAllSecrets(self, request, context):
-        """Gives up all of them, even those that cannot be read any more.
+        """Deletes all secrets, even those that cannot be read any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +115,7 @@ class SecretServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GrantSecret(self, request, context):
-        """Lets a function use a secret, in place of a grant that it has.
+        """Lets a function use a secret. Replaces the grant that the function has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,7 @@ class SecretServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateMasterKey(self, request, context):
-        """Makes a new master key and wraps all data keys by it.
+        """Makes a new master key, and wraps all data keys with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

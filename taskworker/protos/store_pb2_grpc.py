@@ -120,36 +120,36 @@ class StoreServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """What a client needs to know to cut a file as the store would.
+        """Returns what a client needs to cut a file into the store's chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PushStream(self, request_iterator, context):
-        """Stores one file. Nothing is visible before the commit message is received, so a cut stream never
-        makes a version; the whole chunks received by then stay known to MissingChunks for a day.
+        """Stores one file. Nothing is visible before the commit message is received, so an interrupted
+        stream never makes a version. Complete chunks that were received stay known to MissingChunks for a day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MissingChunks(self, request, context):
-        """Which of these chunks the user would have to send.
+        """Returns which of these chunks the user has to send.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStream(self, request, context):
-        """Bytes of one version: the version in the first message, then data.
+        """Returns bytes of one version: the version in the first message, then data.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetManifest(self, request, context):
-        """A page of a version's chunk ids, for clients that find differences themselves.
+        """Returns a page of a version's chunk ids, for clients that compute differences themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,7 +163,7 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Stat(self, request, context):
-        """Calls about a file answer NOT_FOUND for one that is not there and for another user's alike.
+        """Calls for a file that does not exist, or that belongs to another user, end with NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,14 +188,14 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteFiles(self, request, context):
-        """Ends many files, all of them or none: NOT_FOUND if one is not there. At most 1,000.
+        """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """The store's upkeep: progress while it runs, the report last. One of each kind at a time.
+        """Maintenance of the store: progress while it runs, then the report. One of each kind runs at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

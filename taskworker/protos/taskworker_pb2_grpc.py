@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FileServiceStub:
-    """Files as one message each, up to 64 MiB. Larger ones: StoreService in store.proto.
+    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class FileServiceStub:
 
 
 class FileServiceServicer:
-    """Files as one message each, up to 64 MiB. Larger ones: StoreService in store.proto.
+    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
     """
 
     def Push(self, request, context):
@@ -70,7 +70,7 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """The head version's bytes, verified.
+        """Returns the verified bytes of a version, by default of the head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +84,7 @@ class FileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Synchronous(self, request, context):
-        """Brings two copies into step; see SynchronousRequest.
+        """Synchronizes the caller's copy and the stored file; see SynchronousRequest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +122,7 @@ def add_FileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FileService:
-    """Files as one message each, up to 64 MiB. Larger ones: StoreService in store.proto.
+    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
     """
 
     @staticmethod
