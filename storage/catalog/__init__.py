@@ -1,4 +1,4 @@
-"""The catalog: the small mutable state of a store, behind one port."""
+"""The catalog: the small mutable state of a store, behind a port."""
 
 from storage.catalog.lmdb_catalog import LmdbCatalog
 from storage.catalog.memory import MemoryCatalog, MemoryDatabase

@@ -1,4 +1,4 @@
-"""The catalog in LMDB, for one machine."""
+"""The catalog in LMDB, for a single machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LmdbCatalog(TableCatalog):
 
 
 class LmdbTables:
-    """:class:`~storage.catalog.tables.Tables` in one LMDB environment, whose transactions are run one after another."""
+    """:class:`~storage.catalog.tables.Tables` in an LMDB environment, which runs write transactions one at a time."""
 
     def __init__(self, path: Path, clock_s: Callable[[], float] = monotonic_s) -> None:
         self._environment = Environment(path, TABLES, note_doubt=_note_doubt, clock_s=clock_s)
@@ -64,7 +64,7 @@ class LmdbTables:
 
 
 class _Transaction:
-    """A :class:`TableTransaction` that is one of LMDB."""
+    """A :class:`TableTransaction` over a transaction of LMDB."""
 
     __slots__ = ("_databases", "_txn")
 

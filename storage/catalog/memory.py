@@ -1,7 +1,7 @@
-"""A catalog in the memory of a process: for simulations, tests, and stores that are to leave nothing behind.
+"""A catalog in a process's memory, for simulations, tests, and stores that must leave nothing behind.
 
-Its transactions are optimistic, as etcd's are: none waits for another. Each is run on what was committed last, and its
-changes are committed if nothing that it has read was changed meanwhile. Otherwise it is run again.
+Its transactions are optimistic, like those of etcd, and do not wait for each other. Each runs on the last committed
+state. Its changes are committed if nothing that it has read has changed meanwhile; otherwise it is run again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Place = tuple[str, bytes]  # table and key
 
 
 class MemoryDatabase:
-    """What is committed. It outlives the catalogs that are opened over it, as a file does; copies are independent."""
+    """The committed data. Like a file, it outlives the catalogs that are opened over it. Copies are independent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -36,11 +36,11 @@ class MemoryDatabase:
         return copied
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """A value; with the lock held, as for all other methods."""
+        """Return a value. The caller holds the lock, as for all other methods."""
         return self._tables[table].get(key)
 
     def page(self, table: str, start: bytes, stop: bytes | None, size: int) -> list[tuple[bytes, bytes]]:
-        """At most so many keys and values from ``start`` to before ``stop``."""
+        """Return up to ``size`` keys and values from ``start`` to before ``stop``."""
         rows = self._tables[table]
         keys = self._sorted.get(table)
         if keys is None:
@@ -50,7 +50,7 @@ class MemoryDatabase:
         return [(key, rows[key]) for key in keys[first:last]]
 
     def entries(self, table: str) -> int:
-        """Number of keys."""
+        """Return the number of keys in a table."""
         return len(self._tables[table])
 
     def change(self, changes: dict[_Place, bytes | None]) -> None:
@@ -70,7 +70,7 @@ class MemoryCatalog(TableCatalog):
     """A :class:`~storage.catalog.port.Catalog` over a database in memory.
 
     Args:
-        database: what it has, and keeps when the catalog is closed; None: a new one.
+        database: the data, which stays when the catalog is closed; None: a new database.
     """
 
     def __init__(self, database: MemoryDatabase | None = None) -> None:
@@ -135,14 +135,13 @@ class MemoryTables:
 
 
 class _OvertakenError(Exception):
-    """What a transaction has read was changed before it had read everything."""
+    """Data read by a transaction was changed before the transaction had read everything."""
 
 
 class _Transaction:
-    """A :class:`TableTransaction` that keeps what it has read, and its changes, until it commits.
+    """A :class:`TableTransaction` that keeps its reads and changes until it commits.
 
-    All that it reads was so at one moment: once something was committed meanwhile, each read looks whether what was
-    read before is still so.
+    Its reads are consistent: after another commit, each read first checks that the data read before has not changed.
     """
 
     __slots__ = ("_changes", "_database", "_read", "_revision")
@@ -177,7 +176,7 @@ class _Transaction:
         return was_there
 
     def commit(self) -> bool:
-        """Make the changes, unless something that was read has changed; whether they were made."""
+        """Commit the changes unless data that was read has changed; return whether they were committed."""
         with self._database.lock:
             if not self._is_current():
                 return False
@@ -186,7 +185,7 @@ class _Transaction:
             return True
 
     def _is_current(self) -> bool:
-        """Whether all that was read is still so; with the lock held."""
+        """Whether the data read has not changed. The caller holds the lock."""
         if self._revision != self._database.revision:
             if any(self._database.get(*place) != value for place, value in self._read.items()):
                 return False

@@ -1,6 +1,6 @@
-"""The catalog's port: heads, names, who holds what; versions and nodes for fast reading.
+"""The catalog's port: heads, names and claims, and copies of versions and nodes for fast reads.
 
-Everything in it but heads and leases can be made again from the volumes.
+Everything except heads and leases can be rebuilt from the volumes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ T = TypeVar("T")
 
 USER_KEY_BYTES = 16
 COPIED_IN_USE = "catalog-copied-in-use"
-"""Document of a catalog that was copied while it was in use, so that it may lack entries; empty after a rebuild."""
+"""Document of a catalog that was copied while in use and may lack entries; empty after a rebuild."""
 
 _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
 
 
 class DamagedSettings(FormatError):
-    """The settings in the catalog cannot be read. All of its other records may be whole."""
+    """The settings in the catalog cannot be read. All other records may be intact."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True):
-    """What a store was created with.
+    """Settings of a store.
 
     Attributes:
-        store_id: hex id.
+        store_id: hexadecimal id of the store.
         k, n: default erasure profile.
         chunk_size: default chunk size in bytes.
-        volumes: directories by slot, relative to the store's where they lie in it.
-        incomplete: volume slots that wait for repair.
-        format: 1.
+        volumes: directories by slot; relative to the store's directory if they are inside it.
+        incomplete: slots of volumes that wait for repair.
+        format: format of the catalog, 1.
     """
 
     store_id: str
@@ -50,7 +50,7 @@ class StoreSettings(msgspec.Struct, frozen=True):
 
 
 class FileEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A file: its owner, name, head version and that version's size in bytes."""
+    """A file: its owner, its name, its newest version (head), and that version's size in bytes."""
 
     user_id: str
     filename: str
@@ -59,16 +59,16 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Counters(msgspec.Struct, frozen=True, array_like=True):
-    """Totals kept in step with every commit.
+    """Totals, updated by every commit.
 
     Attributes:
-        files, versions, logical_bytes: what there is.
-        sequence: the last one given to a version or tombstone.
+        files, versions, logical_bytes: number of files and of versions, and size of all files in bytes.
+        sequence: the last sequence number given to a version or tombstone.
         latest: file id and version id of the version committed last; empty if there is none.
-        closed: whether the store was closed in good order after that.
-        committed: the last sequence that was committed, where ``sequence`` has been raised past it to that of a record
-            which only the volumes know; None: it is ``sequence``.
-        reserved: no version has gone to the volumes with a later sequence than this; 0 in stores of earlier releases.
+        closed: whether the store was closed in good order after the last commit.
+        committed: the last committed sequence number, if ``sequence`` was raised beyond it to that of a record known
+            only to the volumes; None: it is ``sequence``.
+        reserved: no version with a higher sequence number was written to the volumes; 0 in stores of earlier releases.
     """
 
     files: int = 0
@@ -82,12 +82,12 @@ class Counters(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def reached(self) -> int:
-        """The sequence up to which the catalog has committed everything."""
+        """The sequence number up to which the catalog has committed everything."""
         return self.sequence if self.committed is None else self.committed
 
 
 class ProfileCount(NamedTuple):
-    """Of a (k, n) profile: how many files' heads are coded with it, and how many versions that are kept in all."""
+    """How many files (by their heads) and how many versions are coded with a (k, n) profile."""
 
     k: int
     n: int
@@ -96,9 +96,9 @@ class ProfileCount(NamedTuple):
 
 
 class StoredEntry(NamedTuple):
-    """A version object in the catalog, and the entry of its file: None if the file was deleted.
+    """A version object in the catalog, and the entry of its file.
 
-    Where the file has an entry that cannot be read, ``problem`` says so, and ``entry`` is None as well.
+    ``entry`` is None if the file was deleted, or if its entry cannot be read; then ``problem`` says why.
     """
 
     file_id: bytes
@@ -109,9 +109,9 @@ class StoredEntry(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """A user's claim on a stripe: for a live version of theirs that reaches it, or for uploads, by their numbers.
+    """A user's claim on a stripe: for a version of the user that contains it, or for uploads, given by their numbers.
 
-    Where it cannot be read for whom it is, ``problem`` says so; it must be kept.
+    If the claim cannot be read, ``problem`` says so, and the claim must be kept.
     """
 
     stripe: StripeKey
@@ -121,22 +121,22 @@ class Holding(NamedTuple):
 
 
 LEASES_BEFORE = 0
-"""Stands for the uploads whose claims are of the format before, which had times instead of numbers."""
+"""Number for all uploads whose claims are in the former format, which had times instead of numbers."""
 
 
 class UploadRecord(msgspec.Struct, frozen=True, array_like=True):
-    """An upload that has claims. ``interrupted_s``: when it was cut off, in the store's time; None: it goes on."""
+    """An upload with claims. ``interrupted_s``: when it was interrupted, in the store's time; None: it is under way."""
 
     interrupted_s: float | None = None
 
 
 class StoreTime(msgspec.Struct, frozen=True, array_like=True):
-    """The store's own sequence of events.
+    """The store's own time, and the number of its latest upload.
 
     Attributes:
-        open_s: for how many seconds it was open, as far as is known.
+        open_s: for how many seconds the store was open, as far as is known.
         last_upload: number of the latest upload.
-        format: of claims: 1; 0 before there were numbers of uploads.
+        format: format of claims: 1; 0 before uploads had numbers.
     """
 
     open_s: float = 0.0
@@ -146,12 +146,12 @@ class StoreTime(msgspec.Struct, frozen=True, array_like=True):
 
 @lru_cache(maxsize=1024)
 def user_key(user_id: bytes) -> bytes:
-    """Fixed-length stand-in for a user id in keys."""
+    """Return a fixed-length hash of a user id, for use in keys."""
     return blake3(user_id).digest(USER_KEY_BYTES)
 
 
 def name_key(user: bytes, filename: bytes) -> bytes:
-    """Key of a name; sorts by user, then by name (by its first 440 bytes for longer ones)."""
+    """Return the key of a name. Keys sort by user, then by name (by the first 440 bytes of longer names)."""
     if len(filename) <= _NAME_PLAIN_MAX:
         return user + filename
     return user + filename[:_NAME_PLAIN_MAX] + blake3(filename).digest()
@@ -161,71 +161,71 @@ class CatalogTransaction(Protocol):
     """Reads and changes that take effect together or not at all."""
 
     def file(self, file_id: bytes) -> FileEntry | None:
-        """A live file."""
+        """Return the entry of a file; None if there is none."""
 
     def find(self, key: bytes) -> bytes | None:
-        """File id under a :func:`name_key`."""
+        """Return the file id for a :func:`name_key`; None if there is none."""
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
-        """Bytes of a version object."""
+        """Return the bytes of a version object; None if there is none."""
 
     def put_version(self, file_id: bytes, version_id: bytes, raw: bytes) -> None:
-        """Keep a version object."""
+        """Store a version object."""
 
     def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
-        """Create a file or move its head; ``key`` is its :func:`name_key`."""
+        """Create a file or change its head; ``key`` is its :func:`name_key`."""
 
     def delete_file(self, file_id: bytes, key: bytes, tombstone: bytes) -> None:
-        """Remove a file and its name, keeping the tombstone, which is pending until :meth:`tombstones_written`.
+        """Remove a file and its name, and store its tombstone, which is pending until :meth:`tombstones_written`.
 
-        Its versions stay until collected.
+        The file's versions stay until they are collected.
         """
 
     def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
-        """Keep a tombstone."""
+        """Store a tombstone."""
 
     def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
-        """The tombstones of these files are on the volumes."""
+        """Note that the tombstones of these files are on the volumes."""
 
     def forget_file(self, file_id: bytes) -> None:
         """Remove a file's entry; its name and versions stay."""
 
     def forget_name(self, key: bytes, file_id: bytes) -> None:
-        """Free a name if it is this file's."""
+        """Remove a name if it belongs to this file."""
 
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep manifest nodes (id, bytes)."""
+        """Store manifest nodes, as (id, bytes)."""
 
     def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
-        """Record that a user has these stripes: in an upload, or (None) in a version."""
+        """Enter a user's claims on stripes, for an upload or, if None, for a version."""
 
     def keep_upload(self, number: int, record: UploadRecord) -> None:
-        """Keep an upload, in place of its former record."""
+        """Store the record of an upload, in place of its former record."""
 
     def end_upload(self, number: int) -> None:
-        """Forget an upload: nothing is kept on its account any more."""
+        """Remove an upload, so that its claims do not keep anything any more."""
 
     def set_store_time(self, time: StoreTime) -> None:
         """Replace the store's time."""
 
     def keep_incomplete(self, slots: Iterable[int]) -> None:
-        """Keep in the settings which volumes wait for repair. Damaged settings stay as they are: then all do."""
+        """Store in the settings which volumes wait for repair. Damaged settings stay: then all volumes wait."""
 
     def counters(self) -> Counters:
-        """Current totals."""
+        """Return the current totals."""
 
     def set_counters(self, counters: Counters) -> None:
         """Replace the totals."""
 
 
 class Catalog(Protocol):
-    """Thread-safe. ``transact`` serialises writers; readers see the last commit."""
+    """The catalog of a store. Thread-safe. ``transact`` serialises writers; readers see the last commit."""
 
     def trouble(self) -> str:
-        """Why it cannot be used or written now, tried again if it could not be lately; empty if it can."""
+        """Return why the catalog cannot be used or written now; empty if it can. Retries after a failure."""
 
     def settings(self) -> StoreSettings | None:
-        """Settings, None in a catalog that was never set up.
+        """Return the settings; None in a catalog that was never set up.
 
         Raises:
             DamagedSettings: they cannot be read.
@@ -236,88 +236,96 @@ class Catalog(Protocol):
         """Durably replace the settings."""
 
     def document(self, name: str) -> bytes | None:
-        """What was kept under a name by :meth:`save_document`: a pool's members and layouts."""
+        """Return a document stored by :meth:`save_document`, such as a pool's members and layouts."""
 
     def save_document(self, name: str, raw: bytes) -> None:
-        """Durably keep a small document, in place of the one before."""
+        """Durably store a small document, in place of the former one with this name."""
 
     def save_documents(self, documents: Mapping[str, bytes]) -> None:
-        """Durably keep several by their names, all of them or none."""
+        """Durably store several documents by name, all of them or none."""
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         """Run ``work``, then commit durably; if it raises, nothing is kept.
 
         Args:
-            work: reads and changes. It may be run more than once: a catalog may run it on the state that it committed
-                last, and commit only if nothing that it read has changed since. So it does no I/O, waits for nobody,
-                and changes nothing but the transaction. Each run reads one state. It may raise.
+            work: reads and changes through the transaction. It may be run more than once, as a catalog may run it on
+                the last committed state and commit only if nothing that it read has changed since. So it must do no
+                I/O, not wait for anything, and change nothing else. Each run reads a consistent state. It may raise.
         """
 
     def file(self, file_id: bytes) -> FileEntry | None:
-        """A live file."""
+        """Return the entry of a file; None if there is none."""
 
     def find(self, key: bytes) -> bytes | None:
-        """File id under a :func:`name_key`."""
+        """Return the file id for a :func:`name_key`; None if there is none."""
 
     def names(self, user: bytes, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """(key, file id) in name order: names that start with ``prefix`` (its first 440 bytes), after key ``after``."""
+        """Return (key, file id) in name order, for names that begin with ``prefix`` and come after the key ``after``.
+
+        Only the first 440 bytes of ``prefix`` count.
+        """
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
-        """Bytes of a version object."""
+        """Return the bytes of a version object; None if there is none."""
 
     def node(self, node_id: bytes) -> bytes | None:
-        """Bytes of a manifest node."""
+        """Return the bytes of a manifest node; None if there is none."""
 
     def is_held(self, stripe: StripeKey) -> bool:
-        """Whether anybody at all has a claim on a stripe."""
+        """Whether any user has a claim on a stripe."""
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
-        """Which of these stripes the user has a claim on."""
+        """Return for each stripe whether the user has a claim on it."""
 
     def counters(self) -> Counters:
-        """Current totals."""
+        """Return the current totals."""
 
     def profiles(self) -> list[ProfileCount]:
-        """The erasure profiles in use, by k and n."""
+        """Return the counts of erasure profiles in use, sorted by k and n."""
 
     def recount(self) -> None:
-        """Make totals and profiles again that cannot be read, or that older software did not keep.
+        """Recompute totals and profile counts that cannot be read, or that an older release did not keep.
 
-        From then on they are kept in step. To be called while nobody writes.
+        Call it while nobody writes.
         """
 
     def versions(self) -> Iterator[StoredEntry]:
-        """All version objects kept, by file."""
+        """Yield all version objects, by file."""
 
     def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
-        """Ids of nodes kept, from ``start`` to before ``stop``."""
+        """Yield the ids of nodes, from ``start`` to before ``stop``."""
 
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
-        """All tombstones: (file id, bytes)."""
+        """Yield all tombstones, as (file id, bytes)."""
 
     def pending_tombstones(self) -> list[tuple[bytes, bytes]]:
-        """Tombstones that may not be on the volumes yet: (file id, bytes)."""
+        """Return the tombstones that may not be on the volumes yet, as (file id, bytes)."""
 
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
-        """All claims, ordered by stripe key."""
+        """Yield all claims, ordered by stripe key."""
 
     def uploads(self) -> dict[int, UploadRecord]:
-        """The uploads kept, by number."""
+        """Return the uploads, by number."""
 
     def store_time(self) -> StoreTime | None:
-        """The store's time; None where none was kept yet."""
+        """Return the store's time; None if none was stored yet."""
 
     def claims(self) -> int:
-        """Number of claims; about the number of chunks."""
+        """Return the number of claims, which is about the number of chunks."""
 
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
-        """Forget version objects of deleted files: (file id, version id); ``counted`` takes them off the totals."""
+        """Remove version objects of deleted files, given as (file id, version id).
+
+        Args:
+            keys: the versions.
+            counted: whether to subtract them from the totals.
+        """
 
     def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
-        """Forget nodes."""
+        """Remove nodes."""
 
     def drop_holdings(self, holdings: Iterable[Holding]) -> None:
-        """Forget those claims that are still as they are given here."""
+        """Remove claims that have not changed from those given."""
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the catalog."""

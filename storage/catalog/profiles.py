@@ -1,4 +1,4 @@
-"""How many files and versions are coded with each erasure profile, kept in step with what the catalog holds."""
+"""Counts of files and versions for each erasure profile, kept up to date with the catalog."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _decode = msgspec.msgpack.Decoder(list[ProfileCount]).decode
 
 
 def packed(profiles: Profiles) -> bytes:
-    """For keeping; see :func:`unpacked`."""
+    """Encode counts for the catalog; see :func:`unpacked`."""
     return msgspec.msgpack.encode([(*profile, *counts) for profile, counts in sorted(profiles.items())])
 
 
 def unpacked(raw: bytes) -> Profiles:
-    """What :func:`packed` was given; nothing if that cannot be read, which :func:`is_whole` tells."""
+    """Decode counts encoded by :func:`packed`; return no counts if they cannot be read (see :func:`is_whole`)."""
     try:
         return {(one.k, one.n): (one.files, one.versions) for one in _decode(raw)}
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -33,7 +33,7 @@ def unpacked(raw: bytes) -> Profiles:
 
 
 def is_whole(raw: bytes | None) -> bool:
-    """Whether there are counts that can be read; if not, they are to be made again."""
+    """Whether there are readable counts; if not, they have to be made again."""
     try:
         return raw is not None and bool(_decode(raw) or True)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -41,27 +41,27 @@ def is_whole(raw: bytes | None) -> bool:
 
 
 def as_counts(profiles: Profiles) -> list[ProfileCount]:
-    """The same, profile by profile."""
+    """Convert counts to a list, sorted by profile."""
     return [ProfileCount(*profile, *counts) for profile, counts in sorted(profiles.items())]
 
 
 def profile_in(raw: bytes | None, version_id: bytes) -> tuple[int, int] | None:
-    """The profile of a version object; None if there is none, or one that cannot be read."""
+    """Return the profile of a version object; None if there is no object or it cannot be read."""
     if raw is None:
         return None
     try:
         root = read_version(raw, version_id).root
     except FormatError:
-        return None  # it is in nobody's way: whoever reads the version is told
+        return None  # reads of this version report it
     return root.k, root.n
 
 
 class ProfileChanges:
-    """What a transaction adds to the counts.
+    """Changes of the counts by one transaction.
 
     Args:
-        raw: the counts before, as they are kept; None if there are none.
-        is_counted: whether they are kept at all, yet.
+        raw: the encoded counts before the transaction; None if there are none.
+        is_counted: whether the catalog keeps counts already.
     """
 
     __slots__ = ("_changed", "_is_counted", "_profiles")
@@ -72,7 +72,7 @@ class ProfileChanges:
         self._changed = False
 
     def add(self, profile: Profile, files: int, versions: int) -> None:
-        """So many more of a profile."""
+        """Add to the counts of a profile."""
         if not self._is_counted:
             return
         before = self._profiles.get(profile, (0, 0))
@@ -84,12 +84,12 @@ class ProfileChanges:
             self._profiles.pop(profile, None)
 
     def packed(self) -> bytes | None:
-        """For keeping; None if nothing has changed."""
+        """Return the encoded counts for the catalog; None if they have not changed."""
         return packed(self._profiles) if self._changed else None
 
 
 def count_all(stored: Iterable[StoredEntry]) -> Profiles:
-    """The profiles of all versions there are."""
+    """Count the profiles of all versions."""
     profiles: dict[tuple[int, int], list[int]] = {}
     for one in stored:
         profile = profile_in(one.raw, one.version_id)

@@ -1,4 +1,4 @@
-"""How a catalog keeps its records: their keys in the tables, and their bytes."""
+"""Encoding of a catalog's records: their keys in the tables, and their bytes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SETTINGS = b"settings"
 COUNTERS = b"counters"
 PROFILES = b"profiles"
 TIME = b"time"
-NO_UPLOAD = b""  # a claim's value: it is for a version
+NO_UPLOAD = b""  # value of a claim for a version
 _DOCUMENT = b"document:"
-_LEASE_BEFORE = struct.Struct("<q")  # a claim's value before: a time, 0 for none
+_LEASE_BEFORE = struct.Struct("<q")  # value of a claim in the former format: a time, or 0
 _CLAIM_FORMAT = b"\x01"
 _NUMBER_BYTES = 8
 
@@ -46,17 +46,17 @@ _times = msgspec.msgpack.Decoder(StoreTime)
 
 
 def document_key(name: str) -> bytes:
-    """Key of a document."""
+    """Return the key of a document."""
     return _DOCUMENT + name.encode()
 
 
 def number_key(number: int) -> bytes:
-    """Key of an upload."""
+    """Return the key of an upload."""
     return number.to_bytes(_NUMBER_BYTES, "big")
 
 
 def decode_settings(raw: bytes) -> StoreSettings:
-    """Settings.
+    """Decode settings.
 
     Raises:
         DamagedSettings: they cannot be read.
@@ -70,7 +70,7 @@ def decode_settings(raw: bytes) -> StoreSettings:
 
 
 def decode_counters(raw: bytes) -> Counters:
-    """Totals.
+    """Decode totals.
 
     Raises:
         FormatError: they cannot be read.
@@ -79,7 +79,7 @@ def decode_counters(raw: bytes) -> Counters:
 
 
 def decode_time(raw: bytes) -> StoreTime:
-    """The store's time.
+    """Decode the store's time.
 
     Raises:
         FormatError: it cannot be read.
@@ -97,7 +97,7 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], raw: bytes, what: str) -> T:
 
 
 def decode_upload(raw: bytes) -> UploadRecord:
-    """An upload; one that goes on if it cannot be read."""
+    """Decode an upload. If it cannot be read, it counts as under way."""
     try:
         return _uploads.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -106,7 +106,7 @@ def decode_upload(raw: bytes) -> UploadRecord:
 
 
 def decode_entry(raw: bytes) -> FileEntry:
-    """A file's entry.
+    """Decode a file's entry.
 
     Raises:
         FormatError: it cannot be read.
@@ -118,7 +118,7 @@ def decode_entry(raw: bytes) -> FileEntry:
 
 
 def entry_or_problem(raw: bytes) -> tuple[FileEntry | None, str]:
-    """A file's entry, or why it cannot be read."""
+    """Decode a file's entry; return it, or None and why it cannot be read."""
     try:
         return decode_entry(raw), ""
     except FormatError as error:
@@ -126,7 +126,7 @@ def entry_or_problem(raw: bytes) -> tuple[FileEntry | None, str]:
 
 
 def holding_of(key: bytes, value: bytes) -> Holding:
-    """A claim by its key and value."""
+    """Decode a claim from its key and value."""
     stripe, user = stripe_of(key), key[-USER_KEY_BYTES:]
     try:
         return Holding(stripe, user, _claimants(value))
@@ -135,12 +135,12 @@ def holding_of(key: bytes, value: bytes) -> Holding:
 
 
 def claim(uploads: tuple[int, ...]) -> bytes:
-    """The value of a claim for uploads."""
+    """Return the value of a claim for uploads."""
     return _CLAIM_FORMAT + b"".join(number_key(number) for number in uploads)
 
 
 def _claimants(value: bytes) -> tuple[int, ...]:
-    """The uploads in a claim's value."""
+    """Decode the uploads in a claim's value."""
     if value == NO_UPLOAD:
         return ()
     if len(value) == _LEASE_BEFORE.size:

@@ -1,4 +1,4 @@
-"""Totals and times of a catalog, derived from its other records where their own cannot be read."""
+"""Recomputes a catalog's totals and times from its other records if they cannot be read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from storage.formats.versions import decode_tombstone, read_version
 
 
 def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, bytes]]) -> Counters:
-    """The totals of these versions and tombstones.
+    """Compute the totals of versions and tombstones.
 
-    Whether the store was closed in good order is not known, so that it counts as not.
+    It is unknown whether the store was closed in good order, so the result says that it was not.
     """
     files: dict[bytes, int] = {}
     versions = sequence = latest_sequence = 0
@@ -24,7 +24,7 @@ def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, b
         try:
             committed = read_version(one.raw, one.version_id).record.sequence
         except FormatError:
-            continue  # whoever reads the version is told
+            continue  # reads of this version report it
         sequence = max(sequence, committed)
         if one.entry is not None and committed > latest_sequence:
             latest, latest_sequence = one.file_id + one.version_id, committed
@@ -32,12 +32,12 @@ def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, b
         try:
             sequence = max(sequence, decode_tombstone(raw).sequence)
         except FormatError:
-            continue  # a rebuild tells of it
+            continue  # a rebuild reports it
     return Counters(len(files), versions, sum(files.values()), sequence, latest)
 
 
 def time_from(uploads: dict[int, UploadRecord], holdings: Iterable[Holding]) -> StoreTime:
-    """The earliest time that agrees with the uploads and claims there are: nothing lapses too soon by it."""
+    """Return the earliest time that is consistent with uploads and claims, so that no upload lapses too early."""
     named = (number for holding in holdings for number in holding.uploads)
     since = [record.interrupted_s for record in uploads.values() if record.interrupted_s is not None]
     return StoreTime(max([0.0, *since]), max([0, *uploads, *named]))

@@ -1,4 +1,4 @@
-"""A catalog that is kept in tables, of whatever database."""
+"""A catalog kept in the tables of any database."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 class TableCatalog:
     """A :class:`~storage.catalog.port.Catalog` over :class:`~storage.catalog.tables.Tables`.
 
-    Few tables are touched by a commit, as a database may pay for every one: settings and totals lie in the root table,
-    and a file's entry lies right before its versions in one table, under time-ordered ids.
+    A commit uses few tables, as each may cost a database time. Settings and totals are in the root table. A file's
+    entry comes right before its versions in one table, under time-ordered ids.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -107,7 +107,7 @@ class TableCatalog:
         return self._first("names", start, _past(base), limit)
 
     def _first(self, table: str, start: bytes, stop: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """The first few of a range of keys."""
+        """Return the first keys and values of a range."""
         return next(self._tables.pages(table, start, stop, size=limit), []) if limit > 0 else []
 
     def version(self, file_id: bytes, version_id: bytes) -> bytes | None:
@@ -153,7 +153,7 @@ class TableCatalog:
 
     def versions(self) -> Iterator[StoredEntry]:
         file_id, entry, problem = b"", None, ""
-        # Few a page: a version of a large file is 32 KiB.
+        # Small pages, as a version of a large file has 32 KiB.
         for page in self._tables.pages("files", b"", size=64):
             for key, value in page:
                 if len(key) == FILE_ID_BYTES:
@@ -240,6 +240,6 @@ class TableCatalog:
 
 
 def _past(prefix: bytes) -> bytes | None:
-    """The first key after all that begin with a prefix; None if there is none."""
+    """Return the first key after all keys with a prefix; None if there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None

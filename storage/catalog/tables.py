@@ -1,7 +1,7 @@
-"""The tables below a catalog: what a database has to offer so that a catalog can be kept in it.
+"""The port for tables below a catalog: what a database must offer to hold a catalog.
 
-It is little on purpose: single keys, pages of keys in order, and transactions that compare and set. LMDB has it, a
-process's memory has it, and so does etcd, with a prefix for each table and a range with a limit for each page.
+It is small on purpose: single keys, pages of keys in order, and compare-and-set transactions. LMDB and a process's
+memory offer this, and so does etcd, with a prefix for each table and a limited range for each page.
 """
 
 from __future__ import annotations
@@ -12,54 +12,54 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 ROOT = ""
-"""The table of the settings, the totals and the documents."""
+"""The table of settings, totals and documents."""
 
 TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
 
 
 class TableTransaction(Protocol):
-    """Reads and changes that take effect together or not at all; it reads its own changes."""
+    """Reads and changes that take effect together or not at all. Reads include the transaction's own changes."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """A value, None if there is none."""
+        """Return the value of a key; None if there is none."""
 
     def put(self, table: str, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
-        """Set a value; with ``overwrite`` False, only where there is none. Whether it was set."""
+        """Set a value; if ``overwrite`` is False, only if there is none. Return whether it was set."""
 
     def delete(self, table: str, key: bytes) -> bool:
-        """Remove a key; whether it was there."""
+        """Remove a key; return whether it existed."""
 
 
 class Tables(Protocol):
-    """Tables of bytes, each ordered by its keys, which are of at most 511 bytes. Thread-safe.
+    """Tables of bytes, ordered by key. Keys have at most 511 bytes. Thread-safe.
 
-    Reads see what was committed last. Each method but :meth:`close` may raise StoreUnavailable, StoreClosed or
+    Reads see the last committed state. All methods except :meth:`close` may raise StoreUnavailable, StoreClosed or
     UsedAfterFork.
     """
 
     @property
     def doubtful(self) -> bool:
-        """Whether they were copied while in use, and this is not noted in them yet; see ``COPIED_IN_USE``."""
+        """Whether the tables were copied while in use and do not contain a note of it yet; see ``COPIED_IN_USE``."""
 
     def trouble(self) -> str:
-        """Why they cannot be used or written now, tried again if they could not be lately; empty if they can."""
+        """Return why the tables cannot be used or written now; empty if they can. Retries after a failure."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """A value, None if there is none."""
+        """Return the value of a key; None if there is none."""
 
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
-        """Several values, all of one moment."""
+        """Return several values, all from the same state."""
 
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Keys and values with start <= key < stop, in order. Each page is of one moment, the next of a later."""
+        """Yield keys and values with start <= key < stop, in order. Each page is consistent in itself."""
 
     def entries(self, table: str) -> int:
-        """Number of keys in a table."""
+        """Return the number of keys in a table."""
 
     def transact(self, work: Callable[[TableTransaction], T]) -> T:
         """Run ``work`` and commit durably; see :meth:`storage.catalog.port.Catalog.transact`."""
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""

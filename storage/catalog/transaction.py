@@ -1,4 +1,4 @@
-"""Transactions of a catalog that is kept in tables: what changes along with a record is changed with it."""
+"""Transactions of a catalog in tables. They also update everything that depends on a record, such as counts."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 
 class RecordTransaction:
-    """A :class:`~storage.catalog.port.CatalogTransaction` over one of tables, see :meth:`run`."""
+    """A :class:`~storage.catalog.port.CatalogTransaction` over a transaction of tables; see :meth:`run`."""
 
     __slots__ = ("_changes", "_last_put", "_txn")
 
     def __init__(self, txn: TableTransaction) -> None:
         self._txn = txn
-        self._changes: ProfileChanges | None = None  # once something was counted
-        self._last_put: tuple[bytes, Profile | None] = b"", None  # key and profile of a version; a head's, mostly
+        self._changes: ProfileChanges | None = None  # set when something is counted
+        self._last_put: tuple[bytes, Profile | None] = b"", None  # key and profile of the version put last
 
     @classmethod
     def run(cls, txn: TableTransaction, work: Callable[[RecordTransaction], T]) -> T:
-        """Do some work, and write what it adds up to."""
+        """Run ``work``, then write the changed counts."""
         transaction = cls(txn)
         outcome = work(transaction)
         transaction._settle()
@@ -78,7 +78,7 @@ class RecordTransaction:
             self._count(head_now, 1, 0)
 
     def drop_version(self, key: bytes) -> bool:
-        """Remove a version by file id and version id; whether it was there."""
+        """Remove a version by its key (file id and version id); return whether it existed."""
         self._last_put = b"", None
         self._count(profile_in(self._txn.get("files", key), key[FILE_ID_BYTES:]), 0, -1)
         return self._txn.delete("files", key)
@@ -119,7 +119,7 @@ class RecordTransaction:
         return profile if key == file_id + version_id else profile_in(self.version(file_id, version_id), version_id)
 
     def _count(self, profile: Profile | None, files: int, versions: int) -> None:
-        """So many more of a profile; those of an older catalog are counted when it is opened."""
+        """Add to the counts of a profile. A catalog of an older release has none until it is opened."""
         if profile is None:
             return
         if self._changes is None:
@@ -149,7 +149,7 @@ class RecordTransaction:
                     self._txn.put("holdings", key, claim((*self._still_kept(numbers), upload)))
 
     def _still_kept(self, numbers: tuple[int, ...]) -> list[int]:
-        """Those of some uploads that go on, and of the interrupted ones the latest: so that few pile up."""
+        """Return those uploads that are under way, and the latest interrupted one, so that few accumulate."""
         records = {number: record for number in numbers if (record := self._upload(number)) is not None}
         kept = [number for number, record in records.items() if record.interrupted_s is None]
         waiting = {number: at for number, record in records.items() if (at := record.interrupted_s) is not None}

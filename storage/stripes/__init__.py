@@ -1,1 +1,1 @@
-"""Stripes: objects to shards and back, from whatever k shards are left."""
+"""Stripes: encoding objects to shards, and restoring them from any k shards."""

@@ -1,4 +1,4 @@
-"""Reading shards one by one, each checked against its digest, from wherever they are."""
+"""Reading single shards, checked against their digests, from wherever they are."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from storage.stripes.shard_map import ShardMapper
 
 @dataclass(slots=True)
 class ShardReads:
-    """What was found when stores were asked for the shards of a stripe.
+    """Results of reading the shards of a stripe.
 
     Attributes:
-        found: the intact-looking shards, by stripe slot.
-        places: where each was.
-        rotten: where those were that do not match their digests.
-        unreachable: why other shards could not be read, by stripe slot, unless they are gone.
+        found: apparently intact shards, by stripe slot.
+        places: where each of them was.
+        rotten: where shards were that do not match their digests.
+        unreachable: why shards that may exist could not be read, by stripe slot.
     """
 
     found: dict[int, Shard] = field(default_factory=dict)
@@ -32,12 +32,12 @@ class ShardReads:
 
 
 class CheckedReader:
-    """Reads shards with their digests checked. Thread-safe.
+    """Reads shards and checks their digests. Thread-safe.
 
     Args:
         fleet: the stores.
-        lookup: tells where a store has a shard.
-        mapper: likewise, of many shards.
+        lookup: finds the location of a shard in a store.
+        mapper: finds the locations of many shards.
     """
 
     def __init__(self, fleet: Fleet[Any], lookup: ShardLookup, mapper: ShardMapper) -> None:
@@ -46,7 +46,7 @@ class CheckedReader:
         self._mapper = mapper
 
     def read_all(self, stripe: StripeKey) -> ShardReads:
-        """All shards of a stripe that can be had, from where they belong first."""
+        """Read all shards of a stripe, first from where they belong, then from other stores."""
         reads = ShardReads()
         for slot, holder in enumerate(self._fleet.holders(stripe)):
             volume = self._fleet.volume(holder)
@@ -85,14 +85,14 @@ class CheckedReader:
     def read(
         self, holder: int, volume: ShardStore, key: ShardKey, place: Location | None, reads: ShardReads
     ) -> Shard | None:
-        """A shard from one store; None if it cannot be had there.
+        """Read a shard from one store; return None if that fails.
 
         Args:
-            holder: the store's slot.
+            holder: slot of the store.
             volume: the store.
-            key: of the shard.
-            place: where the store says that it has it.
-            reads: is told if the shard is rotten or out of reach.
+            key: key of the shard.
+            place: location of the shard according to the store.
+            reads: gets an entry if the shard is rotten or out of reach.
         """
         try:
             return volume.read(key)
@@ -104,7 +104,7 @@ class CheckedReader:
         return None
 
     def _cause(self, holder: int) -> str:
-        """Which store is out of reach, and why, for people."""
+        """Return a text that says which store is out of reach, and why."""
         place, reason = self._fleet.place(holder), self._fleet.reason(holder)
         if not reason:
             return f"{place} is away"

@@ -1,4 +1,4 @@
-"""From shards back to the object: any k of them, as long as the object proves to be the right one."""
+"""Decoding an object from any k of its shards, and checking that it is the right one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from storage.formats.versions import decode_version
 from storage.keys import Kind, StripeParts
 from storage.shards import Shard
 
-_COMBINATIONS_MAX = 5000  # enough for any 2 liars among 32 shards; bounded against hostile volumes
+_COMBINATIONS_MAX = 5000  # enough for any 2 wrong shards among 32; a limit against hostile volumes
 
 
 @dataclass(frozen=True, slots=True)
 class Survivors:
-    """Intact-looking shards of a stripe by slot, and the object's length they agree on."""
+    """Apparently intact shards of a stripe, by slot, and the object length on which they agree."""
 
     payloads: dict[int, memoryview]
     length: int
 
 
 def survivors_by_length(found: dict[int, Shard], k: int) -> list[Survivors]:
-    """Shards grouped by the object length they claim, the largest group first.
+    """Group shards by the object length that they claim, largest group first.
 
     Args:
         found: the shards, by slot.
-        k: how many of them make the object.
+        k: how many shards are needed for the object.
     """
     groups: dict[int, dict[int, memoryview]] = {}
     for slot, shard in found.items():
@@ -41,21 +41,21 @@ def survivors_by_length(found: dict[int, Shard], k: int) -> list[Survivors]:
 
 
 def solve(parts: StripeParts, survivors: Survivors) -> memoryview | None:
-    """The padded object, from the first k shards that give it; None if no k of them do.
+    """Decode the padded object from k shards; return None if no k of them give the right object.
 
-    Where intact-looking shards give a wrong object, other combinations of them are tried.
+    If some shards give a wrong object, other combinations are tried, up to `_COMBINATIONS_MAX`.
     """
     slots = sorted(survivors.payloads)
     for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
         data = _decode(parts.k, parts.n, survivors, chosen)
-        # The padding, too: what a liar put there would make liars of the shards that are coded from it.
+        # Wrong bytes in the padding would make good shards look wrong when they are compared with the encoded object.
         if is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
             return data
     return None
 
 
 def _decode(k: int, n: int, survivors: Survivors, chosen: tuple[int, ...]) -> memoryview:
-    """The padded object (k * shard length bytes) from k shards."""
+    """Decode k shards to the padded object, of k * shard length bytes."""
     shard_length = -(-survivors.length // k)
     data = memoryview(bytearray(k * shard_length))
     cut = [data[slot * shard_length : (slot + 1) * shard_length] for slot in range(k)]
@@ -70,7 +70,7 @@ def _decode(k: int, n: int, survivors: Survivors, chosen: tuple[int, ...]) -> me
 
 
 def is_object(parts: StripeParts, data: memoryview) -> bool:
-    """Whether these bytes are what the id names. A version's id is the hash of the record in its object."""
+    """Whether these bytes are the object with this id. A version's id is the hash of the record in its object."""
     if parts.kind is not Kind.VERSION:
         return blake3(data).digest() == parts.object_id
     try:

@@ -1,4 +1,4 @@
-"""From an object to its shards."""
+"""Encoding objects to shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.shards import Shard
 
 
 class Encoder:
-    """Makes shards. Thread-safe: each thread has a buffer of its own for parity."""
+    """Makes shards. Thread-safe: each thread has its own buffer for parity."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -27,14 +27,14 @@ class Encoder:
         scratch: bytearray | None = None,
         slots: Collection[int] | None = None,
     ) -> list[Shard]:
-        """Shards of an object; data shards are views of ``data``.
+        """Make the shards of an object. Data shards are views of ``data``.
 
         Args:
-            stripe: its key.
-            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
-            length: its length in bytes.
-            scratch: buffer for the parity shards, a new one otherwise.
-            slots: those wanted; default all.
+            stripe: stripe key of the object.
+            data: bytes of the object, zero-padded to a multiple of k if longer than ``length``.
+            length: length of the object in bytes.
+            scratch: buffer for the parity shards; default a new one.
+            slots: slots of the wanted shards; default all.
         """
         k, n = data_shards(stripe), shard_count(stripe)
         wanted = range(n) if slots is None else sorted(slots)
@@ -58,14 +58,14 @@ class Encoder:
     def passing_shards_of(
         self, stripe: StripeKey, data: BytesLike, length: int, slots: Collection[int] | None = None
     ) -> list[Shard]:
-        """:meth:`shards_of` into a buffer that this thread's next call overwrites.
+        """Like :meth:`shards_of`, with parity in a buffer that this thread's next call overwrites.
 
-        Appended shards may share it: when an append returns, it has handed the payloads on.
+        Shards for an append may use it: an append does not use the payloads after it has returned.
         """
         return self.shards_of(stripe, data, length, self._parity(stripe, length), slots)
 
     def _parity(self, stripe: StripeKey, length: int) -> bytearray:
-        """This thread's buffer, large enough for the stripe's parity shards."""
+        """Return this thread's buffer, large enough for the stripe's parity shards."""
         needed = (shard_count(stripe) - data_shards(stripe)) * -(-length // data_shards(stripe))
         parity: bytearray | None = getattr(self._local, "parity", None)
         if parity is None or len(parity) < needed:

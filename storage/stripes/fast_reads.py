@@ -1,4 +1,4 @@
-"""How the shards of healthy stripes are read: a strategy that the cost of an access to their stores decides."""
+"""The port for reading healthy stripes: its implementation depends on the cost of accessing the stores."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from storage.stripes.shard_map import ShardMap
 
 
 class FastReads(Protocol):
-    """Reads objects without checking each shard; whether an object is the right one is for its hash to tell.
+    """Reads objects without checking each shard. The object's hash shows whether it is right.
 
     Attributes:
-        healed_together: how many stripes are best read together to be healed.
+        healed_together: how many stripes to heal together for best performance.
     """
 
     healed_together: int
 
     def together(self, object_bytes: int) -> int:
-        """How many objects of this size :meth:`read_together` is best given at a time."""
+        """Return how many objects of this size to pass to :meth:`read_together` at a time."""
 
     def read(self, stripe: StripeKey, target: memoryview) -> bool:
-        """:meth:`fill`, and have the stripe healed if shards proved to be missing."""
+        """Like :meth:`fill`, but also request healing of the stripe if shards are missing."""
 
     def fill(self, stripe: StripeKey, target: memoryview) -> bool:
         """Fill ``target`` (exactly the object's length) with the object, unverified.
 
         Returns:
-            Whether enough shards could be had.
+            Whether enough shards could be read.
         """
 
     def read_together(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Iterable[tuple[StripeKey, memoryview]]:
-        """Fill the targets of those objects that are read faster together, and verify them.
+        """Fill and verify the targets of those objects that are faster to read together.
 
         Returns:
-            The others, which are to be read one by one, each before the next one is taken from here.
+            The other objects. Read each of them before taking the next one from the iterable.
         """
 
     def read_located(self, wanted: Sequence[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
-        """Verified objects from where the maps say that their shards are; those that were read faster together.
+        """Read objects whose shards are where the maps say, and return the verified ones.
 
-        Each is cut to its length from a buffer that is zero-padded to k whole shards.
+        Objects that are not faster to read together are left out. Each returned object is the beginning of a buffer
+        that is zero-padded to k whole shards.
         """
 
     def close(self) -> None:
-        """End what runs in the background."""
+        """End background threads."""

@@ -1,4 +1,4 @@
-"""Making absent shards again from those that are left."""
+"""Making absent shards again from the remaining ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.stripes.writing import StripeWriter
 
 
 class Written(NamedTuple):
-    """A shard that was put on a store: its key, the length and BLAKE3 of its payload, the store's slot."""
+    """A shard written to a store: its key, length and BLAKE3 of its payload, and the store's slot."""
 
     key: ShardKey
     length: int
@@ -29,15 +29,15 @@ class Written(NamedTuple):
 
 
 class StripeHealer:
-    """Makes stripes whole. Thread-safe.
+    """Makes stripes complete again. Thread-safe.
 
     Args:
         fleet: the stores.
-        lookup: tells which shards are absent.
-        fast: reads the objects.
-        recovery: reads those of which that fails.
-        writer: puts the shards.
-        making: lets one thread at a time complete a stripe.
+        lookup: finds absent shards.
+        fast: reads healthy objects.
+        recovery: reads the other objects.
+        writer: writes the shards.
+        making: lets only one thread at a time complete a stripe.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class StripeHealer:
         self._making = making
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
-        """The absent slots whose shards are to be made now.
+        """Return the absent slots whose shards have to be made now.
 
-        Shards of stores that are expected back can wait, and so can those of stores that do not answer for the moment.
+        Shards of stores that are expected back can wait. So can those of stores that do not answer now, unless the
+        stripe is in danger.
         """
         return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
 
@@ -72,17 +73,18 @@ class StripeHealer:
         *,
         at_once: bool = False,
     ) -> list[tuple[int, int] | Unread]:
-        """Make the absent shards of several stripes again, which are read together.
+        """Make the absent shards of several stripes again. The stripes are read together.
 
         Args:
-            stripes: to be made whole.
-            known: where their shards were a short while ago, under the same epoch. It is looked up otherwise, and
-                where some of the stripes were made whole lately.
-            note: told of each shard that was appended.
-            at_once: wait for no store that is expected back, see :meth:`due`.
+            stripes: the stripes.
+            known: where their shards were a short while ago, in the same epoch. If None, or if some of the stripes
+                were completed recently, the shards are looked up.
+            note: called with each appended shard.
+            at_once: whether to make all absent shards, without waiting for stores; see :meth:`due`.
 
         Returns:
-            For each stripe, (shards, bytes) appended, not yet durable, or why it cannot be read.
+            For each stripe, the number of appended shards and bytes, which are not durable yet, or why it cannot be
+            read.
         """
         with self._making.of(stripes) as lately:
             return self._heal_all(stripes, None if lately else known, note, at_once=at_once)
@@ -140,7 +142,7 @@ class StripeHealer:
             assert isinstance(content.obj, bytearray)
             padded = memoryview(content.obj)
         if content is None or self._fleet.epoch() != epoch:
-            # Look again: reading may have quarantined more, and a store that came back may have shards already.
+            # Look again: the read may have set more shards aside, and a store that came back may have some.
             absent, unsure, targets = self._lookup.look_for(stripe)
             if not at_once:
                 absent = self._due(stripe, absent, unsure, shard_count(stripe) - len(absent))
@@ -151,7 +153,7 @@ class StripeHealer:
         return written, len(written) * size
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
-        """The verified object, zero-padded to k whole shards, and its length."""
+        """Return the verified object, zero-padded to k whole shards, and its length."""
         k = data_shards(stripe)
         length = self._lookup.object_length(stripe)
         if length is not None and kind_of(stripe) != Kind.VERSION:  # a version is not named by the hash of its bytes

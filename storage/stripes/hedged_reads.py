@@ -1,4 +1,4 @@
-"""Reading healthy stripes from stores that cost a round trip: the k fastest shards, many stripes at once."""
+"""Reading healthy stripes from remote stores: the k fastest shards, with many stripes at the same time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from storage.stripes.quarantine import HealRequests
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.soundness import Soundness
 
-# Several shards a message, in bounded memory. Measured on a pool of six workers: 8 MiB are a tenth faster than 4.
-# 16 are another tenth faster for one reader, but not for eight, who take 50 MiB more then.
+# Several shards in each message, with limited memory. Measured on a pool of six workers: 8 MiB is a tenth faster than
+# 4 MiB. 16 MiB is another tenth faster for one reader, but not for eight, which then use 50 MiB more.
 _TOGETHER_BYTES = 8 * MIB
 _TOGETHER_MAX = 64
-_HEALED_TOGETHER = 4  # usual chunks of 1 MiB; readers wait for so much at most
+_HEALED_TOGETHER = 4  # few, as reads may have to wait for so many chunks of usually 1 MiB
 
 
 class HedgedReads:
@@ -33,8 +33,8 @@ class HedgedReads:
 
     Args:
         fleet: the stores.
-        soundness: learns which stripes were read.
-        heal_requests: called for stripes of which a store that is there lacks a shard.
+        soundness: remembers which stripes were read.
+        heal_requests: called for stripes of which a present store lacks a shard.
         runtime: threads and clocks.
     """
 
@@ -47,7 +47,7 @@ class HedgedReads:
         self._reader = HedgedReader(self._fetch_all, runtime)
 
     def together(self, object_bytes: int) -> int:
-        """As many as are worth a message and the memory."""
+        """Return as many as fit into the memory limit."""
         return max(1, min(_TOGETHER_MAX, _TOGETHER_BYTES // object_bytes))
 
     def read(self, stripe: StripeKey, target: memoryview) -> bool:
@@ -64,7 +64,7 @@ class HedgedReads:
         return self._reader.read_into(stripe, self._fleet.places(stripe), target) is not None
 
     def read_together(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Iterator[tuple[StripeKey, memoryview]]:
-        """All are read when the first of the others is asked for; those that failed are the others."""
+        """Read all objects when the first item is requested; yield those that failed."""
         wanted = [StripeRead(stripe, self._fleet.places(stripe), target) for stripe, target in reads]
         for read, missing in zip(wanted, self._reader.read_all(wanted), strict=True):
             if missing is None or blake3(read.target).digest() != object_id_of(read.stripe):
@@ -75,7 +75,7 @@ class HedgedReads:
                 self._note_missing(read.stripe, read.holders, missing)
 
     def read_located(self, wanted: Sequence[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
-        """See :class:`~storage.stripes.fast_reads.FastReads`; all whose length is known are tried."""
+        """See :class:`~storage.stripes.fast_reads.FastReads`. All objects with a known length are read."""
         reads: list[StripeRead] = []
         for stripe, where in wanted:
             if where.length is not None:
@@ -94,7 +94,7 @@ class HedgedReads:
         self._reader.close()
 
     def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
-        """Have a stripe healed if stores that are there lack shards of it."""
+        """Request healing of a stripe if present stores lack shards of it."""
         stores = (holders[slot] for slot in missing)
         if any(store is not None and self._fleet.state(store) == "ok" for store in stores):
             self._heal_requests.missing(stripe)

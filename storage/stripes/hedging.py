@@ -1,9 +1,9 @@
-"""Reading a stripe from stores that may be slow: the k fastest shards win.
+"""Reading stripes from stores that may be slow, with the k fastest shards.
 
-The k likeliest shards are asked for at once. Where one has not come after the time in which 95 % of
-recent calls for as much came, a further shard is asked for in its stead (Dean and Barroso, "The Tail at Scale",
-2013), and its store is asked last for a while, in any case until it has answered. Each store has threads
-of its own, so that one which hangs holds up nobody but itself.
+The k likeliest shards are requested at the same time. If one has not arrived in the time within which 95 % of recent
+calls of similar size have ended, another shard is requested as well (Dean and Barroso, "The Tail at Scale", 2013). The
+slow store is then asked last for a while, and at least until it has answered. Each store has its own threads, so that a
+store which hangs does not delay others.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from storage.runtime import Runtime
 
 _THREADS_PER_STORE = 8
 _SAMPLES = 256
-_HEDGE_S_MIN = 0.004  # less would hedge against the scheduler, not against a slow worker
+_HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
 _HEDGE_S_MAX = 1.0
-_HEDGE_S_FIRST = 0.05  # until enough reads have been seen
+_HEDGE_S_FIRST = 0.05  # until there are enough samples
 _SHUNNED_S = 2.0
 
 Wanted = tuple[ShardKey, int]
-"""A shard to fetch: its key, and how many bytes its payload must have."""
+"""A shard to fetch: its key, and the length of its payload in bytes."""
 
 FetchAll = Callable[[int, Sequence[Wanted]], Sequence[memoryview | None]]
-"""Gets payloads from one store: (store slot, what is wanted). None for each that cannot be had there."""
+"""Fetches payloads from the store in a slot. Returns None for each shard that the store does not give."""
 
 
 class StripeRead(NamedTuple):
-    """A stripe to read: its key, the store slot of each of its shards, and exactly as much room as the object.
+    """A stripe to read.
 
-    A shard that is known to be nowhere has None for its store, and is not asked for.
+    Attributes:
+        stripe: stripe key of the object.
+        holders: slot of the store that has each shard; None if no store has it.
+        target: memory for the object, with exactly its length.
     """
 
     stripe: StripeKey
@@ -60,17 +63,17 @@ class _Reading:
 
     @property
     def complete(self) -> bool:
-        """Whether enough shards have come."""
+        """Whether enough shards have arrived."""
         return len(self.payloads) >= self.k
 
     def wanted(self, slot: int) -> Wanted:
-        """The shard in a stripe slot."""
+        """Return the shard in a stripe slot, as needed for a call."""
         return ShardKey(self.read.stripe + BYTE[slot]), self.length
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """Shards asked of one store in one go."""
+    """Shards requested from one store in one call."""
 
     store: int
     shards: list[tuple[_Reading, int]]
@@ -80,7 +83,7 @@ class _Call:
 
     @property
     def size(self) -> int:
-        """Bytes asked for."""
+        """Number of requested bytes."""
         return sum(reading.length for reading, _ in self.shards)
 
 
@@ -88,16 +91,16 @@ _Arrivals = queue.SimpleQueue[tuple[_Call, Sequence[memoryview | None]]]
 
 
 class _Slowness:
-    """Which stores are better asked last. Thread-safe."""
+    """Which stores to ask last because they are slow. Thread-safe."""
 
     def __init__(self, clock_s: Callable[[], float]) -> None:
         self._clock_s = clock_s
         self._lock = threading.Lock()
-        self._lately: dict[int, float] = {}  # until when
-        self._owing: Counter[int] = Counter()  # calls that are overdue, and go on
+        self._lately: dict[int, float] = {}  # store → until when it counts as slow
+        self._owing: Counter[int] = Counter()  # overdue calls that have not ended, by store
 
     def note_overdue(self, call: _Call) -> None:
-        """It takes longer than most."""
+        """Note that a call takes longer than most."""
         with self._lock:
             call.hedged = True
             self._lately[call.store] = self._clock_s() + _SHUNNED_S
@@ -105,14 +108,14 @@ class _Slowness:
                 self._owing[call.store] += 1
 
     def note_ended(self, call: _Call) -> None:
-        """It has come to its end, whatever that was."""
+        """Note that a call has ended, successfully or not."""
         with self._lock:
             call.ended = True
             if call.hedged:
                 self._owing[call.store] -= 1
 
     def order(self, holders: tuple[int | None, ...]) -> list[int]:
-        """Stripe slots in the order to ask: data before parity, but slow stores last, those that owe an answer last."""
+        """Return stripe slots in the order to ask: data, parity, slow stores, stores with overdue calls."""
         with self._lock:
             if not self._lately and not self._owing:
                 return list(range(len(holders)))
@@ -126,7 +129,7 @@ class _Slowness:
 
 
 class _Patience:
-    """How long calls usually take, told apart by how much they ask for. Thread-safe."""
+    """How long calls usually take, by their size. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -134,7 +137,7 @@ class _Patience:
         self._sorted: defaultdict[int, list[float]] = defaultdict(list)
 
     def note(self, size: int, taken_s: float) -> None:
-        """A call for ``size`` bytes took so long."""
+        """Note the duration of a call for ``size`` bytes."""
         with self._lock:
             recent, ordered = self._recent[_magnitude(size)], self._sorted[_magnitude(size)]
             if len(recent) == _SAMPLES:
@@ -143,7 +146,7 @@ class _Patience:
             bisect.insort(ordered, taken_s)
 
     def of(self, size: int) -> float:
-        """Seconds after which a call for ``size`` bytes is overdue."""
+        """Return the seconds after which a call for ``size`` bytes is overdue."""
         with self._lock:
             ordered = self._sorted[_magnitude(size)]
             if len(ordered) < _SAMPLES // 8:
@@ -153,16 +156,16 @@ class _Patience:
 
 
 def _magnitude(size: int) -> int:
-    """The same for sizes within a factor of four."""
+    """Return a class for sizes, each within a factor of four."""
     return size.bit_length() // 2
 
 
 class HedgedReader:
-    """Reads stripes by way of ``fetch_all``. Thread-safe.
+    """Reads stripes with hedged requests. Thread-safe.
 
     Args:
-        fetch_all: gets shards from one store; called from threads of this object's own.
-        runtime: where those and the time come from.
+        fetch_all: fetches shards from one store; called from this object's threads.
+        runtime: provides threads and the clock.
     """
 
     def __init__(self, fetch_all: FetchAll, runtime: Runtime) -> None:
@@ -176,15 +179,15 @@ class HedgedReader:
         self._slowness = _Slowness(runtime.monotonic_s)
 
     def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
-        """:meth:`read_all` of one stripe."""
+        """Like :meth:`read_all`, for one stripe."""
         return self.read_all([StripeRead(stripe, holders, target)])[0]
 
     def read_all(self, reads: Sequence[StripeRead]) -> list[list[int] | None]:
-        """Fill the targets with their objects, unverified; each store is asked for all its shards at once.
+        """Fill the targets with their objects, unverified. Each store is asked for all its shards in one call.
 
         Returns:
-            For each, the stripe slots that could not be had and were done without; None: fewer than k could
-            be had.
+            For each stripe, the slots that could not be read and were not needed; None if fewer than k shards could be
+            read.
         """
         readings = [self._begin(read) for read in reads]
         arrivals: _Arrivals = queue.SimpleQueue()
@@ -197,10 +200,10 @@ class HedgedReader:
         return [sorted(reading.failed) if reading.complete else None for reading in readings]
 
     def close(self) -> None:
-        """End the threads; what is being fetched is waited for, and reads that ask for more get nothing."""
+        """End the threads after their current calls. Reads that need further calls fail."""
         with self._lock:
             self._closed = True
-        for wait in (False, True):  # none takes anything more while another is waited for
+        for wait in (False, True):  # first stop all from taking new calls, then wait
             for threads in self._threads.values():
                 threads.shutdown(wait)
 
@@ -210,12 +213,12 @@ class HedgedReader:
         return _Reading(read, k, -(-len(read.target) // k), spare)
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
-        """Send for shards, one call to each store."""
+        """Request shards, with one call to each store."""
         by_store: dict[int, list[tuple[_Reading, int]]] = {}
         for reading, slot in shards:
             reading.asked.add(slot)
             store = reading.read.holders[slot]
-            assert store is not None, "those that are nowhere are not among the spare ones"
+            assert store is not None, "slots without a store are not among the spare ones"
             by_store.setdefault(store, []).append((reading, slot))
         calls = [_Call(store, wanted, self._clock_s()) for store, wanted in by_store.items()]
         for call in calls:
@@ -226,7 +229,7 @@ class HedgedReader:
         return calls
 
     def _threads_for(self, store: int) -> Executor:
-        """The threads that ask one store.
+        """Return the threads for calls to one store.
 
         Raises:
             RuntimeError: the reader is closed.
@@ -248,7 +251,7 @@ class HedgedReader:
             arrivals.put((call, payloads))
 
     def _await_one(self, under_way: list[_Call], arrivals: _Arrivals) -> None:
-        """Take in what comes next, sending for others in place of what fails or takes too long."""
+        """Handle the next answer; request other shards in place of those that failed or take too long."""
         try:
             call, payloads = arrivals.get(timeout=self._patience_s(under_way))
         except queue.Empty:
@@ -268,14 +271,14 @@ class HedgedReader:
         under_way += self._ask(again, arrivals)
 
     def _patience_s(self, under_way: list[_Call]) -> float | None:
-        """How long to wait before asking others as well; None if there is nobody else to ask."""
+        """Return how long to wait before requesting other shards; None if there are no others."""
         waiting = [
             call.asked_s + self._patience.of(call.size) for call in under_way if not call.hedged and _replaceable(call)
         ]
         return max(0.0, min(waiting) - self._clock_s()) if waiting else None
 
     def _overdue(self, under_way: list[_Call]) -> list[tuple[_Reading, int]]:
-        """What to ask for in place of shards that have not come in time."""
+        """Return the shards to request in place of overdue ones."""
         now = self._clock_s()
         instead: list[tuple[_Reading, int]] = []
         for call in under_way:
@@ -289,7 +292,7 @@ class HedgedReader:
 
 
 def _first(reading: _Reading) -> list[int]:
-    """The k likeliest stripe slots."""
+    """Remove and return the k likeliest stripe slots."""
     return [reading.spare.popleft() for _ in range(min(reading.k, len(reading.spare)))]
 
 
@@ -298,7 +301,7 @@ def _replaceable(call: _Call) -> bool:
 
 
 def _assemble(reading: _Reading) -> None:
-    """Put k shards together into the object."""
+    """Assemble the object from k shards."""
     k, length, target = reading.k, reading.length, reading.read.target
     slots = sorted(reading.payloads)[:k]
     missing = [slot for slot in range(k) if slot not in slots]

@@ -1,4 +1,4 @@
-"""Content that a push finds stored already: whether it can be counted on, and what of it to write anew if not."""
+"""Content that a push finds stored already: whether it can be reused, and which shards to write again if not."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from storage.stripes.writing import StripeWriter
 
 
 class KnownContent:
-    """Checks stripes that are said to be stored. Thread-safe.
+    """Checks stripes that stores claim to have. Thread-safe.
 
     Args:
         fleet: the stores.
-        lookup: tells which shards are absent.
+        lookup: finds absent shards.
         reader: reads stripes.
         checked: reads shards.
-        encoder: tells what the shards should be.
-        writer: writes them anew.
-        making: lets one thread at a time complete a stripe.
+        encoder: makes the right shards for comparison.
+        writer: writes shards again.
+        making: lets only one thread at a time complete a stripe.
         soundness: knows which stripes were read, and which could not be.
     """
 
@@ -47,13 +47,13 @@ class KnownContent:
         self._soundness = soundness
 
     def is_sound(self, stripe: StripeKey, length: int) -> bool:
-        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew.
+        """Whether a stripe whose shards all seem to be stored can be reused without writing it again.
 
-        Where stores are others' machines, it is read to find out, once since there was last reason to doubt it.
+        On other people's machines, the stripe is read to find out, once after each doubt about it.
 
         Args:
-            stripe: its key.
-            length: of the object in bytes.
+            stripe: stripe key of the object.
+            length: length of the object in bytes.
         """
         if self._soundness.was_read(stripe):
             return True
@@ -62,19 +62,19 @@ class KnownContent:
             self._reader.read_into(stripe, memoryview(bytearray(length)))
         except (DataLossError, ShardsUnavailable):
             return False
-        # A shard that this read found bad was said to be there, and is missing from now on.
+        # If this read found a bad shard, that shard is missing now.
         return self._soundness.damaged_count == damaged_before or not self._lookup.look_for(stripe).slots
 
     def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
-        """The slots to write anew of a stripe that is not sound, when its content is at hand.
+        """Return the slots of an unsound stripe that have to be written again.
 
-        Those are all slots if the stripe proved undecodable. If it is out of reach for now, right shards stay, and
-        wrong or missing ones are written anew. A shard that cannot be read for the moment stays if enough others
-        are right, because its store said that it has it.
+        These are all slots if the stripe could not be decoded. If it is out of reach for now, right shards stay, and
+        wrong or missing ones are written again. A shard that cannot be read now stays if enough other shards are
+        right, as its store claims to have it.
 
         Args:
-            stripe: the stripe that cannot be counted on, see :meth:`is_sound`.
-            shards: all of its shards, as they should be.
+            stripe: a stripe for which :meth:`is_sound` is False.
+            shards: all of its shards with their right content.
         """
         if self._soundness.is_doubted(stripe, self._fleet.epoch()):
             return list(range(len(shards)))
@@ -90,7 +90,7 @@ class KnownContent:
         return [slot for slot in range(len(shards)) if slot not in kept]
 
     def _gives_back(self, store: int, shard: Shard, reads: ShardReads) -> bool:
-        """Whether a store has this very shard."""
+        """Whether a store has exactly this shard."""
         volume = self._fleet.volume(store)
         if volume is None:
             return False
@@ -98,7 +98,7 @@ class KnownContent:
         return found is not None and (found.digest, found.object_length) == (shard.digest, shard.object_length)
 
     def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`StripeWriter.put` the :meth:`unsound_slots`, once no other thread completes the stripe."""
+        """Write the :meth:`unsound_slots` of a stripe again, once no other thread is completing it."""
         with self._making.of([stripe]):
             slots = self.unsound_slots(stripe, self._encoder.passing_shards_of(stripe, data, length))
             if slots:

@@ -1,4 +1,4 @@
-"""Reading healthy stripes from disks of this machine: data shards straight into the reader's buffer."""
+"""Reading healthy stripes from local disks: data shards go straight into the reader's buffer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from storage.stripes.shard_map import ShardMap
 
 
 class LocalReads:
-    """Reads one shard after the other, where it belongs. Thread-safe.
+    """Reads one shard after another from its place. Thread-safe.
 
     See :class:`~storage.stripes.fast_reads.FastReads`.
 
     Args:
         fleet: the stores.
-        lookup: tells where a store has a shard.
-        checked: reads shards that could not be read, to tell why.
-        quarantine: takes those that prove to be bad.
-        recovery: tells from the whole object which shards are wrong.
+        lookup: finds the location of a shard in a store.
+        checked: reads shards again that could not be read, to find out why.
+        quarantine: sets bad shards aside.
+        recovery: finds out from the whole object which shards are wrong.
         heal_requests: called for stripes that lack shards.
     """
 
@@ -47,7 +47,7 @@ class LocalReads:
         self._local = threading.local()
 
     def together(self, object_bytes: int) -> int:
-        """One: nothing is gained by reading several together."""
+        """Return 1, as reading several objects together is not faster."""
         return 1
 
     def read(self, stripe: StripeKey, target: memoryview) -> bool:
@@ -62,18 +62,18 @@ class LocalReads:
         return self._fill(stripe, target) is not None
 
     def read_together(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Sequence[tuple[StripeKey, memoryview]]:
-        """Nothing is read; all are to be read one by one."""
+        """Return all objects, to be read one by one."""
         return reads
 
     def read_located(self, wanted: Sequence[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
-        """Nothing is read."""
+        """Read nothing."""
         return {}
 
     def close(self) -> None:
-        """Nothing runs in the background."""
+        """Do nothing, as there are no background threads."""
 
     def _fill(self, stripe: StripeKey, target: memoryview) -> list[int] | None:
-        """Fill ``target``; the data shards that were done without, or None if too few could be had."""
+        """Fill ``target``; return the missing data shards that were replaced, or None if too few shards were read."""
         k = data_shards(stripe)
         length = len(target)
         shard_length = -(-length // k)
@@ -99,10 +99,10 @@ class LocalReads:
             return False
 
     def _fill_from_parity(self, stripe: StripeKey, target: memoryview, shard_length: int, missing: list[int]) -> bool:
-        """Compute missing data shards in place from parity; False if there is not enough of it."""
+        """Compute missing data shards in place from parity; return False if there is not enough parity."""
         k, n = data_shards(stripe), shard_count(stripe)
         if len(target) != k * shard_length:
-            return False  # padded objects take the careful path: their last shards have no room in target
+            return False  # padded objects are left to recovery: target has no room for their last shards
         holders = self._fleet.holders(stripe)
         extra: dict[int, memoryview] = {}
         for slot in range(k, n):
@@ -120,7 +120,7 @@ class LocalReads:
         return True
 
     def _block(self, index: int, length: int) -> memoryview:
-        """A reusable buffer of this thread for the index-th parity shard of a read."""
+        """Return this thread's reusable buffer for the index-th parity shard of a read."""
         blocks: dict[int, bytearray] = self._local.__dict__.setdefault("blocks", {})
         block = blocks.get(index)
         if block is None or len(block) < length:
@@ -128,7 +128,7 @@ class LocalReads:
         return memoryview(block)[:length]
 
     def _look_into(self, stripe: StripeKey, slots: list[int], length: int) -> None:
-        """Find out why shards could not be read, and have the stripe healed unless their volumes wait for repair."""
+        """Find out why shards could not be read, and request healing unless their volumes wait for repair."""
         holders = self._fleet.holders(stripe)
         for slot in slots:
             key, volume = shard_key(stripe, slot), self._fleet.volume(holders[slot])
@@ -138,7 +138,7 @@ class LocalReads:
             reads = ShardReads()
             shard = self._checked.read(holders[slot], volume, key, place, reads)
             if shard is not None and shard.object_length != length:
-                # Recovery decodes the whole object, and so finds out which shards are wrong.
+                # Recovery decodes the whole object and thereby finds the wrong shards.
                 self._recovery.recover(stripe, expect=length)
                 return
             if shard is None and not reads.rotten and slot not in reads.unreachable:

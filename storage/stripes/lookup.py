@@ -1,4 +1,4 @@
-"""Where the shards of stripes are, and which are missing."""
+"""Finding the shards of stripes, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from storage.shards import Location, ShardStore
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 
-_LOOKS_MAX = 3  # at a stripe, while stores that are asked come and go
+_LOOKS_MAX = 3  # how often to look up a stripe if stores come or go meanwhile
 
 
 class Absent(NamedTuple):
-    """Shards of a stripe that are missing where they should be put now, as far as is known.
+    """Shards of a stripe that are not known to be in their places.
 
     Attributes:
-        slots: the missing shards.
-        unsure: those of them whose store did not answer and may have them, see :class:`ShardMap`.
-        targets: the store to put each shard of the stripe on, as it was when the stores were asked. A store that
-            came back since was not asked.
+        slots: slots of the missing shards.
+        unsure: those of them whose store did not answer, and may have them; see :class:`ShardMap`.
+        targets: the target store of each shard of the stripe when the stores were asked. A store that came back later
+            was not asked.
     """
 
     slots: list[int]
@@ -31,12 +31,12 @@ class Absent(NamedTuple):
 
 
 class ShardLookup:
-    """Asks the stores of a fleet what they have, one stripe at a time or many. Thread-safe.
+    """Asks the stores of a fleet for shards of one stripe or many. Thread-safe.
 
     Args:
         fleet: the stores.
-        soundness: knows which stripes could not be read; those count as absent.
-        mapper: asks for many stripes.
+        soundness: knows which stripes could not be read; these count as absent.
+        mapper: looks up many stripes.
     """
 
     def __init__(self, fleet: Fleet[Any], soundness: Soundness, mapper: ShardMapper) -> None:
@@ -45,9 +45,9 @@ class ShardLookup:
         self._mapper = mapper
 
     def is_new(self, stripe: StripeKey) -> bool:
-        """Whether nothing of a stripe is stored, judged by its first shard alone; False unless all stores are whole.
+        """Whether a stripe is not stored, judged only by its first shard; False if any store is incomplete.
 
-        Wrong for a stripe that has just lost that shard; writing it again does no harm.
+        This is wrong for a stripe that has lost that shard, but then writing it again does no harm.
         """
         if self._fleet.incomplete:
             return False
@@ -55,9 +55,9 @@ class ShardLookup:
         return self._lacks(holder, ShardKey(stripe + BYTE[0])) is True
 
     def look_for(self, stripe: StripeKey) -> Absent:
-        """The shards that are not known to be where they should be put now; with no slots, the stripe is whole.
+        """Return the shards that are not known to be in their places. Without any, the stripe is complete.
 
-        A stripe that could not be read counts as having none until it is written anew.
+        A stripe that could not be read counts as having no shards until it is written again.
         """
         for _ in range(_LOOKS_MAX):
             epoch = self._fleet.epoch()
@@ -83,7 +83,7 @@ class ShardLookup:
         return Absent(absent, frozenset(unsure), targets)
 
     def _lacks(self, store: int, key: ShardKey) -> bool | None:
-        """Whether a store lacks a shard; None if it is not known to be away, and does not answer."""
+        """Whether a store lacks a shard; True if it is known to be away, None if it does not answer."""
         volume: ShardStore | None = self._fleet.volume(store)
         if volume is None:
             return True
@@ -94,7 +94,7 @@ class ShardLookup:
         return None
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
-        """The slots that :meth:`look_for` finds, of many stripes, asking each store once."""
+        """Return the slots that :meth:`look_for` would return for each stripe, asking each store only once."""
         lacking = self._mapper.lacking(stripes)
         now = self._fleet.epoch()
         return [
@@ -103,14 +103,14 @@ class ShardLookup:
         ]
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
-        """Where the shards of many stripes are, in their places and elsewhere."""
+        """Return where the shards of many stripes are, in their places and elsewhere."""
         found = self._mapper.shard_maps(stripes)
         return [
             found.get(index) or ShardMap(self._fleet.targets(stripe), [], None) for index, stripe in enumerate(stripes)
         ]
 
     def locate(self, holder: int, key: ShardKey) -> Location | None:
-        """Where a store has a shard; None if it lacks it, is away, or does not answer."""
+        """Return the location of a shard in a store; None if the store lacks it, is away, or does not answer."""
         volume: ShardStore | None = self._fleet.volume(holder)
         if volume is not None:
             try:
@@ -120,7 +120,7 @@ class ShardLookup:
         return None
 
     def object_length(self, stripe: StripeKey) -> int | None:
-        """Length of a stored object as its shards' headers tell it; None if no shard can be had."""
+        """Return the length of a stored object according to a shard's header; None if no shard is found."""
         for slot, holder in enumerate(self._fleet.holders(stripe)):
             location = self.locate(holder, shard_key(stripe, slot))
             if location is not None:

@@ -1,6 +1,7 @@
-"""Which stripes are being made whole: one at a time makes a shard, whoever else found it missing.
+"""Stripes whose missing shards are being made: only one thread at a time does so for a stripe.
 
-A push, a reader's report and a repair find the same shard missing when a store comes back. Each would write it.
+When a store comes back, a push, a reader's report and a repair may all find the same shard missing. Without this, each
+of them would write it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from cachetools import LRUCache
 
 from storage.keys import StripeKey
 
-_LATELY_KEPT = 16_384  # more than a repair has looked up before it makes the first of them
+_LATELY_KEPT = 16_384  # more than a repair looks up before it makes the first of them
 
 
 class Making:
-    """Stripes that are being made whole. Thread-safe."""
+    """Stripes that are being made complete. Thread-safe."""
 
     def __init__(self) -> None:
         self._ended = threading.Condition()
@@ -26,14 +27,14 @@ class Making:
 
     @property
     def holds_up(self) -> bool:
-        """Whether somebody else who makes something whole now might wait."""
+        """Whether another thread's call of :meth:`of` might wait now."""
         return bool(self._makers)
 
     @contextmanager
     def of(self, stripes: Sequence[StripeKey]) -> Iterator[bool]:
-        """Make some stripes whole, in the block, while no other thread does so.
+        """Reserve stripes for this thread, to make them complete in the block. Waits for threads that have them.
 
-        Yields whether any of them was lately: where its shards were before that says nothing any more.
+        Yields whether any of them was made complete recently, so that earlier knowledge of its shards is out of date.
         """
         me = threading.get_ident()
         with self._ended:

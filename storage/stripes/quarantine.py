@@ -1,4 +1,4 @@
-"""What happens to bad shards, and who is told."""
+"""Setting bad shards aside, reporting them, and requesting healing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from storage.shards import Location
 from storage.stripes.soundness import Soundness
 
 HealRequest = Callable[[StripeKey], None]
-"""Asks for a stripe to be healed."""
+"""Requests that a stripe be healed."""
 
 Places = dict[int, tuple[int, Location | None]]
-"""Where shards of a stripe were found, by stripe slot: store slot and place in it."""
+"""Where shards of a stripe were found, by stripe slot: slot of the store, and location in the store."""
 
 
 class HealRequests:
-    """Where reads ask for stripes to be healed.
+    """Callbacks by which reads request healing.
 
     Attributes:
-        damaged: called with the stripe whenever a read had to get round a rotten shard.
-        missing: called with the stripe when a store that is there lacked its shard.
+        damaged: called with a stripe when a read found a bad shard of it.
+        missing: called with a stripe when a present store lacked its shard.
     """
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class Quarantine:
 
     Args:
         fleet: the stores.
-        soundness: learns which stripes have bad shards.
-        requests: is asked to have them healed.
+        soundness: remembers which stripes have bad shards.
+        requests: called to request healing.
     """
 
     def __init__(self, fleet: Fleet[Any], soundness: Soundness, requests: HealRequests) -> None:
@@ -45,17 +45,17 @@ class Quarantine:
         self._requests = requests
 
     def set_aside(self, stripe: StripeKey, places: Places, why: str, *, wrong: bool = False) -> None:
-        """Let nobody read these shards any more, and ask for the stripe to be healed.
+        """Exclude bad shards from further reads, and request healing of the stripe.
 
-        Nothing is deleted by this: the stores keep the bytes until they have a good record of the same shard, or
-        no file needs it. A shard that was collected and written anew meanwhile is another one, and stays. So does
-        one that its store reads well, unless it was proved to be ``wrong``.
+        Nothing is deleted: the stores keep the bytes until they have a good record of the same shard, or until no file
+        needs it. A shard that was removed and written again meanwhile stays. So does one that its store can read
+        without an error, unless it was proved ``wrong``.
 
         Args:
-            stripe: whose shards they are.
-            places: the bad shards.
-            why: for operators.
-            wrong: whether the object proves that the shards are wrong.
+            stripe: stripe of the shards.
+            places: where the bad shards are.
+            why: reason, for operators.
+            wrong: whether the decoded object proves that the shards are wrong.
         """
         self._soundness.note_damaged(stripe)
         for slot, (holder, place) in places.items():

@@ -1,4 +1,4 @@
-"""Verified reads: the fast way first, recovery where that fails."""
+"""Verified reads: the fast path first, then recovery if it fails."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class StripeReader:
 
     Args:
         fast: reads healthy stripes.
-        recovery: reads all others.
-        soundness: learns which stripes were read.
+        recovery: reads all other stripes.
+        soundness: remembers which stripes were read.
     """
 
     def __init__(self, fast: FastReads, recovery: Recovery, soundness: Soundness) -> None:
@@ -29,7 +29,7 @@ class StripeReader:
     def read_into(self, stripe: StripeKey, target: memoryview) -> None:
         """Fill ``target`` (exactly the object's length) with the verified object.
 
-        The healthy path reads the k data shards straight into their places and hashes once.
+        For a healthy stripe, the k data shards are read straight into ``target``, which is hashed once.
 
         Raises:
             DataLossError: fewer than k intact shards are left.
@@ -42,7 +42,7 @@ class StripeReader:
         target[:] = data[: len(target)]
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
-        """:meth:`read_into` of several objects, which may be read together.
+        """Like :meth:`read_into` for several objects, which may be read together.
 
         Raises:
             DataLossError: fewer than k intact shards of one of them are left.

@@ -1,4 +1,4 @@
-"""Recovery of an object from any k of its shards, though others are gone, rotten or lies."""
+"""Recovery of an object from any k good shards, even if others are gone, rotten or forged."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from storage.stripes.quarantine import Quarantine
 from storage.stripes.shard_map import ShardMapper
 from storage.stripes.soundness import Soundness
 
-_COPIES_TRIED_MAX = 100  # choices among copies that differ: 6 shards with two copies each are 64
+_COPIES_TRIED_MAX = 100  # combinations of differing copies: with two copies of each of 6 shards, there are 64
 
 Unread = DataLossError | ShardsUnavailable
-"""Why an object cannot be read: shards of it are gone, or out of reach for now."""
+"""Why an object cannot be read: its shards are gone, or out of reach for now."""
 
 
 class Recovery:
-    """Reads all shards, decodes the object from intact ones, and sets the others aside. Thread-safe.
+    """Reads all shards of a stripe, decodes the object from good ones, and sets the others aside. Thread-safe.
 
     Args:
         fleet: the stores.
         reader: reads the shards.
-        mapper: tells where further copies of them are.
-        encoder: tells what the shards of the object should be.
-        quarantine: takes the bad ones.
-        soundness: learns which stripes can be read.
+        mapper: finds further copies of shards.
+        encoder: makes the right shards for comparison.
+        quarantine: sets bad shards aside.
+        soundness: remembers which stripes can be read.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Recovery:
         self._closed = False
 
     def close(self) -> None:
-        """From now on, say of what cannot be read that the store was closed, not that it is lost."""
+        """From now on, failed reads raise that the store was closed, not that data is lost."""
         self._closed = True
 
     def recover(self, stripe: StripeKey, expect: int | None) -> memoryview:
-        """The verified object.
+        """Recover and return the verified object.
 
-        Where shards move between stores, one may go from a store that was not asked yet to one that was asked
-        already. So they are asked again as long as that brings up shards that were not found before.
+        During the search, a shard may move from a store that has not been asked yet to one that has. So the stores are
+        asked again as long as new shards are found.
 
         Args:
-            stripe: its key.
-            expect: its length in bytes, if that is known.
+            stripe: stripe key of the object.
+            expect: length of the object in bytes, if it is known.
 
         Raises:
             DataLossError: fewer than k intact shards are left.
@@ -84,7 +84,7 @@ class Recovery:
             seen = (seen or set()) | reads.found.keys()
 
     def _recover_from(self, stripe: StripeKey, expect: int | None, reads: ShardReads) -> memoryview | None:
-        """The object from what was read; None if that is not enough of it."""
+        """Decode the object from the shards that were read; return None if they are not enough."""
         parts = split_stripe_key(stripe)
         found, places = reads.found, reads.places
         if reads.rotten:
@@ -107,16 +107,17 @@ class Recovery:
         return None
 
     def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
-        """Slots whose shard is not what the verified object encodes to."""
+        """Return the slots whose shard differs from that of the verified object."""
         truth = self._encoder.shards_of(stripe, data, length)
         return [
             slot for slot, shard in found.items() if shard.object_length != length or shard.digest != truth[slot].digest
         ]
 
     def _recover_from_copies(self, stripe: StripeKey, expect: int | None, reads: ShardReads) -> memoryview | None:
-        """The object from other copies of its shards: one store's wrong shard may have hidden another's right one.
+        """Decode the object using other copies of shards, as a wrong shard may have hidden a right copy elsewhere.
 
-        None if no choice of copies gives the object.
+        Returns:
+            The object; None if no combination of copies gives it.
         """
         copies = {slot: [(shard, reads.places[slot])] for slot, shard in reads.found.items()}
         for holder in self._fleet.elsewhere(stripe):
@@ -137,10 +138,10 @@ class Recovery:
         return None
 
     def _unread(self, stripe: StripeKey, reads: ShardReads) -> Unread:
-        """Why an object could not be read. It is lost only if all that is out of reach would not be enough either."""
+        """Return why an object could not be read. It counts as lost only if unreachable shards could not restore it."""
         k = data_shards(stripe)
         most = max((len(group.payloads) for group in survivors_by_length(reads.found, k)), default=0)
-        sound = min(most, k - 1)  # of k or more that do not decode, all but one may be as they were written
+        sound = min(most, k - 1)  # if k or more do not decode, fewer than k are right
         away = len(reads.unreachable.keys() - reads.found.keys())
         if sound + away < k or most > sound:
             self._soundness.note_unreadable(stripe)
@@ -151,5 +152,5 @@ class Recovery:
 
 
 def _is_same(one: Shard, other: Shard) -> bool:
-    """Whether two copies of a shard say the same: a liar may give the right content with a wrong object length."""
+    """Whether two copies of a shard are equal, including the object length, about which a store may also lie."""
     return one.digest == other.digest and one.object_length == other.object_length

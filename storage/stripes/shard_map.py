@@ -1,7 +1,7 @@
-"""Where the shards of many stripes are: few questions to each store, and little work for a stripe that is whole.
+"""Finds the shards of many stripes, with few requests to each store and little work for complete stripes.
 
-To see that a million stripes have all their shards takes the time of its innermost loop. So what is asked
-first is which shards are missing; where those that were found elsewhere are, only of the others.
+Checking that a million stripes have all their shards is dominated by the innermost loop. So stores are first only asked
+which shards are missing; other stores are only searched for those.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from storage.keys import (
 from storage.shards import Location
 
 _SLOT_BITS = 8
-_LOOKS_MAX = 3  # at the same stripes, while stores that are asked come and go
+_LOOKS_MAX = 3  # how often to look up the same stripes if stores come or go meanwhile
 
 ResultT = TypeVar("ResultT")
 
@@ -39,11 +39,11 @@ class ShardMap:
     """Where the shards of a stripe are.
 
     Attributes:
-        holders: the store that has each shard, None for those that none has.
-        absent: slots whose shard is not where it should be put now, had elsewhere or not.
-        length: of the object in bytes; None if no shard tells, or nothing is absent.
-        told_by: the store that tells the length.
-        unsure: absent slots whose store is there and did not answer: it may well have the shard.
+        holders: the store that has each shard; None if no store has it.
+        absent: slots whose shard is not in its place, whether or not it is elsewhere.
+        length: length of the object in bytes; None if no shard is found, or if nothing is absent.
+        told_by: the store that reported the length.
+        unsure: absent slots whose store is present but did not answer, and may have the shard.
     """
 
     holders: tuple[int | None, ...]
@@ -59,14 +59,17 @@ class ShardMap:
 
     @property
     def lost(self) -> int:
-        """How many shards no store has, those aside of which that cannot be told now."""
+        """How many shards no store has, without those in ``unsure``."""
         return sum(holder is None and slot not in self.unsure for slot, holder in enumerate(self.holders))
 
 
 class _Answer(NamedTuple):
-    """What a store says of the keys that it was asked for.
+    """A store's answer about keys.
 
-    ``absent``: positions of those that it has not. ``answered``: that is its word; it is all of them otherwise.
+    Attributes:
+        store: slot of the store.
+        absent: positions of the keys that the store lacks; all positions if it did not answer.
+        answered: whether the store answered.
     """
 
     store: int
@@ -75,16 +78,19 @@ class _Answer(NamedTuple):
 
 
 class _Together(NamedTuple):
-    """Stripes whose shards are in their place on the same stores, ``stores`` by slot."""
+    """Stripes whose shards belong on the same stores; ``stores`` are by slot."""
 
     stores: tuple[int, ...]
     stripes: list[StripeKey]
 
 
 class _Lacking(NamedTuple):
-    """The stripes with shards that are not in their place, by index, ascending.
+    """Stripes with shards that are not in their place, by their index, ascending.
 
-    ``placed``: the store on which each of their shards belongs. ``unsure``: as in ShardMap.
+    Attributes:
+        slots: slots of these shards.
+        placed: the store on which each shard of the stripe belongs.
+        unsure: see ShardMap.
     """
 
     slots: dict[int, list[int]]
@@ -93,11 +99,11 @@ class _Lacking(NamedTuple):
 
 
 class ShardMapper:
-    """Looks for shards in a fleet. Thread-safe.
+    """Looks up shards in a fleet. Thread-safe.
 
     Args:
         fleet: the stores.
-        askers: asks stores that cost a round trip, all at once; None: one after the other.
+        askers: threads to ask all stores at the same time, if they are remote; None: ask one after another.
     """
 
     def __init__(self, fleet: Fleet[Any], askers: Executor | None) -> None:
@@ -105,7 +111,7 @@ class ShardMapper:
         self._askers = askers
 
     def placed(self, stripes: Sequence[StripeKey]) -> list[tuple[int, ...]]:
-        """The store on which each shard of the stripes is in its place; where it should be put now, if on none."""
+        """Return the store that has each shard of the stripes in its place, or the shard's target if none has it."""
         targets_of, places_of = self._fleet.targets, self._fleet.places
         placed = [targets_of(stripe) for stripe in stripes]
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
@@ -118,7 +124,7 @@ class ShardMapper:
                         keys[place].append(stripe + BYTE[slot])
                         codes[place].append(index << _SLOT_BITS | slot)
         for place, positions, answered in self._missing(keys):
-            gone = set(positions) if answered else set()  # who does not answer is asked again for what it should have
+            gone = set(positions) if answered else set()  # without an answer, it counts as having all
             for position, code in enumerate(codes[place]):
                 if position not in gone:
                     index, slot = divmod(code, 1 << _SLOT_BITS)
@@ -126,10 +132,10 @@ class ShardMapper:
         return placed
 
     def lacking(self, stripes: Sequence[StripeKey]) -> dict[int, list[int]]:
-        """The stripes with shards that are not known to be in their place.
+        """Find the stripes with shards that are not known to be in their place.
 
         Returns:
-            Their indexes, ascending, each with the slots of those shards, ascending.
+            Index of the stripe → slots of these shards, both ascending.
         """
 
         def look() -> tuple[dict[int, list[int]], bool]:
@@ -165,7 +171,7 @@ class ShardMapper:
         )
 
     def _together(self, stripes: Sequence[StripeKey]) -> Iterator[_Together]:
-        """All of these stripes, each once, in the order of their ids as far as that may be: so they lie in stores."""
+        """Group the stripes by their stores, each stripe once. Groups are sorted by id, like the stores' indexes."""
         if self._fleet.places_differ():
             by_stores: defaultdict[tuple[int, ...], dict[StripeKey, None]] = defaultdict(dict)
             for stripe, stores in zip(stripes, self.placed(stripes), strict=True):
@@ -186,7 +192,7 @@ class ShardMapper:
                 first = end
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> dict[int, ShardMap]:
-        """Where the shards of the :meth:`lacking` ones are, in their places and elsewhere; by index, ascending."""
+        """Return where the shards of the :meth:`lacking` stripes are, by index, ascending."""
         return self._steady(lambda: self._shard_maps(stripes))
 
     def _shard_maps(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, ShardMap], bool]:
@@ -201,9 +207,9 @@ class ShardMapper:
         return found, not unsure
 
     def _steady(self, look: Callable[[], tuple[ResultT, bool]]) -> ResultT:
-        """What is found with everybody there answering; looked again where one who was asked came or went meanwhile.
+        """Call ``look``, and repeat it if a store did not answer and stores came or went meanwhile.
 
-        Who goes has its shards put elsewhere from then on, and who comes back has them still.
+        The shards of a store that goes are put elsewhere from then on, and a store that comes back still has its own.
         """
         for _ in range(_LOOKS_MAX):
             epoch = self._fleet.epoch()
@@ -215,7 +221,7 @@ class ShardMapper:
     def _holders(
         self, stripes: Sequence[StripeKey], placed: Mapping[int, tuple[int, ...]], lacking: Mapping[int, list[int]]
     ) -> dict[int, list[int | None]]:
-        """By index, who has the shard of each slot."""
+        """Return the store that has each shard, by index of the stripe."""
         holders: dict[int, list[int | None]] = {}
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         codes: defaultdict[int, list[int]] = defaultdict(list)
@@ -242,7 +248,7 @@ class ShardMapper:
     def _lengths(
         self, stripes: Sequence[StripeKey], holders: Mapping[int, Sequence[int | None]]
     ) -> dict[int, tuple[int, int]]:
-        """By index, the length of the object, as one store tells it, and which that is."""
+        """Return the length of the object and the store that reported it, by index of the stripe."""
         keys: defaultdict[int, list[ShardKey]] = defaultdict(list)
         indexes: defaultdict[int, list[int]] = defaultdict(list)
         for index, known in holders.items():
@@ -262,7 +268,7 @@ class ShardMapper:
         return found
 
     def _missing(self, keys: Mapping[int, Sequence[Any]]) -> Iterator[_Answer]:
-        """Of each store, which of its keys it has not."""
+        """Ask each store which of its keys it lacks."""
 
         def ask(store: int) -> _Answer:
             volume = self._fleet.volume(store)
@@ -276,7 +282,7 @@ class ShardMapper:
         return self._map(ask, keys)
 
     def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None] | None:
-        """Where a store has shards; None if it is away, or does not answer."""
+        """Return the locations of shards in a store; None if the store is away or does not answer."""
         volume = self._fleet.volume(store)
         if volume is not None:
             try:

@@ -1,7 +1,7 @@
-"""What is known of stripes beyond where their shards are: which could not be read, and which were.
+"""Remembers which stripes were read successfully, and which could not be read.
 
-That all shards of a stripe are there does not mean that they are good: a worker may hold wrong ones under right
-keys. So a push that would count on what is stored already has to know better.
+A stripe with all of its shards may still be unreadable, as a worker may hold wrong shards under right keys. A push that
+reuses stored content needs to know.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Epoch = tuple[int, ...]
 
 
 class Soundness:
-    """Remembers stripes. Thread-safe.
+    """Remembers the state of stripes. Thread-safe.
 
     Args:
-        remembers_reads: whether it matters that a stripe was read well: where stores are others' machines.
+        remembers_reads: whether to remember successful reads, for stores on other people's machines.
 
     Attributes:
-        damaged_count: how many times a bad shard of any stripe was met.
+        damaged_count: how often a bad shard of any stripe was found.
     """
 
     def __init__(self, *, remembers_reads: bool) -> None:
@@ -37,11 +37,11 @@ class Soundness:
 
     @property
     def doubts_any(self) -> bool:
-        """Whether there is any stripe that could not be read."""
+        """Whether any stripe could not be read."""
         return bool(self._doubted)
 
     def note_read(self, stripe: StripeKey) -> None:
-        """It was read, and its content verified."""
+        """Note that a stripe was read, and its content verified."""
         if self._remembers_reads or self._doubted:
             with self._lock:
                 self._doubted.pop(stripe, None)
@@ -49,33 +49,33 @@ class Soundness:
                     self._read[stripe] = None
 
     def note_unreadable(self, stripe: StripeKey) -> None:
-        """Not enough good shards of it are left, though some seem to be there."""
+        """Note that a stripe does not have enough good shards, although it seems to have shards."""
         with self._lock:
             self._doubted[stripe] = None
             self._read.pop(stripe, None)
 
     def note_damaged(self, stripe: StripeKey) -> None:
-        """A bad shard of it was met."""
+        """Note that a bad shard of a stripe was found."""
         with self._lock:
             self.damaged_count += 1
             self._read.pop(stripe, None)
 
     def note_written(self, stripe: StripeKey, epoch: Epoch) -> None:
-        """All shards of it were written, with the content known: it is whole unless a store failed since then."""
+        """Note that all shards of a stripe were written again. It is complete unless a store failed after ``epoch``."""
         if self._doubted:
             with self._lock:
                 if stripe in self._doubted:
                     self._doubted[stripe] = epoch
 
     def is_doubted(self, stripe: StripeKey, epoch: Epoch) -> bool:
-        """Whether it could not be read, and was not written anew since."""
+        """Whether a stripe could not be read, and was not written again since."""
         if not self._doubted:
             return False
         with self._lock:
             return stripe in self._doubted and self._doubted[stripe] != epoch
 
     def was_read(self, stripe: StripeKey) -> bool:
-        """Whether it was read well since there was last reason to doubt it; always where that is not remembered."""
+        """Whether a stripe was read successfully since the last doubt about it; True if reads are not remembered."""
         if not self._remembers_reads:
             return True
         with self._lock:

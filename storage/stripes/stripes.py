@@ -1,7 +1,7 @@
-"""Stripes: objects to shards on volumes, and back, whatever k volumes are left.
+"""Storing objects as stripes of shards on volumes, and reading them from any k volumes.
 
-Chunks are coded (k, n) as their file's profile says. Metadata (manifest nodes, versions,
-tombstones) is coded (1, n), which zfec makes plain copies, so that any one volume tells all of it.
+Chunks are coded (k, n) by their file's profile. Metadata (manifest nodes, versions, tombstones) is coded (1, n), which
+means plain copies, so that any single volume has all of it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 from storage.stripes.writing import StripeWriter
 
-_ASKERS = 16  # threads that ask stores where shards are
+_ASKERS = 16  # threads for looking up shards in stores
 
 
 class StripeStore:
-    """Writes and reads whole objects over a :class:`~storage.fleet.fleet.Fleet`. Thread-safe.
+    """Writes and reads whole objects on a :class:`~storage.fleet.fleet.Fleet`. Thread-safe.
 
     Attributes:
         volumes: the shard stores.
-        shard_mapper: looks for shards of many stripes.
-        heal_requests: what reads call to have stripes healed.
+        shard_mapper: looks up shards of many stripes.
+        heal_requests: called by reads to request healing.
     """
 
     def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
@@ -77,7 +77,7 @@ class StripeStore:
         self._healer = StripeHealer(volumes, self._lookup, self._fast, self._recovery, self._writer, self._making)
 
     def close(self) -> None:
-        """From now on, what cannot be read is said to be closed, not lost."""
+        """End threads. From now on, failed reads raise that the store was closed, not that data is lost."""
         self._recovery.close()
         self._fast.close()
         if self._askers is not None:
@@ -86,30 +86,30 @@ class StripeStore:
     # -- looking -----------------------------------------------------------------------------------
 
     def absent_slots(self, stripe: StripeKey) -> list[int]:
-        """Slots whose shard is not known to be where it should be put now; with none, the stripe is whole.
+        """Return the slots whose shard is not known to be in its place. Without any, the stripe is complete.
 
-        A stripe that could not be read counts as having none until it is written anew.
+        A stripe that could not be read counts as having no shards until it is written again.
         """
         return self._lookup.look_for(stripe).slots
 
     def look_for(self, stripe: StripeKey) -> Absent:
-        """:meth:`absent_slots`, and the stores to put them on."""
+        """Like :meth:`absent_slots`, with the target stores; see :meth:`ShardLookup.look_for`."""
         return self._lookup.look_for(stripe)
 
     def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
-        """:meth:`absent_slots` of many stripes, asking each store once."""
+        """Return the :meth:`absent_slots` of many stripes, asking each store only once."""
         return self._lookup.absent(stripes)
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
-        """Where the shards of many stripes are, in their places and elsewhere."""
+        """Return where the shards of many stripes are, in their places and elsewhere."""
         return self._lookup.shard_maps(stripes)
 
     def is_new(self, stripe: StripeKey) -> bool:
-        """Whether nothing of a stripe is stored, as far as a quick look tells; see :class:`ShardLookup`."""
+        """Whether a stripe is not stored, by a quick check; see :meth:`ShardLookup.is_new`."""
         return self._lookup.is_new(stripe)
 
     def object_length(self, stripe: StripeKey) -> int | None:
-        """Length of a stored object as its shards' headers tell it, None if no shard can be had."""
+        """Return the length of a stored object according to a shard's header; None if no shard is found."""
         return self._lookup.object_length(stripe)
 
     # -- writing -----------------------------------------------------------------------------------
@@ -117,20 +117,20 @@ class StripeStore:
     def shards_of(
         self, stripe: StripeKey, data: BytesLike, length: int, *, slots: Collection[int] | None = None
     ) -> list[Shard]:
-        """Shards of an object; data shards are views of ``data``.
+        """Make the shards of an object. Data shards are views of ``data``.
 
         Args:
-            stripe: its key.
-            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
-            length: its length in bytes.
-            slots: those wanted; default all.
+            stripe: stripe key of the object.
+            data: bytes of the object, zero-padded to a multiple of k if longer than ``length``.
+            length: length of the object in bytes.
+            slots: slots of the wanted shards; default all.
         """
         return self._encoder.shards_of(stripe, data, length, slots=slots)
 
     def by_volume(
         self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
     ) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the volume slot to put them on; ``targets`` as in :meth:`put`."""
+        """Group shards of one stripe by the slot of their target volume; ``targets`` as in :meth:`put`."""
         return self._writer.by_volume(stripe, shards, targets)
 
     def put(
@@ -141,49 +141,49 @@ class StripeStore:
         slots: Collection[int] | None = None,
         targets: Sequence[int] | None = None,
     ) -> list[Shard]:
-        """Append shards of an object to their volumes; not yet durable.
+        """Append shards of an object to their volumes. They are not durable yet.
 
         Args:
-            stripe: its key.
-            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
-            length: its length in bytes.
-            slots: the shards to append; default all.
-            targets: the volume for each shard of the stripe, as :meth:`look_for` told; default where they go now.
+            stripe: stripe key of the object.
+            data: bytes of the object, zero-padded to a multiple of k if longer than ``length``.
+            length: length of the object in bytes.
+            slots: slots of the shards to append; default all.
+            targets: target volume of each shard of the stripe, from :meth:`look_for`; default the current targets.
 
         Returns:
-            The shards that were taken; this thread's next call overwrites their payloads.
+            The shards that volumes accepted. This thread's next call overwrites their payloads.
         """
         return self._writer.put(stripe, data, length, slots, targets)
 
     def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` the shards that are still absent once no other thread completes the stripe."""
+        """Append the shards that are still absent, once no other thread is completing the stripe."""
         self._writer.put_absent(stripe, data, length)
 
     def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
-        """Count stripes of which all shards were appended as readable again.
+        """Note that stripes of which all shards were appended are readable again.
 
         Args:
-            batches: the shards, by store.
-            since: the stores' epoch before: a store that failed since then may lack its shards.
+            batches: the appended shards, by store.
+            since: epoch of the fleet before; a store that failed since then may lack its shards.
         """
         self._writer.note_appended(batches, since)
 
     def was_put_lately(self, stripe: StripeKey) -> bool:
-        """Whether :meth:`put` had this stripe among the last few thousand; remembered for remote stores only."""
+        """Whether this stripe is among the last few thousand of :meth:`put`; only known for remote stores."""
         return self._writer.was_put_lately(stripe)
 
     # -- content that is stored already ------------------------------------------------------------
 
     def is_sound(self, stripe: StripeKey, length: int) -> bool:
-        """Whether a stripe whose shards are all said to be there can be counted on without writing it anew."""
+        """Whether a stripe whose shards all seem to be stored can be reused without writing it again."""
         return self._known_content.is_sound(stripe, length)
 
     def unsound_slots(self, stripe: StripeKey, shards: Sequence[Shard]) -> list[int]:
-        """The slots to write anew of a stripe that is not sound; ``shards`` are all of its shards as they should be."""
+        """Return the slots of an unsound stripe to write again; see :meth:`KnownContent.unsound_slots`."""
         return self._known_content.unsound_slots(stripe, shards)
 
     def put_unsound(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` the :meth:`unsound_slots`, once no other thread completes the stripe."""
+        """Write the :meth:`unsound_slots` of a stripe again, once no other thread is completing it."""
         self._known_content.put_unsound(stripe, data, length)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class StripeStore:
     def read_into(self, stripe: StripeKey, target: memoryview) -> None:
         """Fill ``target`` (exactly the object's length) with the verified object.
 
-        The healthy path reads the k data shards straight into their places and hashes once.
+        For a healthy stripe, the k data shards are read straight into ``target``, which is hashed once.
 
         Raises:
             DataLossError: fewer than k intact shards are left.
@@ -200,7 +200,7 @@ class StripeStore:
         self._reader.read_into(stripe, target)
 
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
-        """:meth:`read_into` of several objects; stores that cost a round trip are asked for all their shards at once.
+        """Like :meth:`read_into` for several objects. Remote stores are asked for all their shards at once.
 
         Raises:
             DataLossError: fewer than k intact shards of one of them are left.
@@ -209,11 +209,11 @@ class StripeStore:
         self._reader.read_all(reads)
 
     def together(self, object_bytes: int) -> int:
-        """How many objects of this size :meth:`read_all` should best be given at a time."""
+        """Return how many objects of this size to pass to :meth:`read_all` at a time."""
         return self._fast.together(object_bytes)
 
     def read(self, stripe: StripeKey) -> bytes:
-        """The verified object, its length taken from its shards.
+        """Return the verified object, with the length from its shards.
 
         Raises:
             DataLossError: fewer than k intact shards are left.
@@ -224,7 +224,7 @@ class StripeStore:
     # -- healing -----------------------------------------------------------------------------------
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
-        """The absent slots whose shards are to be made now: those of stores that are expected back can wait."""
+        """Return the absent slots whose shards have to be made now; see :meth:`StripeHealer.due`."""
         return self._healer.due(stripe, where)
 
     def heal_all(
@@ -235,31 +235,32 @@ class StripeStore:
         *,
         at_once: bool = False,
     ) -> list[tuple[int, int] | Unread]:
-        """Make the absent shards of several stripes again, which are read together.
+        """Make the absent shards of several stripes again. The stripes are read together.
 
         Args:
-            stripes: to be made whole.
-            known: their :meth:`shard_maps` a short while ago, under the same epoch. They are looked up otherwise, and
-                where some of the stripes were made whole lately.
-            note: told of each shard that was appended.
-            at_once: wait for no store that is expected back, see :meth:`due`.
+            stripes: the stripes.
+            known: their :meth:`shard_maps` of a short while ago, in the same epoch. If None, or if some of the stripes
+                were completed recently, the shards are looked up.
+            note: called with each appended shard.
+            at_once: whether to make all absent shards, without waiting for stores; see :meth:`due`.
 
         Returns:
-            For each stripe, (shards, bytes) appended, not yet durable, or why it cannot be read.
+            For each stripe, the number of appended shards and bytes, which are not durable yet, or why it cannot be
+            read.
         """
         return self._healer.heal_all(stripes, known, note, at_once=at_once)
 
     @property
     def mended_together(self) -> int:
-        """How many stripes :meth:`heal_all` should best be given at a time."""
+        """How many stripes to pass to :meth:`heal_all` at a time."""
         return self._fast.healed_together
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:
-    """Key of a metadata object, kept in ``copies`` copies."""
+    """Return the stripe key of a metadata object that is kept in ``copies`` copies."""
     return stripe_key(kind, object_id, 1, copies)
 
 
 def chunk_stripe(chunk_id: bytes, profile: ErasureProfile) -> StripeKey:
-    """Stripe key of a chunk under a profile."""
+    """Return the stripe key of a chunk with a profile."""
     return stripe_key(Kind.CHUNK, chunk_id, profile.k, profile.n)

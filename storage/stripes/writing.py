@@ -1,4 +1,4 @@
-"""Putting shards on their stores."""
+"""Writing shards to their stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage.stripes.lookup import ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.soundness import Soundness
 
-_LATELY_KEPT = 4096  # more than lie between two leases of a push
+_LATELY_KEPT = 4096  # more than a push writes between two checkpoints
 
 
 class StripeWriter:
@@ -27,9 +27,9 @@ class StripeWriter:
     Args:
         fleet: the stores.
         encoder: makes the shards.
-        lookup: tells which shards are absent.
-        making: lets one thread at a time complete a stripe.
-        soundness: learns which stripes were written whole.
+        lookup: finds absent shards.
+        making: lets only one thread at a time complete a stripe.
+        soundness: remembers which stripes were written completely.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class StripeWriter:
         slots: Collection[int] | None = None,
         targets: Sequence[int] | None = None,
     ) -> list[Shard]:
-        """Append shards of an object to their stores; not yet durable.
+        """Append shards of an object to their stores. They are not durable yet.
 
         Args:
-            stripe: its key.
-            data: its bytes, zero-padded to a multiple of k where it is longer than ``length``.
-            length: its length in bytes.
-            slots: the shards to append; default all.
-            targets: the store for each shard of the stripe, as in :class:`~storage.stripes.lookup.Absent`; default
-                where the shards should be put now.
+            stripe: stripe key of the object.
+            data: bytes of the object, zero-padded to a multiple of k if longer than ``length``.
+            length: length of the object in bytes.
+            slots: slots of the shards to append; default all.
+            targets: store for each shard of the stripe, see :class:`~storage.stripes.lookup.Absent`; default the
+                current targets.
 
         Returns:
-            The shards that were taken; this thread's next call overwrites their payloads.
+            The shards that stores accepted. This thread's next call overwrites their payloads.
         """
         if self._fleet.remote:
             with self._lately_lock:
@@ -77,7 +77,7 @@ class StripeWriter:
         return shards
 
     def put_absent(self, stripe: StripeKey, data: BytesLike, length: int) -> None:
-        """:meth:`put` the shards that are still absent once no other thread completes the stripe."""
+        """Append the shards that are still absent, once no other thread is completing the stripe."""
         with self._making.of([stripe]):
             absent = self._lookup.look_for(stripe)
             if absent.slots:
@@ -86,7 +86,7 @@ class StripeWriter:
     def by_volume(
         self, stripe: StripeKey, shards: Iterable[Shard], targets: Sequence[int] | None = None
     ) -> dict[int, list[Shard]]:
-        """Shards of one stripe grouped by the slot of the store to put them on; ``targets`` as in :meth:`put`."""
+        """Group shards of one stripe by the slot of their target store; ``targets`` as in :meth:`put`."""
         holders = self._fleet.targets(stripe) if targets is None else targets
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
@@ -98,11 +98,11 @@ class StripeWriter:
         return batches
 
     def note_appended(self, batches: dict[int, list[Shard]], since: tuple[int, ...]) -> None:
-        """Count stripes of which all shards were appended as readable again.
+        """Note that stripes of which all shards were appended are readable again.
 
         Args:
-            batches: the shards, by store.
-            since: the stores' epoch before: a store that failed since then may lack its shards.
+            batches: the appended shards, by store.
+            since: epoch of the fleet before; a store that failed since then may lack its shards.
         """
         if self._soundness.doubts_any:
             written = Counter(stripe_of(shard.key) for shards in batches.values() for shard in shards)
@@ -111,6 +111,6 @@ class StripeWriter:
                     self._soundness.note_written(StripeKey(stripe), since)
 
     def was_put_lately(self, stripe: StripeKey) -> bool:
-        """Whether :meth:`put` had this stripe among the last few thousand; remembered for remote stores only."""
+        """Whether this stripe is among the last few thousand of :meth:`put`; only known for remote stores."""
         with self._lately_lock:
             return stripe in self._lately
