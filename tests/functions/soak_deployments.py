@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from taskworker.calls.bundle import packed
 from taskworker.calls.spec import FunctionSpec
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 from tests.functions.soaked import BROKEN, KEPT_S, VERSIONED
+
+P = ParamSpec("P")
+
+UNDER_WAY_MAX = 3
+"""At once: a pool refuses further ones of one user as long as those are under way."""
+
+
+def _in_turn(act: Callable[Concatenate[Deployments, P], None]) -> Callable[Concatenate[Deployments, P], None]:
+    """Wait while as many are under way as a user may have."""
+
+    @functools.wraps(act)
+    def acting(self: Deployments, *args: P.args, **kwargs: P.kwargs) -> None:
+        with self.places:
+            act(self, *args, **kwargs)
+
+    return acting
 
 
 class Deployments:
@@ -20,12 +39,14 @@ class Deployments:
 
     def __init__(self, pool: FunctionPool) -> None:
         self._pool = pool
+        self.places = threading.BoundedSemaphore(UNDER_WAY_MAX)
         self._lock = threading.Lock()
         self._words = [""]
         self._count = 0
         for _ in range(2):  # so that one can be gone back to
             self.another(random.Random(0))
 
+    @_in_turn
     def another(self, chance: random.Random) -> None:
         """A version that replaces the one before, in whose place it is called."""
         with self._lock:
@@ -36,11 +57,13 @@ class Deployments:
         if chance.random() < 0.5:  # else it is only tried, unless another one is called for it
             self.require_deployed(USER)
 
+    @_in_turn
     def back(self, _chance: random.Random) -> None:
         """The version before, again."""
         self._pool.functions.roll_back(VERSIONED, user_id=USER)
         self.require_deployed(USER)
 
+    @_in_turn
     def dry(self, chance: random.Random) -> None:
         """Something that is only tried: another version, or a function that there is not."""
         word = f"word never deployed {chance.getrandbits(40)}"
@@ -50,6 +73,7 @@ class Deployments:
         assert found.imported_by, f"{name} was imported by no worker: {found.not_imported}"
         self.require_deployed(USER)
 
+    @_in_turn
     def broken(self, chance: random.Random) -> None:
         """A version that cannot be imported, and so does not go live."""
         name = chance.choice([VERSIONED, self._new_name()])
@@ -59,6 +83,7 @@ class Deployments:
         finally:
             self.require_deployed(USER)
 
+    @_in_turn
     def passing(self, chance: random.Random) -> None:
         """A function that is deleted, which it may have been called before."""
         name = self._new_name()
