@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import threading
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec
 
 from taskworker.calls.bundle import packed
 from taskworker.calls.spec import FunctionSpec
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 from tests.functions.soaked import BROKEN, KEPT_S, VERSIONED
 
-P = ParamSpec("P")
-
 UNDER_WAY_MAX = 3
 """At once: a pool refuses further ones of one user as long as those are under way."""
 
 
-def _in_turn(act: Callable[Concatenate[Deployments, P], None]) -> Callable[Concatenate[Deployments, P], None]:
+def _in_turn(act: Callable[[Deployments, random.Random], None]) -> Callable[[Deployments, random.Random], None]:
     """Wait while as many are under way as a user may have."""
 
-    @functools.wraps(act)
-    def acting(self: Deployments, *args: P.args, **kwargs: P.kwargs) -> None:
+    def acting(self: Deployments, chance: random.Random) -> None:
         with self.places:
-            act(self, *args, **kwargs)
+            act(self, chance)
 
     return acting
 
