@@ -1,6 +1,6 @@
 """Shard stores: the port, and the append-only volume on a local disk.
 
-Names are loaded when first used: who knows the port need not have the volume.
+Names are loaded at their first use, so that users of the port alone do not load the volume.
 """
 
 from __future__ import annotations

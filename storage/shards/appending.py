@@ -20,13 +20,13 @@ class Appender:
     """Writes records to the active segment and indexes them.
 
     Args:
-        key: of the tags of the volume's records.
+        key: key for the tags of the volume's records.
         writer: has the active segment.
-        table: tells its number.
-        entries: where records are indexed.
-        access: tells whether the disk takes writes.
-        condition: whether there is space, among other things.
-        lock: the volume's.
+        table: has the number of the active segment.
+        entries: enters records into the index.
+        access: shows whether the disk takes writes.
+        condition: state of the volume, including its space.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -67,25 +67,25 @@ class Appender:
                 room.note_taken()
 
     def append_copy(self, shard: Shard, header: bytes) -> None:
-        """Append one shard to be removed from where it was. Called with the volume's lock held.
+        """Append a copy of a shard that will be removed from its former location. The caller holds the volume's lock.
 
         Args:
             shard: the shard.
-            header: of its record, see :func:`pack_headers`.
+            header: header of its record, see :func:`pack_headers`.
 
         Raises:
-            StorageError: as :meth:`ShardStore.append` does.
+            StorageError: see :meth:`ShardStore.append`.
         """
         self._append_run([shard], [header], 0, urgent=True)
 
     def append_raw(self, raw: BytesLike) -> tuple[int, int]:
-        """Append bytes as they are, without an entry in the index. Called with the volume's lock held.
+        """Append raw bytes without an entry in the index. The caller holds the volume's lock.
 
         Returns:
-            The segment and the offset in it where they are.
+            The segment and the offset of the bytes.
 
         Raises:
-            StorageError: as :meth:`ShardStore.append` does.
+            StorageError: see :meth:`ShardStore.append`.
         """
         state, length = self._writer.active, len(raw)
         if state is None or state.size + length > self._writer.segment_bytes_max:
@@ -94,7 +94,7 @@ class Appender:
         return self._table.last, offset
 
     def _append_run(self, shards: Sequence[Shard], headers: list[bytes], start: int, urgent: bool) -> int:
-        """Append as many shards as the active segment takes (at least one); index of the next one."""
+        """Append as many shards as fit into the active segment, at least one; return the index of the next one."""
         state, bytes_max = self._writer.active, self._writer.segment_bytes_max
         if state is None or (
             state.size > SEGMENT_HEADER_BYTES and state.size + HEADER_BYTES + len(shards[start].payload) > bytes_max

@@ -1,4 +1,4 @@
-"""Compaction: give back the space of records that do not count any more."""
+"""Compaction: freeing the space of records that are not valid any more."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 
 
 class Compaction:
-    """Chooses segments with little that is live, has them evacuated, and removes them. One at a time.
+    """Chooses segments with few live bytes, moves their records away, and removes them. One compaction at a time.
 
     Args:
-        files: the segments' files.
-        table: their states.
-        index: tells which segments could not be read wholly.
-        entries: count live bytes.
+        files: the segment files.
+        table: states of segments.
+        index: shows which segments could not be read completely.
+        entries: corrects counts of live bytes.
         evacuation: moves records away.
-        unread: what could not be read, and is looked at again first.
-        durability: makes copies durable before what they were made of is removed.
-        writer: has the active segment; removes others.
-        access: tells whether the disk takes writes.
-        condition: keeps what is known of the disk.
-        lock: the volume's.
+        unread: parts that could not be read; they are read again first.
+        durability: makes copies durable before their originals are removed.
+        writer: has the active segment; removes other segments.
+        access: shows whether the disk takes writes.
+        condition: state of the volume.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Compaction:
                         raise
                     break
                 except (OSError, VolumeUnavailable) as error:
-                    # It may hold what can be read at another time, or on another controller.
+                    # It may contain data that can be read at another time, or with another controller.
                     log.warning(
                         "segment %d of %s cannot be compacted now and stays: %s", number, self._files.directory, error
                     )
@@ -98,7 +98,7 @@ class Compaction:
             return compacted, freed
 
     def _recount(self) -> None:
-        """Bring the index to disk, and correct counts of live bytes that are too high."""
+        """Write the index to disk, and correct counts of live bytes that are too high."""
         with self._lock:
             sizes = self._entries.begin_count()
         self._durability.flush_index()
@@ -109,7 +109,7 @@ class Compaction:
             self._entries.correct(sizes, counted)
 
     def _choose(self, live_ratio_max: float) -> list[int]:
-        """Segments worth rewriting, emptiest first so that space is there for the rest."""
+        """Return the segments worth rewriting, emptiest first, so that they free space for the others."""
         with self._lock:
             active = self._writer.active
             if active is not None and _is_worth_it(active, live_ratio_max):
@@ -124,20 +124,20 @@ class Compaction:
         return [number for _, number in sorted(chosen)]
 
     def _compact_segment(self, number: int) -> int:
-        """Move live records away, make that durable, then drop the file. Returns bytes freed."""
+        """Move live records away durably, then remove the segment; return the bytes freed."""
         state = self._table[number]
         size = state.size
         moved = self._evacuation.move_all(number, state)
         self._durability.flush_index()
         with self._lock:
-            self._access.require()  # the index must have been told where everything has gone
+            self._access.require()  # the index on disk must have the new locations
             self._writer.drop(number)
         self._writer.remove(number)
         return size - moved
 
 
 def _is_worth_it(state: SegmentState, live_ratio_max: float) -> bool:
-    """Whether a segment has records, and so few live ones that it is rewritten."""
+    """Whether a segment has records, but so few live ones that rewriting it is worthwhile."""
     if state.size <= SEGMENT_HEADER_BYTES:
         return False
     return state.live <= SEGMENT_HEADER_BYTES or state.live / state.size <= live_ratio_max

@@ -1,4 +1,4 @@
-"""Whether a volume can be read and written now, and what each error of its disk means for that."""
+"""The condition of a volume: whether it can be read and written now, and what disk errors mean for that."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 
 class Condition:
-    """The state of a volume as its errors tell it. Whoever meets an error of the disk asks here what to raise.
+    """The state of a volume, derived from its errors. It turns errors of the disk into those to raise.
 
-    Without a lock of its own: each attribute is replaced as a whole, and readers take it as it is.
+    It has no lock of its own: attributes are replaced as a whole, and readers use their current values.
 
     Args:
-        path: the volume's directory.
-        filesystem: tells how much space there is.
-        clock_s: monotonic seconds.
+        path: directory of the volume.
+        filesystem: reports the free space.
+        clock_s: monotonic clock, in seconds.
 
     Attributes:
-        room: whether there is space for more; guarded by the volume's lock.
+        room: whether there is space; guarded by the volume's lock.
         read_only: why the disk takes no writes; empty if it does.
-        refusal: why the last write, or look at the disk, could not be done; empty if it could.
-        retry: when to try again to write to a disk that took no writes; guarded by the volume's lock.
+        refusal: why the last write or access failed; empty if it did not.
+        retry: when to try again to write to a read-only disk; guarded by the volume's lock.
     """
 
     def __init__(self, path: Path, filesystem: FileSystem, clock_s: Callable[[], float] = monotonic_s) -> None:
@@ -45,11 +45,11 @@ class Condition:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the volume failed or was closed, and has to be opened anew."""
+        """Whether the volume has failed or was closed, and has to be opened again."""
         return self._failure is not None
 
     def summary(self) -> tuple[str, str]:
-        """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
+        """Return ``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
         if self._failure is not None:
             return "failed", str(self._failure)
         if self.read_only:
@@ -63,20 +63,20 @@ class Condition:
         return ("refusing", self.refusal) if self.refusal else ("ok", "")
 
     def check_usable(self) -> None:
-        """Let only volumes pass that are open and have not failed.
+        """Check that the volume is open and has not failed.
 
         Raises:
-            VolumeFailed: this one is not.
+            VolumeFailed: it is closed or has failed.
         """
         if self._failure is not None:
             raise VolumeFailed(f"volume {self._path} cannot be used: {self._failure}")
 
     def space(self) -> Space:
-        """The space on the volume's file system.
+        """Return the space on the volume's file system.
 
         Raises:
-            VolumeFailed: the volume is closed or failed.
-            VolumeUnavailable: the file system does not tell now.
+            VolumeFailed: the volume is closed or has failed.
+            VolumeUnavailable: the file system does not answer now.
         """
         self.check_usable()
         try:
@@ -85,23 +85,23 @@ class Condition:
             raise self.unreadable(error) from error
 
     def fail(self, error: Exception) -> VolumeFailed:
-        """Note that nothing counts any more until the volume is opened anew; what to raise for the error."""
+        """Note that the volume has failed and must be opened again; return the error to raise."""
         if self._failure is None:
             log.error("volume %s failed: %s", self._path, error)
             self._failure = error
         return VolumeFailed(f"volume {self._path} failed: {error}; it is opened anew once its disk answers")
 
     def end(self, reason: str) -> None:
-        """Note that the volume is closed, unless it failed before: nobody can use it from now on."""
+        """Note that the volume is closed, unless it has failed before. It cannot be used any more."""
         self._failure = self._failure or VolumeFailed(reason)
 
     def unreadable(self, error: OSError) -> VolumeUnavailable:
-        """What to raise for a read that failed."""
+        """Return the error to raise for a failed read."""
         self.refusal = f"volume {self._path} cannot be read now: {error}"
         return VolumeUnavailable(self.refusal)
 
     def refused(self, error: OSError) -> StorageError:
-        """What to raise for a write, or a change of the directory, that failed; the condition follows from it."""
+        """Update the condition after a failed write or change of the directory; return the error to raise."""
         match fault_of(error):
             case Fault.READ_ONLY:
                 self.note_read_only(error)
@@ -115,7 +115,7 @@ class Condition:
                 return self.fail(error)
 
     def note_read_only(self, error: OSError) -> None:
-        """The disk takes no writes; when to try again is counted from now."""
+        """Note that the disk takes no writes. The pause before the next attempt begins now."""
         if not self.read_only:
             log.warning("volume %s can only be read: %s", self._path, error)
         self.read_only = f"volume {self._path} can only be read: {error}"

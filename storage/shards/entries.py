@@ -1,4 +1,4 @@
-"""Records that count: entries of the index, and the live bytes that they make up in their segments."""
+"""Valid records: their entries in the index, and the live bytes of their segments."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from storage.shards.segment_table import SegmentTable
 
 
 class Entries:
-    """Changes the index and the table of segments together. Guarded by the volume's lock."""
+    """Changes the index and the segment table together. Guarded by the volume's lock."""
 
     def __init__(self, index: ShardIndex, table: SegmentTable) -> None:
         self._index = index
         self._table = table
-        self._appended = True  # since live bytes were last counted
+        self._appended = True  # whether anything was appended since live bytes were counted
 
-    # -- records that are there ------------------------------------------------------------------
+    # -- valid records ---------------------------------------------------------------------------
 
     def enter(self, shards: Sequence[Shard], segment: int, offset: int) -> None:
         """Index records that were just written one after another, and release those that they replace.
 
-        Only recent entries can be replaced here: writers ask for a shard's presence first, so a
-        second copy comes from a race between them. Looking in memory alone is what that needs.
+        Writers check first whether a shard exists, so a second copy can only come from a race between them. Then the
+        replaced entry is recent, and it is enough to look for it in memory.
         """
         start = offset
         for key, object_length, _, payload in shards:
@@ -45,7 +45,7 @@ class Entries:
         self._appended = True
 
     def enter_found(self, shard: Shard, segment: int, offset: int) -> None:
-        """Index an intact record that was found in a segment, in place of any that is indexed."""
+        """Index an intact record that was found in a segment, in place of an earlier entry."""
         old = self._index.get(shard.key)
         if old is not None and not old.is_at(segment, offset):
             self._table.release(old)
@@ -56,7 +56,7 @@ class Entries:
         self._table[segment].live += HEADER_BYTES + len(shard.payload)
 
     def enter_bad(self, found: ScannedRecord, segment: int) -> None:
-        """Set aside a whole record that is not intact, unless there is a good one."""
+        """Set aside a complete but damaged record, unless there is a good one."""
         key, length = found.header.key, found.header.payload_length
         if self._index.get(key) is None and self._index.aside(key) is None:
             place = Location(segment, found.offset, length, found.header.object_length)
@@ -69,11 +69,11 @@ class Entries:
             self._index.newest = Newest(sequence, key)
 
     def release(self, location: Location) -> None:
-        """A record is about to be entered at another place."""
+        """Note that a record is about to be entered at another location."""
         self._table.release(location)
 
     def remove(self, key: ShardKey) -> bool:
-        """Forget a shard; False if there was none, not even one set aside."""
+        """Forget a shard, including a record set aside; return whether there was any."""
         location = self._index.get(key)
         if location is not None:
             self._index.remove(key)
@@ -81,7 +81,7 @@ class Entries:
         return self._drop_any_aside(key) or location is not None
 
     def _drop_any_aside(self, key: ShardKey) -> bool:
-        """Forget the record of a shard that is set aside; False if there is none."""
+        """Forget a shard's record that is set aside; return whether there was one."""
         aside = self._index.forget_aside(key)
         if aside is not None:
             self._table.release(aside.location)
@@ -90,14 +90,18 @@ class Entries:
     # -- records set aside -----------------------------------------------------------------------
 
     def set_aside(self, key: ShardKey, location: Location, *, wrong: bool) -> bool:
-        """Let nobody read a record any more, unless the shard has another by now. Its bytes still count as live."""
+        """Exclude a record from reads, unless the shard has another one by now. Its bytes still count as live.
+
+        Returns:
+            Whether it was set aside.
+        """
         if self._index.get(key) != location or not self._index.set_aside(key, Aside(location, wrong)):
             return False
         self._index.remove(key)
         return True
 
     def restore(self, key: ShardKey, aside: Aside) -> bool:
-        """Let a record be read again that was set aside; False if it is not set aside any more."""
+        """Make a record readable again that was set aside; return False if it is not set aside any more."""
         if self._index.aside(key) != aside or self._index.get(key) is not None:
             return False
         self._index.forget_aside(key)
@@ -105,12 +109,12 @@ class Entries:
         return True
 
     def drop_aside(self, key: ShardKey, aside: Aside) -> None:
-        """Nothing is left of a record that is set aside."""
+        """Forget a record set aside of which nothing is left."""
         self._index.forget_aside(key)
         self._table.release(aside.location)
 
     def move_aside(self, key: ShardKey, aside: Aside, segment: int, offset: int) -> None:
-        """The bytes of a record that is set aside were copied to the end of a segment, and count there from now on."""
+        """Note that the bytes of a record set aside were copied to another segment, where they count from now on."""
         self._table[segment].live += HEADER_BYTES + aside.location.payload_length
         self._table.release(aside.location)
         self._index.set_aside(key, Aside(aside.location._replace(segment=segment, offset=offset), aside.wrong))
@@ -118,21 +122,21 @@ class Entries:
     # -- correcting the counts -------------------------------------------------------------------
 
     def begin_count(self) -> dict[int, int] | None:
-        """Sizes of segments before their live bytes are counted; None if nothing was appended since the last time."""
+        """Return segment sizes before a count of live bytes; None if nothing was appended since the last count."""
         appended, self._appended = self._appended, False
         return self._table.sizes() if appended else None
 
     def correct(self, sizes: dict[int, int], counted: Counter[int]) -> None:
-        """Lower the live bytes of segments to what was counted.
+        """Lower the live bytes of segments to the counted ones.
 
-        A shard that is stored a second time, its entry being in LMDB already, leaves its first record counted.
+        If a shard is stored a second time and its first entry is already in LMDB, its first record stays counted.
 
         Args:
-            sizes: of the segments, before the count was begun.
-            counted: what :meth:`ShardIndex.live_bytes` found.
+            sizes: sizes of the segments before the count.
+            counted: result of :meth:`ShardIndex.live_bytes`.
         """
         for number, size in sizes.items():
             state = self._table.get(number)
-            if state is not None:  # what was appended meanwhile may not be among what was counted
+            if state is not None:  # bytes appended during the count may not be included
                 most = SEGMENT_HEADER_BYTES + counted[number] + state.size - size
                 state.live = min(state.live, most)

@@ -15,16 +15,16 @@ from storage.shards.segment_files import SegmentFiles
 
 
 class Mover:
-    """Appends a copy of a record and points the index at it. Takes the volume's lock.
+    """Appends copies of records and points the index at them. Takes the volume's lock.
 
     Args:
-        key: of the tags of the volume's records.
-        files: the segments' files.
-        index: where each record is.
-        entries: where copies are indexed.
+        key: key for the tags of the volume's records.
+        files: the segment files.
+        index: locations of records.
+        entries: enters copies into the index.
         appender: writes copies.
-        condition: tells whether the volume can still be used.
-        lock: the volume's.
+        condition: shows whether the volume can still be used.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Mover:
         """Append copies and point the index at them, unless a record was removed or replaced meanwhile.
 
         Args:
-            number: the segment that the records are in.
-            batch: their offsets there, and what they are.
+            number: segment of the records.
+            batch: offset and shard of each record.
 
         Returns:
             Bytes appended.
@@ -71,7 +71,7 @@ class Mover:
         return moved
 
     def move_aside(self, key: ShardKey, aside: Aside) -> int:
-        """Copy the bytes of a record that is set aside as they are; bytes appended."""
+        """Copy the raw bytes of a record that is set aside; return the number of bytes appended."""
         file = self._files.file(aside.location.segment)
         length = HEADER_BYTES + aside.location.payload_length
         raw = memoryview(bytearray(length))
@@ -80,7 +80,7 @@ class Mover:
             self._condition.check_usable()
             if self._index.aside(key) != aside:
                 return 0
-            if not is_there:  # the file ends before it does: there is nothing to keep
+            if not is_there:  # the file ends before the record does: there is nothing to keep
                 self._entries.drop_aside(key, aside)
                 return 0
             self._entries.move_aside(key, aside, *self._appender.append_raw(raw))

@@ -1,4 +1,4 @@
-"""The newest version or tombstone on a volume, by its commit sequence."""
+"""The newest version or tombstone on a volume, by its commit's sequence number."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from storage.shards.reading import Reader
 from storage.shards.sectors import BadSectors
 from storage.shards.segment_table import SegmentTable
 
-_UNREADABLE_RECORDS_MAX = 16  # passed over in search of the newest record; each may take the disk seconds
+_UNREADABLE_RECORDS_MAX = 16  # to skip in the search; each may take the disk seconds
 
 
 class NewestRecord:
-    """Reads it where the index says that it is, and looks for the next one if that is not it any more.
+    """Reads the newest record as noted in the index, and searches for the next one if that is gone or unreadable.
 
     Args:
-        index: remembers which it is.
-        table: tells whether anything was appended meanwhile.
+        index: has a note of the newest record.
+        table: shows whether anything was appended during a search.
         reader: reads records.
-        condition: tells what to raise if none can be read.
-        lock: the volume's; taken to correct what the index remembers.
+        condition: makes the error if no record can be read.
+        lock: lock of the volume; taken to correct the note.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class NewestRecord:
         return self._next(known, sectors, is_wrong=shard is not None)
 
     def _next(self, gone: Newest, sectors: BadSectors, *, is_wrong: bool) -> Shard | None:
-        """The newest record of those that can be read, where the newest of all cannot, was removed, or is another."""
+        """Search for the newest readable record, if the one noted is unreadable, removed, or wrong."""
         size_before = self._table.bytes_indexed()
         found: tuple[Newest, Shard] | None = None
         for key in self._index.keys(b"", None):
@@ -61,14 +61,15 @@ class NewestRecord:
             raise self._condition.unreadable(sectors.last) from sectors.last
         with self._lock:
             removed = self._index.get(gone.key) is None and self._index.aside(gone.key) is None
-            # What was appended meanwhile may be newer, and was not noted beside one that claims to be later.
+            # A record appended during the search may be newer than the one found. It was not noted, as the wrong
+            # record claimed to be later.
             replaceable = removed or (is_wrong and self._table.bytes_indexed() == size_before)
             if replaceable and self._index.newest == gone:
                 self._index.newest = None if found is None else found[0]
         return None if found is None else found[1]
 
     def _read_past(self, key: ShardKey, sectors: BadSectors) -> Shard | None:
-        """A shard; None if it is not there, is rotten, or lies in a bad sector."""
+        """Read a shard; return None if it is missing, rotten, or in a bad sector."""
         try:
             return self._reader.read(key)
         except CorruptShard:

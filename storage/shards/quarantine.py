@@ -1,4 +1,4 @@
-"""Records that are bad, or cannot be read: nobody reads them, but their bytes are kept."""
+"""Quarantine for records that are bad or unreadable: they are not read any more, but their bytes are kept."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Sets records aside, and takes them back once they read well. Each method takes the volume's lock where it must.
+    """Sets records aside, and restores them once they can be read. Methods take the volume's lock where necessary.
 
     Args:
-        directory: the volume's, for messages.
-        index: has the list of what is set aside.
-        entries: where records count, or not any more.
-        records: reads them.
-        lock: the volume's.
+        directory: directory of the volume, for messages.
+        index: has the list of records set aside.
+        entries: entries of valid records.
+        records: reads records.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class Quarantine:
             try:
                 self._records.read(key, location)
             except CorruptShard:
-                pass  # as its reader found it
+                pass  # confirmed
             else:
                 return False
         return self.set_aside(key, location, wrong=wrong)
 
     def set_aside(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
-        """Let nobody read a record any more, unless the shard has another by now. Its bytes stay, and count as live."""
+        """Exclude a record from reads, unless the shard has another one by now. Its bytes stay, and count as live."""
         with self._lock:
             return self._entries.set_aside(key, location, wrong=wrong)
 
     def restored(self, key: ShardKey) -> Shard | None:
-        """A shard that was set aside for being unreadable, and reads well now: it counts as there again.
+        """Restore and return a shard that was set aside as unreadable, if it can be read now; else return None.
 
         Raises:
             VolumeUnavailable: it still cannot be read.
@@ -70,7 +70,7 @@ class Quarantine:
         return shard
 
     def restore_readable(self) -> None:
-        """Look again at all that was set aside for being unreadable or bad."""
+        """Try to restore all records set aside, except those proved wrong."""
         for key, aside in self._index.all_aside().items():
             if not aside.wrong:
                 try:

@@ -1,4 +1,4 @@
-"""Reading a volume's shards by their keys."""
+"""Reading shards of a volume by their keys."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from storage.shards.segment_files import SegmentFiles
 
 
 class Reader:
-    """Finds shards in the index, and follows those that a compaction moves meanwhile. Takes no lock.
+    """Finds shards in the index, also if a compaction moves them meanwhile. Takes no lock.
 
     Args:
-        index: where each record is.
-        files: the segments' files.
+        index: locations of records.
+        files: the segment files.
         records: reads and checks whole records.
-        quarantine: gives back what was set aside and reads well now.
-        durability: flushes the index before its keys are walked.
+        quarantine: restores records that can be read again.
+        durability: flushes the index before its keys are listed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Reader:
             raise
 
     def _was_moved(self, key: ShardKey, location: Location) -> bool:
-        """Whether compaction moved the shard since it was looked up."""
+        """Whether a compaction has moved the shard since it was looked up."""
         return self._index.get(key) not in (None, location)
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:

@@ -1,8 +1,8 @@
-"""Bytes of a shard record and of a segment's first block (docs/format.md has the same as tables).
+"""Encoding of shard records and of a segment's first block (docs/format.md has tables of both).
 
-Record: ``magic(4) format(1) key(36) object_length(4) payload_length(4) digest(32) zero(3) tag(12)``,
-then the payload. Integers are little-endian. The tag is keyed with the volume's own random key, so
-that a scan for records cannot be fooled by record-like bytes inside somebody's payload.
+Record: ``magic(4) format(1) key(36) object_length(4) payload_length(4) digest(32) zero(3) tag(12)``, then the payload.
+Integers are little-endian. The tag is made with the volume's own random key, so that bytes in a payload that look like
+a record cannot mislead a scan.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ assert HEADER_BYTES == 96
 
 
 class Header(NamedTuple):
-    """A record's header taken apart."""
+    """A decoded header of a record."""
 
     key: ShardKey
     object_length: int
@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
 
 class SegmentHeader(NamedTuple):
-    """First block of a segment file: which volume of which store it belongs to, and the store's defaults."""
+    """First block of a segment file: its store and volume, and the store's defaults."""
 
     store_id: bytes
     volume_key: bytes
@@ -59,7 +59,7 @@ class SegmentHeader(NamedTuple):
 
 
 def pack_headers(shards: Iterable[Shard], volume_key: bytes) -> list[bytes]:
-    """The header of each shard's record on the volume with this key."""
+    """Encode the header of each shard's record, for the volume with this key."""
     headers = []
     pack = _BODY.pack
     for key, object_length, digest, payload in shards:
@@ -69,7 +69,7 @@ def pack_headers(shards: Iterable[Shard], volume_key: bytes) -> list[bytes]:
 
 
 def parse_header(raw: bytes | memoryview, volume_key: bytes) -> Header | None:
-    """The header in the first 96 bytes of ``raw``, or None if it is none of this volume's."""
+    """Decode the header in the first 96 bytes of ``raw``; return None if it is not a header of this volume."""
     if len(raw) < HEADER_BYTES:
         return None
     magic, version, key, object_length, payload_length, digest = _BODY.unpack_from(raw)
@@ -84,16 +84,16 @@ def parse_header(raw: bytes | memoryview, volume_key: bytes) -> Header | None:
 
 
 def pack_segment_header(header: SegmentHeader) -> bytes:
-    """The 128-byte block that starts a segment file."""
+    """Encode the 128-byte first block of a segment file."""
     body = _SEGMENT.pack(SEGMENT_MAGIC, *header[:-2], header.k - 1, header.n - 1) + bytes(_SEGMENT_PAD)
     return body + blake3(body).digest()
 
 
 def parse_segment_header(raw: bytes) -> SegmentHeader:
-    """Inverse of :func:`pack_segment_header`.
+    """Decode the first block of a segment file.
 
     Raises:
-        FormatError: not a segment, or its first block is damaged.
+        FormatError: it is not a segment, or its first block is damaged.
     """
     if len(raw) < SEGMENT_HEADER_BYTES or raw[:8] != SEGMENT_MAGIC:
         raise FormatError("not a segment file of a volume (bad magic)")

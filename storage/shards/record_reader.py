@@ -1,4 +1,4 @@
-"""Reading single records of segments, and checking them."""
+"""Reading and checking single records of segments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from storage.shards.segment_files import SegmentFiles
 
 
 class RecordReader:
-    """Reads the records at known places. Thread-safe.
+    """Reads records at known locations. Thread-safe.
 
     Args:
-        key: of the tags of the volume's records.
-        files: the segments' files.
+        key: key for the tags of the volume's records.
+        files: the segment files.
     """
 
     def __init__(self, key: bytes, files: SegmentFiles) -> None:
@@ -24,11 +24,11 @@ class RecordReader:
         self._files = files
 
     def read(self, key: ShardKey, location: Location) -> Shard:
-        """The record at a place; read once more past the cache if it is bad, which memory may be to blame for.
+        """Read the record at a location. A bad record is read again from the disk, as the cache may be at fault.
 
         Raises:
-            CorruptShard: it is not this shard's, or its bytes are not what was written.
-            VolumeUnavailable: the disk does not give it now.
+            CorruptShard: the record is not this shard's, or its bytes are not what was written.
+            VolumeUnavailable: it cannot be read now.
         """
         file = self._files.file(location.segment)
         if file is None:
@@ -55,10 +55,10 @@ class RecordReader:
         return f"{location.segment}:{location.offset} of {self._files.directory}"
 
     def holds(self, key: ShardKey, location: Location) -> bool:
-        """Whether the record at a place is this shard's, judged by its header.
+        """Whether the record at a location is this shard's, judged by its header.
 
         Raises:
-            VolumeUnavailable: the disk does not give it now.
+            VolumeUnavailable: it cannot be read now.
         """
         file = self._files.file(location.segment)
         raw = memoryview(bytearray(HEADER_BYTES))

@@ -1,4 +1,4 @@
-"""Walking all records of some kinds that a volume holds."""
+"""Listing all records of some kinds on a volume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.shards.scan import Gap, ScannedRecord, scan_records
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
 
-_PAGE_OF_RECORDS_BYTES = 256 * 1024  # whoever asks many volumes has a page or two of each
+_PAGE_OF_RECORDS_BYTES = 256 * 1024  # small, as callers may hold a page or two of many volumes
 _SCANNED_TOGETHER_BYTES = 16 * MIB
 _READ_TOGETHER = 64
 
@@ -24,11 +24,11 @@ class RecordWalk:
     """See :meth:`ShardStore.records`.
 
     Args:
-        key: of the tags of the volume's records.
-        files: the segments' files.
-        table: which segments there are.
-        index: tells which records count.
-        reader: reads what a scan passed over.
+        key: key for the tags of the volume's records.
+        files: the segment files.
+        table: the existing segments.
+        index: shows which records are valid.
+        reader: reads records that a scan has skipped.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RecordWalk:
         page: list[Shard] = []
         size, scanned = 0, 0
         for found in scan:
-            # What a collect has dropped must not come back for being still on disk.
+            # Dropped records may still be on disk, and must not come back.
             if (
                 isinstance(found, ScannedRecord)
                 and found.intact
@@ -77,7 +77,7 @@ class RecordWalk:
         yield page
 
     def _pages_by_index(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        """What a scan may have passed over: the index tells whether the pages that it could not read held anything."""
+        """Read all records by the index, after a scan that had to skip pages, which may have contained records."""
         unread: list[VolumeUnavailable] = []
 
         def read(key: ShardKey) -> Shard | None:

@@ -1,4 +1,4 @@
-"""Reading all that a volume holds, to find what is bad."""
+"""Reading everything on a volume to find bad data."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Scrub:
     """Finds bad bytes segment by segment, or checks single shards.
 
     Args:
-        key: of the tags of the volume's records.
-        files: the segments' files.
-        table: how far each is written.
-        index: is checked, too.
+        key: key for the tags of the volume's records.
+        files: the segment files.
+        table: sizes of segments.
+        index: the index, which is checked as well.
         reader: reads single shards.
-        quarantine: takes bad ones, and gives back what reads well now.
-        unread: what could not be read, and is looked at again first.
-        durability: brings the index to disk before it is checked.
+        quarantine: sets bad shards aside, and restores those that can be read again.
+        unread: parts that could not be read; they are read again first.
+        durability: writes the index to disk before it is checked.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Scrub:
         self._durability = durability
 
     def damaged_ranges(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> DamagedRanges:
-        """Read and verify what is stored; where the bytes are bad, or cannot be read.
+        """Read and verify segments; return the byte ranges that are bad or cannot be read.
 
         Args:
-            progress: gets numbers of bytes read.
-            segments: which ones to read; all by default.
+            progress: called with numbers of bytes read.
+            segments: segments to read; default all.
 
         Raises:
-            VolumeUnavailable: the disk gives nothing of a segment, or the machine cannot open it.
+            VolumeUnavailable: the disk cannot read any part of a segment, or the machine cannot open it.
         """
         bad = DamagedRanges()
         self._durability.flush_index()
@@ -74,7 +74,7 @@ class Scrub:
             if state is None:
                 continue
             file = self._files.file(number)
-            indexed = state.size  # once: what is appended during the scan is none of its business
+            indexed = state.size  # fixed now: records appended during the scan are not checked
             size = min(indexed, self._files.length(file)) if file else 0
             if file is not None:
                 self._require_answer(file)
@@ -84,7 +84,7 @@ class Scrub:
         return bad
 
     def _require_answer(self, file: VolumeFile) -> None:
-        """See that the disk gives a segment's first block: what else it does not give then are bad sectors."""
+        """Check that the disk can read a segment's first block. If so, later read errors are bad sectors."""
         self._files.drop_cache(file)
         self._files.fill(file, [memoryview(bytearray(SEGMENT_HEADER_BYTES))], SEGMENT_HEADER_BYTES, 0)
 
@@ -108,7 +108,7 @@ class Scrub:
             except CorruptShard:
                 if place is not None and self._quarantine.discard(key, place):
                     return Verdict.ROTTEN
-                if place == self._index.get(key):  # otherwise a collect moved it meanwhile
+                if place == self._index.get(key):  # otherwise a collect has moved it
                     return Verdict.UNREADABLE
             except VolumeUnavailable:
                 return Verdict.UNREADABLE

@@ -1,4 +1,4 @@
-"""The segment files of a volume: their names, and open ones to read from."""
+"""The segment files of a volume: their names, and open files for reading."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from storage.shards.filesystem import FileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, read_segment_header
 from storage.shards.record import SegmentHeader
 
-_OPEN_FILES_MAX = 64  # per volume; well below the usual limit of 1024 descriptors with six volumes
+_OPEN_FILES_MAX = 64  # per volume; with six volumes, well below the usual limit of 1024 descriptors
 
 
 class SegmentFiles:
-    """Opens segments, and reads from them. Thread-safe, by a lock that is held while a segment is opened.
+    """Opens segments and reads from them. Thread-safe; its lock is held while a segment is opened.
 
-    Methods that say nothing else raise OSError as the disk gives it; what it means is for the caller to judge.
+    Unless they say otherwise, methods raise the disk's OSError, and the caller decides what it means.
 
     Args:
-        directory: the volume's.
-        filesystem: the door to the disk.
-        condition: tells what to raise when a read fails.
+        directory: directory of the volume.
+        filesystem: access to the disk.
+        condition: makes the error for a failed read.
     """
 
     def __init__(self, directory: Path, filesystem: FileSystem, condition: Condition) -> None:
@@ -35,25 +35,25 @@ class SegmentFiles:
         self._lock = threading.Lock()
 
     def path_of(self, number: int) -> Path:
-        """Where a segment's file is."""
+        """Return the path of a segment's file."""
         return self.directory / f"{number:08d}{SEGMENT_SUFFIX}"
 
     def numbers(self) -> list[int]:
-        """Numbers of the segments in the directory, ascending."""
+        """Return the numbers of the segments in the directory, ascending."""
         names = self._filesystem.names(self.directory)
         stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def open(self, number: int, *, writable: bool = False) -> VolumeFile:
-        """Open a segment's file anew."""
+        """Open a segment's file, without the cache of open files."""
         return self._filesystem.open(self.path_of(number), writable=writable)
 
     def header(self, number: int) -> SegmentHeader | None:
-        """A segment's first block; None if it is damaged or not there."""
+        """Read a segment's first block; return None if it is damaged or missing."""
         return read_segment_header(self.path_of(number), self._filesystem)
 
     def create(self, number: int) -> VolumeFile:
-        """Create a segment's file. Raises StoreFull, and FileExistsError if there is one."""
+        """Create a segment's file. Raises StoreFull, or FileExistsError if it exists."""
         return self._filesystem.create(self.path_of(number))
 
     def remove(self, number: int) -> None:
@@ -61,13 +61,13 @@ class SegmentFiles:
         self._filesystem.remove(self.path_of(number))
 
     def sync_directory(self) -> None:
-        """Make names created and removed durable."""
+        """Make created and removed names durable."""
         self._filesystem.sync_directory(self.directory)
 
     # -- open files ------------------------------------------------------------------------------
 
     def file(self, number: int) -> VolumeFile | None:
-        """An open segment; None if it is gone from a directory that is there.
+        """Return an open segment; None if the directory exists but the segment does not.
 
         Raises:
             VolumeUnavailable: it cannot be opened now.
@@ -87,9 +87,9 @@ class SegmentFiles:
             return file
 
     def _is_gone(self, number: int) -> bool:
-        """Whether the directory is there, this volume's, and without a segment: all of it seen in one look.
+        """Whether the directory is that of this volume and has no such segment, by a single listing.
 
-        A disk that dropped out leaves an empty directory behind, or none.
+        A disk that has dropped out leaves an empty directory, or none.
         """
         try:
             names = self._filesystem.names(self.directory)
@@ -98,32 +98,32 @@ class SegmentFiles:
         return IDENTITY_FILE in names and self.path_of(number).name not in names
 
     def keep(self, number: int, file: VolumeFile) -> None:
-        """Have readers use a file that was opened for writing."""
+        """Let readers use a file that was opened for writing."""
         with self._lock:
             self._open[number] = file
 
     def let_go(self, number: int) -> None:
-        """Keep a segment open no longer."""
+        """Remove a segment from the open files."""
         with self._lock:
             self._open.pop(number, None)
 
     def clear(self) -> None:
-        """Keep no segment open: each is opened anew by whoever reads it next."""
+        """Remove all segments from the open files, so that the next reads open them again."""
         with self._lock:
             self._open.clear()
 
     # -- reading from them -----------------------------------------------------------------------
 
     def fill(self, file: VolumeFile, buffers: Sequence[memoryview], length: int, offset: int) -> bool:
-        """Read ``length`` bytes, all that the buffers hold, from ``offset``; False if the file ends before.
+        """Read ``length`` bytes from ``offset`` into buffers of this total length; False if the file ends before.
 
         Raises:
-            VolumeUnavailable: the disk does not give them now.
+            VolumeUnavailable: the disk cannot read them now.
         """
         try:
             if file.read_into(buffers, offset) == length:
                 return True
-            # Fewer than asked for is no error; that the file is shorter is only what its length says.
+            # A short read is no error. Only the file's length shows that it is shorter.
             whole = memoryview(bytearray(length))
             done = 0
             while done < length:
@@ -142,10 +142,10 @@ class SegmentFiles:
         return done == length
 
     def length(self, file: VolumeFile) -> int:
-        """A file's length in bytes.
+        """Return a file's length in bytes.
 
         Raises:
-            VolumeUnavailable: the disk does not tell it now.
+            VolumeUnavailable: it cannot be read now.
         """
         try:
             return file.size()
@@ -153,10 +153,10 @@ class SegmentFiles:
             raise self._condition.unreadable(error) from error
 
     def drop_cache(self, file: VolumeFile) -> None:
-        """See to it that the next reads come from the disk, see :meth:`VolumeFile.drop_cache`.
+        """Make the next reads come from the disk; see :meth:`VolumeFile.drop_cache`.
 
         Raises:
-            VolumeUnavailable: that cannot be done now.
+            VolumeUnavailable: this cannot be done now.
         """
         try:
             file.drop_cache()

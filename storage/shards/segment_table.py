@@ -1,4 +1,4 @@
-"""Which segments a volume has, how long each is, and how much of it is live."""
+"""The table of a volume's segments: their sizes and their live bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from storage.shards.record import HEADER_BYTES
 
 
 class SegmentTable:
-    """The state of each segment, by number. Changed under the volume's lock; single look-ups need none.
+    """The state of each segment, by number. Changes need the volume's lock; single look-ups do not.
 
     Attributes:
-        last: the highest number that was ever used. Numbers are never used twice, so that a stale entry of the
-            index cannot point into a later segment.
+        last: the highest number ever used. Numbers are never reused, so that an outdated entry of the index cannot
+            point into a later segment.
     """
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class SegmentTable:
         """Forget all segments.
 
         Args:
-            last: the highest number that was ever used.
-            dropped: segments that are gone, and still have a row in the index.
+            last: the highest number ever used.
+            dropped: segments that are gone but still have a row in the index.
         """
         self.last, self._states, self._dropped = last, {}, dropped
 
@@ -36,58 +36,58 @@ class SegmentTable:
         return self._states[number]
 
     def get(self, number: int) -> SegmentState | None:
-        """A segment's state; None if there is no such segment."""
+        """Return a segment's state; None if there is no such segment."""
         return self._states.get(number)
 
     def numbers(self) -> list[int]:
-        """Numbers of all segments, ascending."""
+        """Return the numbers of all segments, ascending."""
         return sorted(self._states)
 
     def items(self) -> list[tuple[int, SegmentState]]:
-        """Number and state of all segments."""
+        """Return number and state of all segments."""
         return list(self._states.items())
 
     def add(self, number: int, state: SegmentState) -> None:
-        """There is a segment of this number."""
+        """Add a segment."""
         self._states[number] = state
 
     def forget(self, number: int) -> None:
-        """A segment turned out to be none."""
+        """Remove a segment that turned out not to be one."""
         del self._states[number]
 
     def drop(self, number: int) -> None:
-        """A segment is about to be removed; its row in the index goes with the next flush."""
+        """Remove a segment whose file is about to be removed. The next flush deletes its row in the index."""
         self._states.pop(number, None)
         self._dropped.append(number)
 
     def release(self, location: Location) -> None:
-        """The record there is no longer live."""
+        """Note that the record at a location is not live any more."""
         state = self._states.get(location.segment)
         if state is not None:
             state.live -= HEADER_BYTES + location.payload_length
 
     def covers(self, segment: int, stop: int) -> bool:
-        """Whether a segment is there and reaches to offset ``stop``."""
+        """Whether a segment exists and reaches up to the offset ``stop``."""
         state = self._states.get(segment)
         return state is not None and stop <= state.size
 
     def sizes(self) -> dict[int, int]:
-        """Bytes of each segment by its number, ascending."""
+        """Return the size of each segment in bytes, by its number, ascending."""
         return {number: state.size for number, state in sorted(self._states.items())}
 
     def bytes_indexed(self) -> int:
-        """Bytes of all segments together."""
+        """Return the size of all segments together, in bytes."""
         return sum(state.size for state in list(self._states.values()))
 
-    # -- what the index keeps of it --------------------------------------------------------------
+    # -- rows in the index -----------------------------------------------------------------------
 
     def checkpoint(self) -> dict[int, tuple[int, int]]:
-        """Size and live bytes of each segment, as they are now."""
-        # A count below zero comes of rotten index entries; kept as zero, it has the index made again.
+        """Return size and live bytes of each segment, as they are now."""
+        # Rotten index entries can make a count negative. Stored as zero, it makes the next opening rebuild the index.
         return {number: (state.size, max(state.live, 0)) for number, state in self._states.items()}
 
     def take_dropped(self) -> list[int]:
-        """Removed segments whose rows in the index are to be deleted now.
+        """Return removed segments whose rows in the index have to be deleted now.
 
         The row of the last segment stays even if its file is gone: it records the highest number.
         """
@@ -96,5 +96,5 @@ class SegmentTable:
         return dropped
 
     def give_back_dropped(self, dropped: list[int]) -> None:
-        """These rows could not be deleted: the next flush tries again."""
+        """Add back rows that could not be deleted, for the next flush."""
         self._dropped += dropped

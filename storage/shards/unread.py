@@ -1,4 +1,4 @@
-"""Parts of segments that could not be read when they were indexed, and are looked at again."""
+"""Parts of segments that could not be read when they were indexed, and are read again later."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class UnreadParts:
-    """Finds records in what the index notes as unread, as soon as the disk gives it.
+    """Finds records in the parts noted as unread, once the disk can read them.
 
     Args:
-        key: of the tags of the volume's records.
-        files: the segments' files.
-        table: which segments there are.
-        index: has the list of what is unread.
-        entries: where records are indexed.
-        lock: the volume's.
+        key: key for the tags of the volume's records.
+        files: the segment files.
+        table: the existing segments.
+        index: has the list of unread parts.
+        entries: enters records into the index.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class UnreadParts:
         self._lock = lock
 
     def look_again(self) -> None:
-        """Read all of it again, and enter the records found there. What still cannot be read stays noted.
+        """Read all unread parts again, and index the records in them. Parts that still cannot be read stay noted.
 
         Takes the volume's lock for each record.
         """
@@ -66,7 +66,7 @@ class UnreadParts:
                 self._index.unread = self._index.unread - {unread} | left
 
     def _enter(self, file: VolumeFile, unread: Unread) -> set[Unread]:
-        """Enter what lies in a part that could not be read; what still cannot be."""
+        """Index the records in a part; return the parts of it that still cannot be read."""
         number = unread.segment
         left: set[Unread] = set()
         for found in scan_records(file, self._key, unread.start, unread.stop, go_past=BadSectors().go_past):

@@ -1,4 +1,4 @@
-"""Verifying a volume: what is rotten, shard by shard, after all of it was read."""
+"""Verification of a volume: verdicts on single shards, after everything was read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class LocalVerification:
     """See :class:`storage.shards.port.Verification`.
 
     Args:
-        bad: what was found bad, or could not be read.
-        index: where each record is.
-        table: how far segments reach.
+        bad: byte ranges that were bad or could not be read.
+        index: locations of records.
+        table: sizes of segments.
         records: reads headers.
-        reader: walks all keys.
-        quarantine: reads what is in doubt once more, and sets it aside.
+        reader: lists all keys.
+        quarantine: reads doubtful shards again, and sets bad ones aside.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LocalVerification:
             verdict = self._look_again(key, location)
             if verdict is not None:
                 return verdict
-            location = self._index.get(key)  # a collect moved it meanwhile
+            location = self._index.get(key)  # a collect has moved it
         return Verdict.MISSING if location is None else Verdict.GOOD
 
     def quarantine_rest(self) -> Iterator[ShardKey]:
@@ -68,10 +68,10 @@ class LocalVerification:
                     yield key
 
     def _look_again(self, key: ShardKey, location: Location) -> Verdict | None:
-        """Read a shard that was found bad once more, and set it aside if it still is; None if it is elsewhere now.
+        """Read a shard that was found bad again, and set it aside if it still is; return None if it was moved.
 
-        What the disk answered for a moment ago, but will not give, is in bad sectors: set aside like rot, so that
-        it is made anew, and looked at again by later verifications.
+        If the disk worked a moment ago but cannot read this shard, the shard is in bad sectors. It is set aside like a
+        rotten one, so that it is made again, and later verifications try to read it again.
         """
         try:
             if self._quarantine.discard(key, location):

@@ -1,4 +1,4 @@
-"""Trying again, from time to time, to write to a disk that took no writes or had no space."""
+"""Retries writing, at intervals, to a disk that took no writes or had no space."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class WriteAccess:
-    """Tells whether a volume takes writes.
+    """Checks whether a volume takes writes.
 
     Args:
-        filesystem: the door to the disk.
-        files: the segments' files.
-        table: which segments there are.
+        filesystem: access to the disk.
+        files: the segment files.
+        table: the existing segments.
         writer: begins or resumes the active segment.
-        index: says whether entries reach the disk.
-        condition: what is known of the disk.
-        lock: the volume's.
+        index: the index, which must also be writable.
+        condition: state of the volume.
+        lock: lock of the volume.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class WriteAccess:
         self._lock = lock
 
     def can_be_written(self) -> bool:
-        """Whether the disk takes writes, tried again from time to time if it did not, and is not known to be full.
+        """Whether the disk takes writes and is not known to be full. If it did not or was, retries at intervals.
 
-        Takes the volume's lock if it did not, or was full.
+        Takes the volume's lock in that case.
         """
         room = self._condition.room
         if not self._condition.read_only and not room.lacking:
@@ -69,13 +69,13 @@ class WriteAccess:
             return False
 
     def require(self) -> None:
-        """Let only volumes pass whose disk takes writes, after another attempt if it did not and it is time for one.
+        """Check that the disk takes writes. If it did not, try again when an attempt is due.
 
-        Called with the volume's lock held.
+        The caller holds the volume's lock.
 
         Raises:
-            VolumeReadOnly: it does not.
-            StorageError: that cannot be told now.
+            VolumeReadOnly: the disk takes no writes.
+            StorageError: this cannot be found out now.
         """
         condition = self._condition
         if not condition.read_only:
@@ -99,7 +99,7 @@ class WriteAccess:
         raise VolumeReadOnly(condition.read_only)
 
     def _probe(self) -> None:
-        """Have the disk refuse writes if it still does, where no segment that is open for them could tell."""
+        """Check whether the disk still refuses writes, if no segment is open for writing."""
         last = max(self._table.numbers(), default=None)
         path = self._files.directory / IDENTITY_FILE if last is None else self._files.path_of(last)
         try:
@@ -110,7 +110,7 @@ class WriteAccess:
             self._condition.note_read_only(error)
 
     def _look_for_room(self) -> None:
-        """Try, from time to time, whether there is space again where the space that is free does not tell."""
+        """Try at intervals whether there is space again, if the reported free space is no indication."""
         room = self._condition.room
         if not room.may_be_tried:
             return
