@@ -89,7 +89,7 @@ class Condition:
         if self._failure is None:
             log.error("volume %s failed: %s", self._path, error)
             self._failure = error
-        return VolumeFailed(f"volume {self._path} failed: {error}; it is opened anew once its disk answers")
+        return VolumeFailed(f"volume {self._path} failed: {error}; it will be reopened as soon as its disk responds")
 
     def end(self, reason: str) -> None:
         """Note that the volume is closed, unless it has failed before. It cannot be used any more."""

@@ -1,4 +1,4 @@
-"""Making a volume durable: flush its segments, then bring the index up to them."""
+"""Makes a volume's records durable: flushes its segments, then its index."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from storage.system.faults import never_flushed
 
 log = logging.getLogger(__name__)
 
-PENDING_MAX = 8192  # about 2 MB of memory a volume, and a second's work to find again after a crash
+PENDING_MAX = 8192  # about 2 MB of memory per volume, and one second to index these records again after a crash
 
 
 class PendingSync(NamedTuple):
-    """What a sync has to flush: files, whether the directory too, and the index checkpoint to write then."""
+    """What a sync has to flush: segment files, whether also the directory, and the index checkpoint to write after."""
 
     files: dict[int, VolumeFile]
     directory: bool
@@ -32,19 +32,19 @@ class PendingSync(NamedTuple):
 
 
 class Durability:
-    """Syncs, one at a time. The index never points to what is not durable.
+    """Syncs, one at a time. The index on disk never points to a record that is not durable.
 
-    What is frozen of the index when a sync is begun is written to disk after all that was written to segments
-    until then was flushed, together with how far each segment was written at that moment.
+    The beginning of a sync freezes the waiting entries and the segments' sizes. They are written to disk after
+    the segments have been flushed.
 
     Args:
         files: the segments' files.
-        table: their states.
-        unflushed: what was written and not flushed yet.
+        table: the segments' states.
+        unflushed: the files that were written to and not flushed yet.
         index: where each record is.
-        writer: tells whether its segment was removed under us.
-        access: tells whether the disk takes writes.
-        condition: keeps what follows from failures.
+        writer: says whether the active segment's file was removed by somebody else.
+        access: checks that the volume can be written.
+        condition: is told of failures.
         lock: the volume's.
     """
 
@@ -72,27 +72,27 @@ class Durability:
 
     @property
     def is_index_due(self) -> bool:
-        """Whether so many entries wait in memory that the index should be flushed."""
+        """Whether enough entries wait in memory for the index to be flushed."""
         return self._index.pending >= PENDING_MAX
 
     def sync(self, *, whole_index: bool = False) -> None:
         """Make everything durable that was written before this call.
 
         Args:
-            whole_index: bring all entries to disk, too. Otherwise that is done when many of them wait.
+            whole_index: also write all waiting entries to disk. Otherwise this is done only when many are waiting.
         """
         pending = self.begin(whole_index=whole_index)
         if pending is None:
             return
         try:
             error = self.flush(pending)
-        except BaseException:  # what it is does not matter: all is still to do
+        except BaseException:  # also KeyboardInterrupt: nothing counts as flushed
             self.cancel(pending)
             raise
         self.end(pending, error)
 
     def flush_index(self) -> None:
-        """Sync, and bring the whole index to disk, if that takes writes."""
+        """Sync, and write all waiting entries to disk; does nothing on a read-only disk."""
         if not self._condition.read_only:
             self.sync(whole_index=True)
 
@@ -126,8 +126,8 @@ class Durability:
             if error is None and self._writer.seems_removed():
                 error = FileNotFoundError(f"{self._files.directory} was removed while in use")
             if error is not None:
-                # After a failed flush nothing since the last good one can be trusted until it has been
-                # read back from the disk, which opening again does.
+                # After a failed flush, writes since the last good one count only after they were read back
+                # from the disk. Reopening the volume does that.
                 raise self._condition.fail(error) from error
             if pending.checkpoint is not None:
                 self._write_index(pending.checkpoint)
@@ -156,9 +156,9 @@ class Durability:
     # -- while the volume is opened --------------------------------------------------------------
 
     def flush_replayed(self) -> None:
-        """Write the index in the middle of a replay; what it then points to must be durable, in whichever segment."""
+        """Flush all segments and then the index, in the middle of a replay; does nothing on a read-only disk."""
         if self._condition.read_only or not self._index.writable:
-            return  # it stays in memory
+            return  # the entries stay in memory
         for file in self._unflushed.files.values():
             file.datasync()
         self._files.sync_directory()
@@ -169,13 +169,13 @@ class Durability:
     # -- the index -------------------------------------------------------------------------------
 
     def _write_index(self, checkpoint: dict[int, tuple[int, int]]) -> None:
-        """Write what is frozen of the index; all that it points to has been flushed."""
+        """Write the frozen entries; the records that they point to have been flushed."""
         dropped = self._table.take_dropped()
         try:
             self._index.flush(checkpoint, dropped)
         except (StoreFull, VolumeUnavailable) as error:
-            # The records themselves are durable; their entries stay in memory and are found again
-            # by reading the segments if need be.
+            # The records themselves are durable. Their entries stay in memory; after a crash they are made
+            # again from the segments.
             log.warning("the index of %s stays in memory for now: %s", self._files.directory, error)
             self._index.thaw()
             self._table.give_back_dropped(dropped)

@@ -1,4 +1,4 @@
-"""Moving all that counts out of a segment, so that it can be removed."""
+"""Moves every record that is still needed out of a segment, so that the segment can be removed."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from storage.shards.segment_writer import SegmentWriter
 log = logging.getLogger(__name__)
 
 _COMPACT_BATCH_BYTES = 8 * MIB
-_ROOM_KEPT_BYTES = 4 * MIB  # for the index, and for others on the same disk, while a segment is moved
+_ROOM_KEPT_BYTES = 4 * MIB  # free space left for the index and other users of the disk while a segment is moved
 
 
 class Evacuation:
-    """Moves a segment's records in batches. One at a time; nothing is appended to the segment meanwhile.
+    """Moves a segment's records in batches.
+
+    Only one segment is moved at a time, and it must not be the one that is appended to.
 
     Args:
-        key: of the tags of the volume's records.
+        key: key for the tags of the volume's records.
         files: the segments' files.
-        index: tells which records count.
-        records: reads those that are moved one by one.
+        index: says which records are still needed.
+        records: reads the records that are moved one by one.
         reader: walks all keys.
-        quarantine: sets aside what is no intact record any more.
+        quarantine: sets aside records that are no longer intact.
         mover: moves records.
         writer: shortens segments.
-        durability: makes copies durable before what they were made of is cut off.
-        condition: tells how much space there is.
+        durability: makes copies durable before the originals are cut off.
+        condition: reports the free space.
         lock: the volume's; taken to change the segment's state.
     """
 
@@ -71,19 +73,19 @@ class Evacuation:
         self._lock = lock
 
     def move_all(self, number: int, state: SegmentState) -> int:
-        """Move whatever counts, also where no record counts as live: a wrong count must not cost data.
+        """Move every needed record. The copies are not durable yet.
 
-        The copies are not durable yet.
+        The segment is searched even if its live count says that it is empty, as a wrong count must not lose data.
 
         Args:
-            number: the segment.
-            state: of the segment; its size goes down where pieces of it have to be cut off for want of room.
+            number: the segment's.
+            state: the segment's; its size is lowered if pieces have to be cut off because the disk is nearly full.
 
         Returns:
-            Bytes appended elsewhere.
+            Bytes appended to other segments.
 
         Raises:
-            OSError, StorageError: it cannot be done now, or not wholly.
+            OSError, StorageError: the segment cannot be moved now, or only a part of it was.
         """
         room = self._condition.space().free
         if room > state.live + _ROOM_KEPT_BYTES:
@@ -113,7 +115,7 @@ class Evacuation:
         return moved + self._mover.move(number, batch)
 
     def _move_from_end(self, number: int, state: SegmentState, batch_bytes_max: int) -> int:
-        """Like :meth:`_move_intact` for want of room: each piece is cut off before the next one is moved."""
+        """Like :meth:`_move_intact` for a nearly full disk: cut off each piece before moving the next one."""
         file = self._files.file(number)
         if file is None:
             return 0
@@ -137,7 +139,7 @@ class Evacuation:
         return moved
 
     def _read_to_move(self, key: ShardKey, number: int, offset: int) -> Shard | None:
-        """A record that is still where it was; None if it is not, or if it rotted just now and was set aside."""
+        """Read a record; None if it has been moved or removed, or if it is now corrupt, in which case set it aside."""
         location = self._index.get(key)
         if location is None or not location.is_at(number, offset):
             return None
@@ -153,17 +155,17 @@ class Evacuation:
         return here is not None and here.is_at(number, offset)
 
     def _cut_end(self, number: int, state: SegmentState, size: int) -> None:
-        """Give back the end of a segment that nothing points into any more."""
+        """Cut off the end of a segment, which no entry points to any more."""
         with self._lock:
             state.size = size
-        # The index must not count on more than is left, and must know where everything has gone.
+        # Before the cut, the index on disk must have the smaller size and the new places of the moved records.
         self._durability.flush_index()
         self._writer.shorten(number, size)
 
     def _move_rest(self, number: int, intact: set[ShardKey]) -> int:
-        """Move, byte by byte, what is no intact record: its place set aside, it may be all that is left of a shard.
+        """Set aside this segment's records that are not intact, and copy them unchanged.
 
-        What neither the index nor an authentic header tells of belongs to no shard that anybody could name.
+        Such a record may be all that is left of its shard. Other bytes are not copied: they belong to no known shard.
         """
         for key in self._reader.keys():  # noqa: SIM118 - a method of the port, no mapping
             here = self._index.get(key)
@@ -172,6 +174,6 @@ class Evacuation:
         left = [(key, aside) for key, aside in self._index.all_aside().items() if aside.location.segment == number]
         if left:
             log.warning(
-                "segment %d of %s: %d records set aside are moved as they are", number, self._files.directory, len(left)
+                "segment %d of %s: copying %d damaged records unchanged", number, self._files.directory, len(left)
             )
         return sum(self._mover.move_aside(key, aside) for key, aside in left)

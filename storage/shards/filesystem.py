@@ -1,4 +1,4 @@
-"""The one door to the disk for volumes, small enough to be recorded and replayed by crash tests."""
+"""All disk access of volumes, in an interface small enough for crash tests to record and replay."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ _IOV_MAX = 1024  # Linux's UIO_MAXIOV
 
 
 class Space(NamedTuple):
-    """Room on a file system, in bytes."""
+    """Space on a file system, in bytes."""
 
     total: int
     free: int
 
 
 class VolumeFile(Protocol):
-    """An open segment file. Closed when the last reference goes."""
+    """An open segment file. It is closed when the last reference to it is dropped."""
 
     def write(self, buffers: Sequence[BytesLike], offset: int) -> None:
         """Write all buffers one after another from ``offset``. Raises StoreFull or OSError."""
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Read up to the buffers' total length from ``offset``; the number of bytes read, which may be fewer."""
+        """Read from ``offset`` into the buffers; return the number of bytes read, which may be less than they hold."""
 
     def datasync(self) -> None:
         """Make the content and the length durable (fdatasync)."""
 
     def descriptor(self) -> int:
-        """The descriptor, so that several files can be flushed together; -1 to be asked by datasync alone."""
+        """Return the descriptor, so that several files can be flushed together; -1 if only datasync can flush it."""
 
     def drop_cache(self) -> None:
-        """See to it that reads give what is on the disk, or is still going to be written there.
+        """Make later reads come from the disk; pages not written yet stay cached.
 
-        After a failed flush the kernel counts its pages as clean: they can be read, but are not on the
-        disk, and no later flush will bring them there.
+        After a failed flush the kernel counts the pages as clean: they can still be read from the cache, but are
+        not on the disk, and no later flush will write them.
         """
 
     def truncate(self, size: int) -> None:
         """Cut or extend the file to ``size`` bytes."""
 
     def size(self) -> int:
-        """Length in bytes."""
+        """Return the length in bytes."""
 
     def removed(self) -> bool:
-        """Whether the file has no name any more: somebody removed it under us."""
+        """Whether the file has no name any more, because somebody else removed it."""
 
 
 class FileSystem(Protocol):
-    """What a volume asks of a file system."""
+    """The file system operations that a volume uses."""
 
     def make_directory(self, path: Path) -> None:
-        """Create a directory where it is missing; its name and those of all above it are durable afterwards."""
+        """Create a directory and its parents if missing; the names of all of them are durable afterwards."""
 
     def create(self, path: Path) -> VolumeFile:
         """Create a new file for reading and writing; FileExistsError if there is one."""
@@ -77,19 +77,19 @@ class FileSystem(Protocol):
         """Make names created in or removed from a directory durable."""
 
     def names(self, path: Path) -> list[str]:
-        """Names in a directory. Raises OSError where it cannot be listed, be it for not being there."""
+        """Return the names in a directory. Raises OSError if it is missing or cannot be listed."""
 
     def read_whole(self, path: Path) -> bytes:
-        """A small file's content."""
+        """Return the content of a small file."""
 
     def space(self, path: Path) -> Space:
-        """Room on the file system that a directory is on."""
+        """Return the space on the file system of a directory."""
 
     def database(self, path: Path, databases: tuple[str, ...]) -> Environment:
-        """Open the LMDB environment in a directory, for reading alone where it cannot be written."""
+        """Open the LMDB environment in a directory, only for reading if it cannot be written."""
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a directory with all that is in it."""
+        """Remove a directory and everything in it."""
 
 
 class LocalFile:
@@ -135,7 +135,7 @@ class LocalFile:
         return self._fd
 
     def drop_cache(self) -> None:
-        """See :class:`VolumeFile`. Dirty pages are kept by this call, see posix_fadvise(2)."""
+        """See :class:`VolumeFile`. Dirty pages stay cached, see posix_fadvise(2)."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -152,22 +152,22 @@ class LocalFile:
         return os.fstat(self._fd).st_nlink == 0
 
     def __del__(self) -> None:
-        # Readers hold a reference while they read, so a file evicted from a cache closes just in time.
+        # Readers hold a reference while they read, so a file dropped from the cache is closed after the last read.
         os.close(self._fd)
 
 
 class LocalFileSystem:
-    """The real thing."""
+    """The operating system's file system."""
 
     def make_directory(self, path: Path) -> None:
         """See :class:`FileSystem`."""
         path.mkdir(parents=True, exist_ok=True)
         for above in path.absolute().parents:
-            # Those that were there already count, too: a process killed right after mkdir left them unsynced.
+            # Sync existing parents, too: a process that created them may have been killed before syncing them.
             try:
                 self.sync_directory(above)
             except PermissionError:
-                return  # not ours, so none of the new ones is in it
+                return  # not ours, so we have created nothing in it
 
     def create(self, path: Path) -> LocalFile:
         """See :class:`FileSystem`."""
@@ -231,7 +231,7 @@ class LocalFileSystem:
 
 
 def raise_if_full(error: OSError) -> None:
-    """Raise StoreFull in place of "no space", "quota" and "file too large"; return for all else."""
+    """Raise StoreFull for the errors "no space", "quota exceeded" and "file too large"; return for all others."""
     if fault_of(error) is Fault.FULL:
         raise StoreFull(
             f"no space left ({error.strerror}); nothing of this write is kept: delete files and run collect, "

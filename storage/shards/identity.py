@@ -1,4 +1,4 @@
-"""Which store and slot a volume directory belongs to: the small file ``VOLUME`` in it."""
+"""The file ``VOLUME``, which says which store and slot a volume directory belongs to."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class VolumeIdentity(msgspec.Struct, frozen=True):
 
     Attributes:
         store_id: hex id of the store.
-        slot: 0…volumes-1.
+        slot: the volume's number in the store, from 0 to ``volumes - 1``.
         volumes: number of volumes of the store.
-        key: hex key of this volume's record tags.
+        key: hex key for the tags of this volume's records.
         k, n, chunk_size: the store's defaults, for a rebuild.
-        format: 1.
+        format: version of this file's format.
     """
 
     store_id: _Hex16
@@ -52,18 +52,18 @@ _identities = msgspec.json.Decoder(VolumeIdentity)
 
 
 def new_volume_key() -> str:
-    """A random record key (hex) for a fresh volume."""
+    """Return a random key (hex) for the tags of a new volume's records."""
     return secrets.token_hex(32)
 
 
 def read_identity(directory: Path, filesystem: FileSystem | None = None) -> VolumeIdentity | None:
-    """The identity of the volume in ``directory``; None if there is no volume in it.
+    """Return the identity of the volume in ``directory``; None if there is no volume in it.
 
-    A lost or damaged ``VOLUME`` file is made up for by the first block of any segment.
+    If the ``VOLUME`` file is lost or damaged, the identity is read from the first block of any segment.
 
     Raises:
-        FormatError: written by a newer version, or damaged beyond that.
-        StoreUnavailable: whether there is a volume cannot be told now.
+        FormatError: written by a newer version, or no segment has an intact first block either.
+        StoreUnavailable: the directory cannot be read now.
     """
     filesystem = filesystem or LocalFileSystem()
     try:
@@ -77,11 +77,11 @@ def read_identity(directory: Path, filesystem: FileSystem | None = None) -> Volu
 
 
 def identity_among(names: list[str], directory: Path, filesystem: FileSystem) -> VolumeIdentity | None:
-    """Like :func:`read_identity`, of a directory that has just been listed.
+    """Like :func:`read_identity`, for a directory that has just been listed.
 
     Raises:
-        FormatError: as there.
-        OSError: what is listed cannot be read now.
+        FormatError: like :func:`read_identity`.
+        OSError: a listed file cannot be read now.
     """
     unread: OSError | None = None
     try:
@@ -112,20 +112,20 @@ def identity_among(names: list[str], directory: Path, filesystem: FileSystem) ->
     if IDENTITY_FILE in names or segments:
         problem = "is damaged" if IDENTITY_FILE in names else "is missing"
         raise FormatError(
-            f"{directory / IDENTITY_FILE} {problem} and no segment of the volume can tell what it was; move it away"
+            f"{directory / IDENTITY_FILE} {problem}, and no segment says which volume this is; move the directory away"
         )
     return None
 
 
 def _bad_sector(error: OSError) -> OSError:
-    """The error if it is about this one file, of which others tell as well; raised if it is about the machine."""
+    """Return the error if it concerns only this file, so that others may be tried; raise it otherwise."""
     if fault_of(error) is not Fault.BROKEN:
         raise error
     return error
 
 
 def read_segment_header(path: Path, filesystem: FileSystem) -> SegmentHeader | None:
-    """The first block of a segment file; None if it is damaged or not there. Raises OSError."""
+    """Return the first block of a segment file; None if it is damaged or incomplete. Raises OSError."""
     raw = memoryview(bytearray(SEGMENT_HEADER_BYTES))
     count = filesystem.open(path, writable=False).read_into([raw], 0)
     try:
@@ -135,7 +135,7 @@ def read_segment_header(path: Path, filesystem: FileSystem) -> SegmentHeader | N
 
 
 def read_identity_file(directory: Path, filesystem: FileSystem | None = None) -> VolumeIdentity | None:
-    """What the ``VOLUME`` file in ``directory`` says; None if there is none, or a damaged one.
+    """Return the content of the ``VOLUME`` file in ``directory``; None if it is missing or damaged.
 
     Raises:
         FormatError: written by a newer version.
@@ -148,13 +148,14 @@ def read_identity_file(directory: Path, filesystem: FileSystem | None = None) ->
 
 
 def lacks_identity(directory: Path, expected: VolumeIdentity, filesystem: FileSystem) -> bool:
-    """Whether ``VOLUME`` is still to be written in a directory that is about to be opened as this volume.
+    """Whether ``VOLUME`` must be written before a directory is opened as this volume.
 
-    Whoever looked before may have found nothing because the directory was out of reach just then.
+    Also checks that the directory holds this volume or none: it may have been out of reach, and therefore seemed
+    empty, when ``expected`` was determined.
 
     Raises:
         VolumeUnavailable: there is another volume in it.
-        FormatError: written by a newer version, or damaged so that it cannot be told which volume it is.
+        FormatError: written by a newer version, or no segment has an intact first block either.
         OSError: it cannot be read now.
     """
     found, is_missing = None, False
@@ -164,11 +165,11 @@ def lacks_identity(directory: Path, expected: VolumeIdentity, filesystem: FileSy
     except OSError as error:
         if fault_of(error) is not Fault.BROKEN:
             raise
-        log.warning("%s cannot be read; the segments tell what it is: %s", directory / IDENTITY_FILE, error)
+        log.warning("%s cannot be read, so its segments are read instead: %s", directory / IDENTITY_FILE, error)
     if found is None:
         found = identity_among(filesystem.names(directory), directory, filesystem)
     if found is not None and found.key != expected.key:
-        raise VolumeUnavailable(f"there is another volume in {directory} than a moment ago; it is opened anew")
+        raise VolumeUnavailable(f"the volume in {directory} is not the one that was there before; it will be reopened")
     return is_missing
 
 
@@ -184,5 +185,5 @@ def _read_identity_file(directory: Path, filesystem: FileSystem) -> VolumeIdenti
 
 
 def write_identity(directory: Path, identity: VolumeIdentity, filesystem: FileSystem) -> None:
-    """Durably write ``VOLUME``."""
+    """Write ``VOLUME`` durably."""
     filesystem.write_whole(directory / IDENTITY_FILE, msgspec.json.encode(identity))

@@ -1,7 +1,7 @@
-"""A volume's index: shard key → where its record is. Derivable from the segments at any time.
+"""A volume's index: shard key → where its record is. It can be made again from the segments at any time.
 
-New entries live in memory and go to LMDB in batches, together with how far each segment is indexed;
-what a crash loses of them is found again by reading the segments from there on.
+New entries stay in memory and are written to LMDB in batches, together with how far each segment is indexed.
+After a crash, the segments are read from there on to make the lost entries again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _DATABASES = ("shards", "segments", "aside", "facts")
 _LOCATION = struct.Struct("<IIII")
 _ASIDE = struct.Struct("<IIIIB")
-ASIDE_MAX = 100_000  # shards set aside that are remembered, some 30 MB; a disk with as many needs to be replaced
+ASIDE_MAX = 100_000  # records set aside, about 30 MB of memory; a disk with so many bad records must be replaced
 _CHECKPOINT = struct.Struct("<QQ")
 _SEGMENT_KEY = struct.Struct(">I")
 _NEWEST = struct.Struct("<Q36s")
@@ -44,25 +44,25 @@ Pending = dict[ShardKey, bytes | None]
 
 
 class Aside(NamedTuple):
-    """A record set aside: where it is, and whether its object was seen to be another (else it could not be read)."""
+    """A record set aside: where it is, and whether it is known not to belong to its object (otherwise: unreadable)."""
 
     location: Location
     wrong: bool
 
 
 class IndexDamaged(VolumeFailed):
-    """The index cannot be used; the segments, from which it is made again, may be whole."""
+    """The index is damaged, and must be made again from the segments."""
 
 
 class Newest(NamedTuple):
-    """The version or tombstone of the highest sequence that a volume has taken."""
+    """The version or tombstone with the highest commit sequence that a volume has stored."""
 
     sequence: int
     key: ShardKey
 
 
 class Unread(NamedTuple):
-    """Bytes of a segment that could not be read when it was indexed: there may be records in them."""
+    """Bytes of a segment that could not be read when it was indexed, and may contain records."""
 
     segment: int
     start: int
@@ -70,7 +70,7 @@ class Unread(NamedTuple):
 
 
 class SegmentState:
-    """What is known of a segment: bytes indexed so far (its valid length) and bytes of live records."""
+    """A segment's size (its valid length, all of it indexed) and its bytes of live records."""
 
     __slots__ = ("live", "size")
 
@@ -80,9 +80,9 @@ class SegmentState:
 
 
 class ShardIndex:
-    """Lookups see pending and stored entries alike. One writer at a time (the volume's lock).
+    """Maps shard keys to locations. Lookups see entries in memory and in LMDB. Writers hold the volume's lock.
 
-    Where the disk takes no writes, entries stay in memory; without a database there, all of them.
+    On a read-only disk new entries stay in memory; if there is no database on it yet, all entries do.
     """
 
     def __init__(self, path: Path, filesystem: FileSystem) -> None:
@@ -108,7 +108,7 @@ class ShardIndex:
         try:
             return self._filesystem.database(self._path, _DATABASES)
         except FormatError as error:
-            log.warning("the index in %s is damaged, it is made again from the segments: %s", self._path, error)
+            log.warning("the index in %s is damaged and is made again from the segments: %s", self._path, error)
             return self._fresh()
         except StoreReadOnly:
             return None
@@ -116,7 +116,7 @@ class ShardIndex:
             raise VolumeUnavailable(str(error)) from error
 
     def _fresh(self) -> Environment | None:
-        """An empty database in place of what is there, which is derivable; None if the disk takes no writes."""
+        """Replace the database with an empty one; None if the disk is read-only."""
         try:
             self._filesystem.remove_tree(self._path)
             return self._filesystem.database(self._path, _DATABASES)
@@ -126,7 +126,7 @@ class ShardIndex:
             return None
 
     def _stored_newest(self) -> Newest | None:
-        """What the last flush kept; written with every flush, and made again like everything else."""
+        """Return the newest version as of the last flush."""
         if self._environment is None:
             return None
         with self._checked():
@@ -148,26 +148,26 @@ class ShardIndex:
         return frozenset(found)
 
     def is_unread(self, segment: int) -> bool:
-        """Whether a part of a segment could not be read: nothing is written behind it, and it is not compacted."""
+        """Whether a part of a segment could not be read; such a segment is neither appended to nor compacted."""
         return any(unread.segment == segment for unread in self.unread)
 
     @property
     def writable(self) -> bool:
-        """Whether entries reach the disk."""
+        """Whether entries can be written to disk."""
         return self._environment is not None and not self._environment.read_only
 
     def probe(self) -> str:
-        """Why entries still do not reach the disk, after another attempt; empty if they do.
+        """Try again whether entries can be written to disk; return why not, or an empty text.
 
         Raises:
-            VolumeUnavailable: the machine cannot open it now.
+            VolumeUnavailable: the database cannot be opened now.
         """
         if self._environment is None:
             self._environment = self._open()
-        return self._environment.probe() if self._environment is not None else f"{self._path} cannot be made"
+        return self._environment.probe() if self._environment is not None else f"{self._path} cannot be created"
 
     def get(self, key: ShardKey) -> Location | None:
-        """Where the shard is. Entries move pending → flushing → LMDB, and are looked for in that order."""
+        """Return where the shard is. Entries move pending → flushing → LMDB, and are searched in this order."""
         value = self._pending.get(key, b"")
         if value == b"":
             value = self._flushing.get(key, b"")
@@ -176,7 +176,7 @@ class ShardIndex:
         return None if value is None else Location(*_LOCATION.unpack(value))
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
-        """Positions of the keys that have no entry, in ascending order."""
+        """Return the positions of the keys that have no entry, in ascending order."""
         pending, flushing = self._pending, self._flushing
         if not pending and not flushing:
             return self._not_stored(keys, range(len(keys)))
@@ -193,7 +193,7 @@ class ShardIndex:
         return sorted(absent + self._not_stored([keys[at] for at in unknown], unknown))
 
     def _not_stored(self, keys: Sequence[ShardKey], positions: Sequence[int]) -> list[int]:
-        """Positions of the keys that LMDB has not."""
+        """Return the positions of the keys that are not in LMDB."""
         environment = self._environment
         if environment is None:
             return list(positions)
@@ -217,7 +217,7 @@ class ShardIndex:
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
-        """LMDB has no checksums: rot shows itself as errors, or as entries that cannot be."""
+        """Translate errors of LMDB. It has no checksums: damage shows as errors or as invalid entries."""
         try:
             yield
         except (FormatError, struct.error) as error:
@@ -229,7 +229,7 @@ class ShardIndex:
             raise VolumeUnavailable(str(error)) from error
 
     def recent(self, key: ShardKey) -> Location | None:
-        """Like :meth:`get`, of what has not reached LMDB yet."""
+        """Like :meth:`get`, for entries that have not reached LMDB yet."""
         value = self._pending.get(key, b"")
         if value == b"":
             value = self._flushing.get(key)
@@ -242,7 +242,7 @@ class ShardIndex:
     def replace(
         self, key: ShardKey, segment: int, offset: int, payload_length: int, object_length: int
     ) -> Location | None:
-        """Like :meth:`put`; gives the entry replaced if that had not reached LMDB yet."""
+        """Like :meth:`put`; returns the replaced entry if it had not reached LMDB yet."""
         pending = self._pending
         old = pending.get(key, b"")
         if old == b"":
@@ -251,15 +251,15 @@ class ShardIndex:
         return None if old is None else Location(*_LOCATION.unpack(old))
 
     def remove(self, key: ShardKey) -> None:
-        """Drop an entry that is there (in memory until the next flush)."""
-        # One that is not pending can only be in LMDB, or on its way there.
+        """Remove an existing entry (in memory until the next flush)."""
+        # An entry that is not pending must be in LMDB, or on its way there.
         if key not in self._pending or self._flushing.get(key) is not None or self._stored(key) is not None:
             self._gone.add(key)
         self._pending[key] = None
 
     @property
     def pending(self) -> int:
-        """Entries a flush would write."""
+        """Number of entries that a flush would write."""
         return len(self._pending)
 
     @property
@@ -269,13 +269,13 @@ class ShardIndex:
         return bool(self._pending or self._aside_changed or facts != (self._newest_stored, self._unread_stored))
 
     def freeze(self) -> bool:
-        """Set the pending entries aside for :meth:`flush`; False if a flush is still under way."""
+        """Take the pending entries for :meth:`flush`; False if a flush is in progress, or the disk is read-only."""
         if self._flushing or not self.writable:
             return False
         self._flushing, self._pending = self._pending, {}
         self._flushing_newest = self.newest
         self._unread_flushing = self.unread
-        # As it is now: where a record is moved from now on is not durable by what is being flushed.
+        # Copy the present locations: those of records moved from now on are not durable after this flush.
         self._flushing_aside = {key: self._aside.get(key) for key in self._aside_changed}
         self._gone = set()
         return True
@@ -285,7 +285,7 @@ class ShardIndex:
         entries, changed = self._flushing, self._flushing_aside
         newest, environment, unread = self._flushing_newest, self._environment, self._unread_flushing
         if environment is None:
-            raise VolumeReadOnly(f"the index in {self._path} is in memory only: its disk takes no writes")
+            raise VolumeReadOnly(f"the index in {self._path} is kept in memory: its disk is read-only")
 
         def work(txn: Transaction) -> None:
             shards = txn.cursor(environment.databases["shards"])
@@ -328,7 +328,7 @@ class ShardIndex:
         self._flushing = {}
 
     def segments(self) -> dict[int, SegmentState]:
-        """The checkpoint of every segment known to LMDB."""
+        """Return the size and live bytes of every segment in LMDB."""
         found: dict[int, SegmentState] = {}
         if self._environment is None:
             return found
@@ -339,7 +339,7 @@ class ShardIndex:
         return found
 
     def keys(self, start: bytes, stop: bytes | None) -> Iterator[ShardKey]:
-        """Keys in order, those set aside included. Pending ones are flushed first by the volume, if they can be."""
+        """Yield keys in order, including those set aside. The volume flushes pending entries first, if possible."""
 
         def within(key: bytes) -> bool:
             return start <= key and (stop is None or key < stop)
@@ -367,9 +367,9 @@ class ShardIndex:
             yield [ShardKey(key) for key in page]
 
     def live_bytes(self) -> Counter[int]:
-        """Bytes of the payloads and headers that entries point to, by segment; too many where entries are moving.
+        """Count the bytes of indexed records and records set aside, by segment.
 
-        Records set aside are among them.
+        A record that is being moved may count twice.
         """
         found: Counter[int] = Counter()
         if self._environment is not None:
@@ -399,15 +399,15 @@ class ShardIndex:
                     self._aside[ShardKey(key)] = Aside(Location(*place), bool(wrong))
 
     def aside(self, key: ShardKey) -> Aside | None:
-        """The record of a shard that was set aside, if that is all there is of it."""
+        """Return a shard's record that was set aside, if there is one."""
         return self._aside.get(key)
 
     def all_aside(self) -> dict[ShardKey, Aside]:
-        """All records set aside, by shard."""
+        """Return all records set aside, by shard key."""
         return dict(self._aside)
 
     def set_aside(self, key: ShardKey, aside: Aside) -> bool:
-        """Remember a record that is not to be read any more; False if there are too many."""
+        """Remember a record as set aside; False if there are too many."""
         if len(self._aside) >= ASIDE_MAX and key not in self._aside:
             return False
         self._aside[key] = aside
@@ -415,7 +415,7 @@ class ShardIndex:
         return True
 
     def forget_aside(self, key: ShardKey) -> Aside | None:
-        """End that: a good record took its place, or nobody needs it."""
+        """Forget a record set aside, after a good one replaced it or its shard was removed; returns it, if any."""
         if not self._aside:
             return None
         found = self._aside.pop(key, None)
@@ -424,10 +424,10 @@ class ShardIndex:
         return found
 
     def check(self) -> None:
-        """See that every entry LMDB keeps can be looked up, and is in order.
+        """Check that every entry in LMDB is in order and can be looked up.
 
         Raises:
-            IndexDamaged: it is not.
+            IndexDamaged: an entry is not.
         """
         environment = self._environment
         start: bytes | None = b""
@@ -439,7 +439,7 @@ class ShardIndex:
 
     @staticmethod
     def _check_page(txn: Transaction, database: Database, start: bytes) -> bytes | None:
-        """Check entries from ``start`` on; where to go on, None at the end."""
+        """Check a page of entries from ``start`` on; return where the next page starts, None at the end."""
         cursor = txn.cursor(database)
         last = b""
         if not (cursor.set_range(start) if start else cursor.first()):
@@ -455,7 +455,7 @@ class ShardIndex:
         return None
 
     def entries(self) -> int:
-        """Number of entries; one that is being written anew may count twice, one being dropped not yet."""
+        """Return the number of entries; one being replaced may count twice, one being removed may still count."""
         stored = 0
         if self._environment is not None:
             with self._checked():
@@ -464,7 +464,7 @@ class ShardIndex:
         return stored + added - sum(self._pending.get(key, b"") is None for key in self._gone)
 
     def clear(self) -> None:
-        """Forget everything, to be made again from the segments."""
+        """Forget everything; the caller makes the index again from the segments."""
         if self._environment is not None:
             self._environment.close()
         self._environment = self._fresh()
@@ -475,7 +475,7 @@ class ShardIndex:
         self._damaged = False
 
     def close(self) -> None:
-        """Close the LMDB environment. One found damaged is dropped, to be made again at the next opening."""
+        """Close the LMDB environment, and remove it if it is damaged: the next opening makes it again."""
         if self._environment is not None:
             self._environment.close()
         if self._damaged:
@@ -483,5 +483,5 @@ class ShardIndex:
                 self._filesystem.remove_tree(self._path)
             except OSError as error:
                 log.warning(
-                    "the damaged index in %s could not be removed, the next opening does: %s", self._path, error
+                    "the damaged index in %s could not be removed; the next opening will: %s", self._path, error
                 )

@@ -1,4 +1,4 @@
-"""The port between the engine and whatever keeps shards: a local volume, or a worker's over the network."""
+"""The interface of the engine to where shards are stored: a local volume, or a worker's volume over the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.limits import BytesLike
 
 
 class Shard(NamedTuple):
-    """One shard on its way to or from a store. ``digest`` is the BLAKE3 of ``payload``."""
+    """A shard with its payload. ``digest`` is the BLAKE3 hash of ``payload``."""
 
     key: ShardKey
     object_length: int
@@ -23,7 +23,7 @@ class Shard(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where a shard's record is: segment number, offset in it, payload and whole object length (bytes)."""
+    """Where a shard's record is: segment number and offset, with the lengths of payload and object (bytes)."""
 
     segment: int
     offset: int
@@ -47,53 +47,53 @@ class VolumeUsage:
 
 
 class VolumeFailed(StorageError):
-    """The volume cannot be used any more until it is opened again (I/O error, directory removed)."""
+    """The volume cannot be used until it is opened again (I/O error, directory removed)."""
 
 
 class VolumeUnavailable(StoreUnavailable):
-    """The volume, or a part of it, cannot be read or written now. What is stored there may be intact."""
+    """The volume, or a part of it, cannot be read or written now. Its data may be intact."""
 
 
 class VolumeReadOnly(VolumeUnavailable, StoreReadOnly):
-    """The volume's file system is read-only. What it holds can be read."""
+    """The volume's file system is read-only. Its data can be read."""
 
 
 class CorruptShard(StorageError):
-    """A stored shard was read completely, and does not match its digest or its key."""
+    """A stored shard was read completely and does not match its digest or key."""
 
 
 class Verdict(IntEnum):
-    """What a verification found of a shard."""
+    """The result of verifying a shard."""
 
     GOOD = 0
     ROTTEN = 1
     MISSING = 2
     UNREADABLE = 3
-    """It is there, but cannot be read now."""
+    """The shard is there, but cannot be read now."""
 
 
 class Verification(Protocol):
-    """A store after everything in it was read and verified."""
+    """The result of reading and verifying everything in a shard store."""
 
     def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        """How these shards are; rotten ones are set aside, so that they are missing from now on."""
+        """Return the verdict on each shard. Corrupt ones are set aside, and count as missing from then on."""
 
     def quarantine_rest(self) -> Iterator[ShardKey]:
-        """Set all other rotten shards aside, too: a push of the same content would count on them."""
+        """Set aside and yield all other corrupt shards, so that a push of the same content stores them again."""
 
 
 class ShardStore(Protocol):
-    """Keeps shards under their keys. Thread-safe. Content is immutable: one key, one content.
+    """Stores shards under their keys. Thread-safe. The content of a key never changes.
 
-    Appended shards can be read at once; they survive power loss after the next :meth:`sync`.
+    Appended shards can be read at once, and survive a power loss after the next :meth:`sync`.
     """
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        """Store shards, in order. After an error some may be there: nothing refers to them yet.
+        """Store shards, in order. After an error some of them may be there, but nothing refers to them yet.
 
         Args:
-            shards: what to store.
-            urgent: may use the space kept back for deleting and collecting.
+            shards: the shards to store.
+            urgent: may use the space that is reserved for deleting and collecting.
 
         Raises:
             StoreFull: no space.
@@ -104,91 +104,96 @@ class ShardStore(Protocol):
         """Make everything appended before this call durable. Concurrent calls share one flush."""
 
     def locate(self, key: ShardKey) -> Location | None:
-        """Where the shard is, or None; no payload is read."""
+        """Return where the shard is, or None; reads no payload."""
 
     def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
         """:meth:`locate` for many shards."""
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
-        """Which of many shards are not there: their positions in ``keys``, ascending. Cheaper than where they are."""
+        """Return the positions in ``keys`` of missing shards, ascending. Cheaper than :meth:`locate_all`."""
 
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """Read the payload into ``buffers`` (``length`` bytes in all) WITHOUT checking it.
 
-        False if the shard is not there or has another length. The caller verifies the whole object.
+        Returns False if the shard is not there or has another length. The caller verifies the whole object.
         """
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
-        """Payloads, unchecked like those of :meth:`read_into`, in memory of the store's own.
+        """Return payloads in memory that the store allocates, WITHOUT checking them.
 
         Args:
-            wanted: key and payload length of each. One that is not there, or has another length, gives None.
+            wanted: key and payload length of each shard. One that is not there or has another length gives None.
         """
 
     def read(self, key: ShardKey) -> Shard | None:
-        """The shard, its header and digest checked; None if it is not there.
+        """Return the shard after checking its header and digest; None if it is not there.
 
-        One that was set aside for being unreadable, and can be read again, counts as there from now on.
+        A shard that was set aside as unreadable, and can be read again, is found again from now on.
 
         Raises:
-            CorruptShard: what is stored is not what was written.
-            VolumeUnavailable: it cannot be read now, whatever it is like.
+            CorruptShard: the stored bytes are not those that were written.
+            VolumeUnavailable: it cannot be read now, and may be intact.
         """
 
     def remove(self, keys: Iterable[ShardKey]) -> int:
         """Forget shards; their space is freed by :meth:`compact`. Returns how many were there."""
 
     def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
-        """Set a shard aside that was found bad, unless it is not where it was any more: another copy may be good.
+        """Set a bad shard aside, unless its record has moved or been replaced; returns whether it was set aside.
 
-        It is missing from now on, but its bytes are kept until a good record of it is there, or it is removed.
+        The shard is missing from now on, but its bytes are kept until a good record of it is stored, or it is
+        removed.
 
         Args:
-            key: the shard.
-            location: where it was.
-            wrong: its object was read without it, and this is no part of that. Otherwise it is read once more
-                first, and stays if it is good.
+            key: the shard's key.
+            location: where the bad record was found.
+            wrong: the object was read from other shards, and this one does not belong to it. If False, the shard is
+                read once more first, and stays if it is good.
         """
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
-        """Keys in ``start`` <= key < ``stop``, in order, as they are now or become during the walk.
+        """Yield keys in ``start`` <= key < ``stop``, in order, including those of shards set aside.
 
-        Those of shards set aside are among them.
+        Changes made during the walk may show.
         """
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        """Every intact record of these kinds, in small pages, by a scan of what is on disk; none that was removed.
+        """Scan the disk and yield every intact record of these kinds in small pages; removed ones are left out.
 
-        A page may be empty: then the scan goes on, and has found nothing for some time.
+        A page may be empty, to show that the scan goes on although it has found nothing for some time.
 
         Raises:
-            VolumeUnavailable: at the end, after all others: some cannot be read now.
+            VolumeUnavailable: some records cannot be read now; raised after all others were yielded.
         """
 
     def newest(self) -> Shard | None:
-        """The version or tombstone of the highest commit sequence of those it has and can read; None if it has none.
+        """Return the readable version or tombstone with the highest commit sequence; None if the store has none.
 
         Raises:
             VolumeUnavailable: none of them can be read now.
         """
 
     def verify(self, progress: Callable[[int], None]) -> Verification:
-        """Read and verify everything that is stored. ``progress`` gets numbers of bytes read."""
+        """Read and verify everything that is stored. ``progress`` is called with numbers of bytes read."""
 
     def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        """Read these shards and verify them; rotten ones are set aside, so that they are missing from now on."""
+        """Read and verify these shards. Corrupt ones are set aside, and count as missing from then on."""
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
-        """Rewrite segments with at most this share of live bytes; returns (segments, bytes freed)."""
+        """Move live records out of segments with at most this share of live bytes, and remove these segments.
+
+        Returns:
+            Number of segments removed, and bytes freed.
+        """
 
     def usage(self) -> VolumeUsage:
-        """Space and content."""
+        """Return the space used and the number of shards."""
 
     def abandon(self, reason: str) -> None:
-        """Let go of everything after a failure; what is under way fails with VolumeFailed."""
+        """Close everything after a failure; operations in progress raise VolumeFailed."""
 
     def close(self) -> None:
-        """Flush the index and let go of all files."""
+        """Flush the index and close all files."""
 
 
 class DamagedRanges:
@@ -198,7 +203,7 @@ class DamagedRanges:
         self._by_segment: dict[int, list[tuple[int, int]]] = {}
 
     def add(self, segment: int, start: int, stop: int) -> None:
-        """Note that bytes start…stop of a segment are bad."""
+        """Note that the bytes from ``start`` to ``stop`` of a segment are bad."""
         ranges = self._by_segment.setdefault(segment, [])
         if ranges and ranges[-1][1] >= start:
             ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
@@ -206,7 +211,7 @@ class DamagedRanges:
             ranges.append((start, stop))
 
     def hits(self, segment: int, start: int, stop: int) -> bool:
-        """Whether a record at start…stop overlaps a bad range."""
+        """Whether a record from ``start`` to ``stop`` overlaps a bad range."""
         ranges = self._by_segment.get(segment)
         if not ranges:
             return False

@@ -46,7 +46,7 @@ class RecordReader:
         header = parse_header(raw[:HEADER_BYTES], self._key)
         payload = raw[HEADER_BYTES:]
         if header is None or header.key != key or header.payload_length != len(payload):
-            raise CorruptShard(f"record at {self._named(location)} is not shard's")
+            raise CorruptShard(f"record at {self._named(location)} does not belong to this shard")
         if blake3(payload).digest() != header.digest:
             raise CorruptShard(f"payload at {self._named(location)} is rotten")
         return Shard(key, header.object_length, header.digest, payload)

@@ -1,4 +1,4 @@
-"""Opening a volume: bring its index up to what its segments hold."""
+"""Brings the index of a volume up to date with its segments when the volume is opened."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ log = logging.getLogger(__name__)
 
 
 class Replay:
-    """Fills the table of segments, and indexes what was written since the last durable point.
+    """Fills the table of segments, and indexes the records written since the index was last flushed.
 
-    Runs before anybody else uses the volume, and so without its lock.
+    Runs before the volume is used, and therefore without its lock.
 
     Args:
-        key: of the tags of the volume's records.
+        key: key for the tags of the volume's records.
         files: the segments' files.
-        table: is filled.
-        index: is completed, or made again.
-        entries: where records are indexed.
-        unflushed: what the next sync has to flush.
-        durability: flushes the index when many entries wait.
-        condition: learns that the disk is read-only.
+        table: the table to fill.
+        index: the index to complete, or to make again if it is damaged.
+        entries: adds records to the index.
+        unflushed: gets what the next sync has to flush.
+        durability: flushes the index when many entries are waiting.
+        condition: is told if the disk is read-only.
 
     Attributes:
-        shrank: segments that the index knew of were gone or cut short.
+        shrank: whether segments that the index knew of were gone or cut short.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Replay:
         self.shrank = False
 
     def run(self) -> None:
-        """Do it. An index found damaged is made again.
+        """Replay the segments; make the index again if it is damaged.
 
         Raises:
-            OSError: the disk refuses something, other than to give single sectors.
+            OSError: the disk failed with something other than single bad sectors.
             StorageError: the index can be neither read nor written.
         """
         try:
@@ -85,7 +85,7 @@ class Replay:
         self._table.begin_anew(
             last=max([*numbers, *known], default=0), dropped=[number for number in known if number not in sizes]
         )
-        # Segments made by a process that died before its sync have names that are not durable yet.
+        # The names of segments created by a process that died before its sync are not durable yet.
         self._unflushed.directory = any(number not in known for number in numbers)
         sectors, answered = BadSectors(), False
         for number, size in sizes.items():
@@ -94,28 +94,30 @@ class Replay:
             if state.size < size:
                 answered |= self._read_in(number, state, size, sectors)
             if number not in known and state.size == SEGMENT_HEADER_BYTES and not self._has_header(number):
-                # A crash came between creating this segment and making its first block durable.
+                # The process or machine crashed after creating this segment, before its first block was durable.
                 self._remove_headless(number)
                 self._table.forget(number)
         if sectors.given_up and not answered:
             self._require_any_answer(sectors)
         if sectors.given_up:
             log.warning(
-                "%d pages of %s could not be read and are looked at again later",
+                "%d pages of %s could not be read and will be tried again later",
                 sectors.given_up,
                 self._files.directory,
             )
         self._settle_aside()
 
     def _read_in(self, number: int, state: SegmentState, size: int, sectors: BadSectors) -> bool:
-        """Index what lies behind the last durable point. A torn record at the end is cut off later, nothing else is.
+        """Index the records after the end that the index knows of.
+
+        A torn record at the end is left out of the segment's size, and thereby cut off later.
 
         Returns:
-            Whether the disk gave anything of it.
+            Whether at least one page could be read.
         """
         file = self._files.open(number)
         file.drop_cache()
-        # These bytes may have survived their writer in memory only; the next commit relies on them.
+        # Their writer may have died before flushing these bytes, and the next commit relies on them.
         self._unflushed.note(number, file)
         pages, given_up = -(-(size - state.size) // PAGE_BYTES), sectors.given_up
         for found in scan_records(file, self._key, state.size, size, go_past=sectors.go_past):
@@ -123,7 +125,7 @@ class Replay:
                 self._index.unread |= {Unread(number, found.offset, found.stop)}
             if isinstance(found, Gap) or not found.is_whole:
                 if not found.unreadable:
-                    continue  # a torn record, or none at all
+                    continue  # a torn record, or no record
             elif found.intact:
                 self._entries.enter_found(found.shard(), number, found.offset)
             else:
@@ -140,7 +142,7 @@ class Replay:
             if fault_of(error) is not Fault.BROKEN:
                 raise
             self._index.unread |= {Unread(number, 0, SEGMENT_HEADER_BYTES)}
-            return True  # for all that is known
+            return True  # it may have one
         return header is not None and header.number == number
 
     def _remove_headless(self, number: int) -> None:
@@ -152,10 +154,10 @@ class Replay:
             self._condition.note_read_only(error)
 
     def _require_any_answer(self, sectors: BadSectors) -> None:
-        """See that the disk gives something of some segment: what else it does not give then are bad sectors.
+        """Check that any segment can be read at all: only then are the unreadable pages just bad sectors.
 
         Raises:
-            OSError: it gives nothing.
+            OSError: no segment can be read.
         """
         block = memoryview(bytearray(SEGMENT_HEADER_BYTES))
         for number in self._table.numbers():
@@ -165,19 +167,19 @@ class Replay:
                 file.read_into([block], 0)
                 return
             except OSError as error:
-                log.debug("segment %d of %s gives no answer: %s", number, self._files.directory, error)
+                log.debug("segment %d of %s cannot be read: %s", number, self._files.directory, error)
         if sectors.last is not None:
             raise sectors.last
 
     def _settle_aside(self) -> None:
-        """A good record may have been written, and the index not have been told of it, before a crash."""
+        """Forget a record set aside if its segment is gone, or if the replay found a good record of its shard."""
         for key, aside in self._index.all_aside().items():
             if self._index.get(key) is not None or aside.location.segment not in self._table:
                 self._index.forget_aside(key)
 
 
 def _shrunk(state: SegmentState, size: int | None) -> bool:
-    """Whether a segment is not as indexed: cut short, gone with live records in it, or its counts cannot be."""
+    """Whether a segment was cut short, is gone although it had live records, or has impossible counts."""
     if size is None:
         return state.live > SEGMENT_HEADER_BYTES
     return size < state.size or not SEGMENT_HEADER_BYTES <= state.live <= state.size

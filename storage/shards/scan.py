@@ -1,4 +1,4 @@
-"""Reading a segment file from front to back without an index, past damage, in bounded memory."""
+"""Reads a segment file from front to back without an index, continues after damage, and uses bounded memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _WINDOW_BYTES = 4 << 20
 PAGE_BYTES = 4096
 
 GoPast = Callable[[OSError], bool]
-"""Whether to take a page for a gap that failed to be read with this error."""
+"""Returns whether a page that could not be read, with this error, should be treated as a gap."""
 
 
 class ScannedRecord(NamedTuple):
-    """A record with an authentic header, up to ``stop``: its end, or where a torn one was written over.
+    """A record with an authentic header.
 
-    ``payload`` is valid until the next step of the scan.
+    ``stop`` is the record's end, or the start of another record inside the range of a torn one.
+    ``payload`` is valid until the next step of the scan, and empty if the record is not intact.
     """
 
     offset: int
@@ -33,22 +34,22 @@ class ScannedRecord(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all the bytes are there that its header promises, whatever they are."""
+        """Whether it is as long as its header says. The payload may still be wrong."""
         return self.stop - self.offset == HEADER_BYTES + self.header.payload_length
 
     def shard(self) -> Shard:
-        """The shard of an intact record; its payload is valid until the next step of the scan, too."""
+        """Return the shard of an intact record; its payload, too, is valid until the next step of the scan."""
         return Shard(self.header.key, self.header.object_length, self.header.digest, self.payload)
 
     def copied(self) -> Shard:
-        """The shard of an intact record, to keep."""
+        """Return the shard of an intact record with a copy of its payload."""
         return Shard(self.header.key, self.header.object_length, self.header.digest, bytes(self.payload))
 
 
 class Gap(NamedTuple):
-    """Bytes that are no record: a torn tail, a hole, or rot in a header.
+    """Bytes in which no record was found: a torn tail, a hole, or a damaged header.
 
-    ``unreadable``: the disk would not give some of them, so that nothing is known of those.
+    ``unreadable``: some of these bytes could not be read, so they may contain records.
     """
 
     offset: int
@@ -57,7 +58,7 @@ class Gap(NamedTuple):
 
 
 class _Window:
-    """A sliding view of a file: ``view(offset, length)`` with few large reads."""
+    """A sliding view of a file that makes few, large reads."""
 
     def __init__(self, file: VolumeFile, start: int, stop: int, go_past: GoPast | None) -> None:
         self._file = file
@@ -66,16 +67,16 @@ class _Window:
         self._buffer = bytearray(min(_WINDOW_BYTES, max(stop - start, 0)))
         self._start = 0
         self._filled = 0
-        self._withheld: list[tuple[int, int]] = []  # what the disk would not give
+        self._withheld: list[tuple[int, int]] = []  # ranges that could not be read
 
     def withheld(self, start: int, stop: int) -> bool:
-        """Whether the disk would not give something of these bytes, which lie before all that is read from now on."""
+        """Whether any of these bytes could not be read. Later calls must not ask for bytes before ``start``."""
         while self._withheld and self._withheld[0][1] <= start:
             del self._withheld[0]
         return any(first < stop and last > start for first, last in self._withheld)
 
     def view(self, offset: int, length: int) -> memoryview:
-        """Bytes offset…offset+length, fewer at the end of the file."""
+        """Return ``length`` bytes from ``offset`` on, fewer at the end of the file."""
         if not (self._start <= offset and offset + length <= self._start + self._filled):
             self._fill(offset, length)
         at = offset - self._start
@@ -95,7 +96,7 @@ class _Window:
         self._start, self._filled = offset, filled
 
     def _read(self, view: memoryview, offset: int) -> int:
-        """Bytes that the disk will not give are read as zeros, and noted, if ``go_past`` allows it."""
+        """Read into a buffer. A page that cannot be read is filled with zeros and noted, if ``go_past`` allows it."""
         try:
             return self._file.read_into([view], offset)
         except OSError:
@@ -115,18 +116,18 @@ class _Window:
 def scan_records(
     file: VolumeFile, volume_key: bytes, start: int, stop: int, *, go_past: GoPast | None = None
 ) -> Iterator[ScannedRecord | Gap]:
-    """Records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them.
+    """Yield records and gaps between ``start`` and ``stop``, in order; every byte belongs to one of them.
 
     Args:
         file: a segment.
-        volume_key: key of its records' tags.
+        volume_key: key for the tags of its records.
         start: where the first record or gap begins.
         stop: where the last one ends.
-        go_past: which pages that cannot be read to take for a gap; None: no page. Whoever drops or cuts off what
-            is no record must have seen it.
+        go_past: decides whether an unreadable page is treated as a gap; None: never. Callers must not drop or cut
+            off such a gap, as it may contain records.
 
     Raises:
-        OSError: the disk will not give some bytes.
+        OSError: a page cannot be read, and is not treated as a gap.
     """
     window = _Window(file, start, stop, go_past)
     offset = start
@@ -142,7 +143,7 @@ def scan_records(
         intact = whole and blake3(payload).digest() == header.digest
         end = offset + HEADER_BYTES + header.payload_length
         if not intact:
-            # A torn payload may have swallowed the start of later records: look inside it, too.
+            # The range of a torn record may contain later records, so search it.
             end = min(end, _next_record(window, volume_key, offset + HEADER_BYTES, min(end, stop)))
             payload = payload[:0]  # the search may have moved the window
         end = min(end, stop)
@@ -151,7 +152,7 @@ def scan_records(
 
 
 def _next_record(window: _Window, volume_key: bytes, offset: int, stop: int) -> int:
-    """Offset of the next authentic record at or after ``offset``, or ``stop``."""
+    """Return the offset of the next record with an authentic header at or after ``offset``, or ``stop``."""
     step = _WINDOW_BYTES // 2
     while offset < stop:
         view = window.view(offset, min(step, stop - offset))

@@ -83,7 +83,8 @@ class SegmentTable:
 
     def checkpoint(self) -> dict[int, tuple[int, int]]:
         """Return size and live bytes of each segment, as they are now."""
-        # Rotten index entries can make a count negative. Stored as zero, it makes the next opening rebuild the index.
+        # Rotten index entries can make a count negative. It is stored as zero, so that the next opening makes the index
+        # again.
         return {number: (state.size, max(state.live, 0)) for number, state in self._states.items()}
 
     def take_dropped(self) -> list[int]:

@@ -1,24 +1,23 @@
-"""A volume: a directory of append-only segment files on one disk, with a derivable index.
+"""A volume: a directory of append-only segment files on one disk, with an index that can be made again from them.
 
-:class:`LocalVolume` puts the parts of a volume together; what each of them does is in a module of its own.
+:class:`LocalVolume` connects the parts of a volume, each of which has a module of its own.
 
-Locks, in the order in which they are taken. Whoever holds one takes only those below it:
+Locks, in the order in which they are taken. A thread that holds one takes only those below it:
 
-1. that of :class:`~storage.shards.compaction.Compaction`: one compaction at a time.
-2. that of :class:`~storage.shards.durability.Durability`: one sync at a time, from its begin to its end. Files are
-   flushed, and the index is written to disk, under this one alone, so that appends go on meanwhile.
-3. the volume's, which is made here and given to the parts. It guards what a record is written and indexed by: the
-   active segment, the table of segments, the entries of the index, what is unflushed, and the room. ``Entries``,
-   ``SegmentTable``, ``Unflushed``, ``Room``, ``SegmentWriter``, ``WriteAccess.require``, ``Appender.append_copy`` and
-   ``Appender.append_raw`` leave it to their callers to take it (their docstrings name the exceptions). All others take
-   it where they change any of that.
-4. that of :class:`~storage.shards.segment_files.SegmentFiles`: the files that are open, while one is opened.
+1. The lock of :class:`~storage.shards.compaction.Compaction`: one compaction at a time.
+2. The lock of :class:`~storage.shards.durability.Durability`: one sync at a time, from begin to end. Flushing files
+   and writing the index to disk needs only this lock, so that appends can go on meanwhile.
+3. The volume's lock, which is created here and passed to the parts. It guards everything that appending a record
+   changes: the active segment, the table of segments, the entries of the index, the list of unflushed files, and the
+   state of the free space. Callers of ``Entries``, ``SegmentTable``, ``Unflushed``, ``Room``, ``SegmentWriter``,
+   ``WriteAccess.require``, ``Appender.append_copy`` and ``Appender.append_raw`` must hold it (their docstrings name
+   the exceptions). All other parts take it themselves to change any of these.
+4. The lock of :class:`~storage.shards.segment_files.SegmentFiles`: guards the open files while one is opened.
 
-Readers take the last one only, unless they give back a record that was set aside. They look up single entries of the
-index and of the table. An entry is there only after its bytes were written and its segment's size was raised, and a
-record that is not where the index said is looked up again: a compaction may have moved it. The condition has no lock:
-an error is noted by whoever meets it. A volume that is being opened is known to nobody else, and is replayed without
-locks.
+Readers take only the last lock, unless they restore a record that was set aside. They look up single entries of the
+index and of the table. An entry exists only after its bytes were written and its segment's size was raised. If a
+record is not where the index said, it is looked up again, as a compaction may have moved it. The condition has no
+lock: any thread may note an error. A volume that is being opened has no other users, and is replayed without locks.
 """
 
 from __future__ import annotations
@@ -67,26 +66,26 @@ _DRAIN_S = 5.0
 class LocalVolume:
     """A :class:`~storage.shards.port.ShardStore` in a directory. Thread-safe; one process at a time.
 
-    Where its disk takes no writes, it is opened, or goes on, for reading; writes try again from time to time.
+    On a read-only disk the volume can be opened and read; from time to time, writes are tried again.
 
     Args:
-        path: the directory; must carry ``identity``.
-        identity: what :func:`~storage.shards.identity.read_identity` found, or a new one.
-        filesystem: the door to the disk.
-        segment_bytes_max: a segment is closed when the next record would pass this size.
-        clock_s: monotonic seconds.
-        now_ms: milliseconds since 1970.
+        path: the directory, which holds the volume with this identity or none.
+        identity: from :func:`~storage.shards.identity.read_identity`, or a new one.
+        filesystem: access to the disk.
+        segment_bytes_max: a segment is ended when the next record would make it larger than this.
+        clock_s: returns monotonic seconds.
+        now_ms: returns milliseconds since 1970.
 
     Raises:
         FormatError: the directory cannot be read as a volume.
         StoreFull: no space for a new index.
-        VolumeUnavailable: the machine cannot open it now.
-        VolumeFailed: the disk failed meanwhile.
+        VolumeUnavailable: it cannot be opened now.
+        VolumeFailed: the disk failed while it was being opened.
 
     Attributes:
         condition: whether it can be read and written now.
-        files: its segments' files.
-        shrank: segments that its index knew of were gone or cut short when it was opened.
+        files: the segments' files.
+        shrank: whether segments that the index knew of were gone or cut short when the volume was opened.
     """
 
     def __init__(
@@ -181,7 +180,7 @@ class LocalVolume:
         self.shrank = self._open_segments()
 
     def _identify(self) -> None:
-        """Make sure that the directory holds this volume, and begin a new one only where there is none."""
+        """Check that the directory holds this volume or none; in the second case begin it."""
         if not lacks_identity(self.path, self.identity, self._filesystem):
             return
         try:
@@ -189,7 +188,7 @@ class LocalVolume:
         except OSError as error:
             if fault_of(error) is not Fault.READ_ONLY:
                 raise
-            self.condition.note_read_only(error)  # the segments tell what it is
+            self.condition.note_read_only(error)  # the segments contain the identity, too
 
     def _new_scrub(self) -> Scrub:
         return Scrub(
@@ -241,7 +240,7 @@ class LocalVolume:
         )
 
     def _open_segments(self) -> bool:
-        """Replay what the index lacks, and go on with the last segment; whether segments were gone or cut short."""
+        """Complete the index and resume the last segment; return whether segments were gone or cut short."""
         replay = Replay(
             self._key,
             files=self.files,
@@ -266,24 +265,24 @@ class LocalVolume:
 
     @property
     def state(self) -> tuple[str, str]:
-        """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, and why."""
+        """``"ok"``, ``"read-only"``, ``"full"``, ``"refusing"`` or ``"failed"``, with the reason."""
         return self.condition.summary()
 
     def can_be_written(self) -> bool:
-        """Whether its disk takes writes, tried again from time to time if it did not, and is not known to be full."""
+        """Whether the disk can be written and is not known to be full; tries again from time to time."""
         return self._access.can_be_written()
 
     @property
     def wanted(self) -> int:
-        """Bytes for which its file system had no space when a write was refused last; 0 if there was, or is again."""
+        """Number of bytes for which there was no space in the last write; 0 if there was, or is again."""
         return self.condition.room.wanted
 
     def has_room(self, length: int) -> bool:
-        """Whether its file system has space for so many bytes; also if that cannot be told now."""
+        """Whether the file system has space for this many bytes; True if this cannot be found out now."""
         try:
             return self.condition.room.has(length)
         except StorageError as error:
-            log.debug("the space of volume %s cannot be told: %s", self.path, error)
+            log.debug("the free space of volume %s cannot be read: %s", self.path, error)
             return True
 
     # -- writing ---------------------------------------------------------------------------------
@@ -299,36 +298,37 @@ class LocalVolume:
         self._durability.sync()
 
     def begin_sync(self, *, whole_index: bool = False) -> PendingSync | None:
-        """First half of a sync, for callers that flush several volumes at once: note what must be flushed.
+        """Begin a sync, for callers that flush several volumes at once, and return what must be flushed.
 
-        None if there is nothing to do. Otherwise this volume's syncs wait until :meth:`end_sync`.
+        Returns None if there is nothing to do. Otherwise this volume's other syncs wait until :meth:`end_sync` or
+        :meth:`cancel_sync`.
         """
         return self._durability.begin(whole_index=whole_index)
 
     def end_sync(self, pending: PendingSync, error: Exception | None = None) -> None:
-        """Second half: everything noted by :meth:`begin_sync` has been flushed, or that failed.
+        """End a sync after everything returned by :meth:`begin_sync` was flushed, or flushing failed with ``error``.
 
         Raises:
             VolumeFailed: flushing failed, or the directory is gone.
-            VolumeUnavailable: it could not be begun; it is all still to do.
+            VolumeUnavailable: flushing could not begin; the next sync flushes everything.
         """
         self._durability.end(pending, error)
 
     def cancel_sync(self, pending: PendingSync) -> None:
-        """In place of the second half, when flushing was not gone through with: it is all still to do."""
+        """End a sync without having flushed everything; the next sync does."""
         self._durability.cancel(pending)
 
     def flush(self, pending: PendingSync, *, files: bool = True) -> Exception | None:
-        """Flush what :meth:`begin_sync` noted; the error to pass to :meth:`end_sync`.
+        """Flush what :meth:`begin_sync` returned; returns the error to pass to :meth:`end_sync`.
 
         Args:
             pending: what to flush.
-            files: flush the files as well as the directory; False if that has been done.
+            files: flush the files as well as the directory; False if the files have been flushed already.
         """
         return self._durability.flush(pending, files=files)
 
     def flush_index(self) -> None:
-        """Sync, and bring the whole index to disk, if that takes writes."""
+        """Sync, and write all waiting entries to disk; does nothing on a read-only disk."""
         self._durability.flush_index()
 
     # -- reading ---------------------------------------------------------------------------------
@@ -372,11 +372,11 @@ class LocalVolume:
     # -- what is bad -----------------------------------------------------------------------------
 
     def segment_sizes(self) -> dict[int, int]:
-        """Bytes of each segment by its number, in order."""
+        """Return the size of each segment by its number, in order."""
         return self._table.sizes()
 
     def verify(self, progress: Callable[[int], None], segments: Iterable[int] | None = None) -> Verification:
-        """See :meth:`ShardStore.verify`. With ``segments``, only what is in these is read, all else counts as good."""
+        """See :meth:`ShardStore.verify`. With ``segments``, read only these; all other records count as good."""
         return LocalVerification(
             self._scrub.damaged_ranges(progress, segments),
             index=self._index,
@@ -395,7 +395,7 @@ class LocalVolume:
         return self._quarantine.discard(key, location, wrong=wrong)
 
     def all_aside(self) -> dict[ShardKey, Aside]:
-        """All records set aside, by shard."""
+        """Return all records set aside, by shard key."""
         return self._index.all_aside()
 
     # -- removal and compaction ------------------------------------------------------------------
@@ -430,7 +430,7 @@ class LocalVolume:
             )
 
     def present(self) -> bool:
-        """Whether the directory is still there and still ours, as far as can be told now."""
+        """Whether the directory still contains a volume; True if this cannot be found out now."""
         if self.condition.has_failed:
             return False
         try:
@@ -440,7 +440,7 @@ class LocalVolume:
         except FileNotFoundError:
             return False
         except OSError as error:
-            self.condition.refusal = f"volume {self.path} cannot be looked at now: {error}"
+            self.condition.refusal = f"volume {self.path} cannot be read now: {error}"
             return True
 
     def close(self) -> None:
@@ -460,7 +460,7 @@ class LocalVolume:
     def abandon(self, reason: str) -> None:
         """See :meth:`ShardStore.abandon`: close without writing anything."""
         self.condition.end(reason)
-        # Whoever is writing must have ended before the directory is opened anew; a hanging disk holds up nobody.
+        # Wait for a write in progress to end before the directory is opened again, but not for long on a hanging disk.
         drained = self._lock.acquire(timeout=_DRAIN_S)
         try:
             self.close()

@@ -53,7 +53,7 @@ _OF_OPENING = frozenset(
 
 
 def fault_of(error: OSError) -> Fault:
-    """The kind of an error."""
+    """Return the kind of an error."""
     if error.errno in _FULL:
         return Fault.FULL
     if error.errno == errno.EROFS:
@@ -62,7 +62,7 @@ def fault_of(error: OSError) -> Fault:
 
 
 def numbers_of(fault: Fault) -> frozenset[int]:
-    """The error numbers of a kind, for libraries that report them only as text; none for BROKEN, the default."""
+    """Return the error numbers of a kind, to recognize their texts; none for BROKEN, which means all others."""
     return {Fault.PASSING: _PASSING, Fault.FULL: _FULL, Fault.READ_ONLY: frozenset({errno.EROFS})}.get(
         fault, frozenset()
     )

@@ -39,7 +39,7 @@ class Flusher(Protocol):
 
 
 def new_flusher(parallel: int) -> Flusher:
-    """The best available flusher, for about this many files at a time."""
+    """Return the fastest flusher available, for about this many files at a time."""
     try:
         return KernelFlusher()
     except FlushError:

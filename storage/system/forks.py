@@ -45,7 +45,7 @@ class HomeProcess:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is that process, not a child of it."""
+        """Whether the caller runs in this process, not in a forked child."""
         return self._count == forks.count
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ class PrivateDescriptors:
         return descriptor
 
     def close(self, descriptor: int) -> None:
-        """Like ``os.close``, for such a descriptor."""
+        """Like ``os.close``, for a descriptor from :meth:`open`."""
         with self._lock:
             self._open.discard(descriptor)
             os.close(descriptor)

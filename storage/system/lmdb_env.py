@@ -39,7 +39,7 @@ class _GaveUp(lmdb.PanicError):
     """An environment had an error that it does not recover from."""
 
     def __init__(self, env: lmdb.Environment) -> None:
-        super().__init__("MDB_PANIC: it must be closed and opened anew")
+        super().__init__("MDB_PANIC: the environment must be reopened")
         self.env = env
 
 
@@ -150,7 +150,7 @@ class Environment:
 
     def _open_read_only(self, map_bytes: int) -> None:
         if not (self._path / DATA_FILE).exists():
-            raise StoreReadOnly(f"there is no database in {self._path}, and none can be made: its disk is read-only")
+            raise StoreReadOnly(f"there is no database in {self._path}, and none can be created: its disk is read-only")
         self._open_as(map_bytes, readonly=True)
 
     def _open_as(self, map_bytes: int, *, readonly: bool) -> None:
@@ -175,7 +175,7 @@ class Environment:
                         None if name == ROOT else name.encode(), create=not readonly
                     )
                 except lmdb.NotFoundError:
-                    self.databases.pop(name, None)  # made by an older release, which had no such database
+                    self.databases.pop(name, None)  # created by an older release, which had no such database
         except lmdb.Error as error:
             self._let_go()
             raise translated(error, self._path) from error
@@ -188,7 +188,7 @@ class Environment:
             raise unavailable(error, self._path) from error
 
     def _take_note(self, past: Past, *, readonly: bool) -> None:
-        """Note the file that this is written in now: at once for a copy, so that it is not examined again."""
+        """Note the data file's identity: for a copy at once, to check it only once, otherwise with a later write."""
         try:
             self._origin = origin_of(self._path) if self._sync else None
         except OSError as error:
@@ -204,7 +204,7 @@ class Environment:
             with self._env.begin(write=True) as txn:
                 self._write_note(txn)
         except lmdb.Error as error:
-            log.warning("where the database in %s is kept could not be noted: %s", self._path, error)
+            log.warning("the database in %s could not be marked as written here: %s", self._path, error)
         else:
             self._note_due = self._doubtful = False
 
@@ -223,7 +223,11 @@ class Environment:
         try:
             self.write(lambda txn: write_closing_note(txn, origin))
         except StorageError as error:
-            log.warning("a copy of the database in %s will count as one of a database in use: %s", self._path, error)
+            log.warning(
+                "the database in %s could not be marked as closed, so copies of it count as incomplete: %s",
+                self._path,
+                error,
+            )
 
     def _let_go(self) -> None:
         env, self._env = self._env, None
@@ -231,11 +235,11 @@ class Environment:
             env.close()
 
     def get(self, database: str, key: bytes) -> bytes | None:
-        """One value, from the latest committed state."""
+        """Return a value from the latest committed state, or None."""
         return self.read(lambda txn: txn.get(key, db=self.databases[database]) if database in self.databases else None)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in one read transaction and return its result; keep it short, as it delays growth."""
+        """Run ``work`` in one read transaction and return its result. Must be short: the map cannot grow meanwhile."""
         try:
             return self._read(work)
         except _GaveUp as error:
@@ -260,7 +264,7 @@ class Environment:
     def pages(
         self, database: str, start: bytes, stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Yield start <= key < stop in pages, each read in its own short transaction, so that writers can go on."""
+        """Yield entries with start <= key < stop in pages, each read in a short transaction to let writers go on."""
 
         def page(cursor: Cursor) -> list[tuple[bytes, bytes]]:
             found: list[tuple[bytes, bytes]] = []
@@ -290,7 +294,7 @@ class Environment:
     def _walk(
         self, database: str, start: bytes, size: int, page: Callable[[Cursor], list[T]], key_of: Callable[[T], bytes]
     ) -> Iterator[list[T]]:
-        """Pages of at most ``size``, each read by a cursor at the first key after the previous page."""
+        """Yield pages of at most ``size`` entries, each read by a cursor at the first key after the previous page."""
 
         def read(txn: Transaction) -> list[T]:
             if database not in self.databases:
@@ -351,7 +355,7 @@ class Environment:
             self._leave()
 
     def entries(self, database: str) -> int:
-        """Number of keys in a database."""
+        """Return the number of keys in a database."""
         return self.read(
             lambda txn: int(txn.stat(self.databases[database])["entries"]) if database in self.databases else 0
         )
@@ -370,7 +374,7 @@ class Environment:
             self._let_go()
 
     def _enter(self) -> lmdb.Environment:
-        """Register this thread; returns the environment that it may use until :meth:`_leave`."""
+        """Register this thread, and return the environment, which it may use until :meth:`_leave`."""
         self._home.check()
         with self._gate:
             while self._growing:
@@ -396,7 +400,7 @@ class Environment:
                 for each other: a writer that reads while it writes must not be blocked half-way.
 
         Yields:
-            True if no other thread is in; False if another environment is in use.
+            True if no other thread uses it; False if ``failed`` has been replaced.
         """
         with self._gate:
             while self._growing:
@@ -440,7 +444,7 @@ class Environment:
             if self._env is not None:
                 self._let_go()
                 drop_cache(self._path / DATA_FILE)
-            log.warning("the database in %s is opened anew after an error of its disk", self._path)
+            log.warning("reopening the database in %s after a disk error", self._path)
             self._reopened()
 
     def _reopened(self, map_bytes: int = 0) -> lmdb.Environment:

@@ -26,7 +26,7 @@ _DAMAGE = (
 
 
 def unavailable(error: OSError, path: Path) -> StorageError:
-    """The engine's error for a system error about a database."""
+    """Return the engine's error for a system error about a database."""
     match fault_of(error):
         case Fault.FULL:
             return StoreFull(f"no space left for the database in {path}; delete files and run collect, or add room")
@@ -37,7 +37,7 @@ def unavailable(error: OSError, path: Path) -> StorageError:
 
 
 def translated(error: lmdb.Error, path: Path) -> StorageError:
-    """The engine's error for an error of LMDB. Only errors about LMDB's own pages mean damage."""
+    """Return the engine's error for an error of LMDB. Only errors about LMDB's own pages mean damage."""
     if isinstance(error, _DAMAGE):
         return FormatError(f"the database in {path} cannot be used: {error}")
     text = str(error)  # py-lmdb's only report of the error number

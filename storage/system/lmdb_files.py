@@ -35,7 +35,7 @@ def drop_cache(file: Path) -> None:
 
 
 def initial_map(path: Path) -> int:
-    """How many bytes to map when opening an environment: twice its size, at least 64 MiB."""
+    """Return how many bytes to map when opening an environment: at least twice its size, and at least 64 MiB."""
     try:
         used = (path / DATA_FILE).stat().st_size
     except FileNotFoundError:

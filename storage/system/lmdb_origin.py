@@ -1,7 +1,7 @@
 """Recognizes copies of an LMDB environment by the identity of its data file.
 
-The environment has a note of its data file's identity in its main tree, so a copy has the note of the file that it was
-made from. A copy that was made while the original was in use may be torn (:mod:`storage.system.lmdb_pages`).
+The environment's main tree has a note of its data file's identity, so a copy has the note of the original file. A copy
+that was made while the original was in use may be torn (:mod:`storage.system.lmdb_pages`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STATX_BORN_AT = 80
 
 
 class Origin(msgspec.Struct, array_like=True, frozen=True):
-    """The note.
+    """The identity of a data file, as noted in the environment.
 
     Attributes:
         inode: inode of the data file.
@@ -45,12 +45,12 @@ class Origin(msgspec.Struct, array_like=True, frozen=True):
     closed_in: int = 0
 
     def encoded(self) -> bytes:
-        """The stored form."""
+        """Return the note as stored in the environment."""
         return msgspec.msgpack.encode(self)
 
     def is_of(self, file: Origin) -> bool:
         """Whether the note was written in this file."""
-        # Another kernel may report a time that this one does not.
+        # A time may be missing: not every kernel reports it.
         return self.inode == file.inode and (self.born_ns == file.born_ns or 0 in (self.born_ns, file.born_ns))
 
 
@@ -62,15 +62,13 @@ class Past(Enum):
 
     NONE = "there is none yet"
     SAME = "it was written here"
-    UNKNOWN = "nothing tells where it was written; its pages belong together"
-    COPIED = "it is a copy of one that was closed in good order"
-    COPIED_IN_USE = (
-        "it is a copy of one that was in use, or had crashed; its pages belong together, as far as they tell"
-    )
+    UNKNOWN = "it has no note of the file that it was written in; its pages are consistent"
+    COPIED = "it is a copy of one that was closed cleanly"
+    COPIED_IN_USE = "it is a copy of one that was in use, or had crashed; its pages seem to be consistent"
 
 
 def origin_of(path: Path) -> Origin:
-    """The note for an environment in this directory.
+    """Return the note to write into the environment in this directory.
 
     Raises:
         OSError: the file's status cannot be read.
@@ -88,11 +86,11 @@ def write_closing_note(txn: lmdb.Transaction[bytes], origin: Origin) -> None:
 
 
 def past_of(path: Path, *, thoroughly: bool = False) -> Past:
-    """The earlier state of the environment in this directory. If it was not written here, all of it is checked once.
+    """Return the earlier state of the environment in this directory; check all its pages if it was not written here.
 
     Args:
         path: directory of the environment, which must have no writer.
-        thoroughly: check all of it in any case.
+        thoroughly: check all pages in any case.
 
     Raises:
         FormatError: its pages are inconsistent.
@@ -113,9 +111,9 @@ def past_of(path: Path, *, thoroughly: bool = False) -> Past:
             return Past.COPIED if noted.closed_in == file.transaction else Past.COPIED_IN_USE
     except TornPages as torn:
         raise FormatError(
-            f"the database in {path} is damaged, as if it was copied while it was in use: its pages do not belong "
-            f"together ({torn}). Nothing was written to it. Put back a copy that was made by snapshot, or after the "
-            "store or pool was closed; or move it away and run rebuild, which makes it again (a pool is started with "
+            f"the database in {path} is damaged, as if it was copied while it was in use: its pages are inconsistent "
+            f"({torn}). Nothing was written to it. Put back a copy that was made by snapshot, or after the store or "
+            "pool was closed; or move it away and run rebuild, which makes it again (a pool is started with "
             "--rebuild first)"
         ) from torn
 
@@ -144,5 +142,5 @@ def _born_ns(descriptor: int) -> int:
 
 @functools.cache
 def _statx() -> Callable[..., int] | None:
-    """The C library's function, which Python does not offer; None if the library lacks it."""
+    """Return the C library's statx, which Python does not offer; None if the library lacks it."""
     return getattr(ctypes.CDLL(None, use_errno=True), "statx", None)

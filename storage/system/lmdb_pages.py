@@ -89,7 +89,7 @@ class _Page(NamedTuple):
     flagged: list[int]
 
     def node(self, at: int) -> _Node:
-        """A leaf's node."""
+        """Return the node at an index of ``places``, on a leaf."""
         low, high, flags, key_length = _NODE.unpack_from(self.raw, self.places[at])
         return _Node(self.keys[at], flags, low | high << 16, self.places[at] + _NODE.size + key_length)
 
@@ -129,7 +129,7 @@ class DataFile:
             os.close(descriptor)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key in the main tree, if it exists and is short.
+        """Return the value of a key in the main tree; None if there is none, or it is on overflow pages.
 
         Raises:
             TornPages: a page on the way to it is damaged.
@@ -156,20 +156,20 @@ class DataFile:
         _Check(self, self._meta).run()
 
     def read(self, number: int, count: int) -> bytes:
-        """The bytes of ``count`` pages."""
+        """Read ``count`` pages."""
         if number < _METAS or number + count > min(self._meta.last_page + 1, self.pages_written):
             raise TornPages(f"page {number} is beyond the end")
         return os.pread(self.descriptor, count * self._meta.page_bytes, number * self._meta.page_bytes)
 
     def page(self, number: int, *, leaf: bool) -> _Page:
-        """A page of a tree, after checking that everything on it lies within it."""
+        """Read a page of a tree, and check that all its entries lie within it."""
         raw = self.read(number, 1)
         size = len(raw)
         found, _, flags, lower, upper = _HEADER.unpack_from(raw)
         if found != number or flags & _KINDS != (_LEAF if leaf else _BRANCH):
-            raise TornPages(f"page {number} is another one, or of another kind")
+            raise TornPages(f"page {number} has another page's number, or another kind than expected")
         if lower % 2 or not _HEADER.size < lower <= upper <= size:
-            raise TornPages(f"page {number} has no proper list of entries")
+            raise TornPages(f"page {number} has an invalid list of entries")
         places = struct.unpack_from(f"<{(lower - _HEADER.size) // 2}H", raw, _HEADER.size)
         if min(places) < upper or max(places) > size - _NODE.size:
             raise TornPages(f"page {number} has an entry beyond its end")
@@ -188,7 +188,7 @@ class DataFile:
                 flagged.append(at)
                 end += _NUMBER.size if flags == _BIG else _TREE.size
                 if flags not in (_BIG, _SUBTREE):
-                    raise TornPages(f"page {number} has an entry that cannot be")
+                    raise TornPages(f"page {number} has an entry with invalid flags")
             if end > size:
                 raise TornPages(f"page {number} has an entry beyond its end")
         return _Page(raw, places, keys, below, flagged)
@@ -232,7 +232,7 @@ class _Check:
         for page in self._leaves(self._meta.free, "the free list", ordered=False):
             for node in map(page.node, range(len(page.keys))):
                 if len(node.key) != _NUMBER.size or _NUMBER.unpack(node.key)[0] > self._meta.transaction:
-                    raise TornPages("the free list has an entry of a later time")
+                    raise TornPages("the free list has an entry of a later transaction")
                 raw = self._value(page, node)
                 count = _NUMBER.unpack_from(raw)[0] if len(raw) >= _NUMBER.size else -1
                 if not 0 <= count < len(raw) // _NUMBER.size:
@@ -255,10 +255,10 @@ class _Check:
         self._entries = 0
         if tree.root != _NO_PAGE:
             if not 1 <= tree.depth <= _DEPTH_MAX:
-                raise TornPages(f"{name} has a depth that cannot be")
+                raise TornPages(f"{name} has an invalid depth")
             yield from self._below(tree.root, tree.depth, name, b"", None, ordered=ordered)
         if self._entries != tree.entries:
-            raise TornPages(f"{name} has {self._entries:,} entries in place of {tree.entries:,}")
+            raise TornPages(f"{name} has {self._entries:,} entries instead of {tree.entries:,}")
 
     def _below(
         self, number: int, depth: int, name: str, low: bytes, high: bytes | None, *, ordered: bool
@@ -292,7 +292,7 @@ class _Check:
         found, _, flags, _, _ = _HEADER.unpack_from(header)
         (count,) = _RUN.unpack_from(header, _HEADER.size - _RUN.size)
         if found != number or flags & _KINDS != _OVERFLOW or count < self._pages_of(length):
-            raise TornPages(f"page {number} does not have the value that it should")
+            raise TornPages(f"page {number} is not the start of the value that an entry refers to")
         self._take(number, count)
 
     def _take(self, number: int, count: int) -> None:
@@ -305,7 +305,7 @@ class _Check:
 
 
 def _newest_meta(descriptor: int) -> _Meta | None:
-    """The later of the two headers; None if they are not LMDB's, or of another version, which LMDB itself refuses."""
+    """Return the later of the two headers; None if LMDB itself would refuse them."""
     first = _meta(os.pread(descriptor, _META_READ_BYTES, 0))
     if first is None or not _PAGE_BYTES_MIN <= first.page_bytes <= _PAGE_BYTES_MAX:
         return None

@@ -1,4 +1,4 @@
-"""An advisory lock by which one process owns a store directory; it ends with the process, even after forks."""
+"""An advisory lock that gives one process a store directory; it ends with the process, even after forks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StoreLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
-            log.info("who holds %s cannot be noted in it: %s", self._path, error)  # the lock is held nevertheless
+            log.info("this process's id could not be written to %s: %s", self._path, error)  # the lock is still held
 
     def release(self) -> None:
         """Release the lock. Does nothing in a forked child, as the lock belongs to the parent."""
@@ -65,7 +65,7 @@ class StoreLock:
 
 
 def _open(path: Path) -> int:
-    """A descriptor to lock; -1 if there is no file and none can be created."""
+    """Return a descriptor to lock; -1 if there is no file and none can be created."""
     try:
         return private_descriptors.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     except OSError as error:

@@ -123,7 +123,7 @@ def test_a_torn_copy_of_an_older_version_is_refused(root: Path, scratch: Path) -
         for _ in change():
             pass
         torn_copy(root, scratch / "copy", change())
-    with pytest.raises(FormatError, match="do not belong together"):
+    with pytest.raises(FormatError, match="pages are inconsistent"):
         Environment(scratch / "copy", ("table",))
     Environment(root, ("table",)).close()
 

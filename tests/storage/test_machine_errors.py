@@ -294,7 +294,7 @@ def test_a_directory_with_a_volume_is_not_opened_as_another(root: Path, disk: Fa
     if lost:
         (path / "VOLUME").unlink()
     other = VolumeIdentity(identity.store_id, 0, 3, new_volume_key(), identity.k, identity.n, identity.chunk_size)
-    with pytest.raises(VolumeUnavailable, match="another volume"):
+    with pytest.raises(VolumeUnavailable, match="is not the one that was there"):
         LocalVolume(path, other)
     assert read_identity(path) == identity
     with open_on(root, disk) as store:

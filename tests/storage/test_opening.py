@@ -279,7 +279,7 @@ def test_a_volume_that_nothing_tells_of_is_refused(root: Path, pushed: Pushed) -
     (volume_dir(root, 0) / "VOLUME").unlink()
     for segment in segments(volume_dir(root, 0)):
         flip(segment, 70)
-    with pytest.raises(FormatError, match="move it away"):
+    with pytest.raises(FormatError, match="move the directory away"):
         open_store(root)
     volume_dir(root, 0).rename(root / "aside")
     with open_store(root) as store:
