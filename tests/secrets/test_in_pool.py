@@ -216,7 +216,7 @@ def test_a_person_is_asked_twice_and_sees_nothing_of_it(pool: FunctionPool, oper
     )
     os.close(terminal)
     shown = b""
-    for prompt in (b"Value of typed: ", b"The same again: "):
+    for prompt in (b"Value of typed: ", b"Repeat the value: "):
         while prompt not in shown:
             shown += os.read(master, 1024)
         os.write(master, b"wh4t-is-typed\n")
