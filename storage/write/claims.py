@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from storage.batching import batched
 from storage.errors import IncompletePush
 from storage.formats.manifest import FAN_OUT, Manifest, RootNode
-from storage.keys import Kind, StripeKey
+from storage.keys import Kind, StripeKey, kind_of
 from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from storage.write.context import PushContext
 
@@ -40,17 +40,21 @@ def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes
         yield chunk_stripe(chunk_id, root.profile)
 
 
-def require_claims(context: PushContext, user: bytes, chunks: Iterable[StripeKey]) -> None:
-    """Check that a user's claims on chunks are in the catalog, as a collect may have dropped them.
+def require_claims(
+    context: PushContext, user: bytes, stripes: Iterable[StripeKey], *, pinned: Collection[StripeKey]
+) -> None:
+    """Check that a user's claims on the chunks of a push are in the catalog, as a collect may have dropped them.
 
     Args:
         context: parts of the store.
         user: key of the user.
-        chunks: stripes of the chunks.
+        stripes: all stripes of the push; those that are no chunks are passed over.
+        pinned: chunks that need no claim, as no collect takes them.
 
     Raises:
         IncompletePush: a claim is missing.
     """
+    chunks = (stripe for stripe in stripes if kind_of(stripe) == Kind.CHUNK and stripe not in pinned)
     for batch in batched(chunks, FAN_OUT):
         if not all(context.catalog.holds(user, batch)):
             raise IncompletePush(_COLLECTED)

@@ -56,11 +56,11 @@ from storage.keys import (
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes.stripes import metadata_stripe
+from storage.write.known_volumes import KnownVolume, read_known, save_known
 
 log = logging.getLogger(__name__)
 
 _SECRET = "store-secret"
-_MARKS = "volume-marks"
 _BEHIND = "catalog-behind"
 _UNFINISHED = "rebuild-unfinished"
 # Ids of marks begin with zeros, so that they can be found without a full scan. No hash begins with so many zeros.
@@ -75,16 +75,6 @@ class Shown(NamedTuple):
 
     sequence: int
     committed: int
-
-
-class _Known(msgspec.Struct, array_like=True, frozen=True):
-    """What the catalog knows of a volume: the keys of its mark and of a version shard that it must have (or empty)."""
-
-    mark: bytes
-    witness: bytes = b""
-
-
-_known_by_slot = msgspec.msgpack.Decoder(dict[int, _Known])
 
 
 class Lineage:
@@ -119,7 +109,7 @@ class Lineage:
         self._behind = self._read_behind()
         self._unexamined = (catalog.document(_UNFINISHED) or b"").decode(errors="replace")
         self._use_secret()
-        self._known = _read_known(catalog)
+        self._known = read_known(catalog)
 
     def _read_behind(self) -> int:
         if self._catalog.document(COPIED_IN_USE):
@@ -282,7 +272,7 @@ class Lineage:
 
     def _expected(self, slot: int) -> list[ShardKey]:
         """Return shards that a volume must have."""
-        known = self._known.get(slot, _Known(b""))
+        known = self._known.get(slot, KnownVolume(b""))
         witnesses = [ShardKey(known.mark), self._volumes.witnesses.get(slot, ShardKey(known.witness))]
         latest = self._latest_on(slot)
         if latest is not None:
@@ -370,9 +360,9 @@ class Lineage:
         if marks:
             with self._lock:
                 for slot, mark in marks.items():
-                    self._known[slot] = _Known(mark.key)
+                    self._known[slot] = KnownVolume(mark.key)
                     self._volumes.witnesses.pop(slot, None)
-                self._catalog.save_document(_MARKS, msgspec.msgpack.encode(self._known))
+                save_known(self._catalog, self._known)
         if anew:
             self._remove_former(marks)
 
@@ -399,7 +389,7 @@ class Lineage:
                 with self._volumes.guard(slot, volume):
                     found = [*islice(volume.keys(*_MARK_IDS), _MARKS_READ_MAX)]
                     with self._lock:
-                        kept = {self._known.get(slot, _Known(b"")).mark, *self._planting}
+                        kept = {self._known.get(slot, KnownVolume(b"")).mark, *self._planting}
                     volume.remove([key for key in found if kind_of(key) == Kind.MARK and key not in kept])
 
     def restore_marks(self) -> None:
@@ -486,10 +476,11 @@ class Lineage:
             with self._lock:
                 witnesses = self._volumes.witnesses
                 self._known |= {
-                    slot: _Known(known.mark, witnesses.get(slot, known.witness)) for slot, known in self._known.items()
+                    slot: KnownVolume(known.mark, witnesses.get(slot, known.witness))
+                    for slot, known in self._known.items()
                 }
                 if witnesses:
-                    self._catalog.save_document(_MARKS, msgspec.msgpack.encode(self._known))
+                    save_known(self._catalog, self._known)
             self._catalog.transact(work)
         except StorageError as error:
             log.warning("could not note that the store was closed in good order: %s", error)
@@ -497,12 +488,3 @@ class Lineage:
 
 def _reopen(txn: CatalogTransaction) -> None:
     txn.set_counters(msgspec.structs.replace(txn.counters(), closed=False))
-
-
-def _read_known(catalog: Catalog) -> dict[int, _Known]:
-    raw = catalog.document(_MARKS)
-    try:
-        return {} if raw is None else _known_by_slot.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("the catalog's record of its volumes is damaged, and is made again with the next commit: %s", error)
-        return {}

@@ -21,7 +21,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode
 from storage.formats.versions import FILE_ID_BYTES, Version
-from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, kind_of, object_id_of
+from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, object_id_of
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
 from storage.shards import Shard
@@ -386,9 +386,7 @@ class Upload:
             volumes.sync_each()
         removals = self._context.pins.removals != self._removals
         if removals:
-            pinned = set(self._stripes)
-            chunks = (stripe for stripe in self._written(root) if kind_of(stripe) == Kind.CHUNK)
-            require_claims(self._context, self._target.user, (chunk for chunk in chunks if chunk not in pinned))
+            require_claims(self._context, self._target.user, self._written(root), pinned=set(self._stripes))
         self._epoch = settle(self._context.stripes, lambda: self._written(root), self._epoch, removals=removals)
 
     def _written(self, root: RootNode) -> Iterator[StripeKey]:

@@ -36,20 +36,12 @@ from taskworker.sandbox.image import FunctionImage, WarmView
 from taskworker.sandbox.inside import init, zygote
 from taskworker.sandbox.kept import KeptLoad
 from taskworker.sandbox.pids_cgroup import PidsCgroup
-from taskworker.sandbox.prewarmed import (
-    FUNCTION_TASKS_MAX,
-    Look,
-    PrewarmedProcess,
-    limit_calls,
-    limit_zygote,
-    size_of,
-)
-from taskworker.sandbox.room import SCARCE
+from taskworker.sandbox.prewarmed import FUNCTION_TASKS_MAX, Look, PrewarmedProcess, limit_calls, limit_zygote, size_of
+from taskworker.sandbox.room import start_failure
 from taskworker.sandbox.starts import Starts
+from taskworker.sandbox.strangers import Strangers
 
 IMPORT_TIMEOUT_S = 60.0
-STRANGER_S = 15.0
-"""How long a process that belongs to no call may exist: longer than forking or reaping one takes."""
 FILES_PER_MIB = 64
 """Files and directories that a call may make per MiB of its disk: an inode takes about a kilobyte of kernel memory."""
 FILES_MIN = 256
@@ -96,7 +88,6 @@ class FunctionSandbox:
     ) -> None:
         self.image = image
         self.started = wall_s()
-        self._clock_s = clock_s
         self._loop = loop
         self._ended = ended
         self._scarce = scarce
@@ -104,7 +95,7 @@ class FunctionSandbox:
         self._fence_name = secrets.token_hex(8)
         self._ids = ids
         self._uid = ids.take()
-        self._strangers: dict[int, float] = {}
+        self._strangers = Strangers(clock_s)
         self._confined = False
         self._bounded = False
         self._pid_namespace = ""
@@ -265,12 +256,10 @@ class FunctionSandbox:
         except SandboxError as error:
             self.close(error)
             return
-        now = self._clock_s()
-        self._strangers = {pid: self._strangers.get(pid, now) for pid in strangers}
         if strangers:  # most likely ended calls that the zygote has not reaped, as it only does so at a message
             with contextlib.suppress(OSError):  # too many messages at once, or it has ended, which is noticed elsewhere
                 self._zygote.send(zygote.REAP, socket.MSG_NOSIGNAL)
-        if any(now - seen > STRANGER_S for seen in self._strangers.values()):
+        if self._strangers.stay(strangers):
             self.close(ProtocolViolation("processes that are no calls were found in the function's sandbox"))
 
     def refill(self) -> None:
@@ -367,7 +356,7 @@ class FunctionSandbox:
         elif not message:
             self.close(CallCrashed("the function's sandbox ended"))
         elif message[:1] == init.NOT_STARTED:
-            self.close(_not_started(message[1:].decode(errors="replace")))
+            self.close(start_failure(message[1:].decode(errors="replace")))
         elif message[:1] == init.REFUSED:
             name, why = message[1 : 1 + init.NAME_CHARS].decode(), message[1 + init.NAME_CHARS :]
             self._forking.refused(name, why.decode(errors="replace"))
@@ -505,10 +494,3 @@ class FunctionSandbox:
 
 def _why_refused(content: bytes) -> str:
     return content[init.NAME_CHARS :].decode(errors="replace")[:_LOGGED_CHARS]
-
-
-def _not_started(said: str) -> SandboxError:
-    number, _, text = said.partition(" ")
-    if number.isdecimal() and int(number) in SCARCE:
-        return SandboxFull(text)
-    return SandboxUnavailable(f"a function's sandbox could not be started: {text}")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from taskworker.sandbox.errors import SandboxFull
+from taskworker.sandbox.errors import SandboxError, SandboxFull, SandboxUnavailable
 
 PATIENCE_S = 5.0
 """How long a call waits for room before it is refused."""
@@ -29,6 +29,18 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # no such file in this version of cgroups, or no limit: "max"
             most = min(most, int(path.read_text()))
     return most
+
+
+def start_failure(said: str) -> SandboxError:
+    """The failure for a sandbox that could not be started.
+
+    Args:
+        said: number of the kernel's error, a space, and its text.
+    """
+    number, _, text = said.partition(" ")
+    if number.isdecimal() and int(number) in SCARCE:
+        return SandboxFull(text)
+    return SandboxUnavailable(f"a function's sandbox could not be started: {text}")
 
 
 class Room:

@@ -484,16 +484,10 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
         if self._closed:
             raise StoreClosed("the pool is shutting down; try again when it is back")
-        members = self.placement.members
+        members, full = self.placement.members, self._conduct.full
         there = [member for member in members if self._stores.get(member.slot) is not None]
-        require_enough(
-            profile,
-            members,
-            there,
-            self._conduct.full,
-            allow_fragile=self._allow_fragile,
-            why_no_space=self.why_no_space,
-        )
+        fragile = self._allow_fragile
+        require_enough(profile, members, there, full, allow_fragile=fragile, why_no_space=self.why_no_space)
 
     def close(self) -> None:
         """See :meth:`Fleet.close`."""

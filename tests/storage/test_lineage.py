@@ -504,7 +504,7 @@ def test_a_full_disk_keeps_no_store_from_being_opened_and_closed(root: Path, mon
 def test_what_goes_wrong_late_in_opening_leaves_nothing_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store(root) as store:
         version = push(store, DATA, "kept")
-    for late in ("storage.write.lineage._read_known", "storage.write.commit.GroupCommit.catch_up"):
+    for late in ("storage.write.lineage.read_known", "storage.write.commit.GroupCommit.catch_up"):
         with monkeypatch.context() as patched:
             patched.setattr(late, _raise_damage)
             with pytest.raises(FormatError, match="damaged"):
