@@ -6,7 +6,7 @@
 ...     store.get(version.file_id, user_id="me")
 b'hello'
 
-Names are loaded when first used, so that a module of this package is had without all the others.
+Names are loaded when they are first used, so that importing one module does not import all the others.
 """
 
 from __future__ import annotations

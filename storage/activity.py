@@ -1,4 +1,4 @@
-"""Whether users are at work on a store right now, so that background work can make way."""
+"""Tells whether users are using a store right now, so that background work can give way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Activity:
-    """When users' data last moved. Thread-safe.
+    """Remembers when users' data was last read or written. Thread-safe.
 
     Args:
         clock_s: monotonic seconds.
@@ -17,9 +17,9 @@ class Activity:
         self._last_s = float("-inf")
 
     def note(self) -> None:
-        """A chunk of a user's is being read or written."""
+        """Note that a user's chunk is being read or written."""
         self._last_s = self._clock_s()
 
     def is_busy(self, within_s: float) -> bool:
-        """Whether one was within the last ``within_s`` seconds."""
+        """Whether a chunk was read or written within the last ``within_s`` seconds."""
         return self._clock_s() - self._last_s < within_s

@@ -1,8 +1,8 @@
-"""Arguments of the public classes, checked in one place before a method does anything.
+"""Checks the arguments of the public classes in one place, before a method does anything.
 
-Python takes whatever it is given: ``time_ms=time.time() * 1000``, a float, would be written into a version's record
-as one, and nobody could read that record again. :func:`checked` looks up every parameter of a method by its name
-when the class is made, and fails then if there is no rule for it, so that none is forgotten.
+Python does not check types: with ``time_ms=time.time() * 1000``, a float would be written into a version's record, and
+nobody could read that record again. :func:`checked` looks up a rule for each parameter of a method, by its name, when
+the class is defined. It fails then if there is no rule, so that no parameter is forgotten.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ SelfT = TypeVar("SelfT")
 ResultT = TypeVar("ResultT")
 
 Rule = Callable[[Any], Any]
-"""Gives the value to go on with, or raises InvalidArgument."""
+"""Returns the value to use, or raises InvalidArgument."""
 
-_ID_CHARACTERS_MAX = 1024  # of what is looked up as an id; real ones have 32 or 64
+_ID_CHARACTERS_MAX = 1024  # of a text that is looked up as an id; real ids have 32 or 64
 
 
 def checked(
     method: Callable[Concatenate[SelfT, P], ResultT], /, rules: Mapping[str, Rule] | None = None
 ) -> Callable[Concatenate[SelfT, P], ResultT]:
-    """The method, its arguments checked before it runs.
+    """The method, with its arguments checked before it runs.
 
     Args:
-        method: of a public class.
-        rules: for parameters by name, beside :data:`RULES`.
+        method: a method of a public class.
+        rules: further rules by parameter name, beside :data:`RULES`.
     """
     parameters = list(inspect.signature(method).parameters.values())[1:]
     known = {**RULES, **(rules or {})}
@@ -92,7 +92,7 @@ def text(what: str) -> Rule:
 
 
 def _plain(value: str) -> str:
-    return value if type(value) is str else str.__str__(value)  # subclasses, such as numpy's, cannot be encoded
+    return value if type(value) is str else str.__str__(value)  # msgspec cannot encode subclasses, such as numpy's
 
 
 def _same_text(check: Callable[[str], object]) -> Rule:
@@ -104,7 +104,7 @@ def _same_text(check: Callable[[str], object]) -> Rule:
 
 
 def identifier(what: str) -> Rule:
-    """Text that is looked up as an id; one that cannot be an id is not found, which is for the method to say."""
+    """Text that is looked up as an id. If it cannot be an id, the method reports that it is not found."""
 
     def rule(value: Any) -> str:
         if not isinstance(value, str):
@@ -115,7 +115,7 @@ def identifier(what: str) -> Rule:
 
 
 def whole_number(what: str, least: int, most: int = FILE_SIZE_MAX) -> Rule:
-    """An integer in a range: no float, even a whole one, and no bool."""
+    """An integer in a range. Floats, even whole ones, and bools are refused."""
 
     def rule(value: Any) -> int:
         number = as_int(value, what)
@@ -164,7 +164,7 @@ def function(what: str) -> Rule:
 
 
 def anything(value: Any) -> Any:
-    """Whatever it is: its own code checks it."""
+    """Any value: the code that uses it checks it."""
     return value
 
 
@@ -176,7 +176,7 @@ def path(value: Any) -> Any:
         encoded = os.fsencode(value)
     except UnicodeEncodeError:
         raise InvalidArgument("a path has characters that no file name can have (lone surrogates)") from None
-    except TypeError as error:  # what an object of another's making gives for its path
+    except TypeError as error:  # an os.PathLike whose __fspath__ returns something else
         raise InvalidArgument(f"a path must be text or a Path: {error}") from None
     if b"\0" in encoded:
         raise InvalidArgument("a path contains a NUL character; remove it")
@@ -184,7 +184,7 @@ def path(value: Any) -> Any:
 
 
 def path_or_object(value: Any) -> Any:
-    """A path that can be one, or something else that is read from or written to: its own code checks that."""
+    """A valid path, or another object to read from or write to, which the code that uses it checks."""
     return path(value) if isinstance(value, str | os.PathLike) else value
 
 
@@ -214,7 +214,7 @@ def _chunk_size(value: Any) -> int:
 
 
 def _diff(value: Any) -> ManifestDiff:
-    """A diff whose parts have the right types; whether they make sense is checked against its base."""
+    """A diff whose parts have the right types; their values are checked against its base later."""
     diff: ManifestDiff = instance(ManifestDiff, "diff")(value)
     identifier("base_version_id of the diff")(diff.base_version_id)
     for what, number in (("new_size", diff.new_size), ("chunk_size", diff.chunk_size)):
@@ -229,7 +229,7 @@ def _diff(value: Any) -> ManifestDiff:
 
 
 def _patch(patch: Any) -> Patch:
-    """The patch with data that nobody changes between its check and its writing."""
+    """The patch with a private copy of its data, so that nobody can change it between check and write."""
     if not isinstance(patch, Patch) or type(patch.index) is not int or not isinstance(patch.chunk_id, bytes):
         raise InvalidArgument("a patch has an index (int), a chunk_id (bytes) and data (bytes, or None)")
     whole_number("the index of a patch", 0)(patch.index)
@@ -276,4 +276,4 @@ RULES: Mapping[str, Rule] = {
     "pace": function("pace"),
     "watch": function("watch"),
 }
-"""Rules for parameters, by the names that they have in all public classes."""
+"""Rules for parameters by name; a name means the same in all public classes."""

@@ -1,4 +1,4 @@
-"""Taking a long walk in batches (itertools.batched came with Python 3.12)."""
+"""Splits iterables into batches (itertools.batched needs Python 3.12)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def batched_by_size(items: Iterable[T], count: int, size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Lists of up to ``count`` items, fewer where these come to ``size`` or more before."""
+    """Lists of up to ``count`` items; a list ends early once the sizes of its items add up to ``size`` or more."""
     batch: list[T] = []
     together = 0
     for item in items:

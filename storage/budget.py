@@ -1,4 +1,4 @@
-"""Memory that all calls share: many at once take hardly more of it than one."""
+"""A memory limit that all calls share, so that many calls at once take hardly more memory than one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Somebody who wants so many bytes, and the event that tells them that they have them."""
+    """A caller that waits for ``count`` bytes, and the event that is set when it has them."""
 
     count: int
     had: threading.Event
 
 
 class Budget:
-    """Bytes that may be under way at once; first come, first served. Thread-safe.
+    """A number of bytes that may be in use at once; first come, first served. Thread-safe.
 
     Args:
-        limit: how many; somebody who wants more than that gets it when nobody else has any.
+        limit: how many bytes. A caller that wants more than that gets them when no other caller has any.
     """
 
     def __init__(self, limit: int) -> None:
@@ -29,7 +29,7 @@ class Budget:
         self._waiting: deque[_Waiting] = deque()
 
     def take(self, count: int) -> None:
-        """Wait for so many bytes, and have them."""
+        """Wait until ``count`` bytes are free, and take them."""
         with self._lock:
             if self._allows(count):
                 self._taken += count
@@ -39,14 +39,14 @@ class Budget:
         waiting.had.wait()
 
     def try_take(self, count: int) -> bool:
-        """Have so many bytes if they are to be had at once."""
+        """Take ``count`` bytes if they are free now; return whether they were."""
         with self._lock:
             allowed = self._allows(count)
             self._taken += count if allowed else 0
             return allowed
 
     def give_back(self, count: int) -> None:
-        """Others may have them now."""
+        """Return ``count`` bytes, and give them to waiting callers."""
         with self._lock:
             self._taken -= count
             while self._waiting and self._fits(self._waiting[0].count):

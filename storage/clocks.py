@@ -6,10 +6,10 @@ import time
 
 
 def monotonic_s() -> float:
-    """Seconds that only ever grow, from some moment on."""
+    """Seconds since some unspecified moment; never goes back."""
     return time.monotonic()
 
 
 def wall_ms() -> int:
-    """Milliseconds since 1970, by a clock that may be set, back as well, and before 1970."""
+    """Milliseconds since 1970, by a clock that may be set forward or back, even to before 1970."""
     return time.time_ns() // 1_000_000

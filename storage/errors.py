@@ -1,4 +1,4 @@
-"""The one error family of the engine.
+"""The errors of the engine, in one family.
 
 Every failure a caller can meet is a :class:`StorageError`; its text says what was wrong and what to
 do about it. Services map the classes to their own status codes.
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class StorageError(Exception):
-    """Base of all errors raised by ``storage``; they can be pickled, as ``multiprocessing`` does."""
+    """Base of all errors raised by ``storage``. They can be pickled, which ``multiprocessing`` needs."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception's own way calls the class with the text alone, which some are not made of.
+        # Exception's own __reduce__ would call the class with the text alone, but some classes take other arguments.
         return _made_again, (type(self), self.args, self.__dict__)
 
 
@@ -32,15 +32,15 @@ class VersionNotFound(StorageError):
 
 
 class PermissionDenied(StorageError):
-    """What was asked for is not allowed: a secret, an outside address, a name that is blocked."""
+    """The request is not allowed, for instance access to a secret, an outside address or a blocked name."""
 
 
 class ConflictError(StorageError):
-    """The head of a file moved on: what was to be applied has another base.
+    """A change cannot be applied, because its base is no longer the head of the file.
 
     Attributes:
-        head: version id (hex) that is the head now.
-        base: version id (hex) the refused change was made against, or None.
+        head: version id (hex) of the present head.
+        base: version id (hex) that the refused change was made against, or None.
     """
 
     def __init__(self, message: str, *, head: str, base: str | None = None) -> None:
@@ -60,8 +60,8 @@ class DataLossError(StorageError):
         chunk: hex id of the chunk (or metadata object) that cannot be read.
         found: number of intact shards found.
         needed: number of shards needed (k).
-        filename: name of the file being read, where known.
-        file_id: id of the file being read, where known.
+        filename: name of the file being read, if known.
+        file_id: id of the file being read, if known.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class IncompletePush(StorageError):
 
 
 class ShardsUnavailable(InsufficientWorkers):
-    """An object cannot be read now: too many of its shards are out of reach. They are not known to be lost.
+    """An object cannot be read now, as too many of its shards are out of reach. They are not known to be lost.
 
     Attributes:
         chunk: hex id of the chunk (or metadata object).
@@ -129,7 +129,7 @@ class ShardsUnavailable(InsufficientWorkers):
 
 
 class StoreUnavailable(StorageError):
-    """The machine or a disk cannot serve this now. Nothing is lost; try again when the cause is gone."""
+    """The machine or a disk cannot handle this request now. Nothing is lost; try again when the cause is gone."""
 
 
 class StoreReadOnly(StoreUnavailable):
@@ -145,24 +145,24 @@ class StoreLocked(StorageError):
 
 
 class FormatError(StorageError):
-    """What is on disk is not what this store or this version of the software wrote there."""
+    """Data on disk was not written by this store, or not in a format that this release understands."""
 
 
 class CatalogBehind(StorageError):
-    """The catalog is older than the volumes, or may be. Files can be read; run rebuild before anything is changed."""
+    """The catalog is, or may be, older than the volumes. Files can be read; run rebuild before changing anything."""
 
 
 class StoreClosed(StorageError):
-    """The store was closed while, or before, it was used."""
+    """The store was closed before or during the call."""
 
 
 class UsedAfterFork(StorageError):
-    """A store, client, pool or worker was used in a process forked from the one that opened it. Open another there.
+    """A store, client, pool or worker was used in a fork of the process that opened it. Open another one there.
 
-    What was inherited can be closed, dropped or left alone in the child. gRPC itself supports a new client or server
-    in a child only where no other thread of the parent was calling into it at the fork (it then logs "skipping fork()
-    handlers"), and in rare cases its own threads end such a child with SIGABRT. A program that needs a client in its
-    children forks before it makes its first one, or starts them with the ``spawn`` or ``forkserver`` method of
-    ``multiprocessing``. One that runs a server, pool or worker and forks children that need no gRPC is started with
-    ``GRPC_ENABLE_FORK_SUPPORT=0`` in its environment, which keeps gRPC's threads out of them.
+    The child may close, drop or ignore the inherited object. gRPC supports a new client or server in a child only if
+    no other thread of the parent was in a gRPC call during the fork; otherwise it logs "skipping fork() handlers". In
+    rare cases gRPC's threads end such a child with SIGABRT. A program whose children need a client should fork before
+    it creates its first client, or start them with the ``spawn`` or ``forkserver`` method of ``multiprocessing``. If a
+    program runs a server, pool or worker, and its children need no gRPC, set ``GRPC_ENABLE_FORK_SUPPORT=0`` in its
+    environment, which keeps gRPC's threads out of the children.
     """

@@ -1,4 +1,4 @@
-"""Figures of a store: what is in it, on which volumes, and how many losses it survives."""
+"""Statistics of a store: its contents, its volumes, and how many losses it survives."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storage.shards import VolumeUsage
 
 
 class Figures:
-    """Of one store. Holds no state but the parts that it asks; thread-safe.
+    """The statistics of one store. Holds no state of its own; thread-safe.
 
     Args:
-        catalog: of the store.
-        volumes: likewise.
-        settings: likewise.
+        catalog: the store's catalog.
+        volumes: the store's volumes.
+        settings: the store's settings.
     """
 
     def __init__(self, catalog: Catalog, volumes: Fleet[Any], settings: StoreSettings) -> None:
@@ -29,18 +29,18 @@ class Figures:
         self._profile = ErasureProfile(settings.k, settings.n)
 
     def profiles(self) -> list[ProfileCount]:
-        """The erasure profiles that are in use; the store's own one, with no files, while there are none."""
+        """The erasure profiles in use, and that of metadata; if there are no files, the store's own profile alone."""
         used = self._catalog.profiles()
         if not used:
             return [ProfileCount(self._profile.k, self._profile.n, 0, 0)]
         return [*used, ProfileCount(1, self._settings.n, 0, 0)]  # metadata: files cannot be read without it
 
     def survivable(self, losses: Callable[[ErasureProfile], int]) -> int:
-        """How many losses all files survive, given how many a profile does."""
+        """How many losses all files survive; ``losses`` says how many files of one profile survive."""
         return min(losses(profile_for(one.k, one.n)) for one in self.profiles())
 
     def stats(self, *, behind: bool, unfinished: str, needs_rebuild: bool) -> StoreStats:
-        """The store at a glance; cheap at any size.
+        """Statistics of the store and its volumes; cheap at any size.
 
         Args:
             behind: whether the catalog is older than the volumes.

@@ -1,4 +1,4 @@
-"""Lookup of files and versions, by id and by name, for the user who may see them."""
+"""Looks up files and versions, by id or by name, for the user who owns them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _VERSION_ID_BYTES = 32
 
 
 class Files:
-    """What a catalog knows of files and their chains of versions. Holds no state; thread-safe.
+    """Looks up files and their chains of versions in a catalog. Holds no state; thread-safe.
 
     Args:
-        catalog: of the store.
+        catalog: the store's catalog.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -75,18 +75,18 @@ class Files:
         return entry.filename, base
 
     def find(self, filename: str, user_id: str) -> StoredVersion | None:
-        """The head of the file with this name, None if there is none."""
+        """The head of the file with this name; None if there is none."""
         identifier = self._catalog.find(name_of(user_key(user_id.encode()), filename))
         entry = self._catalog.file(identifier) if identifier is not None else None
         return None if identifier is None or entry is None else self.stored(identifier, entry, None)
 
     def history(self, file_id: str, user_id: str, before: str | None) -> Iterator[Version]:
-        """Versions from newest to oldest, after one of them or from the head.
+        """Versions from newest to oldest, starting with the one before ``before``, or with the head if it is None.
 
         Raises:
             FileNotFound: there is none with this id, or it is another user's.
             VersionNotFound: the file has no version ``before``.
-            FormatError: the newest wanted cannot be read.
+            FormatError: (from the iterator) the first version cannot be read.
         """
         identifier, entry = self.entry(file_id, user_id)
         first: bytes | None = entry.head
@@ -118,7 +118,7 @@ class Files:
         while len(found) < limit:
             page = self._catalog.names(user, prefix.encode(), start, limit)
             for _, identifier in page:
-                # Keys tell the beginning of long names only, and a file may be deleted meanwhile.
+                # Keys have only the beginning of long names, and a file may be deleted meanwhile.
                 head = self._head(identifier) if len(found) < limit else None
                 if head is not None and head.filename.startswith(prefix):
                     found.append(head)
@@ -128,7 +128,7 @@ class Files:
         return found
 
     def _head(self, file_id: bytes) -> Version | None:
-        """The head of a file; None if it was deleted, or cannot be read, which must not hide all others."""
+        """The head of a file; None if it was deleted, or cannot be read: one such file must not hide the others."""
         try:
             entry = self._catalog.file(file_id)
             return None if entry is None else self.stored(file_id, entry, None).public()
@@ -141,7 +141,7 @@ def permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
     """A file's entry, if it is this user's.
 
     Raises:
-        FileNotFound: there is none, or it is another user's; whether others have a file must not show.
+        FileNotFound: there is none, or it is another user's. The error is the same, to reveal nothing about others.
     """
     if entry is None or entry.user_id != user_id:
         raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
@@ -149,7 +149,7 @@ def permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
 
 
 def parsed_id(file_id: str) -> bytes | None:
-    """A file's id in bytes; None if it is none."""
+    """A file id as bytes; None if it is malformed."""
     return _parsed_hex(file_id, FILE_ID_BYTES)
 
 

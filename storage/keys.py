@@ -1,8 +1,8 @@
-"""Keys of stored objects: what kind of thing, which bytes, coded how, which shard of it.
+"""Keys of stored objects: the object's id and kind, its erasure code, and the number of the shard.
 
 An *object* is a chunk of a file, a manifest node, a version, a tombstone or a volume's mark. Its stripe key is
-``id(32) kind(1) k-1(1) n-1(1)``, a shard key adds ``slot(1)``. Keys start with the id so that they
-sort by content hash; kinds are part of the key so that no user's chunk can pose as metadata.
+``id(32) kind(1) k-1(1) n-1(1)``; a shard key adds ``slot(1)``. Keys start with the id so that they
+sort by content hash. They contain the kind so that no user's chunk can pass as metadata.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ID_BYTES = 32
 STRIPE_KEY_BYTES = 35
 SHARD_KEY_BYTES = 36
 
-# One byte per value, made once: key building is on the path of every small push.
+# All single bytes, created once, since every small push builds keys.
 BYTE = tuple(bytes([value]) for value in range(256))
 
 
 class Kind(IntEnum):
-    """What a stored object is."""
+    """The kind of a stored object."""
 
     CHUNK = 1
     NODE = 2
     VERSION = 3
     TOMBSTONE = 4
-    MARK = 5  # a volume's own: it is in no placement, and no file needs it
+    MARK = 5  # belongs to one volume: it has no placement, and no file needs it
 
 
 class StripeParts(NamedTuple):
@@ -43,32 +43,32 @@ class StripeParts(NamedTuple):
 
 
 def stripe_key(kind: Kind, object_id: bytes, k: int, n: int) -> StripeKey:
-    """Key of all shards of one object under a (k, n) code."""
+    """The key of an object under a (k, n) code; the keys of its shards begin with it."""
     return StripeKey(object_id + BYTE[kind] + BYTE[k - 1] + BYTE[n - 1])
 
 
 def split_stripe_key(key: bytes) -> StripeParts:
-    """Inverse of :func:`stripe_key`; a shard key is accepted too, its slot ignored."""
+    """Inverse of :func:`stripe_key`. Also accepts a shard key, and ignores its slot."""
     return StripeParts(key[:ID_BYTES], Kind(key[32]), key[33] + 1, key[34] + 1)
 
 
 def object_id_of(key: bytes) -> bytes:
-    """The id of the object that a stripe key or a shard key is of."""
+    """The id of the object in a stripe key or a shard key."""
     return key[:ID_BYTES]
 
 
 def kind_of(key: bytes) -> int:
-    """The :class:`Kind` in a stripe key or a shard key, as a number, which may be none of them."""
+    """The kind in a stripe key or a shard key, as a number that may not be a valid :class:`Kind`."""
     return key[32]
 
 
 def data_shards(key: bytes) -> int:
-    """The k of a stripe key or a shard key: so many shards give the object."""
+    """The k in a stripe key or a shard key: how many shards are enough to decode the object."""
     return key[33] + 1
 
 
 def shard_count(key: bytes) -> int:
-    """The n of a stripe key or a shard key: so many shards there are."""
+    """The n in a stripe key or a shard key: how many shards the object has."""
     return key[34] + 1
 
 
@@ -78,7 +78,7 @@ def stripe_of(key: bytes) -> StripeKey:
 
 
 def slot_of(key: bytes) -> int:
-    """Which shard of its stripe a shard key names, from 0."""
+    """The number of the shard within its stripe, from 0, in a shard key."""
     return key[35]
 
 
@@ -91,10 +91,10 @@ _KEY = Struct(f"{SHARD_KEY_BYTES}s")
 
 
 class PackedKeys(Sequence[ShardKey]):
-    """Shard keys one after another in one piece of memory: millions are passed on without an object for each.
+    """Shard keys concatenated in one buffer, so that millions can be passed on without an object for each.
 
     Args:
-        packed: a whole number of keys.
+        packed: the concatenated keys.
     """
 
     __slots__ = ("packed",)
@@ -123,11 +123,11 @@ class PackedKeys(Sequence[ShardKey]):
 
 
 def packed_keys(keys: Sequence[ShardKey]) -> bytes:
-    """Keys one after another."""
+    """The concatenated keys."""
     return keys.packed if isinstance(keys, PackedKeys) else b"".join(keys)
 
 
 def packed_shard_keys(stripes: Sequence[StripeKey], slot: int) -> bytes:
-    """The keys of the shards in ``slot`` of some stripes, one after another."""
+    """The concatenated keys of the shards in ``slot`` of some stripes."""
     end = BYTE[slot]
     return end.join(stripes) + end if stripes else b""

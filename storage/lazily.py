@@ -1,4 +1,4 @@
-"""Packages whose names are loaded when they are first used, so that importing one module of them costs little."""
+"""For packages whose names are loaded when they are first used, so that importing one of their modules is cheap."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def loading(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], obj
 
     Args:
         package: its ``__name__``.
-        homes: by name that it offers, the module that has it.
+        homes: for each name that the package offers, the module that defines it.
     """
 
-    def __getattr__(name: str) -> object:  # noqa: N807 - the name that a traceback shows
+    def __getattr__(name: str) -> object:  # noqa: N807 - the name in tracebacks
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # Not import_module, which would not find the engine where it goes by its longer name (taskworker.engine_names).
+        # import_module would not find the engine under its longer name (taskworker.engine_names).
         value: object = getattr(__import__(homes[name], fromlist=[name]), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -31,8 +31,8 @@ BytesLike = bytes | bytearray | memoryview
 def check_filename(name: str) -> bytes:
     """Return ``name`` as UTF-8, or raise InvalidArgument saying what is wrong with it.
 
-    Names are opaque keys, compared byte for byte and never normalised; ``.`` and ``..`` as path
-    components are refused because clients write files under these names.
+    Names are opaque keys, compared byte for byte and never normalised. The path components ``.`` and ``..``
+    are refused because clients write files under these names.
     """
     encoded = utf8(name, "filename")
     if not encoded:
@@ -101,7 +101,7 @@ def check_sha256(sha256: str | None) -> bytes | None:
 
 
 def check_chunk_ids(value: Any) -> list[bytes]:
-    """Return a sequence of chunk ids as a list of its own, or raise InvalidArgument."""
+    """Return a sequence of chunk ids as a new list, or raise InvalidArgument."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InvalidArgument(f"chunk_ids must be a list of ids, not {type(value).__name__}")
     for chunk_id in value:
@@ -111,14 +111,14 @@ def check_chunk_ids(value: Any) -> list[bytes]:
 
 
 def check_bytes(value: Any, length: int, what: str) -> None:
-    """Raise InvalidArgument for what is neither None nor this many bytes."""
+    """Raise InvalidArgument unless the value is None or bytes of this length."""
     if value is not None and not (isinstance(value, bytes) and len(value) == length):
         raise InvalidArgument(f"{what} must be {length} bytes, not {type(value).__name__}")
 
 
 def as_int(value: Any, what: str) -> int:
-    """An integer as Python's own, else InvalidArgument."""
-    # A bool is an int to Python, and a float compares like one; in a record they are neither.
+    """The value as a plain int; raises InvalidArgument if it is no integer."""
+    # In Python, a bool is an int and a float compares like one, but both are encoded differently in a record.
     if type(value) is int:
         return value
     if not isinstance(value, bool | float) and hasattr(value, "__index__"):  # numpy's integers, for example
@@ -128,10 +128,10 @@ def as_int(value: Any, what: str) -> int:
 
 
 def shown(value: object) -> str:
-    """The beginning of a value as text for a message, whatever the value is."""
+    """The beginning of any value, as text for a message."""
     try:
         return str(value)[:_SHOWN_MAX]
-    except Exception:  # a __str__ that fails, or an int with more digits than Python writes out
+    except Exception:  # a __str__ that fails, or an int with more digits than Python converts
         return f"a {type(value).__name__} that cannot be shown"
 
 
@@ -146,10 +146,10 @@ def utf8(text: str, what: str) -> bytes:
 
 
 def sought(offset: int, whence: int, position: int, size: int) -> int:
-    """The position, in bytes, to which a stream of ``size`` bytes at ``position`` is asked to move.
+    """The new position, in bytes, after a seek in a stream of ``size`` bytes at ``position``.
 
     Raises:
-        ValueError: ``whence`` is none of the three that :mod:`io` has, or the position would be negative.
+        ValueError: ``whence`` is not one of the three values of :mod:`io`, or the position would be negative.
     """
     if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
         raise ValueError(f"invalid whence ({whence!r}): give io.SEEK_SET, io.SEEK_CUR or io.SEEK_END")

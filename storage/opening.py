@@ -1,4 +1,4 @@
-"""Opening the parts of a store in a directory: its lock, catalog, settings and volumes."""
+"""Opens the parts of a store in a directory: its lock, catalog, settings and volumes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from storage.system.locking import StoreLock
 
 @dataclass(frozen=True, slots=True)
 class OpenedParts:
-    """What a store is made of, opened.
+    """The opened parts of a store.
 
     Attributes:
         root: the store directory.
-        settings: of the store.
-        catalog: open; empty if it ``needs_rebuild``.
-        volumes: open, but for those that are away.
-        lock: held.
-        needs_rebuild: the catalog is gone, and is to be made again from the volumes.
+        settings: the settings of the store.
+        catalog: the open catalog; empty if the store ``needs_rebuild``.
+        volumes: the volumes, open except those that are away.
+        lock: the lock on the directory, held.
+        needs_rebuild: whether the catalog is gone and must be rebuilt from the volumes.
     """
 
     root: Path

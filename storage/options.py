@@ -1,4 +1,4 @@
-"""What goes with the bytes of a push: once, for the engine, the client and the services."""
+"""The options of a push, shared by the engine, the client and the services."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.erasure import ErasureProfile
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """See ``FileStorage.push``.
+    """The options of ``FileStorage.push``.
 
     Attributes:
         filename: 1…1024 bytes of UTF-8.
@@ -19,7 +19,7 @@ class PushOptions:
         chunk_size: in bytes; None: the store's.
         time_ms: the author's clock, ms since 1970; None: now.
         note: free text kept in the version.
-        sha256: hex digest of the content, checked before anything becomes visible; None: it is not known.
+        sha256: hex SHA-256 of the content, checked before anything becomes visible; None: unknown.
     """
 
     filename: str
@@ -31,5 +31,5 @@ class PushOptions:
     sha256: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``FileStorage.push`` and ``FileStorage.upload`` that they are, by name."""
+        """The options as keyword arguments for ``FileStorage.push`` and ``FileStorage.upload``."""
         return {each.name: getattr(self, each.name) for each in fields(self)}

@@ -1,4 +1,4 @@
-"""What maintenance and statistics tell; all sizes in bytes."""
+"""The results of maintenance and statistics; all sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from storage.erasure import ErasureProfile
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total); bytes for push, get and scrub, objects otherwise; total 0 when unknown."""
+"""Called with (done, total): bytes for push, get and scrub, objects otherwise; the total is 0 if unknown."""
 
 DAMAGE_LISTED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing found wrong.
+    """A problem that was found.
 
     Attributes:
         time_ms: when it was found.
         kind: ``"rotten"``, ``"missing"``, ``"unavailable"`` (cannot be read now), ``"lost"``, ``"offline"``, or
             ``"unreadable"``: a version's record.
-        object_id: hex id of the object concerned, "" if it is a whole volume.
+        object_id: hex id of the object concerned; "" if it is a whole volume.
         slot: slot of the shard in its stripe, -1 if unknown or none.
         volume: slot of the volume, -1 if none.
         text: one line for people.
@@ -40,8 +40,8 @@ class Damage:
 class ScrubReport:
     """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete.
 
-    ``unreadable`` versions have a record or manifest that cannot be read; repair cannot mend them.
-    ``unavailable`` shards could not be read for now: nothing is known of them.
+    ``unreadable`` versions have a record or manifest that cannot be read; repair cannot restore them.
+    ``unavailable`` shards could not be read now, so nothing is known about them.
     """
 
     shards_checked: int
@@ -54,19 +54,19 @@ class ScrubReport:
 
     @property
     def clean(self) -> bool:
-        """Whether every shard of every object is there and intact."""
+        """Whether every shard of every object exists and is intact."""
         return not (self.rotten or self.missing or self.unreadable or self.unavailable)
 
 
 @dataclass(frozen=True, slots=True)
 class HealingState:
-    """Healing of what reads find damaged, as it is now.
+    """The present state of healing damage that reads have found.
 
     Attributes:
         waiting: stripes that a read found damaged and that are not healed yet.
-        healed_shards: made anew since the store was opened.
-        failed_stripes: could not be healed since then; repair tries them again.
-        ended_ms: when a stripe was last dealt with, since 1970 (UTC); 0: none was yet.
+        healed_shards: shards rebuilt since the store was opened.
+        failed_stripes: stripes that could not be healed since then; repair tries them again.
+        ended_ms: when a stripe was last handled, in milliseconds since 1970 (UTC); 0 if none was yet.
     """
 
     waiting: int
@@ -77,19 +77,19 @@ class HealingState:
 
 @dataclass(frozen=True, slots=True)
 class RepairState:
-    """How far a repair is, in objects; those found wait in a queue whose most urgent ones are made first.
+    """The progress of a repair, in objects. Those found wait in a queue, the most urgent first.
 
     Attributes:
-        examined: looked at so far.
+        examined: objects examined so far.
         expected: about how many there are.
-        missing: found that lack shards, and wait.
-        repaired: that lacked shards, and have them again.
-        misplaced: found that have all their shards, not all in their place, and wait.
-        moved: that had, and have them in their place now.
-        lost: of which too few shards are left.
-        endangered: files with an object that waits and is less safe than it will be, by how many more whole
-            stores may be lost, whichever, before the first of their objects cannot be read (-1: now).
-        deferred: found that lack shards which stores that are expected back may have; they are not made again yet.
+        missing: objects that lack shards, and wait.
+        repaired: objects that lacked shards, and have them again.
+        misplaced: objects that have all their shards, but not all in their place, and wait.
+        moved: objects whose misplaced shards were moved to their place.
+        lost: objects of which too few shards are left.
+        endangered: numbers of files with a waiting object that is less safe than after repair. The key is how many
+            more stores, whichever, may be lost before one of the file's objects becomes unreadable (-1: it is now).
+        deferred: objects whose missing shards are not rebuilt yet, because stores that may have them are expected back.
     """
 
     examined: int
@@ -104,19 +104,19 @@ class RepairState:
 
     @property
     def all_examined(self) -> bool:
-        """Whether what is found is all there is."""
+        """Whether all objects were examined, so that the numbers found are final."""
         return self.examined >= self.expected
 
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be made again, or not be read.
+    """Outcome of a repair. ``lost`` lists at most 1,000 objects that cannot be rebuilt or read.
 
-    Of the shards made, ``shards_moved`` were of objects that had all theirs, in the wrong place. ``deferred`` objects
-    lack shards that stores which are expected back may have: those were not made again yet.
-    ``unavailable`` objects could not be read or looked for now, since volumes or workers are out of reach or do not
-    answer; why, says ``unavailable_why`` of the first. They are not lost: repair again when those are back.
-    ``unwritable`` says of each volume that is full or read-only, and still lacks shards, why it takes none.
+    Of the shards written, ``shards_moved`` belong to objects that had all their shards, but some in the wrong place.
+    ``deferred`` objects lack shards that were not rebuilt yet, because stores that may have them are expected back.
+    ``unavailable`` objects could not be read or looked up now, since volumes or workers are out of reach or do not
+    answer; ``unavailable_why`` has the reason for the first. They are not lost: repair again when those are back.
+    ``unwritable`` has the reason for each volume that lacks shards and takes none, as it is full or read-only.
     """
 
     objects_examined: int
@@ -133,13 +133,13 @@ class RepairReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every object has all its shards again, as far as all volumes are there."""
+        """Whether every object has all its shards again, provided that all volumes are online."""
         return not (self.lost_count or self.deferred or self.unavailable or self.unwritable)
 
 
 @dataclass(frozen=True, slots=True)
 class CollectReport:
-    """Outcome of a collect. ``stores_missed`` were away: what they hold is freed by one that they are there for."""
+    """Outcome of a collect. ``stores_missed`` stores were away; a later collect frees their space."""
 
     objects_removed: int
     shards_removed: int
@@ -152,8 +152,8 @@ class CollectReport:
 class RebuildReport:
     """Outcome of a rebuild.
 
-    ``skipped`` says in words what was found but could not be taken over. ``undecided`` says which stores could not be
-    examined, and what cannot be decided without them: while there is any, the rebuild is not finished.
+    ``skipped`` describes what was found but could not be restored. ``undecided`` describes which stores could not be
+    examined, and what cannot be decided without them. Unless it is empty, the rebuild is not finished.
     """
 
     files: int
@@ -164,11 +164,11 @@ class RebuildReport:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStats:
-    """One volume.
+    """Statistics of one volume.
 
     ``state`` is ``"ok"``, ``"incomplete"`` (waits for repair), ``"read-only"``, ``"full"`` or ``"offline"``;
-    ``cause`` says why it is not ok, or what it could not do lately. ``takes_no_writes``: it is read-only or full,
-    whether it is incomplete or not.
+    ``cause`` says why it is not ok, or what failed recently. ``takes_no_writes``: it is read-only or full, even if its
+    state is ``"incomplete"``.
     """
 
     slot: int
@@ -185,11 +185,12 @@ class VolumeStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """A store at a glance.
+    """Statistics of a store.
 
-    ``logical_bytes`` sums the sizes of all heads; ``versions`` of deleted files count until collected. ``behind``
-    says that the catalog is older than the volumes, and waits for a rebuild; no loss is known to be survivable then.
-    ``unfinished`` says what the latest rebuild could not examine, and what to do; empty if it was finished.
+    ``logical_bytes`` is the total size of all heads. ``versions`` includes those of deleted files until they are
+    collected. ``behind``: the catalog is older than the volumes and waits for a rebuild; until then, no loss is known
+    to be survivable. ``unfinished`` says what the latest rebuild could not examine, and what to do about it; it is
+    empty if the rebuild finished.
     """
 
     store_id: str

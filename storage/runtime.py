@@ -1,4 +1,4 @@
-"""What the engine takes from the machine it runs on, apart from disks: threads, clocks, random bytes."""
+"""What the engine uses of the machine apart from disks: threads, clocks and random bytes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 
 class Runtime:
-    """The machine's own. A simulation gives another, in which one seed decides everything."""
+    """The machine's threads, clocks and random bytes. A simulation replaces it with one that a seed determines."""
 
     def executor(self, threads: int, name: str) -> Executor:
-        """Does work in up to ``threads`` threads called ``name``."""
+        """An executor with up to ``threads`` threads called ``name``."""
         return ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     def monotonic_s(self) -> float:
-        """Seconds that only ever grow, from some moment on."""
+        """Seconds since some unspecified moment; never goes back."""
         return time.monotonic()
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970, by a clock that may be set, back as well, and before 1970."""
+        """Nanoseconds since 1970, by a clock that may be set forward or back, even to before 1970."""
         return time.time_ns()
 
     def wall_ms(self) -> int:
@@ -27,5 +27,5 @@ class Runtime:
         return self.wall_ns() // 1_000_000
 
     def token_bytes(self, count: int) -> bytes:
-        """Bytes that nobody can guess."""
+        """Cryptographically secure random bytes."""
         return secrets.token_bytes(count)

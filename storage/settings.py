@@ -1,4 +1,4 @@
-"""A store's settings: made once, found again in the catalog, or beside it, or on the volumes."""
+"""A store's settings: chosen once, then loaded from the catalog, the file beside it or the volumes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _settings = msgspec.json.Decoder(StoreSettings)
 
 @dataclass(frozen=True, slots=True)
 class FoundSettings:
-    """Settings and how they were come by."""
+    """Settings, and how they were found."""
 
     settings: StoreSettings
     created: bool
     needs_rebuild: bool
-    relocated: bool = False  # volumes are said to be elsewhere than the catalog knows, see :func:`keep_settings`
+    relocated: bool = False  # the caller's volume paths differ from the catalog's, see :func:`keep_settings`
 
 
 def load_or_create_settings(
@@ -45,15 +45,15 @@ def load_or_create_settings(
     chunk_size: int | None,
     create: bool,
 ) -> FoundSettings:
-    """Settings of the store in ``root``; see :meth:`storage.FileStorage.open` for the arguments.
+    """The settings of the store in ``root``; see :meth:`storage.FileStorage.open` for the arguments.
 
-    A store whose catalog is gone is known by the data on its volumes. Where it is remembered, and no data is there,
-    nothing new is begun: the volumes may be mounted late.
+    A store whose catalog is gone is recognised by the data on its volumes. If the file beside the catalog shows that
+    there was a store, but no data is found, no new store is created, since its volumes may not be mounted yet.
 
     Raises:
-        StoreUnavailable: the volumes are not there, or whether they are cannot be told now.
-        FormatError: the settings are damaged, and nothing else tells them; or not all volumes were named.
-        InvalidArgument: no store there and ``create`` is False, or bad arguments.
+        StoreUnavailable: volumes are missing, or cannot be looked for now.
+        FormatError: the settings are damaged and stored nowhere else, or not all volumes were named.
+        InvalidArgument: there is no store and ``create`` is False, or the arguments are invalid.
     """
     try:
         settings = catalog.settings()
@@ -75,31 +75,31 @@ def load_or_create_settings(
     if not create:
         raise InvalidArgument(f"there is no store at {root}")
     fresh = _fresh(root, profile or ErasureProfile(), volumes, chunk_size, identities)
-    catalog.save_settings(fresh)  # first: the file is the sign of a catalog that had them
+    catalog.save_settings(fresh)  # first: the file means that the catalog has had them
     _write_store_file(root, fresh)
     return FoundSettings(fresh, created=True, needs_rebuild=False)
 
 
 def keep_settings(root: Path, catalog: Catalog, settings: StoreSettings) -> None:
-    """Remember where the volumes are, once they were opened there: a mistake in their names is forgotten."""
+    """Save where the volumes are. Call this once they were opened there, so that wrong paths are not saved."""
     catalog.save_settings(settings)
     _write_store_file(root, settings)
 
 
 def _lost(root: Path, absent: Sequence[Path]) -> StoreUnavailable:
-    """The catalog is gone, and so are volumes by which it could be made again."""
+    """The error to raise if the catalog is gone, and volumes to rebuild it from are missing."""
     named = ", ".join(str(path) for path in absent[:_NAMED_MAX]) + (" and others" if len(absent) > _NAMED_MAX else "")
     return StoreUnavailable(
-        f"the catalog of {root} is gone, and there is no volume in {named} to make it again from: mount the disks with "
+        f"the catalog of {root} is gone, and there is no volume in {named} to rebuild it from: mount the disks with "
         f"the volumes, or say where they are; to begin a new store in place of this one, remove {root / STORE_FILE}"
     )
 
 
 def _made_again(root: Path, volumes: Sequence[Path] | None, damage: DamagedSettings) -> StoreSettings:
-    """Settings from the file beside the catalog, or the volumes. Which of these wait for a repair is not known: all do.
+    """Settings from the file beside the catalog, or from the volumes. All volumes count as waiting for repair.
 
     Raises:
-        FormatError: neither can tell.
+        FormatError: neither has them.
     """
     settings = _read_store_file(root)
     if settings is None:
@@ -108,12 +108,12 @@ def _made_again(root: Path, volumes: Sequence[Path] | None, damage: DamagedSetti
         if not identities:
             raise damage
         settings = _from_identity(identities[0], paths, root)
-    log.warning("%s: they are made again, and all volumes wait for a repair", damage)
+    log.warning("%s: they are restored from a copy, and all volumes wait for a repair", damage)
     return with_incomplete(settings, range(len(settings.volumes)))
 
 
 def looks_like_store(root: Path, volumes: Sequence[object] | None) -> bool:
-    """Whether there is anything of a store in ``root``, or volumes are named; nothing is created."""
+    """Whether ``root`` has any part of a store, or exists if volumes are named; creates nothing."""
     if volumes is not None:
         return root.is_dir()
     return any((root / name).exists() for name in (STORE_FILE, "catalog", "volumes"))
@@ -125,7 +125,7 @@ def with_incomplete(settings: StoreSettings, incomplete: Iterable[int]) -> Store
 
 
 def _named(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Paths as they are kept: relative to the store where they lie in it, so that it can be moved."""
+    """Paths in the form that is saved: relative to the store if they are inside it, so that it can be moved."""
     home = root.absolute()
     return [
         str(path.absolute().relative_to(home)) if path.absolute().is_relative_to(home) else str(path.absolute())
@@ -155,7 +155,7 @@ def _fresh(
         raise InvalidArgument(f"a store has 1 to {_VOLUMES_MAX} volumes, {len(paths)} directories were given")
     if len({path.resolve() for path in paths}) != len(paths):
         raise InvalidArgument("the same directory is given for two volumes")
-    # An opening that was cut short before anything was stored left identities behind: go on with them.
+    # Use the identities left by an opening that was interrupted before anything was stored.
     store_id = identities[0].store_id if identities else secrets.token_hex(16)
     return StoreSettings(
         store_id=store_id,
@@ -181,7 +181,7 @@ def _identities(paths: Iterable[Path]) -> list[VolumeIdentity]:
 
 
 def _names(path: Path) -> list[str]:
-    """What is in a directory; nothing if there is none."""
+    """The names in a directory; empty if there is no such directory."""
     try:
         return LocalFileSystem().names(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -205,7 +205,7 @@ def _from_identity(identity: VolumeIdentity, paths: list[Path], root: Path) -> S
 
 
 def _read_store_file(root: Path) -> StoreSettings | None:
-    """Settings beside the catalog: a convenience for finding the volumes, never needed."""
+    """The settings in the file beside the catalog. It helps to find the volumes, and may be missing."""
     try:
         return _settings.decode((root / STORE_FILE).read_bytes())
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -215,8 +215,8 @@ def _read_store_file(root: Path) -> StoreSettings | None:
 
 
 def _write_store_file(root: Path, settings: StoreSettings) -> None:
-    """Write the file beside the catalog, which has them all: where it cannot be now, the next opening does."""
+    """Write the file beside the catalog. If that fails, the next opening tries again, as the catalog has them, too."""
     try:
         LocalFileSystem().write_whole(root / STORE_FILE, msgspec.json.encode(settings))
     except (OSError, StoreFull) as error:
-        log.warning("%s cannot be written now, which the next opening does: %s", root / STORE_FILE, error)
+        log.warning("%s cannot be written now; the next opening will try again: %s", root / STORE_FILE, error)

@@ -1,6 +1,7 @@
-"""Snapshots: a consistent copy of a store's or pool's databases and small files, made while it runs.
+"""Snapshots: consistent copies of a store's or pool's databases and small files, made while it runs.
 
-Copying the files of an LMDB environment that is in use tears it. LMDB itself copies what one read transaction sees.
+A plain copy of the files of an LMDB environment in use is inconsistent. LMDB's own copy function copies the state that
+one read transaction sees.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ _LOCK_FILE = "lock.mdb"
 _DIRECTORY_MODE = 0o700  # it names all users' files
 _FILE_MODE = 0o600
 _ROOM_BYTES = 16 << 20
-_TEMPORARY_SUFFIX = ".new"  # what is left of one after a crash means nothing
+_TEMPORARY_SUFFIX = ".new"  # a directory with this suffix is left over from a crash and can be removed
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was copied.
+    """A finished snapshot.
 
     Attributes:
         path: where it is.
-        databases: directories of the LMDB environments in it.
-        files: other files in it.
-        bytes_used: size of all of that.
+        databases: names of the LMDB environments in it.
+        files: names of the other files in it.
+        bytes_used: total size.
     """
 
     path: Path
@@ -51,19 +52,20 @@ class Snapshot:
 def take_snapshot(
     directory: Path, target: Path, *, databases: Sequence[str] = (), files: Sequence[str] = ()
 ) -> Snapshot:
-    """Copy the catalog of a store or pool, and more of its directory, to a directory that is not there yet.
+    """Copy the catalog of a store or pool, and other files of its directory, to a new directory.
 
-    The store or pool may be in use by another process, which is not held up. All that was acknowledged before is in
-    the copy. It is durable and complete once it has its name. The process must not have the store open itself.
+    Another process may be using the store or pool; it is not delayed. The copy contains everything that was
+    acknowledged before the call. Once ``target`` exists, it is complete and durable. The calling process must not have
+    the store open itself.
 
     Args:
-        directory: of the store or pool.
-        target: what to make.
-        databases: names of environments in ``directory`` to be copied besides the catalog, if they are there.
-        files: names of small files there, likewise.
+        directory: the directory of the store or pool.
+        target: the directory to create.
+        databases: names of further LMDB environments in ``directory`` to copy, if they exist.
+        files: names of small files in ``directory`` to copy, if they exist.
 
     Raises:
-        InvalidArgument: ``directory`` has no catalog, or ``target`` is there already.
+        InvalidArgument: ``directory`` has no catalog, or ``target`` exists already.
         FormatError: a database is damaged.
         StoreFull: no space; nothing is left behind.
         StoreUnavailable: a file cannot be read or written now.
@@ -71,7 +73,7 @@ def take_snapshot(
     if not (directory / CATALOG / DATA_FILE).exists():
         raise InvalidArgument(f"there is no catalog in {directory}: name the directory of a pool or an embedded store")
     if os.path.lexists(target):
-        raise InvalidArgument(f"{target} is there already: name a directory that is to be made")
+        raise InvalidArgument(f"{target} exists already: name a directory that does not exist yet")
     copied = [CATALOG, *(name for name in databases if (directory / name / DATA_FILE).exists())]
     with _errors_of(target), _appearing(target) as place:
         _check_idle(directory, copied)
@@ -88,7 +90,7 @@ def take_snapshot(
 
 
 def _check_idle(directory: Path, databases: Sequence[str]) -> None:
-    """See that databases are whole, if nobody has them open, who would have seen that."""
+    """Check that databases are complete, unless a process has them open, which has checked this itself."""
     try:
         lock = StoreLock(directory)
     except StoreLocked:
@@ -111,7 +113,7 @@ def _copy_database(source: Path, target: Path) -> None:
             closing(lmdb.open(str(source), map_size=_map_bytes(source), readonly=True, create=False)) as environment,
             _new_file(target / DATA_FILE) as descriptor,
         ):
-            environment.reader_check()  # a copy that was killed would keep pages from being used again
+            environment.reader_check()  # otherwise, a copy that was killed would keep pages from being reused
             environment.copyfd(descriptor, compact=True)
     except lmdb.Error as error:
         raise translated(error, source) from error
@@ -119,7 +121,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _note_closed(path: Path) -> None:
-    """Make an environment durable, as one that was written here and closed in good order."""
+    """Make a copied environment durable, and mark it as written here and closed properly."""
     try:
         with closing(lmdb.open(str(path), map_size=_map_bytes(path))) as environment:
             origin = origin_of(path)
@@ -130,7 +132,7 @@ def _note_closed(path: Path) -> None:
 
 
 def _end(path: Path) -> None:
-    """Note in a catalog's copy that it ends here: commits that volumes have besides are later, and unknown to it."""
+    """Note in a catalog's copy that it ends here: further commits on the volumes are later, and unknown to it."""
 
     def work(txn: CatalogTransaction) -> None:
         txn.set_counters(msgspec.structs.replace(txn.counters(), closed=True))
@@ -171,7 +173,7 @@ def _new_file(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A directory to fill, which gets its name once that is done; nothing is left if it is not."""
+    """A temporary directory to fill, renamed to ``target`` if the block succeeds, and removed if it fails."""
     place = Path(tempfile.mkdtemp(prefix="snapshot-", suffix=_TEMPORARY_SUFFIX, dir=target.parent))
     try:
         yield place
@@ -193,7 +195,7 @@ def _sync(directory: Path) -> None:
 
 @contextmanager
 def _errors_of(target: Path) -> Iterator[None]:
-    """Errors inside are those of making a snapshot."""
+    """Turn errors of the block into StoreFull or StoreUnavailable, with the snapshot's path."""
     full = f"no space left for the snapshot {target}: make room, or choose another place"
     try:
         yield

@@ -1,4 +1,4 @@
-"""The embeddable store: :class:`storage.FileStorage`, and the parts that it is put together from."""
+"""The embeddable store: :class:`storage.FileStorage`, and the parts it consists of."""
 
 from storage.engine.store import COLLECT_GRACE_S, FileStorage
 

@@ -1,4 +1,4 @@
-"""The parts of an open store, put together, and whether they may be used."""
+"""The parts of an open store, and the checks that they may be used."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 
 
 class StoreParts:
-    """What an open store is made of.
+    """The parts of an open store.
 
     Args:
         path: the store directory.
-        settings: as kept in the catalog.
-        catalog: open.
+        settings: the settings in the catalog.
+        catalog: the open catalog.
         volumes: the shard stores.
-        needs_rebuild: the catalog is empty, and is to be made again from the volumes.
+        needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
         runtime: threads, clocks and random bytes.
         opening_s: see :class:`~storage.write.registry.Uploads`.
 
     Attributes:
         home: the process that opened the store.
-        needs_rebuild: as given, until a rebuild has ended.
-        closed: whether the store is being closed.
+        needs_rebuild: the argument, until a rebuild has ended; False after that.
+        closed: whether the store is closed, or being closed.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StoreParts:
         )
 
     def check_usable(self) -> None:
-        """Check that the store is open, and used by the process that opened it.
+        """Check that the store is open, and that this process opened it.
 
         Raises:
             UsedAfterFork: another process opened it.
@@ -118,7 +118,7 @@ class StoreParts:
             raise StoreClosed(f"the store at {self.path} is closed")
 
     def check_open(self) -> None:
-        """:meth:`check_usable`, and that there is a catalog.
+        """Check :meth:`check_usable`, and that there is a catalog.
 
         Raises:
             UsedAfterFork, StoreClosed: see :meth:`check_usable`.
@@ -126,21 +126,21 @@ class StoreParts:
         """
         self.check_usable()
         if self.needs_rebuild:
-            raise FormatError(f"the catalog of {self.path} is missing; run rebuild to make it again from the volumes")
+            raise FormatError(f"the catalog of {self.path} is missing; run rebuild to restore it from the volumes")
 
     def check_writable(self) -> None:
-        """:meth:`check_open`, and that the catalog knows all that the volumes know.
+        """Check :meth:`check_open`, and that the catalog has everything that the volumes have.
 
         Raises:
             UsedAfterFork, StoreClosed, FormatError: see :meth:`check_open`.
-            CatalogBehind: it does not.
+            CatalogBehind: the catalog is older than the volumes.
         """
         self.check_open()
         self.lineage.check_current()
         self.volumes.check_present()
 
     def stop(self) -> None:
-        """Let what is under way end, and stop the threads."""
+        """Wait for running work to end, and stop the threads."""
         self.stripes.close()
         self.healer.close()
         self.pushing.workers.shutdown()
@@ -151,10 +151,10 @@ class StoreParts:
         try:
             self.catalog.recount()
         except StorageError as error:
-            log.warning("totals and profiles of the catalog are counted whenever they are asked for: %s", error)
+            log.warning("totals and profiles of the catalog are counted on each request: %s", error)
 
     def _is_needed(self, stripe: StripeKey) -> bool:
-        """Whether a chunk or node may still be part of a file: a collect forgets it before its shards."""
+        """Whether a chunk or node may still be part of a file. A collect drops its entry before its shards."""
         if kind_of(stripe) == Kind.CHUNK:
             return self.catalog.is_held(stripe)
         return kind_of(stripe) != Kind.NODE or self.catalog.node(object_id_of(stripe)) is not None

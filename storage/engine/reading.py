@@ -21,13 +21,13 @@ _ALL = 1 << 62
 
 
 class ReadableStore:
-    """What of a store changes nothing: its files, their versions, and what takes one version to another.
+    """The read-only half of a store: its files, their versions, and the differences between them.
 
     Args:
-        parts: of the store.
+        parts: the parts of the store.
 
     Attributes:
-        read_patience_s: how long, after a store went away without which a chunk cannot be read, reads wait for it.
+        read_patience_s: if a chunk cannot be read because a shard store went away, reads wait this long for it.
     """
 
     def __init__(self, parts: StoreParts) -> None:
@@ -39,7 +39,7 @@ class ReadableStore:
         """The whole content in memory; for large files use :meth:`open_file`.
 
         Raises:
-            FileNotFound: no such file, or another user's.
+            FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
             DataLossError: too few intact shards are left.
         """
@@ -48,14 +48,14 @@ class ReadableStore:
 
     @checked
     def open_file(self, file_id: str, *, user_id: str, version_id: str | None = None) -> FileReader:
-        """A seekable, buffered binary stream over a version (default the head), verified as it is read."""
+        """A seekable, buffered binary stream over a version (default: the head), verified as it is read."""
         return FileReader(self._stream(file_id, user_id, version_id))
 
     def _stream(self, file_id: str, user_id: str, version_id: str | None) -> VersionStream:
         parts = self._parts
         parts.check_open()
         parts.volumes.check_present()
-        # Noted as being read before it is looked up: a collect that misses this has seen the file alive.
+        # The read is registered before the lookup, so a collect that missed it found the file alive.
         done = parts.readings.begin(parsed_id(file_id) or b"")
         try:
             stored = parts.files.version(file_id, user_id, version_id)
@@ -77,14 +77,14 @@ class ReadableStore:
 
     @checked
     def find(self, filename: str, *, user_id: str) -> Version | None:
-        """The head of the file with this name, None if there is none."""
+        """The head of the file with this name; None if there is none."""
         self._parts.check_open()
         found = self._parts.files.find(filename, user_id)
         return None if found is None else found.public()
 
     @checked
     def stat(self, file_id: str, *, user_id: str, version_id: str | None = None) -> Version:
-        """A version's description, default the head's."""
+        """The description of a version (default: the head)."""
         self._parts.check_open()
         return self._parts.files.version(file_id, user_id, version_id).public()
 
@@ -107,7 +107,7 @@ class ReadableStore:
 
     @checked
     def diff(self, file_id: str, source: Source, *, user_id: str, base_version_id: str | None = None) -> ManifestDiff:
-        """What takes a stored version (default the head) to the content of ``source``, for :meth:`revise`.
+        """The diff from a stored version (default: the head) to the content of ``source``, for :meth:`revise`.
 
         The diff holds the changed chunks in memory.
         """
@@ -119,13 +119,13 @@ class ReadableStore:
     def synchronize(
         self, file_id: str, *, have_version_id: str, user_id: str, data_bytes_max: int = _SYNC_DATA_BYTES_MAX
     ) -> ManifestDiff:
-        """What takes a copy at ``have_version_id`` to the head; costs grow with the change.
+        """The diff from ``have_version_id`` to the head; the cost grows with the change.
 
         Args:
             file_id: the file.
             have_version_id: the version the caller has.
             user_id: the owner.
-            data_bytes_max: patches past this many bytes of data come without it; read those ranges.
+            data_bytes_max: patches beyond this many bytes of data come without data; read those ranges yourself.
 
         Raises:
             VersionNotFound: the file never had that version.

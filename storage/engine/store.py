@@ -1,4 +1,4 @@
-"""FileStorage: the embeddable store. Files in, verified bytes out, whatever k volumes are left."""
+"""FileStorage: the embeddable store. Files can be read and verified as long as any k volumes are left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from storage.write.target import PushTarget, push_target
 from storage.write.upload import INLINE_BYTES_MAX, Upload
 
 COLLECT_GRACE_S = 86400.0
-_OPENING_S = 3600.0  # of the store's time: a command opens it for moments only, and what it left must lapse some time
+_OPENING_S = 3600.0  # added to the store's time: commands open it only briefly, yet interrupted pushes must lapse
 
 
 class FileStorage(ReadableStore):
@@ -54,10 +54,10 @@ class FileStorage(ReadableStore):
         path: the store directory.
         profile: erasure profile of new files.
         chunk_size: bytes of the chunks of new files.
-        on_closing: called by :meth:`close` when nothing is under way any more and what waits for repair has been kept,
-            before the catalog is closed.
-        upkeep: does the maintenance, and knows stores that join, leave and come back.
-        read_patience_s: how long, after a store went away without which a chunk cannot be read, reads wait for it.
+        on_closing: called by :meth:`close` after all work has ended and the list of volumes that wait for repair has
+            been saved, before the catalog is closed.
+        upkeep: does the maintenance, and handles shard stores that join, leave and come back.
+        read_patience_s: if a chunk cannot be read because a shard store went away, reads wait this long for it.
     """
 
     def __init__(
@@ -105,19 +105,19 @@ class FileStorage(ReadableStore):
 
         Args:
             path: the store directory.
-            profile: default (k, n) of a new store: 4-of-6. An existing store keeps its own.
+            profile: the erasure profile of a new store, 4-of-6 by default. An existing store keeps its own.
             volumes: directories of the volumes, in slot order, ideally one per disk; default
                 ``path/volumes/0`` … ``n-1``. For an existing store: where they are now.
-            chunk_size: default chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
-            create: make a new store if there is none.
-            volume_options: how volumes do their disk access; for tests and tuning.
+            chunk_size: the chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
+            create: whether to create a store if there is none.
+            volume_options: how volumes access their disks; for tests and tuning.
             runtime: threads, clocks and random bytes; the machine's own by default.
 
         Raises:
             StoreLocked: another process has it open.
-            FormatError: not a store, of a newer format, or a volume belongs elsewhere.
-            StoreUnavailable: its catalog is gone, and so are volumes to make it again from; or it cannot be read now.
-            InvalidArgument: no store there and ``create`` is False, or bad arguments.
+            FormatError: this is not a store, its format is newer, or a volume belongs elsewhere.
+            StoreUnavailable: the catalog is gone, and volumes to rebuild it from are missing; or it cannot be read now.
+            InvalidArgument: there is no store and ``create`` is False, or the arguments are invalid.
         """
         runtime = runtime or Runtime()
         with opened_parts(
@@ -148,25 +148,25 @@ class FileStorage(ReadableStore):
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         runtime: Runtime | None = None, *, needs_rebuild: bool = False,
     ) -> FileStorage:  # fmt: skip
-        """A store whose shards are kept by a fleet of the caller's making, such as a pool's workers.
+        """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 
-        The store closes what it is given.
+        Closing the store closes its catalog and volumes, and releases the lock.
 
         Args:
-            path: a directory of its own, for scratch files.
-            settings: as kept in ``catalog``.
+            path: a directory for its scratch files, used by nothing else.
+            settings: the settings in ``catalog``.
             catalog: the open catalog.
             volumes: the shard stores.
-            lock: held on ``path``.
+            lock: the lock on ``path``, held.
             runtime: threads, clocks and random bytes; the machine's own by default.
-            needs_rebuild: the catalog is empty, and is to be made again from the volumes.
+            needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
         """
         return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
 
     def close(self) -> None:
-        """Finish what is under way, bring the indexes to disk and let go of the directory.
+        """Finish running work, write the indexes to disk and release the directory.
 
-        In a forked child this does nothing: all of it is the parent's.
+        In a forked child this does nothing, since the store belongs to the parent.
         """
         if not self._parts.home.is_here:
             return
@@ -191,7 +191,7 @@ class FileStorage(ReadableStore):
 
     @property
     def volume_paths(self) -> list[Path]:
-        """Directories of the volumes, by slot; none where the shards are on workers."""
+        """Directories of the volumes, by slot; empty if the shards are on workers."""
         return self._volumes.directories()
 
     # -- writing ---------------------------------------------------------------------------------
@@ -210,25 +210,25 @@ class FileStorage(ReadableStore):
         sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Version:
-        """Store content under (user, filename); an existing name gets a new version, equal content none.
+        """Store content under a user's filename. An existing file gets a new version, unless the content is equal.
 
-        Equal content with another note gets one as well; what is returned says if it is ``unchanged``.
+        Equal content with another note makes a new version, too. If none was made, the result is ``unchanged``.
 
         Args:
             source: bytes, a path, a binary file object (read from its position), or an iterable of bytes.
             filename: 1…1024 bytes of UTF-8.
             user_id: the owner.
-            profile: erasure profile, default the store's.
-            chunk_size: default the store's.
-            time_ms: author's clock, default now.
-            note: free text kept in the version; given with equal content, it makes a version of its own.
+            profile: erasure profile; default: the store's.
+            chunk_size: bytes of a chunk; default: the store's.
+            time_ms: the author's clock; default: now.
+            note: free text kept in the version.
             sha256: hex SHA-256 of the content, checked before anything becomes visible.
-            progress: called with (bytes stored, bytes in all or 0).
+            progress: called with (bytes stored, total bytes or 0).
 
         Raises:
             InvalidArgument: an argument is malformed or out of bounds.
             StoreFull: a disk or quota is full; nothing was stored.
-            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            InsufficientWorkers: too few volumes or workers are available to store it safely.
             OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
@@ -257,7 +257,7 @@ class FileStorage(ReadableStore):
         size_hint: int | None = None,
         progress: Progress | None = None,
     ) -> Upload:
-        """Begin a push whose bytes come piece by piece; arguments as for :meth:`push`."""
+        """Begin a push whose bytes arrive in pieces; the arguments are those of :meth:`push`."""
         target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
         return Upload(self._context, target, progress, size_hint or 0)
 
@@ -265,9 +265,9 @@ class FileStorage(ReadableStore):
     def missing_chunks(
         self, chunk_ids: Sequence[bytes], *, user_id: str, profile: ErasureProfile | None = None
     ) -> list[bool]:
-        """Which chunks must be sent in a push: True for those this user has no whole copy of here.
+        """Which chunks a push must send: True for those that the store does not have complete for this user.
 
-        Chunks that only other users have count as missing.
+        Chunks that belong only to other users count as missing.
         """
         self._parts.check_open()
         chosen = profile or self.profile
@@ -290,19 +290,19 @@ class FileStorage(ReadableStore):
 
         Args:
             file_id: the file.
-            diff: from :meth:`diff`, or from outside; checked wholly before anything is kept.
+            diff: from :meth:`diff`, or from outside; checked completely before anything is stored.
             user_id: the owner.
             sha256: hex SHA-256 of the whole resulting content, checked (this reads the whole file).
-            time_ms: author's clock, default now.
+            time_ms: the author's clock; default: now.
             note: free text kept in the version.
 
         Raises:
             ConflictError: the diff's base is not the head.
-            InvalidArgument: the diff is malformed; nothing was kept.
+            InvalidArgument: the diff is malformed; nothing was stored.
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
             StoreFull: a disk or quota is full; nothing was stored.
-            InsufficientWorkers: too few volumes or workers are there to store it safely.
+            InsufficientWorkers: too few volumes or workers are available to store it safely.
             CatalogBehind: see :attr:`behind`.
         """
         self._parts.check_writable()
@@ -314,22 +314,22 @@ class FileStorage(ReadableStore):
 
     @checked
     def delete(self, file_id: str, *, user_id: str) -> None:
-        """End a file: its name is free at once, its space after the next :meth:`collect`.
+        """Delete a file. Its name is free at once, its space after the next :meth:`collect`.
 
         Raises:
-            FileNotFound: no such file, or another user's.
+            FileNotFound: there is no such file, or it is another user's.
             CatalogBehind: see :attr:`behind`.
         """
         self.delete_files([file_id], user_id=user_id)
 
     @checked
     def delete_files(self, file_ids: Sequence[str], *, user_id: str) -> None:
-        """End many files at once, as by :meth:`delete`: all of them, or none if one is not there.
+        """Delete many files at once, like :meth:`delete`; if one does not exist, none is deleted.
 
-        A few hundred together take hardly longer than one.
+        Deleting a few hundred together takes hardly longer than deleting one.
 
         Raises:
-            FileNotFound: no such file, or another user's; names it.
+            FileNotFound: one of the files, named in the text, does not exist or is another user's.
             CatalogBehind: see :attr:`behind`.
         """
         self._parts.check_writable()
@@ -345,7 +345,7 @@ class FileStorage(ReadableStore):
 
     @checked
     def scrub(self, *, progress: Progress | None = None) -> ScrubReport:
-        """Verify everything stored; rotten shards are quarantined for :meth:`repair` to make anew."""
+        """Verify everything stored, and quarantine corrupt shards so that :meth:`repair` rebuilds them."""
         return self.upkeep.scrub(progress)
 
     @checked
@@ -356,12 +356,12 @@ class FileStorage(ReadableStore):
         pace: Callable[[float], None] | None = None,
         watch: Watch | None = None,
     ) -> RepairReport:
-        """Bring back offline volumes and make every missing shard again. May be interrupted and repeated.
+        """Reopen offline volumes and rebuild all missing shards. May be interrupted and repeated.
 
         Args:
-            progress: called with (objects done, objects in all).
-            pace: called with the seconds that each object took; may sleep, to leave room for others.
-            watch: told how far it is in more detail than ``progress``.
+            progress: called with (objects examined, objects expected).
+            pace: called with the seconds that each object took; may sleep, to leave resources for others.
+            watch: called with more details than ``progress``.
         """
         return self.upkeep.repair(progress, pace, watch)
 
@@ -373,29 +373,30 @@ class FileStorage(ReadableStore):
         grace_s: float = COLLECT_GRACE_S,
         pace: Callable[[float], None] | None = None,
     ) -> CollectReport:
-        """Free the space of deleted files and of pushes that never committed, beside pushes in flight.
+        """Free the space of deleted files and of pushes that never committed. Pushes may run meanwhile.
 
         Args:
-            progress: called with (steps done, steps in all).
-            grace_s: how long chunks of interrupted pushes are kept to be resumed, counted while the store is open.
-            pace: called with the seconds that each step took; may sleep, to leave room for others.
+            progress: called with (steps done, total steps).
+            grace_s: how long the chunks of an interrupted push are kept so that it can be resumed, in seconds during
+                which the store was open.
+            pace: called with the seconds that each step took; may sleep, to leave resources for others.
 
         Raises:
-            CatalogBehind: what the catalog does not know may be needed all the same; see :attr:`behind`.
+            CatalogBehind: data that the catalog does not know may still be needed; see :attr:`behind`.
         """
         return self.upkeep.collect(progress, grace_s, pace)
 
     @checked
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
-        """Make the catalog again from the volumes alone, when it is gone, or take in what only they know.
+        """Rebuild a lost catalog from the volumes alone, or add what an outdated one lacks.
 
-        Where volumes are out of reach that may hold more, the report names what is ``undecided``. The store stays
-        :attr:`behind` then, so that nothing is written or freed, until another rebuild has examined all of them.
+        If unreachable volumes may hold more, the report lists what is ``undecided``. The store then stays
+        :attr:`behind`, so that nothing is written or freed, until another rebuild has examined all volumes.
 
         Raises:
-            InvalidArgument: the catalog is there, and not behind. To make it again anyway, close the store and
-                move its ``catalog`` directory away.
-            InsufficientWorkers: what the store has signed cannot be told; run it again when more volumes are there.
+            InvalidArgument: the catalog exists and is not behind. To rebuild it anyway, close the store and move its
+                ``catalog`` directory away.
+            InsufficientWorkers: the store's signatures cannot be verified; run it again when more volumes are back.
         """
         return self.upkeep.rebuild(progress)
 
@@ -406,36 +407,39 @@ class FileStorage(ReadableStore):
 
     @property
     def behind(self) -> bool:
-        """Whether the catalog is older than the volumes, as if restored from a backup.
+        """Whether the catalog is older than the volumes, for instance because it was restored from a backup.
 
-        Files can be read then, but nothing is written or freed until a :meth:`rebuild` has taken in what only the
-        volumes know.
+        Files can still be read, but nothing is written or freed until a :meth:`rebuild` has added what the catalog
+        lacks.
         """
         return self._parts.lineage.behind
 
     @property
     def unfinished(self) -> str:
-        """What the latest rebuild could not examine, and what to do; empty if it was finished."""
+        """What the latest rebuild could not examine, and what to do about it; empty if it finished."""
         return self._parts.lineage.unfinished
 
     def counts(self) -> Counters:
-        """Numbers of files and versions and their bytes, without asking the volumes."""
+        """The numbers of files and versions, and their bytes, by the catalog alone."""
         self._parts.check_usable()
         return self._catalog.counters()
 
     def profiles(self) -> list[ProfileCount]:
-        """The erasure profiles that are in use; the store's own one, with no files, while there are none.
+        """The erasure profiles in use; if there are no files, the store's own profile.
 
-        Metadata counts as a profile of its own, as files cannot be read without it.
+        Metadata counts as a separate profile, since files cannot be read without it.
         """
         self._parts.check_usable()
         return self._parts.figures.profiles()
 
     def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
-        """How many losses all files survive, given how many a profile does.
+        """How many losses all files survive.
 
-        No more than 0 while the catalog is behind, because what it knows of may have been deleted and collected,
-        unless a repair has ``verified`` since that all of it is there.
+        At most 0 while the catalog is behind, since files in it may have been deleted and collected.
+
+        Args:
+            losses: how many losses files of a profile survive.
+            verified: whether a repair has verified since then that everything in the catalog exists.
         """
         self._parts.check_usable()
         survivable = self._parts.figures.survivable(losses)
@@ -443,11 +447,11 @@ class FileStorage(ReadableStore):
 
     @property
     def accelerator(self) -> str:
-        """What computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
+        """The library that computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
         return accelerator_name(self.profile)
 
     def stats(self) -> StoreStats:
-        """The store at a glance; cheap at any size."""
+        """Statistics of the store and its volumes; cheap at any size."""
         self._parts.check_usable()
         self._volumes.check_present()
         return self._parts.figures.stats(
@@ -455,34 +459,34 @@ class FileStorage(ReadableStore):
         )
 
     def trouble(self) -> str:
-        """Why the catalog cannot be used now, tried again if it could not be lately; empty if it can."""
+        """Why the catalog cannot be used now; empty if it can. Retries a catalog that failed recently."""
         self._parts.home.check()
         return self._catalog.trouble()
 
     @checked
     def is_busy(self, within_s: float = 0.25) -> bool:
-        """Whether users' data moved within the last ``within_s`` seconds."""
+        """Whether users' data was read or written within the last ``within_s`` seconds."""
         self._parts.home.check()
         return self._parts.activity.is_busy(within_s)
 
     def pace_healing(self, pace: Pace) -> None:
-        """Let the healing of what reads find missing make way for users."""
+        """Set how the healing of missing shards gives way to users."""
         self._parts.healer.pace = pace
 
     def healing(self) -> HealingState:
-        """How far the healing of damage that reads have met is."""
+        """The progress of healing damage that reads have found."""
         self._parts.home.check()
         return self._parts.healer.state()
 
     def wait_for_healing(self) -> None:
-        """Return when the damage that reads have met so far has been dealt with."""
+        """Wait until all damage that reads have found so far has been handled."""
         self._parts.home.check()
         self._parts.healer.drain()
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _push_target(self, options: PushOptions) -> PushTarget:
-        """Check that a push may begin, and what it is given."""
+        """Check the options of a push, and that it may begin."""
         self._parts.check_writable()
         chunk_size = self.chunk_size if options.chunk_size is None else options.chunk_size
         target = self._target(options, options.profile or self.profile, chunk_size)

@@ -1,4 +1,4 @@
-"""Keeping a store whole: scrub, repair, collect and rebuild, and stores that join, leave and come back."""
+"""Maintenance of a store: scrub, repair, collect and rebuild, and shard stores that join, leave and come back."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Of one store. Thread-safe.
+    """The maintenance of one store. Thread-safe.
 
     Args:
-        parts: of the store.
+        parts: the parts of the store.
 
     Attributes:
-        on_collected: called with what each :meth:`collect` came to.
-        on_rebuilt: called when a :meth:`rebuild` has ended well.
+        on_collected: called with the report of each :meth:`collect`.
+        on_rebuilt: called after each successful :meth:`rebuild`.
     """
 
     def __init__(self, parts: StoreParts) -> None:
@@ -68,7 +68,7 @@ class Upkeep:
         waiting = set(self._volumes.incomplete)
         report = repair(self._parts.maintenance, progress, pace, watch)
         if self._lineage.behind:
-            self._volumes.incomplete |= waiting  # they may lack what this catalog knows nothing of
+            self._volumes.incomplete |= waiting  # they may lack objects that this catalog does not know
         else:
             self._lineage.plant(waiting - self._volumes.incomplete, anew=True)
         self.save_incomplete()
@@ -90,15 +90,15 @@ class Upkeep:
         self._volumes.check_present(at_once=True)
         if not parts.needs_rebuild and not self._lineage.behind:
             raise InvalidArgument(
-                f"the catalog of {parts.path} is there, and knows all that the volumes know; to make it again from "
-                "them, close the store and move its 'catalog' directory away first"
+                f"the catalog of {parts.path} exists and is up to date; to rebuild it from the volumes anyway, close "
+                "the store and move its 'catalog' directory away first"
             )
         self._lineage.recover()
         clock_s = parts.runtime.monotonic_s
         liars_max = parts.profile.n - parts.profile.k if self._volumes.remote else 0
         report = rebuild(self._catalog, parts.stripes, parts.settings.n, self._belief(), liars_max, clock_s, progress)
         if report.undecided:
-            self._lineage.left_unfinished(report.undecided)  # before the settings: without them, it must be run anyway
+            self._lineage.left_unfinished(report.undecided)  # first: without settings, a rebuild is needed anyway
         self._catalog.save_settings(parts.settings)
         if not report.undecided:
             self._lineage.rebuilt()
@@ -108,9 +108,9 @@ class Upkeep:
         return report
 
     def _belief(self) -> Belief:
-        """What a rebuild believes of what stores say."""
+        """Decides which objects a rebuild accepts from the stores."""
         profile = self._parts.profile
-        # Also of stores that are away: were they not counted, the few that are there could agree on anything.
+        # Stores that are away count as well; otherwise the few available ones could agree on anything.
         owners = {slot: self._volumes.owner(slot) for slot in self._volumes.slots}
         voice_of = voices(owners, profile.n - profile.k + 1)
         quorum = agreement_quorum(profile, len({*voice_of.values()})) if self._volumes.remote else 1
@@ -119,42 +119,42 @@ class Upkeep:
     # -- what is due -------------------------------------------------------------------------------
 
     def stores_away(self) -> list[str] | None:
-        """The stores for which a collect had better wait, by name; None: no store is there at all."""
+        """The names of offline stores, for which a collect should wait; None if no store is online at all."""
         if not self._volumes.online():
             return None
         return [self._volumes.name(slot) for slot in self._volumes.away()]
 
     def is_collect_owed(self) -> bool:
-        """Whether a store is there that the latest collects have missed, so that what it holds is not freed yet.
+        """Whether an online store missed recent collects, so that it still holds shards to be freed.
 
-        Stores that are not trusted are swept by none, and are owed none until they are trusted again.
+        No collect sweeps stores that are not trusted, so these count again only once they are trusted.
         """
         self._parts.check_open()
         missed = missed_stores(self._catalog, self._volumes.slots)
         return any(slot in missed and self._volumes.trusts(slot) for slot, _ in self._volumes.online())
 
     def read_back(self) -> ReadBack:
-        """Compares what stores give back with what they say they hold."""
+        """A new :class:`ReadBack` for this store."""
         return ReadBack(self._parts.stripes, self._parts.maintenance.collecting.locked)
 
     def any_stripe(self, near: bytes) -> StripeKey | None:
-        """A chunk's stripe, the first at or after this id; None if there is none."""
+        """The stripe of the first chunk at or after this id, or else of the very first; None if there are no chunks."""
         found = next(self._catalog.holdings(near), None) or next(self._catalog.holdings(), None)
         return None if found is None else found.stripe
 
     # -- stores that join, leave and come back -----------------------------------------------------
 
     def meet(self, slot: int | None, volume: ShardStore, name: str, owner: str = "") -> bool:
-        """Compare a store with the catalog before it is taken into use; see :class:`~storage.write.lineage.Lineage`.
+        """Compare a store with the catalog before it is used; see :class:`~storage.write.lineage.Lineage`.
 
         Args:
-            slot: which one it is; None for one that was never here.
-            volume: to be asked.
-            name: of whoever offers it.
-            owner: likewise, if that is told.
+            slot: slot of the store; None if it is new.
+            volume: the store.
+            name: name of the worker that offers it.
+            owner: owner of that worker; "" if unknown.
 
         Returns:
-            Whether it is an older copy, which lacks what it should have.
+            Whether it is an older copy, which lacks shards that it should have.
 
         Raises:
             StorageError: it could not be asked.
@@ -163,12 +163,12 @@ class Upkeep:
             return False
         stale = self._lineage.meet(slot, volume, name, owner)
         if not self._lineage.behind:
-            # Tombstones wait for the next repair: written now, they would go to stand-ins for whoever joins later.
+            # Tombstones wait for the next repair: now, they would go to stand-ins for stores that join later.
             self._commits.catch_up(self._lineage.latest_shown)
         return stale
 
     def meet_all(self) -> None:
-        """Compare all volumes with the catalog, and write down what was found, if that can be done now."""
+        """Compare all volumes with the catalog, and save the findings if that is possible now."""
         if self._parts.needs_rebuild:
             return
         self._lineage.meet_all()
@@ -181,52 +181,53 @@ class Upkeep:
             log.warning("the store at %s can only be read for now: %s", self._parts.path, error)
 
     def meet_again(self, slot: int) -> None:
-        """A volume came back while the store was open: compare it, as it may be a copy that was put there meanwhile."""
+        """Compare a volume that came back while the store was open, as it may have been replaced by a copy."""
         if not self._parts.needs_rebuild:
             self._lineage.meet_again(slot)
 
     def mark(self, slot: int, *, anew: bool = False) -> None:
-        """Mark a store that was taken into use, unless it has a mark; ``anew``: also then. See :class:`Lineage`."""
+        """Mark a store that is now used, unless it has a mark; ``anew`` replaces the mark. See :class:`Lineage`."""
         if not self._parts.needs_rebuild and not self._lineage.behind:
             self._lineage.plant([slot], anew=anew)
 
     def save_incomplete(self) -> None:
-        """Keep in the catalog which stores wait for repair; for fleets whose stores come and go."""
+        """Save in the catalog which stores wait for repair; for fleets whose stores come and go."""
         try:
             kept = self._catalog.settings()
         except DamagedSettings:
-            kept = None  # they were made again when the store was opened
+            kept = None  # they were restored when the store was opened
         if kept is None:
             self._catalog.save_settings(with_incomplete(self._parts.settings, self._volumes.incomplete))
         elif kept.incomplete != sorted(self._volumes.incomplete):
-            # Compared once more within the transaction: a commit may enter another one just now, which must stay.
+            # The transaction compares again: a commit may have just added a store, which must stay.
             self._catalog.transact(lambda txn: txn.keep_incomplete(self._volumes.incomplete))
 
     # -- time, and the end -------------------------------------------------------------------------
 
     def keep_time(self) -> None:
-        """Keep in the catalog how long the store has been open, by which interrupted pushes lapse. Cheap."""
+        """Save in the catalog how long the store has been open, since interrupted pushes lapse by that time. Cheap."""
         try:
             self._parts.uploads.keep()
         except StoreFull:
-            log.warning("no space to note for how long the store was open")
+            log.warning("no space to save how long the store has been open")
 
     @checked
     def keep_interrupted(self, resume_s: float) -> None:
-        """Let senders who are elsewhere take up, for a while, the pushes that the last end of the store cut off.
+        """Let remote senders resume the pushes that were interrupted when the store last closed or crashed.
 
         Args:
-            resume_s: for how many seconds from the opening on no collect takes what they left, whatever its grace.
+            resume_s: for this many seconds after opening, no collect frees the chunks of these pushes, whatever its
+                grace time.
         """
         self._parts.uploads.resume_s = resume_s
 
     def end(self) -> None:
-        """Keep what the next opening has to know. Called once all else has ended."""
+        """Save the state for the next opening. Called after everything else has ended."""
         if self._parts.needs_rebuild:
             return
         try:
             self.save_incomplete()
             self.keep_time()
         except (StoreUnavailable, StoreFull) as error:
-            log.warning("which volumes of %s wait for repair could not be kept: %s", self._parts.path, error)
+            log.warning("the volumes of %s that wait for repair could not be recorded: %s", self._parts.path, error)
         self._lineage.end(self._commits.sequence)

@@ -160,8 +160,8 @@ class Assignment:
     def _level(self) -> None:
         """Move slots from members above their quota to members below it, as far as the domains allow.
 
-        First slots that move anyway, then others of members above their quota: a member that gives without exceeding
-        its quota would have to take from another one, which moves twice.
+        First slots that move anyway, then other slots of members above their quota. A member within its quota would
+        have to replace the slots that it gives away, which moves data twice.
         """
         for moving, over in ((True, 0.5), (True, -math.inf), (False, 0.5), (False, -math.inf)):
             for short in sorted(self._members, key=self._surplus):

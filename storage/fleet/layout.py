@@ -93,7 +93,7 @@ class Layout:
         return self.row(partition_of(object_id), n)
 
     def row(self, partition: int, n: int) -> tuple[int, ...]:
-        """The same for every object in a partition."""
+        """The slot of the member for each stripe slot 0…n-1 of the objects in a partition."""
         placed = self._placed.setdefault(n, {})
         found = placed.get(partition)
         if found is None:
@@ -140,7 +140,7 @@ class Layout:
 
     @cached_property
     def domains(self) -> dict[int, tuple[int | str, ...]]:
-        """The failure domains of each member, in order of importance that they do not hold two shards of a stripe."""
+        """The failure domains of each member. The first is the one that should least hold two shards of a stripe."""
         return {member.slot: (member.slot, by_owner(member), by_zone(member)) for member in self.members}
 
     def shares(self) -> dict[int, float]:
@@ -203,7 +203,7 @@ class Layout:
         except InvalidArgument as error:
             raise FormatError(f"layout {record.version} is damaged ({error}); restore the catalog") from error
         if not set(slots) <= known:
-            raise FormatError(f"layout {record.version} names a member it has not got; restore the catalog")
+            raise FormatError(f"layout {record.version} names a member that it does not have; restore the catalog")
         rows = [tuple(slots[at : at + width]) for at in range(0, len(slots), width)]
         return cls(record.version, width, record.members, rows)
 

@@ -118,7 +118,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
         If so many volumes of a store in use are missing that it cannot be read, they are probably not mounted, rather
         than lost, and shards written to their mount points would be hidden later. So they stay offline, and the store
-        refuses writes, until they are mounted or a repair creates them anew.
+        refuses writes, until they are mounted or a repair creates new ones.
 
         Args:
             expect_data: whether the store has been used: if so, a volume created now waits for repair, and one whose
@@ -151,7 +151,7 @@ class VolumeSet(Fleet[LocalVolume]):
 
     def _nothing_in(self, slot: int) -> VolumeUnavailable:
         return VolumeUnavailable(
-            f"there is no volume in {self.paths[slot]}; mount its disk, or run repair to begin it anew"
+            f"there is no volume in {self.paths[slot]}; mount its disk, or run repair to create a new one"
         )
 
     def reattach(self) -> list[int]:
@@ -216,7 +216,7 @@ class VolumeSet(Fleet[LocalVolume]):
         if identity.store_id != self.store_id:
             raise FormatError(
                 f"{path} holds a volume of another store ({identity.store_id}, slot {identity.slot}); "
-                f"put slot {slot} of store {self.store_id} there, or an empty directory to have it made again"
+                f"put slot {slot} of store {self.store_id} there, or an empty directory to have it rebuilt"
             )
         if identity.slot != slot or identity.volumes != len(self.paths):
             raise FormatError(
@@ -231,7 +231,7 @@ class VolumeSet(Fleet[LocalVolume]):
             self._make_directory(path)
             identity = self._new_identity(slot)
             if expect_data:
-                log.warning("volume %d at %s is empty; run repair to make its shards again", slot, path)
+                log.warning("volume %d at %s is empty; run repair to rebuild its shards", slot, path)
                 self.incomplete.add(slot)
         options = self._options
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
@@ -255,7 +255,7 @@ class VolumeSet(Fleet[LocalVolume]):
         try:
             (self._options.filesystem or LocalFileSystem()).make_directory(path)
         except OSError as error:
-            raise VolumeUnavailable(f"volume {path} cannot be made: {error}") from error
+            raise VolumeUnavailable(f"volume {path} cannot be created: {error}") from error
 
     def _new_identity(self, slot: int) -> VolumeIdentity:
         settings = self._settings
@@ -347,7 +347,7 @@ class VolumeSet(Fleet[LocalVolume]):
         """Log once that a volume is full, until it is no longer full."""
         if slot not in self._full:
             self._full.add(slot)
-            log.warning("volume %s takes no writes for now; what it lacks, repair makes: %s", self.name(slot), reason)
+            log.warning("volume %s takes no writes for now; repair will add what it lacks: %s", self.name(slot), reason)
             self.report("full", b"", slot, reason)
         self._reasons[slot] = reason
 

@@ -15,7 +15,7 @@ from storage.formats.authenticity import MAC_BYTES, Authority
 from storage.formats.manifest import RootNode, decode_root, encode_root, object_id, read_root
 from storage.limits import FILE_SIZE_MAX
 
-RECORD_FORMAT = 1  # without a MAC, as in stores of before MACs were introduced
+RECORD_FORMAT = 1  # without a MAC, as in stores from before MACs were introduced
 SIGNED_FORMAT = 2
 NO_MAC = bytes(MAC_BYTES)
 FILE_ID_BYTES = 16
@@ -40,7 +40,7 @@ class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
         user_id: the owner.
         filename: the file's name.
         time_ms: the author's clock; never used for ordering.
-        sequence: the store's commit order, growing, microseconds of its clock where that grows.
+        sequence: the store's commit order, always growing; microseconds of its clock unless that goes back.
         sha256: SHA-256 of the content if the author gave it.
         note: free text.
     """
@@ -200,7 +200,7 @@ def _keepable() -> Iterator[None]:
     try:
         yield
     except (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError) as error:
-        raise InvalidArgument(f"this cannot be kept in a version's record: {error}") from error
+        raise InvalidArgument(f"this cannot be stored in a version's record: {error}") from error
 
 
 def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:
@@ -224,7 +224,7 @@ def read_version(raw: bytes, version_id: bytes) -> StoredVersion:
 def _decode_record(raw: bytes) -> VersionRecord:
     decoder = _record_decoders.get(raw[:1])
     if decoder is None:
-        raise FormatError("version record has a number of elements that no format has; upgrade if it is of a newer one")
+        raise FormatError("version record has a number of elements that no known format has; upgrade if it is newer")
     record = decoder.decode(raw)
     if (record.format == SIGNED_FORMAT) is not isinstance(record, SignedRecord):
         raise FormatError(f"version record of format {record.format} has the elements of another one")
@@ -282,7 +282,7 @@ def decode_tombstone(raw: bytes) -> Tombstone:
     """
     decoder = _tombstone_decoders.get(raw[:1])
     if decoder is None:
-        raise FormatError("tombstone has a number of elements that no format has; upgrade if it is of a newer one")
+        raise FormatError("tombstone has a number of elements that no known format has; upgrade if it is newer")
     try:
         tombstone = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -69,7 +69,7 @@ def collect(
         StoreFull: there is no room for moving live records out of segments to free; nothing was freed.
     """
     if not context.stripes.volumes.online():
-        raise InsufficientWorkers("none of the stores is there, so nothing can be freed; try again when they are back")
+        raise InsufficientWorkers("no store is available, so nothing can be freed; try again when the stores are back")
     with context.collecting, context.pins.kept_during_collect():
         uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
@@ -216,7 +216,7 @@ def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
     try:
         context.uploads.keep()
     except StoreFull:
-        log.warning("no space to note which uploads have lapsed; the next collect does")
+        log.warning("no space to note which uploads have lapsed; the next collect notes it")
     return uploads
 
 
@@ -292,7 +292,7 @@ def _judge_claims(
 
 def _drop_claims(context: MaintenanceContext, lapsed: list[Holding]) -> None:
     for batch in batched(lapsed, _REMOVE_BATCH):
-        # Whoever would count on one of them waits for the end of the block, and enters its own claim after that.
+        # A push that relies on one of them waits for the end of the block, and then enters its own claim.
         with context.pins.removing(holding.stripe for holding in batch) as going:
             context.catalog.drop_holdings([holding for holding in batch if holding.stripe in going])
 

@@ -58,5 +58,5 @@ class Examined:
         if slot in self._reasons:
             return self._reasons[slot]
         if self._volumes.volume(slot) is not None:
-            return "it came, or was found to lie, while the others were examined"
+            return "it came back, or was found to lie, while the others were examined"
         return self._volumes.reason(slot) or "it is away"

@@ -109,7 +109,7 @@ class Healer:
         try:
             self._thread.submit(self._heal).add_done_callback(_tell_fault)
         except RuntimeError:
-            log.debug("what is damaged is not healed: the store was closed meanwhile")
+            log.debug("the damage is not healed, as the store was closed meanwhile")
 
     def drain(self) -> None:
         """Wait until all requests so far have been handled."""
@@ -138,7 +138,7 @@ class Healer:
             made = self._stripes.heal_all(group)
             self._stripes.volumes.sync_each()
         except StorageError as error:
-            log.warning("healing %d stripes failed, repair will do it: %s", len(group), error)
+            log.warning("healing %d stripes failed, and is left to repair: %s", len(group), error)
             self._count(0, len(group))
         else:
             lost = 0

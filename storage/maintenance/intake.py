@@ -106,7 +106,7 @@ class Intake:
         for slot in self.volumes.slots:
             if not self.volumes.trusts(slot):
                 self.belief.agreement.forget(slot)
-                self.tally.skip(f"what {self.volumes.name(slot)} shows and is not signed: it gave wrong answers")
+                self.tally.skip(f"unsigned objects from {self.volumes.name(slot)}: it gave wrong answers")
         _report_refused(self.belief, self.volumes, self.tally)
 
     def _believed_max(self) -> int:
@@ -154,7 +154,7 @@ class Intake:
 
     def _skip_malformed(self, shard: Shard, slot: int, error: StorageError) -> None:
         kind = Kind(kind_of(shard.key))
-        lost = "; unless another volume tells of it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
+        lost = "; unless another volume has it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
         self.tally.skip_malformed(slot, f"{kind.name.lower()} {object_id_of(shard.key).hex()}: {error}{lost}")
 
 
@@ -185,14 +185,14 @@ def _report_refused(belief: Belief, volumes: Fleet[Any], tally: Tally) -> None:
         names = ", ".join(volumes.name(slot) for slot in holders)
         tally.skip(
             f"{kind.name.lower()} {object_id_.hex()} is not signed by this store, and {len(holders)} of the "
-            f"{quorum} volumes that must agree on it then hold it ({names}); it is not believed"
+            f"{quorum} volumes that must agree on it hold it ({names}); it is not accepted"
         )
     if count > _REFUSED_LISTED_MAX:
         tally.skip(f"{count - _REFUSED_LISTED_MAX:,} more that are not signed, and that too few volumes agree on")
     if undecided:
         # Going on without them, and collecting afterwards, would destroy existing files.
         raise InsufficientWorkers(
-            f"{undecided:,} versions or deletions are signed, and whether by this store cannot be told: too few "
-            f"workers show their share of its secret, and fewer than {quorum} agree; bring more workers back "
-            "and run rebuild again"
+            f"{undecided:,} versions or deletions are signed, but it cannot be verified that this store signed them: "
+            f"too few workers have given their share of its secret, and fewer than {quorum} agree; bring more workers "
+            "back and run rebuild again"
         )

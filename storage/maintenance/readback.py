@@ -163,7 +163,7 @@ class ReadBack:
             try:
                 theirs.sync()  # the fetched shards may have been appended a moment ago
             except (StoreFull, VolumeUnavailable) as error:
-                log.warning("nothing is dropped for what is on %s for now: %s", self._fleet.name(proper), error)
+                log.warning("other copies of shards on %s are kept for now: %s", self._fleet.name(proper), error)
                 self._fleet.note_write_refused(proper, error)  # the refused write may be that of a push
                 return []
             return alike
@@ -234,7 +234,7 @@ class ReadBack:
             shard: Shard | None = volume.read(key)
         except CorruptShard:
             if volume.check([key]) == [Verdict.ROTTEN]:  # the store sets it aside, so that it gets rebuilt
-                self._fleet.report("rotten", key, store, "found while reading back; it is made anew")
+                self._fleet.report("rotten", key, store, "found while reading back; it will be rebuilt")
             return False
         except VolumeFailed:
             raise
@@ -246,7 +246,7 @@ class ReadBack:
         if shard is None:
             # It may have been dropped legitimately between two calls; then the store says so.
             if new and not self._is_collecting():
-                self._fleet.note_lie(store, key, "took a shard, said that it is durable, and does not have it")
+                self._fleet.note_lie(store, key, "took a shard, said that it was durable, and does not have it")
             elif not volume.missing([key]):
                 self._fleet.note_lie(store, key, "says that it holds a shard that it cannot give back")
             return False

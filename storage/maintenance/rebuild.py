@@ -256,7 +256,7 @@ class _Judge:
                 if self.nodes.crowded:
                     self.nodes.keep()
         except (DataLossError, ShardsUnavailable, FormatError) as error:
-            text = f"its manifest is not whole ({error})"
+            text = f"its manifest is incomplete ({error})"
             return self._decided(head, text, may_pass=isinstance(error, ShardsUnavailable))
         return None
 
@@ -264,8 +264,8 @@ class _Judge:
         if may_pass or self.examined.may_come_back():
             record = head.record
             raise _UndecidedError(
-                f"{record.filename!r} ({record.file_id.hex()}) version {head.version_id.hex()}: {problem}, and what is "
-                "out of reach may have the rest"
+                f"{record.filename!r} ({record.file_id.hex()}) version {head.version_id.hex()}: {problem}, and "
+                "unreachable stores may have the rest"
             )
         return problem
 
@@ -346,7 +346,7 @@ def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
     is_final = not judge.examined.may_come_back()
 
     def work(txn: CatalogTransaction) -> _Entering:
-        entering = _Entering(is_final)  # anew each time that this is run
+        entering = _Entering(is_final)  # a new one each time the transaction runs
         for file in files:
             _enter_file(txn, file, entering)
         return entering
@@ -356,17 +356,17 @@ def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
         judge.tally.skip(text)
     for text in entered.undecided:
         judge.tally.leave_undecided(text)
-    if is_final:  # unreachable objects may show where they belong
+    if is_final:  # otherwise, unreachable objects may show where they belong
         catalog.drop_versions(entered.dropped, counted=True)
 
 
 @dataclass(slots=True)
 class _Entering:
-    """What comes of entering some files.
+    """The result of entering some files.
 
     Attributes:
         is_final: whether everything was examined.
-        skipped, undecided: what to tell of it, see :class:`Tally`.
+        skipped, undecided: texts for the report, see :class:`Tally`.
         dropped: (file id, version id) of versions that belong to no chain.
     """
 

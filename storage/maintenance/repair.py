@@ -174,7 +174,7 @@ class _Tally:
     now_ms: Callable[[], int]
     examined: int = 0
     missing: int = 0  # found, and not handled yet
-    misplaced: int = 0  # likewise
+    misplaced: int = 0  # found, and not handled yet
     repaired: int = 0
     moved: int = 0
     shards: int = 0

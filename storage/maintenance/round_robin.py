@@ -147,8 +147,8 @@ class RoundRobin:
         believed = min(stream.believed, self._believed_max())
         if stream.spent_s > PATIENCE_S + _SHARE_OF_ENDED * self._ended_s + believed / _BELIEVED_PER_S_MIN:
             raise _RefusedError(
-                f"has shown {stream.shown:,} records, of which {believed:,} are believed, within "
-                f"{stream.spent_s:,.0f} s, and comes to no end"
+                f"has shown {stream.shown:,} records within {stream.spent_s:,.0f} s, of which {believed:,} are "
+                "accepted, and has not finished"
             )
 
     def _make_room(self) -> None:

@@ -43,7 +43,7 @@ def test_a_pool_starts_on_a_snapshot_of_one_that_runs(alone: Cli) -> None:
         assert (taken["databases"], taken["files"]) == (["catalog", "calls"], ["master.key"])
         assert (alone.directory / "with key" / "master.key").stat().st_mode & 0o777 == 0o600
         pool_id = alone.json("status", "--pool", address)["pool_id"]
-        assert "is there already" in alone.error("snapshot", "pool", "快照", code=2)
+        assert "exists already" in alone.error("snapshot", "pool", "快照", code=2)
         assert "there is no catalog" in alone.error("snapshot", ".", "other", code=2)
     with pool(alone, "with key") as address:
         assert alone.json("status", "--pool", address)["pool_id"] == pool_id

@@ -45,7 +45,7 @@ def test_three_volumes_lost(embedded: Cli) -> None:
         shutil.rmtree(f"{store_of(embedded)}/volumes/{slot}")
     said = embedded.run("get", "gone", "-o", "out", code=6).stderr.decode()
     assert "gone" in said
-    assert "mount its disk, or run repair to begin it anew" in said
+    assert "mount its disk, or run repair to create a new one" in said
     assert not list(embedded.directory.iterdir())
     assert embedded.json("repair", code=5)["lost_count"] > 0
     assert "is lost" in embedded.error("get", "gone", "-o", "out", code=5)

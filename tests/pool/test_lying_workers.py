@@ -603,8 +603,8 @@ def _rebuild_until_finished(cluster: Cluster) -> list[RebuildReport]:
     [
         (_ever_new_versions, "more than fits"),
         (_ever_new_tombstones, "more than fits"),
-        (_again_and_again, "comes to no end"),
-        (_malformed, "comes to no end"),
+        (_again_and_again, "has not finished"),
+        (_malformed, "has not finished"),
         (_a_huge_one, "a record of 65,537 bytes"),
         (_of_another_kind, "not asked for"),
     ],

@@ -436,7 +436,7 @@ def test_a_rebuild_that_cannot_tell_what_the_store_has_signed_stays_unfinished()
     hidden = {key: liar.records_by_key[key] for key in liar.records_by_key if key[ID_BYTES] != Kind.CHUNK}
     for key in hidden:
         del liar.records_by_key[key]
-    with pytest.raises(InsufficientWorkers, match="signed, and whether by this store cannot be told"):
+    with pytest.raises(InsufficientWorkers, match="signed, but it cannot be verified that this store signed them"):
         rebuilt(cluster)
     assert cluster.pool.store.needs_rebuild
     with pytest.raises(FormatError, match="run rebuild"):

@@ -358,7 +358,7 @@ def test_a_known_store_is_not_begun_anew_beside_volumes_that_are_mounted_late(
         if mount_points:
             disk.mkdir()
     for create in (True, False, True):
-        with pytest.raises(StoreUnavailable, match=r"no volume in .*disk-0, .*disk-4 to make it again from: mount"):
+        with pytest.raises(StoreUnavailable, match=r"no volume in .*disk-0, .*disk-4 to rebuild it from: mount"):
             open_store(root, volumes=disks if named else None, create=create)
     for disk in disks:
         assert not mount_points or list(disk.iterdir()) == []

@@ -159,10 +159,10 @@ def test_nothing_is_left_of_one_that_failed(root: Path, shelf: Path) -> None:
 def test_what_is_there_is_not_touched(root: Path, shelf: Path) -> None:
     open_store(root).close()
     (shelf / "copy").mkdir()
-    with pytest.raises(InvalidArgument, match="is there already"):
+    with pytest.raises(InvalidArgument, match="exists already"):
         take_snapshot(root, shelf / "copy")
     (shelf / "link").symlink_to(shelf / "nowhere")
-    with pytest.raises(InvalidArgument, match="is there already"):
+    with pytest.raises(InvalidArgument, match="exists already"):
         take_snapshot(root, shelf / "link")
     with pytest.raises(InvalidArgument, match="there is no catalog"):
         take_snapshot(shelf, shelf / "other")

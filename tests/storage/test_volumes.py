@@ -199,7 +199,7 @@ def test_fewer_volumes_than_shards(scratch: Path) -> None:
     shutil.rmtree(disks[0])
     with open_store(root, volumes=disks) as store:
         version, _ = pushed["f1"]
-        with pytest.raises(ShardsUnavailable, match="mount its disk, or run repair to begin it anew"):
+        with pytest.raises(ShardsUnavailable, match="mount its disk, or run repair to create a new one"):
             get(store, version)  # only the operator knows that these disks are not just unmounted
         assert not store.repair().complete
         with pytest.raises(DataLossError):
