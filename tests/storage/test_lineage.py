@@ -118,7 +118,7 @@ def test_what_was_stored_since_the_backup_comes_back(root: Path, backup: Path) -
             second.version_id,
             first.version_id,
         ]
-        with pytest.raises(InvalidArgument, match="knows all"):
+        with pytest.raises(InvalidArgument, match="is up to date"):
             store.rebuild()
     lose_catalog(root)
     with open_store(root) as store:
