@@ -240,7 +240,7 @@ def test_a_file_that_a_function_returns_is_written_where_it_is_wanted(commands: 
     commands.run("call", "makes", "texts/second", "of the second", "-o", "there")
     assert (home / "there" / "second").read_text() == "of the second"
     _, told = commands.run("call", "add", "1", "2", "-o", "none", code=1)
-    assert "it returned 3" in told[0]
+    assert "-o needs a function that returns a file (worker.result_file); it returned 3" in told[0]
     assert not (home / "none").exists()
     commands.run("undeploy", "makes")
 
