@@ -45,7 +45,7 @@ class Connection:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
         if not self.home.is_here:
             return
-        # gRPC waits for its own threads here, and for ever if a signal's exception left one of its locks held.
+        # gRPC waits for its threads here. If a signal's exception left one of its locks held, it waits for ever.
         closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
         closing.start()
         closing.join(_CLOSE_S_MAX)

@@ -14,7 +14,7 @@ ResultT = TypeVar("ResultT")
 _BACKOFF_S = 0.2
 
 _ENDLESS_S = 100 * 365 * 86400
-"""Longer limits count as none: gRPC counts nanoseconds since 1970 in 63 bits, and takes later times as passed."""
+"""Longer limits count as none: gRPC counts nanoseconds since 1970 in 63 bits, and treats later times as past."""
 
 
 class Deadline:

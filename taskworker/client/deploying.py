@@ -118,7 +118,10 @@ def _how_to_bring(module: str, source: Source) -> str:
         return f"sandboxes have no module {module}"
     if source.requirements is not None:
         return f"{module} is neither in {source.directory} nor in a package of {source.requirements}"
-    return f"{module} is not in {source.directory}; if a package has it, name that in a file, for --requirements FILE"
+    return (
+        f"{module} is not in {source.directory}; if a package has it, name the package in a requirements file "
+        "(--requirements FILE)"
+    )
 
 
 def _platforms(client: FunctionClient, spec: FunctionSpec) -> list[Platform]:

@@ -178,7 +178,7 @@ def pieces_of(diff: ManifestDiff, fetch: FetchRange) -> Iterator[tuple[int, Byte
         length = min(diff.chunk_size, diff.new_size - start)
         data = patch.data if patch.data is not None else b"".join(fetch(start, length))
         if len(data) != length or blake3(data).digest() != patch.chunk_id:
-            raise InvalidArgument(f"chunk {patch.index} from the server is not what its id says; synchronize again")
+            raise InvalidArgument(f"chunk {patch.index} from the server does not match its id; synchronize again")
         yield start, data
 
 

@@ -77,7 +77,7 @@ class EgressClient(OperatorClient):
         return [_rule(one) for one in self._call(self._stub.ListRules, request).rules]
 
     def log(self, function: str = "", *, follow: bool = False) -> Iterator[EgressRecord]:
-        """Yield the logged requests; with ``follow``, go on without end with new ones."""
+        """Yield the logged requests; with ``follow``, keep yielding new ones without end."""
         request = egress_pb2.AuditLogRequest(function_name=function, follow=follow)
         for one in self._stream(self._stub.AuditLog, request):
             yield EgressRecord(

@@ -34,8 +34,8 @@ class Wanted:
 class Fetch:
     """The bytes of one range as views, in order; a context manager that cancels the rest.
 
-    The version is known once the object exists. If the connection breaks, it requests the rest again, of
-    the same version.
+    The version is known once the object exists. If the connection breaks, the rest is requested from the
+    same version.
     """
 
     def __init__(self, channel: Channel, wanted: Wanted, *, deadline: Deadline, retries: int) -> None:

@@ -105,10 +105,10 @@ class FileCalls(ClientBase):
         Args:
             file_id: the file.
             user_id: its owner.
-            version_id: default the head.
+            version_id: the version; default: the head.
             offset: first byte wanted.
             length: bytes wanted; default: up to the end; a range beyond the end is cut.
-            progress: called with (bytes done, bytes in all).
+            progress: called with (bytes done, total bytes).
             timeout_s: seconds.
 
         Raises:
@@ -146,10 +146,10 @@ class FileCalls(ClientBase):
             file_id: the file.
             target: a writable binary file, or a path, which is replaced as a whole or not at all.
             user_id: its owner.
-            version_id: default the head.
+            version_id: the version; default: the head.
             offset: first byte wanted.
-            length: bytes wanted; default up to the end.
-            progress: called with (bytes done, bytes in all).
+            length: bytes wanted; default: up to the end.
+            progress: called with (bytes done, total bytes).
             timeout_s: seconds.
 
         Raises:
@@ -200,7 +200,7 @@ class FileCalls(ClientBase):
             message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
         except FileNotFound:
             return None
-        return convert.version_from_proto(message) if message.file_id else None  # servers before 0.1 answered so
+        return convert.version_from_proto(message) if message.file_id else None  # servers before 0.1 answer like this
 
     @arguments_checked
     def history(
@@ -273,7 +273,7 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
-        """Delete many files at once; deleting a few hundred together takes hardly longer than one.
+        """Delete many files at once; deleting a few hundred together takes hardly longer than deleting one.
 
         Up to 1,000 files are deleted together: all, or none if one does not exist. Of more files, some may already be
         deleted when an error is raised.
@@ -296,7 +296,7 @@ class FileCalls(ClientBase):
 def _own_name(source: Pushable) -> str:
     if isinstance(source, str | os.PathLike):
         return Path(source).name
-    raise InvalidArgument("filename is needed for content that is no path; say what to store it as")
+    raise InvalidArgument("content that is not a path needs a filename; say what to store it as")
 
 
 def _page(limit: int | None, have: int) -> int:

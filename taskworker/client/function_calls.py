@@ -84,11 +84,11 @@ class FunctionCalls(ClientBase):
         Leaving the iteration early ends the call.
 
         Args:
-            function: its name.
-            args: values that JSON can hold.
-            kwargs: likewise, by parameter.
-            user_id: on whose behalf it runs.
-            timeout_s: after that many seconds the call is ended wherever it runs.
+            function: name of the function.
+            args: positional arguments; JSON values.
+            kwargs: keyword arguments; JSON values.
+            user_id: the user on whose behalf it runs.
+            timeout_s: seconds after which the call is ended, wherever it runs.
 
         Raises:
             CallUncertain: the worker was lost after some items had arrived.
@@ -180,7 +180,7 @@ class FunctionCalls(ClientBase):
             call_id: only lines of calls whose id starts with this, and of their nested calls.
             since_ms: only lines from this time on, ms since 1970.
             tail: only this many of the last lines.
-            follow: whether to go on without end with new lines.
+            follow: whether to keep yielding new lines without end.
 
         Raises:
             InvalidArgument: neither a function nor a call is given.
@@ -226,7 +226,7 @@ def value_of(result: str) -> Any:
     except RecursionError:
         fault = "it is nested too deeply"
     except ValueError:  # the pool has checked that it is JSON
-        fault = "it holds a number of too many digits; let the function return it as a text"
+        fault = "it has a number of too many digits; let the function return it as a string"
     raise FunctionFailed(f"the result cannot be read by Python: {fault}")
 
 

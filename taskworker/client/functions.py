@@ -219,11 +219,11 @@ class FunctionClient(OperatorClient):
     def logs(
         self, function: str = "", *, follow: bool = False, since_ms: int = 0, tail: int | None = None, call_id: str = ""
     ) -> Iterator[LogLine]:
-        """Yield the kept lines; with ``follow``, go on without end with new ones.
+        """Yield the kept lines; with ``follow``, keep yielding new ones without end.
 
         Args:
             function: name of the function; empty: all functions, if ``call_id`` is given.
-            follow: whether to go on with new lines.
+            follow: whether to keep yielding new lines.
             since_ms: only lines from this time on, ms since 1970.
             tail: only this many of the last lines.
             call_id: only lines of calls whose id starts with this.

@@ -108,7 +108,7 @@ class LocalFile:
                 from storage.errors import ConflictError  # late: most commands do not need it
 
                 raise ConflictError(
-                    f"{self._path} was written to while it was brought up to date, and left as it is; "
+                    f"{self._path} was changed while it was being synchronized, and is left as it is; "
                     "synchronize again",
                     head="",
                 )

@@ -48,7 +48,7 @@ class MaintenanceCalls(ClientBase):
 
     @arguments_checked
     def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
-        """Verify all shards; ``progress`` gets (bytes done, total bytes). Leaving early stops the scrub."""
+        """Verify all shards; ``progress`` gets (bytes done, total bytes). If it raises an error, the scrub stops."""
         event = self._maintenance(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
         return convert.scrub_from_proto(event.report)
 
@@ -86,4 +86,4 @@ class MaintenanceCalls(ClientBase):
                     return event
                 if progress is not None:
                     progress(event.progress.done, event.progress.total)
-        raise ServerFault("the server ended the operation without a report; its log tells why")
+        raise ServerFault("the server ended the operation without a report; its log says why")

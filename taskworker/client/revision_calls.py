@@ -109,13 +109,13 @@ class RevisionCalls(ClientBase):
             base_version_id: the version that must still be the head; default: the current head.
             changed: (offset, length) of all places that changed, if known; only these are read.
             sha256: hex digest of the whole content, checked before it becomes visible.
-            time_ms: the author's clock, ms since 1970; default the server's.
+            time_ms: the author's clock, ms since 1970; default: the server's clock.
             note: up to 4,096 bytes.
-            progress: called with (bytes compared, bytes in all), from another thread.
+            progress: called with (bytes compared, total bytes), from another thread.
             timeout_s: seconds.
 
         Raises:
-            ConflictError: the base is not the head any more.
+            ConflictError: the base is no longer the head.
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
             InvalidArgument: an argument is malformed or out of bounds.
@@ -214,7 +214,7 @@ class RevisionCalls(ClientBase):
             path: the local file; replaced as a whole if the head changed.
             user_id: the owner.
             base_version_id: the version that the local file had after the last synchronization.
-            progress: called with (bytes compared, bytes in all).
+            progress: called with (bytes compared, total bytes).
             timeout_s: seconds.
 
         Raises:
