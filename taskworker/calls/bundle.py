@@ -87,7 +87,7 @@ def packed(spec: FunctionSpec, files: Mapping[str, bytes]) -> PackedFunction:
     if size > BUNDLE_BYTES_MAX or len(files) >= FILES_MAX:
         raise InvalidArgument(
             f"function {spec.name!r} and its dependencies are {len(files):,} files of {size / (1 << 20):.1f} MiB; "
-            f"at most {FILES_MAX:,} files and {BUNDLE_BYTES_MAX >> 20} MiB are taken: leave out what it does not use"
+            f"at most {FILES_MAX:,} files and {BUNDLE_BYTES_MAX >> 20} MiB are allowed: leave out what it does not use"
         )
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -112,9 +112,9 @@ def spec_of(bundle: bytes) -> FunctionSpec:
     """
     documents = [bytes(content) for path, content in _entries(bundle) if path == PurePosixPath(DOCUMENT)]
     if not documents:
-        raise FormatError(f"this is no function's bundle: it has no {DOCUMENT}")
+        raise FormatError(f"this is not a function's bundle: it has no {DOCUMENT}")
     if len(documents[0]) > _DOCUMENT_BYTES_MAX:
-        raise FormatError(f"this is no function's bundle: its {DOCUMENT} has {len(documents[0]):,} bytes")
+        raise FormatError(f"this is not a function's bundle: its {DOCUMENT} has {len(documents[0]):,} bytes")
     return FunctionSpec.from_json(documents[0])
 
 
@@ -143,10 +143,10 @@ def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
                 path = PurePosixPath(entry.name)
                 plain = entry.isfile() and not entry.issparse() and not entry.pax_headers.keys() - {"path"}
                 if not plain or not taken.take(path):
-                    raise FormatError(f"this is no function's bundle: {entry.name[:200]!r} does not belong in one")
+                    raise FormatError(f"this is not a function's bundle: {entry.name[:200]!r} does not belong in one")
                 yield path, contents[entry.offset_data : entry.offset_data + entry.size]
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise FormatError(f"this is no function's bundle: {error}") from None
+        raise FormatError(f"this is not a function's bundle: {error}") from None
 
 
 def _require_bounded(bundle: bytes) -> None:
@@ -157,29 +157,29 @@ def _require_bounded(bundle: bytes) -> None:
             header of a long path.
     """
     if len(bundle) > ARCHIVE_BYTES_MAX:
-        raise FormatError(f"a bundle of {len(bundle):,} bytes is above the limit")
+        raise FormatError(f"the bundle has {len(bundle):,} bytes, which is above the limit")
     at = entries = total = extension = 0
     while at + _BLOCK <= len(bundle) and bundle[at : at + _BLOCK] != _END:  # the end, as tarfile recognizes it
         kind, size = bundle[at + 156 : at + 157], _size_in(bundle, at)
         if kind not in (b"0", b"\0", b"x") or (kind == b"x" and (extension or size > _EXTENSION_BYTES_MAX)):
-            raise FormatError(f"this is no function's bundle: an entry of kind {kind!r} does not belong in one")
+            raise FormatError(f"this is not a function's bundle: an entry of kind {kind!r} does not belong in one")
         extension = kind == b"x"
         if not extension:
             entries, total = entries + 1, total + size
         if entries > FILES_MAX or total > BUNDLE_BYTES_MAX + _DOCUMENT_BYTES_MAX:
             raise FormatError(
-                f"a bundle of more than {FILES_MAX:,} files, or {BUNDLE_BYTES_MAX >> 20} MiB in them: leave some out"
+                f"the bundle has more than {FILES_MAX:,} files, or {BUNDLE_BYTES_MAX >> 20} MiB in them: leave some out"
             )
         at += _BLOCK + -(-size // _BLOCK) * _BLOCK
         if at > len(bundle):
-            raise FormatError("this is no function's bundle: it is cut off")
+            raise FormatError("this is not a function's bundle: it is cut off")
 
 
 def _size_in(bundle: bytes, at: int) -> int:
     """The size in a header, in octal digits; the other encodings are for sizes larger than any bundle."""
     digits = bundle[at + 124 : at + 136].strip(b"\0 ")
     if not digits or digits.strip(b"01234567"):
-        raise FormatError("this is no function's bundle: it has an entry without a size")
+        raise FormatError("this is not a function's bundle: it has an entry without a size")
     return int(digits, 8)
 
 

@@ -60,11 +60,11 @@ class Call:
         """
         count = len(self.args) + len(self.kwargs)
         if count > ARGUMENTS_MAX:
-            raise InvalidArgument(f"a call with {count:,} arguments: at most {ARGUMENTS_MAX:,} are taken; pass a list")
+            raise InvalidArgument(f"{count:,} arguments of a call: at most {ARGUMENTS_MAX:,} are allowed; pass a list")
         size = sum(map(len, self.args)) + sum(len(name) + len(text) for name, text in self.kwargs.items())
         if size > ARGUMENT_CHARS_MAX:
             raise InvalidArgument(
-                f"the arguments have {size:,} characters, at most {ARGUMENT_CHARS_MAX:,} are taken; push a file and "
+                f"the arguments have {size:,} characters, at most {ARGUMENT_CHARS_MAX:,} are allowed; push a file and "
                 "pass its id"
             )
         if len(self.chain) >= DEPTH_MAX or self.chain.count(self.function) >= LOOPS_MAX:

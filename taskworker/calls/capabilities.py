@@ -78,7 +78,7 @@ class NoCapabilities:
 
     def secret(self, name: str) -> str:
         """See ``Capabilities``."""
-        raise PermissionDenied("secrets are had from a pool, and this worker has none")
+        raise PermissionDenied("secrets come from a pool, and this worker has none")
 
     def request(self, request: ApiRequest) -> ApiResponse:
         """See ``Capabilities``."""

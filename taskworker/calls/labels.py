@@ -18,7 +18,7 @@ def check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
         InvalidArgument: there are too many, or one is not a valid label.
     """
     if len(labels) > LABELS_MAX:
-        raise InvalidArgument(f"{len(labels)} labels: at most {LABELS_MAX} are taken")
+        raise InvalidArgument(f"{len(labels)} labels: at most {LABELS_MAX} are allowed")
     for key, value in labels.items():
         if not _PART.fullmatch(key) or not _PART.fullmatch(value):
             raise InvalidArgument(

@@ -43,7 +43,7 @@ class Platform:
         """
         found = _TAG.fullmatch(tag)
         if found is None:
-            raise InvalidArgument(f"{tag[:80]!r} is no platform; one is written as 3.12-x86_64-glibc2.36")
+            raise InvalidArgument(f"{tag[:80]!r} is not a platform; write it as 3.12-x86_64-glibc2.36")
         return cls((int(found[1]), int(found[2])), found[3], found[4], (int(found[5]), int(found[6])))
 
     @property

@@ -94,7 +94,7 @@ def _check_config(config: Mapping[str, str]) -> None:
         try:
             f"{key}{value}".encode()
         except UnicodeEncodeError as error:
-            raise InvalidArgument(f"config {key!r}={value!r} is no text that UTF-8 can write: {error}") from None
+            raise InvalidArgument(f"config {key!r}={value!r} cannot be encoded as UTF-8: {error}") from None
 
 
 class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +153,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_config(self.config)
         check_labels(self.needs)
         if len(self.platforms) > PLATFORMS_MAX:
-            raise InvalidArgument(f"{len(self.platforms)} platforms: at most {PLATFORMS_MAX} are taken")
+            raise InvalidArgument(f"{len(self.platforms)} platforms: at most {PLATFORMS_MAX} are allowed")
         for tag in self.platforms:
             Platform.of(tag)
         if self.isolation not in ("call", "user"):
@@ -208,14 +208,14 @@ class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             spec = _documents.decode(document)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise FormatError(f"this is no function's document: {error}") from None
+            raise FormatError(f"this is not a function's document: {error}") from None
         if spec.format != _FORMAT:
             raise FormatError(f"the function's document has format {spec.format}, this software reads {_FORMAT}")
         return spec.checked()
 
 
 _documents = msgspec.json.Decoder(FunctionSpec)
-"""Built at import, as is what ``convert`` needs for ``Limits``: msgspec must not see a type first in two threads."""
+"""Built at import, which also prepares ``convert`` to ``Limits``: msgspec must not meet a type first in two threads."""
 
 
 _LATER_FIELDS = ("config", "isolation", "process_calls", "process_s", "needs", "platforms")

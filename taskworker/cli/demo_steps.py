@@ -64,7 +64,7 @@ class Demo:
             if self._told_digest(self._back) != before or not filecmp.cmp(self._original, self._back, shallow=False):
                 raise Failure("the file that was read back is not the one that was stored", ExitCode.DATA_LOSS)
             self._say("byte for byte the same")
-            self._title("Without a command, the pool makes the lost shards again on the four workers that are left")
+            self._title("Without a command, the pool rebuilds the lost shards on the four workers that are left")
             self._watch(cluster.address, until=1)
             mend_s = time.perf_counter() - killed_at
             self._title("The two workers start again with their old shards, and get only what they missed")

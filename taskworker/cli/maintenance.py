@@ -170,7 +170,7 @@ def scrub(session: Session) -> None:
     if not report.clean:
         lines += _damage_lines(report.damaged, damaged + report.unreadable + report.unavailable)
     if damaged:
-        lines.append("`taskworker repair` makes the rotten and missing shards again")
+        lines.append("`taskworker repair` rebuilds the rotten and missing shards")
     session.terminal.result(document(report) | {"clean": report.clean}, *lines)
     if not report.clean:
         raise typer.Exit(ExitCode.FAILED)

@@ -198,7 +198,7 @@ def pool(
         )
         if server.pool.store.needs_rebuild:
             session.terminal.note(
-                "\nThe catalog is to be made again from what the workers hold. They join by themselves if this is the "
+                "\nThe catalog must be rebuilt from what the workers hold. They join by themselves if this is the "
                 f"former pool's address;\nonce `taskworker status` shows all of them:\n"
                 f"  taskworker rebuild --pool {address}\n"
             )

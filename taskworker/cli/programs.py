@@ -62,5 +62,5 @@ def _worker_at(place: str) -> TaskWorker:
         raise Failure(f"there is no module {module_name!r} here", ExitCode.NOT_FOUND) from error
     worker = getattr(module, name, None)
     if not isinstance(worker, TaskWorker):
-        raise Failure(f"{place} is no TaskWorker, but {type(worker).__name__}", ExitCode.USAGE)
+        raise Failure(f"{place} is not a TaskWorker, but a {type(worker).__name__}", ExitCode.USAGE)
     return worker

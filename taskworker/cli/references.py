@@ -65,5 +65,5 @@ def resolve_range(text: str | None, size: int) -> tuple[int, int]:
     first, last = match.groups()
     start, stop = (int(first), int(last) + 1 if last else size) if first else (max(0, size - int(last)), size)
     if start >= stop or start >= size:
-        raise Failure(f"the range {text} holds no byte of a file of {size:,} bytes", ExitCode.USAGE)
+        raise Failure(f"the range {text} contains no bytes of a file of {size:,} bytes", ExitCode.USAGE)
     return start, min(stop, size)

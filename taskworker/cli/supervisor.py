@@ -99,7 +99,7 @@ class Supervisor:
                 self._look_after(child)
 
     def stop(self) -> None:
-        """End all processes, the pool first, so that it does not take the end of its workers for a loss."""
+        """End all processes, the pool first, so that it does not treat its workers as lost."""
         for children in ([self._pool], self._workers):
             end_all((child.process for child in children if child.process is not None), _STOP_S)
 
@@ -111,7 +111,7 @@ class Supervisor:
         with PoolClient(self._pool.address) as client:
             while not set(self._names) <= {member.worker_id for member in client.layout().members}:
                 if self._clock_s() > give_up_at_s:
-                    raise Failure("the workers joined, but the pool made no layout over them", ExitCode.FAILED)
+                    raise Failure("the workers joined, but the pool did not add them to a layout", ExitCode.FAILED)
                 time.sleep(_LOOK_S / 10)
 
     # -- one process -----------------------------------------------------------------------------

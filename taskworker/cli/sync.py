@@ -62,11 +62,11 @@ class Tie:
 
     @classmethod
     def between(cls, version: Version, looks: os.stat_result, now_ns: Callable[[], int] = time.time_ns) -> Tie:
-        """The tie of a file that looked like this when it had this version's content."""
+        """The tie of a file that had this size and these times when it had the version's content."""
         return cls(version.file_id, version.version_id, looks.st_size, _changed_ns(looks), now_ns())
 
     def surely_still(self, looks: os.stat_result) -> bool:
-        """Whether a file with these looks is certainly unchanged, without reading it.
+        """Whether a file with this size and these times is certainly unchanged, without reading it.
 
         Two changes in quick succession may leave the same modification time. So a time is trusted only if it was
         already old when it was recorded.
@@ -188,7 +188,7 @@ class _Pair:
                 ExitCode.NOT_FOUND,
             ) from error
 
-    # -- the ways into step -------------------------------------------------------------------------
+    # -- synchronizing ------------------------------------------------------------------------------
 
     def _push(self) -> Version:
         before = self._path.stat()
@@ -235,7 +235,7 @@ class _Pair:
         self._session.terminal.note(f"the local content is kept as {one_line(str(aside))}")
         return version
 
-    # -- what is known of the local copy --------------------------------------------------------------
+    # -- the state of the local copy ------------------------------------------------------------------
 
     @property
     def _shown(self) -> str:

@@ -15,11 +15,11 @@ class ServerLimits:
     """Bounds of one server.
 
     Attributes:
-        calls: calls of any kind under way at once, one thread each; more get RESOURCE_EXHAUSTED.
-        streams: transfers (pushes, gets and revisions by stream) at once, fewer than ``calls`` so that
-            short calls always find a thread; each may hold a pipeline's worth of chunks in memory.
-        reserved: further calls for services other than files: however many users there are, they must not keep a
-            pool's workers from renewing their leases.
+        calls: how many calls of any kind may run at once, one thread each; more get RESOURCE_EXHAUSTED.
+        streams: how many transfers (pushes, gets and revisions by stream) may run at once; fewer than ``calls``, so
+            that short calls always find a thread. Each may hold a pipeline's worth of chunks in memory.
+        reserved: further calls for services other than files, so that users, however many, cannot keep a pool's
+            workers from renewing their leases.
     """
 
     calls: int = 64

@@ -63,7 +63,7 @@ def stop_when_abandoned(caller: Caller) -> Callable[[int, int], None]:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How to read and write one method's messages where protobuf would copy the data once more.
+    """How to convert one method's messages without protobuf, which would copy their data once more.
 
     Attributes:
         deserialize: converts the raw request to the method's argument; None: the protobuf message.
@@ -222,7 +222,7 @@ def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[st
 def _unforeseen(error: Exception, method: str) -> ServerFault:
     reference = secrets.token_hex(4)
     log.error("%s failed (reference %s)", method, reference, exc_info=error)
-    return ServerFault(f"the server failed unexpectedly; its log tells more under reference {reference}")
+    return ServerFault(f"the server failed unexpectedly; see reference {reference} in its log")
 
 
 def _abort(context: grpc.ServicerContext, failure: status.Failure) -> NoReturn:

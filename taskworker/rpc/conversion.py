@@ -33,7 +33,7 @@ def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> Message
     try:
         return parse(raw)
     except DecodeError as error:
-        raise InvalidArgument(f"{what} is malformed ({error}); serialize it as the .proto files tell") from None
+        raise InvalidArgument(f"{what} is malformed ({error}); serialize it as the .proto files define") from None
 
 
 def push_header(options: PushOptions, *, size_hint: int) -> store_pb2.PushHeader:

@@ -15,8 +15,8 @@ from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDO
 STORE_SERVICE = "taskworker.store.StoreService"
 _READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
 
-# gRPC itself retries only calls that change nothing, or nothing more when repeated: it cannot know whether a
-# server that went away had already carried out the others.
+# gRPC itself retries only calls that change nothing, or that may be repeated without harm. For others, it cannot
+# know whether a server that went away had already carried them out.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -69,7 +69,7 @@ def dial(address: str, options: Options = _OPTIONS) -> grpc.Channel:
         options: channel options, in place of the defaults for calls of a few messages.
 
     Raises:
-        InvalidArgument: not such an address.
+        InvalidArgument: the address is malformed.
     """
     return grpc.insecure_channel(target_of(address), options=options)
 
@@ -78,18 +78,18 @@ def dial_async(address: str) -> grpc.aio.Channel:
     """Make a channel for the running event loop, as :func:`dial` does for threads.
 
     Raises:
-        InvalidArgument: not such an address.
+        InvalidArgument: the address is malformed.
     """
     return grpc.aio.insecure_channel(target_of(address), options=_OPTIONS)
 
 
 def target_of(address: str) -> str:
-    """The form in which gRPC takes ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas.
+    """Convert ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several separated by commas, to gRPC's form.
 
     If there are several, the first that answers is used; when it goes away, the next one that answers.
 
     Raises:
-        InvalidArgument: not such an address.
+        InvalidArgument: the address is malformed.
     """
     if not isinstance(address, str):
         raise InvalidArgument(f"an address is text, not {type(address).__name__}")

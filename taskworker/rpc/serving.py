@@ -43,7 +43,7 @@ _OPTIONS = (
 )
 
 _LOOK_S = 5.0
-_GIVE_UP_S = 600.0  # a server without its catalog is useless; its supervisor may know what to do
+_GIVE_UP_S = 600.0  # a server without its catalog is useless; its supervisor may be able to help
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _require_loopback(host: str, address: str) -> None:
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)}
     except (OSError, UnicodeError):
-        raise InvalidArgument(f"address {address!r}: {host!r} is no known host") from None
+        raise InvalidArgument(f"address {address!r}: {host!r} is not a known host") from None
     if not all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found):
         raise InvalidArgument(
             f"refusing to listen on {address}: it can be reached from other machines, and this server cannot yet tell "
@@ -104,7 +104,7 @@ class _Health(health.HealthServicer):
         answer: health_pb2.HealthCheckResponse = super().Check(request, context)
         trouble = self._trouble()
         if answer.status == health_pb2.HealthCheckResponse.SERVING and (trouble or not self._told):
-            log.warning("a health check was told that this server is of no use now: %s", trouble or "no volume")
+            log.warning("a health check was answered with NOT_SERVING: %s", trouble or "no volume")
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return answer
 
@@ -192,7 +192,7 @@ class Server:
             why = self._unusable()
             failing_since_s = min(failing_since_s, self._clock_s()) if why else math.inf
             if self._clock_s() - failing_since_s > _GIVE_UP_S:
-                raise StoreUnavailable(f"the catalog could not be read for {_GIVE_UP_S:.0f} s, so this ends: {why}")
+                raise StoreUnavailable(f"the catalog was unreadable for {_GIVE_UP_S:.0f} s; this process ends: {why}")
         return True
 
     def stop(self, grace_s: float = 5.0) -> None:

@@ -175,7 +175,7 @@ def test_what_cannot_be_stored_is_told(store: FileStorage, what: Any) -> None:
     worker = worker_of(bridge_of(store))
     with pytest.raises(TypeError, match=rf"not {type(what).__name__}: encode a text.*worker\.result_file"):
         worker.storage.push(what, "f")
-    with pytest.raises(WorkerError, match=r"the worker cannot take what it is asked: .*name"):
+    with pytest.raises(WorkerError, match=r"the worker cannot read the question: .*name"):
         worker.storage.get(what if isinstance(what, int) else [])  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_a_range_of_a_file_is_written(store: FileStorage) -> None:
         assert written.size == len(content)
         assert worker.storage.get("ledger") == content
     assert worker.storage.get("ledger", first.version_id) == bytes(range(256)) * 10_000
-    with pytest.raises(WorkerError, match="write from 0 to the file's end") as refused:
+    with pytest.raises(WorkerError, match="a write begins at most at the file's end") as refused:
         worker.storage.write("ledger", b"x", len(content) + 1)
     assert refused.value.kind == "InvalidArgument"
 
@@ -225,7 +225,7 @@ def test_pushes_at_the_same_time_are_told_apart_and_bounded_together(store: File
     assert [worker.storage.get(file.file_id) for file in files] == [bytes([n]) * 700_000 for n in range(4)]
     ask = worker._connection.ask
     numbers = [ask("push-begin", filename=f"open {n}")[0]["push"] for n in range(PUSHES_MAX)]
-    with pytest.raises(WorkerError, match="under way at once"):
+    with pytest.raises(WorkerError, match="at most 16 pushes at once"):
         ask("push-begin", filename="one more")
     for _ in range(6):
         ask("push-part", bytes(512 << 10), push=numbers[0])

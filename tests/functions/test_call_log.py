@@ -186,7 +186,7 @@ def test_figures_that_cannot_be_read_begin_anew(tmp_path: Path, caplog: pytest.L
     again = StatisticsByFunction()
     with opened(tmp_path / "calls", statistics=again):
         assert again.of("f").figures().calls == 0
-    assert "begin anew" in caplog.text
+    assert "start from zero" in caplog.text
 
 
 def changed(path: Path, database: str, key: bytes, value: bytes) -> None:

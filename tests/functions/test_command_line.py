@@ -144,7 +144,7 @@ def test_a_deployment_that_fails_says_what_to_do(commands: Commands) -> None:
     (home / "requirements.txt").write_text("no-such-package==1.0\n")
     place = ("--dir", "faulty")
     _, told = commands.run("deploy", "faulty", "lacking:f", *place, code=1)
-    assert told[-1].endswith("if a package has it, name that in a file, for --requirements FILE")
+    assert told[-1].endswith("if a package has it, name the package in a requirements file (--requirements FILE)")
     _, told = commands.run("deploy", "faulty", "whole:handlr", *place, code=1)
     assert told[0].endswith("module 'whole' has no 'handlr'; is 'handler' meant?")
     _, told = commands.run("deploy", "faulty", "whole.py:handler", *place, code=2)

@@ -224,7 +224,7 @@ def test_so_many_calls_of_a_user_wait_in_line_and_the_rest_are_refused() -> None
 def test_who_waits_in_line_too_long_or_is_cancelled_gives_the_place_up() -> None:
     users, running = UserCalls(UserShares(calls=1, queue=1)), RunningCall()
     with users.one("ann", None, RunningCall()), ThreadPoolExecutor(1) as callers:
-        with pytest.raises(DeadlineExceeded, match="did not end within"):
+        with pytest.raises(DeadlineExceeded, match="none of this user's running calls ended within"):
             users.one("ann", 0.02, RunningCall()).__enter__()
         waits = callers.submit(users.one("ann", None, running).__enter__)
         eventually(lambda: users.counts("ann") == (1, 1))

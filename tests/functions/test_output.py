@@ -50,7 +50,8 @@ def test_of_many_lines_the_first_are_kept_and_the_number_of_others_is_told() -> 
         output.add("stdout", b"x\n" * LINES_MAX)
     lines = output.lines(Redactor())
     assert texts(lines) == ["x"] * LINES_MAX
-    assert texts(lines, "event") == [f"{3 * LINES_MAX:,} lines more are not kept: of one call the first 16,384 are"]
+    dropped = f"{3 * LINES_MAX:,} more lines were dropped"
+    assert texts(lines, "event") == [f"{dropped}: only the first 16,384 of a call are kept"]
 
 
 def test_secrets_are_taken_out_before_a_line_is_cut_and_of_each_line() -> None:

@@ -285,7 +285,7 @@ def test_a_platform_runs_what_was_made_for_an_earlier_c_library() -> None:
     covered = [one.tag for one in to_cover([here, *map(Platform.of, others)])]
     assert covered == sorted([others[5], *others[2:5]])
     for garbage in ("", "3.11", "3.11-x86_64-glibc", "3.11-../../x-glibc2.3", "3-x86_64-glibc2.3", "x" * 1000):
-        with pytest.raises(InvalidArgument, match="is no platform"):
+        with pytest.raises(InvalidArgument, match="is not a platform"):
             Platform.of(garbage)
 
 

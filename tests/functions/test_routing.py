@@ -191,7 +191,7 @@ def into(given: list[str]) -> Items:
 def test_a_stream_moves_only_before_it_has_given_anything() -> None:
     lost, given = fails(WorkerGone("a", may_have_run=True)), list[str]()
     router(Fleet(a=lost, b=answers())).stream(Call("f"), None, RunningCall(), into(given))
-    with pytest.raises(CallUncertain, match="handed over already"):
+    with pytest.raises(CallUncertain, match="after some of its results were delivered"):
         router(Fleet(a=lost)).stream(Call("f", ("1", "2")), None, RunningCall(), into(given))
     assert given == ["1", "2"]
 
@@ -260,7 +260,7 @@ def test_what_a_function_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_call_that_ends_its_workers_does_not_end_them_all() -> None:
     fleet = Fleet(**{f"w{number}": fails(WorkerGone(f"w{number}", may_have_run=True)) for number in range(30)})
-    with pytest.raises(CallUncertain, match="and others before"):
+    with pytest.raises(CallUncertain, match="like others before it"):
         router(fleet).call(Call("f"), None)
     assert fleet.runs.total() == 10
 

@@ -239,7 +239,7 @@ class Bridge:
 
     def _read(self, asked: _Read) -> bytes:
         if asked.offset < 0 or not 0 <= asked.length <= READ_BYTES_MAX:
-            raise InvalidArgument(f"a range of {asked.length} bytes at {asked.offset}: ask for up to {READ_BYTES_MAX}")
+            raise InvalidArgument(f"{asked.length} bytes at {asked.offset}: ask for at most {READ_BYTES_MAX}")
         return self._files.read(asked.file_id, asked.version_id, asked.offset, asked.length)
 
     def _list(self, asked: _List) -> dict[str, object]:
@@ -297,7 +297,7 @@ class Bridge:
         with self._lock:
             if self._closed or len(self._pushes) >= PUSHES_MAX:
                 spool.close()
-                raise InvalidArgument(f"at most {PUSHES_MAX} pushes are under way at once, and none after the call")
+                raise InvalidArgument(f"a call has at most {PUSHES_MAX} pushes at once, and none after it has ended")
             number = next(self._push_numbers)
             self._pushes[number] = _Push(name, offset, spool)
         return number
@@ -307,7 +307,7 @@ class Bridge:
             push = self._begun(number)
             if self._held_bytes + len(data) > self._disk_bytes:
                 raise InvalidArgument(
-                    f"a call may push {self._disk_bytes:,} bytes at once, as its limit disk says; "
+                    f"a call may push {self._disk_bytes:,} bytes at once, by its limit disk; "
                     "`deploy --limits disk=...` allows more"
                 )
             self._held_bytes += len(data)
@@ -337,15 +337,15 @@ class Bridge:
 
 def _parsed(question: bytes) -> tuple[_Question, memoryview]:
     if len(question) < _LENGTH.size:
-        raise InvalidArgument("a question without its header")
+        raise InvalidArgument("the question has no header")
     (length,) = _LENGTH.unpack_from(question)
     view = memoryview(question)[_LENGTH.size :]
     if length > min(len(view), _HEADER_BYTES_MAX):
-        raise InvalidArgument("a question whose header is cut off")
+        raise InvalidArgument("the header of the question is cut off")
     try:
         return _decoder.decode(view[:length]), view[length:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"the worker cannot take what it is asked: {error}") from None
+        raise InvalidArgument(f"the worker cannot read the question: {error}") from None
 
 
 def _texts(data: memoryview) -> list[str]:
@@ -357,11 +357,11 @@ def _texts(data: memoryview) -> list[str]:
         begin = at + _LENGTH.size
         at = begin + (_LENGTH.unpack_from(data, at)[0] if begin <= len(data) else 1)
         if at > len(data):
-            raise InvalidArgument("arguments that are cut off")
+            raise InvalidArgument("the arguments are cut off")
         try:
             texts.append(str(data[begin:at], "utf-8"))
         except UnicodeDecodeError as error:
-            raise InvalidArgument(f"an argument that is no text: {error}") from None
+            raise InvalidArgument(f"an argument is not text: {error}") from None
     return texts
 
 

@@ -477,9 +477,9 @@ def _translated(error: sandbox_errors.SandboxError, spec: FunctionSpec) -> Stora
 
 def _way_out(limit: str) -> str:
     if limit == "result":
-        return "return worker.result_file(path), or the id of a file, or give it in parts by a generator"
+        return "return worker.result_file(path), or the id of a file, or yield it in parts from a generator"
     allow = f'`deploy --limits {limit}=...`, or limits={{"{LIMIT_NAMES[limit]}": ...}} where it is declared'
-    return f"{allow}, allows more, as far as the operator's --limits-max does"
+    return f"{allow}, allows more, up to the operator's --limits-max"
 
 
 def _refused(error: sandbox_errors.CallRefused, spec: FunctionSpec) -> StorageError:

@@ -54,7 +54,7 @@ class Output:
                 for (time_ms, stream, _), text in zip(lines, texts, strict=True)
             ]
         if dropped:
-            text = f"{dropped:,} lines more are not kept: of one call the first {LINES_MAX:,} are"
+            text = f"{dropped:,} more lines were dropped: only the first {LINES_MAX:,} of a call are kept"
             found.append(OutputLine(now_ms, "event", text))
         return found
 

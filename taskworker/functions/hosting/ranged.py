@@ -31,8 +31,8 @@ def diff_of_write(head: Version, source: BinaryIO, offset: int, read: Callable[[
     end = offset + length
     if not 0 <= offset <= head.size or end > FILE_SIZE_MAX:
         raise InvalidArgument(
-            f"{length:,} bytes at {offset:,} of a file of {head.size:,}: write from 0 to the file's end, and at most "
-            f"to {FILE_SIZE_MAX:,}"
+            f"{length:,} bytes cannot be written at {offset:,} into a file of {head.size:,}: a write begins at most at "
+            f"the file's end, and ends at most at {FILE_SIZE_MAX:,}"
         )
     new_size, chunk = max(head.size, end), head.chunk_size
     indexes = range(offset // chunk, -(-end // chunk)) if length else range(0)

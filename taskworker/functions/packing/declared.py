@@ -104,7 +104,7 @@ def _pickled(function: Callable[..., Any], name: str, stand_ins: tuple[type, ...
     except Exception as error:
         raise InvalidArgument(
             f"function {name!r} cannot be sent into a sandbox: it refers to {_culprit(function)}, which "
-            f"cannot be packed ({error}); make it inside the function, or pass it as an argument"
+            f"cannot be packed ({error}); create it inside the function, or pass it as an argument"
         ) from error
     finally:
         for module in registered:

@@ -143,7 +143,7 @@ def _pip_install(requirements: Path, platform: Platform, target: Path, constrain
         raise PackagesNotFound(
             f"pip could not install {requirements} for {platform.tag}, from wheels alone:\n"
             f"{told or done.stderr.strip()}\n"
-            "of a package that is offered as source alone, make a wheel: `pip wheel PACKAGE -w wheels`, and write "
+            "if a package is available only as source, build a wheel with `pip wheel PACKAGE -w wheels`, and write "
             "`--find-links wheels` into the requirements\n"
             f"every sandbox has {', '.join(_provided_versions())}, which requirements cannot replace"
         )

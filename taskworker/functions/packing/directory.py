@@ -79,7 +79,7 @@ class CodeDirectory:
         for pattern in patterns:
             parts = Path(pattern).parts
             if not parts or Path(pattern).is_absolute() or ".." in parts:
-                raise InvalidArgument(f"include {pattern!r}: name files of the function's directory, from there on")
+                raise InvalidArgument(f"include {pattern!r}: name files in the function's directory, relative to it")
             matching = [file for path in sorted(self._root.glob(pattern)) for file in self._below(path)]
             if not matching:
                 raise InvalidArgument(f"include {pattern!r}: there is no such file in {self._root}")
@@ -137,8 +137,8 @@ def _require_no_special(path: Path) -> None:
     kind = stat.S_IFMT(path.lstat().st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise InvalidArgument(
-            f"{path} is {_SPECIAL.get(kind, 'no plain file')}: functions take plain files and directories; put a copy "
-            "there, or take it away"
+            f"{path} is {_SPECIAL.get(kind, 'a special file')}: only regular files and directories can be packed; "
+            "replace it with a copy, or remove it"
         )
 
 

@@ -42,7 +42,7 @@ class Declarations:
                 function cannot be packed; the text says why.
         """
         if not callable(function):
-            raise InvalidArgument(f"{function!r} is no function")
+            raise InvalidArgument(f"{function!r} is not a function")
         chosen = name if name is not None else str(getattr(function, "__name__", ""))
         if chosen in self._declared:
             raise InvalidArgument(f"there is a function {chosen!r} already; choose another name")

@@ -125,7 +125,7 @@ class CallLog:
             for function, document in self._records.figures():
                 self._statistics.restore(function, document)
         except StorageError as error:
-            log.warning("the figures of functions begin anew: %s", error)
+            log.warning("the statistics of functions start from zero: %s", error)
 
     def _write_on(self) -> None:
         old_at, pause_s = self._clock_s(), _WRITE_AFTER_S
@@ -173,7 +173,7 @@ class CallLog:
             write()
         except StorageError as error:
             if not self._failing:
-                log.warning("what functions print and how they do cannot be kept: %s", error)
+                log.warning("the output and statistics of functions cannot be saved: %s", error)
             self._failing = True
         else:
             self._failing = False
@@ -194,11 +194,11 @@ def _opened(path: Path | None, bounds: RecordBounds | None, now_ms: Callable[[],
     try:
         records = CallRecords(path, bounds, now_ms)
     except (StorageError, OSError) as error:
-        log.warning("what functions print and how they do is kept until this process ends only: %s: %s", path, error)
+        log.warning("the output and statistics of functions are kept only until this process ends: %s: %s", path, error)
         return CallRecords(None, bounds, now_ms)
     former = path.with_name("calls.sqlite")
     try:
         former_records.take_over(former, records)
     except (StorageError, OSError) as error:
-        log.warning("%s cannot be taken over now: %s", former, error)
+        log.warning("%s cannot be migrated now: %s", former, error)
     return records

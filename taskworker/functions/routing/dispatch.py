@@ -34,7 +34,7 @@ class _Waiting:
 
 
 class Dispatch:
-    """Thread-safe.
+    """Gives places at workers to waiting calls. Thread-safe.
 
     Args:
         weight_of: returns a user's weight; with twice the weight, a user gets twice as many places when users compete.

@@ -69,7 +69,7 @@ class WorkerGone(Exception):
     """
 
     def __init__(self, worker: str, *, may_have_run: bool) -> None:
-        super().__init__(f"worker {worker} was lost amid a call")
+        super().__init__(f"worker {worker} was lost during a call")
         self.worker = worker
         self.may_have_run = may_have_run
 

@@ -410,7 +410,7 @@ def _read(decoder: msgspec.msgpack.Decoder[T], document: bytes | None) -> T:
     try:
         return decoder.decode(document or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FormatError(f"what is kept of calls is damaged: {error}") from None
+        raise FormatError(f"the records of calls are damaged: {error}") from None
 
 
 def _opened(path: Path) -> Environment:
@@ -434,7 +434,7 @@ def _check_format(env: Environment) -> None:
 
 def _put_aside(path: Path, error: FormatError) -> None:
     aside = path.with_name(f"{path.name}.damaged")
-    log.warning("%s is damaged (%s): it is put aside as %s, and a new one is begun", path.name, error, aside.name)
+    log.warning("%s is damaged (%s): it is set aside as %s, and a new one is started", path.name, error, aside.name)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(aside)
     path.replace(aside)

@@ -207,7 +207,7 @@ class CallRouter:
     def _admitted(self, call: Call, deadline: Until, running: RunningCall) -> Iterator[Call]:
         """Hold a place for a call, and mark the outer call, if there is one, as waiting; yields the completed call.
 
-        The caller's claim to be a nested call is believed only because of its token.
+        A call counts as nested only if it has the token of a running call.
         """
         with ExitStack() as held:
             if call.parent:
@@ -430,18 +430,18 @@ def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: Given
     """Raise CallUncertain if a call whose worker was lost must not run again."""
     if gone.may_have_run and not function.idempotent:
         raise CallUncertain(
-            f"worker {gone.worker} was lost amid a call of {function.name}, which is not idempotent: it may "
-            "have run, or not; see what it did before calling it again"
+            f"worker {gone.worker} was lost during a call of {function.name}, which is not idempotent: it may "
+            "or may not have run; check what it did before calling it again"
         ) from gone
     if given is not None and given.any:
         raise CallUncertain(
-            f"worker {gone.worker} was lost amid a call of {function.name}, some of whose results were handed "
-            "over already; call it again for all of them"
+            f"worker {gone.worker} was lost during a call of {function.name}, after some of its results were "
+            "delivered; call it again to get all of them"
         ) from gone
     if tried.too_many_lost:
         raise CallUncertain(
-            f"worker {gone.worker} was lost amid a call of {function.name}, and others before: it may be this call "
-            "that ends them; see their logs before calling it again"
+            f"worker {gone.worker} was lost during a call of {function.name}, like others before it: this call may be "
+            "the cause; see their logs before calling it again"
         ) from gone
 
 

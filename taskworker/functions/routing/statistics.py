@@ -137,7 +137,7 @@ class CallStatistics:
         try:
             kept = _documents.decode(document)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise FormatError(f"figures that cannot be read: {error}") from None
+            raise FormatError(f"the statistics cannot be read: {error}") from None
         with self._lock:
             self._calls, self._errors, self._cached, self._moved = kept.calls, kept.errors, kept.cached, kept.moved
             for taken_s in kept.taken_s[-_KEPT_OVER_RESTARTS:]:
@@ -219,7 +219,7 @@ class StatisticsByFunction:
             with self._lock:
                 self._saved[function] = statistics.changes
         except FormatError as error:
-            log.warning("the figures of function %s begin anew: %s", function, error)
+            log.warning("the statistics of function %s start from zero: %s", function, error)
 
 
 def _percentile(ordered: list[float], share: float) -> float:

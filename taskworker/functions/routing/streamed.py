@@ -68,7 +68,7 @@ class Given:
         """
         if self._late:
             raise DeadlineExceeded(
-                f"function {self._function.name}: what it gave was not taken within its time limit of "
+                f"function {self._function.name}: its items were not received within its time limit of "
                 f"{self._function.wall_s:g} s"
             )
 

@@ -99,11 +99,11 @@ class Tried:
         reasons = {**self._lost, **obstacles, **self._unable}
         some = [f"{worker} {reason}" for worker, reason in sorted(reasons.items())[:_NAMED_MAX]]
         if len(reasons) > _NAMED_MAX:
-            some.append(f"{len(reasons) - _NAMED_MAX} more likewise")
+            some.append(f"{len(reasons) - _NAMED_MAX} more cannot, either")
         needed = f", which needs one with {text_of(needs)}" if needs else ""
         options = "".join(f" --label {key}={value}" for key, value in sorted(needs.items()))
         return (
             f"no worker can run function {name}{needed}: "
-            + ("; ".join(some) or "there is none that runs functions")
+            + ("; ".join(some) or "no worker runs functions")
             + f"; start one that can with `taskworker worker{options}`, or try again later"
         )

@@ -37,11 +37,11 @@ class UserShares:
 
     def __post_init__(self) -> None:
         if min([self.calls, *self.calls_of.values()]) < 1:
-            raise InvalidArgument("a user has at least one call at once")
+            raise InvalidArgument("each user must be allowed at least 1 call at once")
         if min([self.queue, *self.queue_of.values()]) < 0:
-            raise InvalidArgument("no fewer than 0 calls of a user wait")
+            raise InvalidArgument("the number of calls of a user that may wait cannot be negative")
         if not all(0.001 <= weight <= 1000 for weight in self.weights.values()):
-            raise InvalidArgument("a user's weight is a number from 0.001 to 1000")
+            raise InvalidArgument("a user's weight must be a number from 0.001 to 1000")
 
     def weight_of(self, user: str) -> float:
         """A user's weight."""
@@ -122,8 +122,8 @@ class UserCalls:
                 return woken
         waits = f" and {waiting} waiting" if queue else ""
         raise FunctionBusy(
-            f"this user has {most} calls under way{waits}, as many as one may have (--user-calls, --user-queue); try "
-            "again when one of them has ended"
+            f"this user has {most} calls under way{waits}, as many as a user may have (--user-calls, --user-queue); "
+            "try again when one of them has ended"
         )
 
     def _wait(self, user: str, woken: threading.Event, timeout_s: float | None, running: RunningCall) -> None:
@@ -138,7 +138,7 @@ class UserCalls:
         if running.cancelled:
             raise CallAbandoned("the call was cancelled before its turn came")
         raise DeadlineExceeded(
-            f"this user's calls under way did not end within {self._clock_s() - started:.1f} s, and no more may be"
+            f"none of this user's running calls ended within {self._clock_s() - started:.1f} s, and no more may run"
         )
 
     def _end(self, user: str) -> None:
