@@ -1,4 +1,4 @@
-"""Admission of workers: what is checked of one that wants to join, and how its volume is taken into use."""
+"""Admission of workers: the checks on a worker that wants to join, and the attachment of its volume."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from taskworker.pool.trial import first_allowance
 from taskworker.transport.port import Connect, Identify, WorkerVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_TEXT_MAX = 128  # bytes; the frames of the shard transport have room for 255
+_TEXT_MAX = 128  # bytes; a frame of the shard transport has room for 255
 _ADDRESS_MAX = 512
 
 
 class WorkerAdmission:
-    """Lets workers in, or refuses them. Thread-safe: what it uses is.
+    """Admits workers or refuses them. Thread-safe, because the objects it uses are.
 
     Args:
         store: knows what a worker's volume should hold.
         membership: the members.
         fleet: their volumes.
-        layout: with a new member it is another one.
-        departures: ends the lease of a former process of the same worker.
-        startup_barrier: waits for members to join again.
-        repair_scheduler: brings to a new member what belongs there.
-        events: told of who joined.
-        profile: of the pool.
-        options: of the pool.
-        connect: how to reach workers.
-        identify: how to ask which process answers at a worker's address.
+        layout: changes when a new member joins.
+        departures: ends the lease of an earlier process of the same worker.
+        startup_barrier: after a restart of the pool, waits for members to rejoin.
+        repair_scheduler: brings the shards that belong on a new member to it.
+        events: records who joined.
+        profile: the pool's erasure profile.
+        options: the pool's options.
+        connect: connects to a worker's volume.
+        identify: asks which process answers at a worker's address.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class WorkerAdmission:
         self._identify = identify
 
     def admit(self, application: Application) -> MemberRecord:
-        """Let a worker in and take its volume into use.
+        """Admit a worker and attach its volume.
 
         Raises:
-            WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
+            WorkerRefused, InvalidArgument: it cannot be admitted; the text says why.
         """
         _check_texts(application)
         application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
@@ -97,28 +97,31 @@ class WorkerAdmission:
         self._startup_barrier.came(record.slot)
         if admission.emptied:
             self._fleet.note_emptied(record.slot)
-            self._events.note("emptied", f"worker {record.worker} came with an empty volume; its shards are made again")
+            self._events.note("emptied", f"worker {record.worker} came with an empty volume; its shards are rebuilt")
         elif stale:
             self._fleet.note_emptied(record.slot)
             self._events.note(
-                "stale", f"worker {record.worker} came with an older copy of its volume; what it lacks is made"
+                "stale", f"worker {record.worker} came with an older copy of its volume; missing shards are rebuilt"
             )
         self._events.note("joined", f"worker {record.worker} joined at {record.address}")
         if admission.layout_changes and self._options.allow_fragile and not self._layout.all:
-            self._layout.change()  # one worker is enough to begin with
+            self._layout.change()  # one worker is enough for the first layout
         elif admission.layout_changes:
             self._layout.change_soon()
         self._repair_scheduler.wake()
         return record
 
     def _allowance(self, application: Application) -> int:
-        """How much of a new member's capacity counts at first: all of it until there is something to lose."""
+        """How much of a new member's capacity counts at first; 0: all of it, as long as the pool stores nothing."""
         if not self._layout.all or not self._store.counts().versions or self._store.needs_rebuild:
             return 0
         return first_allowance(application.capacity, self._membership.records)
 
     def _check_answer(self, volume: WorkerVolume, application: Application) -> None:
-        """See that the very process that wants to join answers at its address: its request may come late."""
+        """Check that the process that asks to join is the one that answers at its address.
+
+        A delayed request may come from an earlier process.
+        """
         worker, address = application.worker, application.address
         try:
             answering = volume.instance()
@@ -133,7 +136,7 @@ class WorkerAdmission:
             )
 
     def _is_older_copy(self, application: Application, volume: WorkerVolume) -> bool:
-        """Compare a worker's volume with the catalog; either may have been put back from a copy."""
+        """Whether a worker's volume is older than the catalog; either may have been restored from a copy."""
         worker = application.worker
         behind = self._store.behind
         slot = next((record.slot for record in self._membership.records if record.worker == worker), None)
@@ -146,7 +149,7 @@ class WorkerAdmission:
         return stale
 
     def _check_copy(self, application: Application) -> None:
-        """Of a copied directory, only one may be in use: shards in both would count twice."""
+        """Refuse a copy of a volume that is in use: the shards in both would count twice."""
         for view in self._membership.views():
             record = view.record
             same = record.volume_id == application.volume_id and record.worker != application.worker
@@ -157,7 +160,7 @@ class WorkerAdmission:
                 )
 
     def _check_profile(self, application: Application) -> None:
-        """While the catalog is to be made again: the pool must be as the former one was."""
+        """While a rebuild is due, refuse volumes of a pool with another erasure profile."""
         former = (application.k, application.n)
         if self._store.needs_rebuild and any(former) and former != (self._profile.k, self._profile.n):
             raise WorkerRefused(
@@ -166,7 +169,7 @@ class WorkerAdmission:
             )
 
     def _drop_dead_rival(self, application: Application) -> None:
-        """End the lease of a process that is gone, so that a worker started again at once need not wait for it."""
+        """End the lease of a process that is gone, so that a worker that restarts at once need not wait."""
         rival = self._membership.rival(application)
         if rival is None:
             return
@@ -179,7 +182,7 @@ class WorkerAdmission:
 
 
 def _check_texts(application: Application) -> None:
-    """What a worker says of itself is kept, sent back to it and shown to people: it must be short, and text."""
+    """Check the texts in a request: they are stored, sent back and displayed, so they must be short and printable."""
     for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address"):
         text: str = getattr(application, what)
         most = _ADDRESS_MAX if what == "address" else _TEXT_MAX

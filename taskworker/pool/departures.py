@@ -13,16 +13,16 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 
 class Departures:
-    """Takes note of workers that go, and takes them out of the layout. Thread-safe: what it uses is.
+    """Records that workers go, and takes them out of the layout. Thread-safe, because the objects it uses are.
 
     Args:
         membership: the members.
         fleet: their volumes.
-        layout: without those that are drained, forgotten or lost it is another one.
-        startup_barrier: waits for nobody who is forgotten.
-        repair_scheduler: makes again what went with them.
-        events: told of all that.
-        profile: of the pool.
+        layout: changes when members are drained, forgotten or lost.
+        startup_barrier: no longer waits for a forgotten member.
+        repair_scheduler: rebuilds the shards that went with them.
+        events: records who went.
+        profile: the pool's erasure profile.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Departures:
         self._profile = profile
 
     def leave(self, worker: str, instance: str) -> None:
-        """A worker stops in good order."""
+        """Note that a worker stops in an orderly way."""
         record = self._membership.leave(worker, instance)
         if record is not None:
             self._fleet.set_offline(record.slot, "it was stopped")
@@ -53,10 +53,10 @@ class Departures:
             self._repair_scheduler.wake()  # it may be back in a moment
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
-        """Move a worker's shards off it (or take it into the layout again); the share of all shards that moves.
+        """Start to move a worker's shards off it, or cancel that; return the share of all shards that moves.
 
         Raises:
-            InvalidArgument: no such worker, the last one, or one of which this cannot be said.
+            InvalidArgument: there is no such worker, it is the last one, or its state does not allow this.
         """
         before = self._fleet.placement
         standing = self._record(worker).standing
@@ -70,12 +70,12 @@ class Departures:
         return before.moves_to(self._fleet.placement).moved
 
     def forget(self, worker: str) -> None:
-        """Drop a worker that is gone for good from the members. What it held is made again on the others.
+        """Remove a member that is gone for good. Its shards are rebuilt on the others.
 
-        Should it come back all the same, it joins as a new one, and the shards that it still has are used.
+        If it comes back nevertheless, it joins as a new member, and the shards that it still has are used.
 
         Raises:
-            InvalidArgument: no such worker, it is running, or it is the last one with a part in the layout.
+            InvalidArgument: there is no such worker, it is running, or it is the last one with a part in the layout.
         """
         record = self._record(worker)
         if self._membership.is_present(worker):
@@ -91,7 +91,7 @@ class Departures:
         self._repair_scheduler.wake(at_once=True)
 
     def expire(self) -> None:
-        """Act on leases and grace times that have run out; to be called a few times a second."""
+        """Act on leases and grace times that have run out; call this a few times a second."""
         expiry = self._membership.expire()
         for record in expiry.suspect:
             self._events.note("suspect", f"worker {record.worker} does not answer; others stand in for it")
@@ -103,9 +103,9 @@ class Departures:
             self._repair_scheduler.wake(at_once=True)
 
     def _do_without(self, lost: list[MemberRecord]) -> None:
-        """Go on without lost workers, unless those left could not keep files readable after one more loss.
+        """Take lost workers out of the layout, if the remaining ones keep files readable after one more loss.
 
-        Asked again at every tick: others may have joined meanwhile.
+        Checked again at every tick, since other workers may have joined.
         """
         left = {member.worker for member in self._membership.members()} - {record.worker for record in lost}
         if not lost or not left or self._profile.n - -(-self._profile.n // len(left)) < self._profile.k:
@@ -113,7 +113,7 @@ class Departures:
         for record in lost:
             self._membership.set_standing(record.worker, Standing.OUT)
             self._events.note(
-                "lost", f"worker {record.worker} is done without; its shards are made again on the others"
+                "lost", f"worker {record.worker} is out of the layout; its shards are rebuilt on the others"
             )
         self._layout.change()
 
@@ -124,7 +124,7 @@ class Departures:
             )
         if standing is Standing.OUT:
             raise InvalidArgument(
-                f"worker {worker} is lost, and its shards are made again on the others; if it will not come back, run "
+                f"worker {worker} is lost, and its shards are rebuilt on the others; if it will not come back, run "
                 f"`taskworker forget {worker}`"
             )
         self._check_not_last(worker)

@@ -1,4 +1,4 @@
-"""What a pool does about workers that lie: it tells of them, bounds what they can cost, and does without them."""
+"""How a pool deals with workers that lie: reports them, limits the repairs they can cause, and drains them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LiarWatch:
         store: knows how much is stored.
         membership: the members.
         fleet: knows who lied.
-        layout: without those that are drained for lying it is another one.
-        events: told of all that.
-        profile: of the pool.
+        layout: changes when a liar is drained.
+        events: records distrust and drains.
+        profile: the pool's erasure profile.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class LiarWatch:
         self._told: frozenset[int] = frozenset()
 
     def repair_bytes_max(self, slot: int) -> int:
-        """How much an honest worker can lack within an hour: three times all that it should hold, and a little.
+        """The most bytes that an honest worker can lack within an hour.
 
-        Besides it may be given what others that went were to hold, by each time that they did.
+        That is three times all that it should hold, a constant, and the shares of other workers that went away, each
+        counted
+        as often as it did.
         """
-        layout = self._layout.current  # once: another may be made at any moment
+        layout = self._layout.current  # read once, as it may change at any moment
         shares = layout.shares() if layout is not None else {}
         told = self._bytes_told(layout.members, shares) if layout is not None else 0.0
         stored = max(self._store.counts().logical_bytes * self._profile.n / self._profile.k, told)
@@ -60,7 +62,7 @@ class LiarWatch:
         return _REPAIR_BYTES_MIN + int((3 * shares.get(slot, 0.0) + gone) * stored)
 
     def _bytes_told(self, members: Iterable[Member], shares: Mapping[int, float]) -> float:
-        """What all workers hold, earlier versions included, going by what most of the trusted ones say they hold."""
+        """An estimate of what all workers hold, with earlier versions: the median of the trusted workers' reports."""
         told = [
             self._membership.load(member.worker).bytes_live / shares[member.slot]
             for member in members
@@ -69,7 +71,7 @@ class LiarWatch:
         return median_low(told) if told else 0.0
 
     def watch(self) -> None:
-        """Tell of workers that are distrusted, and do without those that go on lying, if enough others are there."""
+        """Report distrusted workers, and drain those that go on lying if enough others are present."""
         self._fleet.forgive()
         distrusted = self._fleet.distrusted()
         for slot in sorted(distrusted - self._told):

@@ -14,7 +14,7 @@ _KEPT = 200
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something an operator may want to know."""
+    """An event that an operator may want to know."""
 
     time_ms: int
     kind: str
@@ -33,10 +33,10 @@ class Events:
         self._events: deque[PoolEvent] = deque(maxlen=_KEPT)
 
     def note(self, kind: str, text: str) -> None:
-        """Something happened."""
+        """Record an event."""
         log.info("%s", text)
         self._events.append(PoolEvent(self._now_ms(), kind, text))
 
     def latest(self) -> list[PoolEvent]:
-        """The events kept, the oldest first."""
+        """The latest events, oldest first."""
         return list(self._events)

@@ -1,4 +1,4 @@
-"""Heartbeats of workers: they renew leases, and tell of space and of rot."""
+"""Heartbeats of workers: they renew leases, and report free space and rotten shards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 
 class Heartbeats:
-    """Takes heartbeats, and acts on what they tell. Thread-safe: what it uses is.
+    """Takes heartbeats, and acts on what they report. Thread-safe, because the objects it uses are.
 
     Args:
         membership: the members and their leases.
         fleet: their volumes.
-        events: told of rot.
+        events: records rot.
         clock_s: monotonic seconds.
     """
 
@@ -29,11 +29,11 @@ class Heartbeats:
         self._rot_reports = RotReports(clock_s)
 
     def take(self, worker: str, instance: str, load: WorkerLoad) -> bool:
-        """Renew a lease; False: the worker must join again."""
+        """Renew a lease; return False if the worker must join again."""
         before = self._membership.load(worker)
         record = self._membership.record(worker)
-        # A worker whose volume failed a call while its process lives is connected again by a new join. Until then its
-        # lease runs out: a heartbeat alone does not show that its shards can be reached.
+        # A worker whose volume failed a call must join again, even if its process lives. Its lease is not renewed until
+        # then: a heartbeat alone does not prove that its shards can be reached.
         if record is None or self._fleet.volume(record.slot) is None:
             return False
         if not self._membership.heartbeat(worker, instance, load):
@@ -45,13 +45,13 @@ class Heartbeats:
         return True
 
     def act_on_rot(self) -> None:
-        """Have made anew what workers found rotten, where it is time to; to be called a few times a second."""
+        """Have the rotten shards rebuilt that workers reported, where that is due; call this a few times a second."""
         due = dict(self._rot_reports.due())
         for record in self._membership.records if due else ():
             found = due.get(record.slot, 0)
             if not found or not record.standing.is_counted_on or not self._fleet.trusts(record.slot):
-                continue  # nothing that is counted on
+                continue  # its shards do not count
             self._events.note(
-                "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are made anew"
+                "rot", f"worker {record.worker} found {found:,} rotten shards on its disk; they are rebuilt"
             )
             self._fleet.note_rot(record.slot, found)

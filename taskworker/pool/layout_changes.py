@@ -1,4 +1,4 @@
-"""Changes of the layout: it follows the members, and both are kept in the catalog together."""
+"""Changes of the layout: it follows the members, and both are stored in the catalog together."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 _RETIRED_KEPT = 8
 
-# Workers of one site start within moments of each other: one layout for all of them, not one each.
+# Workers of one site start within moments of each other; they get one layout together, not one each.
 _SETTLE_S = 0.3
 _RETRY_S = 1.0
 
 
 class LayoutChanges:
-    """The layouts of a pool, and how one follows another. Thread-safe.
+    """The pool's layouts, and their changes. Thread-safe.
 
-    One lock is held from reading the members to keeping them together with the layouts, so that what is kept agrees.
-    With it held, the membership's and the fleet's own locks are taken, and the catalog is written. None of these call
+    One lock is held from reading the members until they are stored together with the layouts, so that both agree.
+    While it is held, the membership's and the fleet's own locks are taken, and the catalog is written. None of these
+    call
     back, so this lock always comes first. It is never held while events are noted, ``on_changed`` is called, or a
-    worker is asked something.
+    worker is called.
 
     Args:
-        keeper: keeps members and layouts.
-        membership: who has a part in the layout.
-        fleet: told of every new layout.
-        events: told likewise.
-        width: how many shards a stripe has.
+        keeper: stores members and layouts.
+        membership: knows who is in the layout.
+        fleet: gets every new layout.
+        events: records every new layout.
+        width: number of shards of a stripe.
         clock_s: monotonic seconds.
 
     Attributes:
-        on_changed: called after each new layout: there is something to mend.
+        on_changed: called after each new layout, since shards have to move.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class LayoutChanges:
 
     @property
     def all(self) -> tuple[Layout, ...]:
-        """The current layout and those whose shards have not all moved yet, the newest first."""
+        """The current layout, then former ones from which shards have yet to move, newest first."""
         return self._keeper.roster.layouts
 
     @property
@@ -80,7 +81,7 @@ class LayoutChanges:
         """The layout after a change of members, and what would move. Changes nothing.
 
         Raises:
-            InvalidArgument: a worker to remove is not there, or nobody would be left.
+            InvalidArgument: a worker to remove is not in the layout, or no member would be left.
         """
         members = self._membership.members()
         gone = set(remove)
@@ -99,31 +100,31 @@ class LayoutChanges:
     # -- changing --------------------------------------------------------------------------------
 
     def change_soon(self) -> None:
-        """Have :meth:`change_if_due` make a new layout in a moment."""
+        """Plan a new layout, which :meth:`change_if_due` makes a moment later."""
         self._due_s = self._clock_s() + _SETTLE_S
 
     @property
     def is_planned(self) -> bool:
-        """Whether :meth:`change_if_due` will make a new layout."""
+        """Whether a change is planned."""
         return self._due_s is not None
 
     def change_if_due(self) -> None:
-        """Make the layout that was planned, if it is time to."""
+        """Make the planned layout, if its time has come."""
         due_s = self._due_s
         if due_s is not None and self._clock_s() >= due_s:
             self.change()
 
     def is_overdue(self) -> bool:
-        """Whether members and layout disagree, and no change is planned.
+        """Whether members and layout disagree although no change is planned.
 
-        A crash, or a catalog that could not be written, came between them.
+        This happens after a crash, or after the catalog could not be written.
         """
         return self._due_s is None and self._differs(self._membership.members())
 
     def change(self) -> None:
-        """Make the layout fit the members, and keep both."""
+        """Make a layout for the present members if they have changed, and store both."""
         with self._lock:
-            # Until it is done, it is due: it is tried again where it cannot be kept now.
+            # It stays planned until it is done, so that it is tried again if the catalog cannot be written now.
             self._due_s = self._clock_s() + _RETRY_S
             members = self._membership.members()
             changes = self._differs(members)
@@ -135,15 +136,15 @@ class LayoutChanges:
             self.on_changed()
 
     def keep_members(self) -> None:
-        """Keep the members as they are now, with the layouts as they were."""
+        """Store the members as they are now, with the layouts unchanged."""
         with self._lock:
             self._keep(self.all)
 
     def settle(self) -> bool:
-        """Every shard is where the current layout wants it: former layouts have served, drains have ended.
+        """Note that every shard is where the current layout has it: drop former layouts, and end drains.
 
         Returns:
-            False if the layout, or who is there, has changed since.
+            False if the layout, or the set of present members, has changed since.
         """
         with self._lock:
             if not self._fleet.is_mended():
@@ -157,11 +158,14 @@ class LayoutChanges:
         return True
 
     def _differs(self, members: list[Member]) -> bool:
-        """Whether members have come to take part, or have ceased to, that the layout does not know of yet."""
+        """Whether the members to lay out differ from those of the current layout."""
         return bool(members) and not (self.all and self.all[0].members == tuple(members))
 
     def _next(self, members: list[Member]) -> Layout:
-        """The layout over these members: if they made one before, the same table, as they still have its shards."""
+        """The layout over these members.
+
+        If an earlier layout was over the same members, its table is used again, as they still have the shards.
+        """
         if not self.all:
             return Layout.first(members, self._width)
         current, retired = self.all[0], self._keeper.roster.retired
@@ -171,7 +175,7 @@ class LayoutChanges:
         return current.after(members)
 
     def _keep(self, layouts: tuple[Layout, ...]) -> None:
-        """Keep the members as they are now together with these layouts, and place by them; with the lock held."""
+        """Store the members as they are now together with these layouts, and use both; the caller holds the lock."""
         before = self._keeper.roster
         retired = [one for one in (*before.layouts, *before.retired) if one not in layouts][:_RETIRED_KEPT]
         records = tuple(self._membership.records)

@@ -36,7 +36,7 @@ class Standing(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """The state of a worker, for people."""
+    """The state of a worker, as ``status`` shows it."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
@@ -182,7 +182,7 @@ class Expiry:
 
 
 class Membership:
-    """Thread-safe.
+    """The members and their leases. Thread-safe.
 
     Args:
         pool_id: a worker of another pool is refused.
@@ -433,7 +433,7 @@ class Membership:
     def _view(self, record: MemberRecord) -> WorkerView:
         presence = self._presence[record.worker]
         if record.standing is Standing.DRAINED:
-            state = WorkerState.DRAINED  # present or not, it is not needed
+            state = WorkerState.DRAINED  # not needed, whether present or not
         elif self._is_alive(presence):
             state = _STATES[record.standing]
         else:

@@ -1,4 +1,4 @@
-"""Keeping membership up to date: what follows from time that passes."""
+"""The background work on membership: expires leases, and changes the layout when that is due."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.trial import Trials
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_TICK_S = 0.1  # a small part of the time in which workers are found to be lost
+_TICK_S = 0.1  # small compared with leases and grace times
 
 
 class MembershipWork:
-    """Sees whose time has run out, and brings the layout up to date (a ``BackgroundWork``).
+    """Acts on expired leases and other deadlines, and updates the layout (a ``BackgroundWork``).
 
     Args:
         fleet: the members' volumes.
         layout: changes with the members.
-        departures: of those whose leases have run out.
-        heartbeats: told of rot that waits.
-        liars: watched.
-        trials: go on once all is mended.
-        startup_barrier: ends when members have had a lease's time to come back.
-        gathered_by_s: when that is, by ``clock_s``.
+        departures: acts on expired leases.
+        heartbeats: has postponed reports of rot.
+        liars: watches distrusted workers.
+        trials: go on once everything is mended.
+        startup_barrier: ends at ``gathered_by_s``.
+        gathered_by_s: when all members have had the time of a lease to come back, by ``clock_s``.
         clock_s: monotonic seconds.
     """
 
     name = "membership"
-    failure_text = "membership could not be brought up to date, and is tried again: %s"
-    fault_text = "membership could not be brought up to date; it is tried again"
+    failure_text = "membership could not be updated, and is tried again: %s"
+    fault_text = "membership could not be updated; it is tried again"
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class MembershipWork:
         return _TICK_S
 
     def step(self) -> None:
-        """See whose time has run out, and bring the layout up to date."""
+        """Do everything that is due."""
         if self._clock_s() >= self._gathered_by_s:
             self._startup_barrier.end()
         self._departures.expire()

@@ -46,29 +46,29 @@ from taskworker.transport.port import Connect, Identify
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_READ_PATIENCE_S = 3.0  # a worker that only lost its connection has joined again by then
+_READ_PATIENCE_S = 3.0  # a worker that only lost its connection joins again within this time
 
 
 class PoolCore:
-    """What a pool knows and does, without threads of its own.
+    """The parts of a pool, without threads of its own.
 
-    Whoever drives it does the work in ``background`` step by step, :meth:`tick` being that of membership.
+    The caller runs the work in ``background`` step by step; :meth:`tick` is the step of membership.
 
-    Thread-safe. ``store`` is the engine that users' calls go to.
+    Thread-safe. ``store`` is the engine that serves users' calls.
 
     Args:
         root: the pool's directory.
-        catalog: open; closed with the pool, or if it cannot be used.
-        lock: held on ``root``; let go of likewise.
-        profile: of a new pool; an existing one keeps its own.
-        chunk_size: of a new pool.
+        catalog: the open catalog; closed with the pool, or if the constructor fails on it.
+        lock: the lock held on ``root``; released when the catalog is closed.
+        profile: erasure profile of a new pool; an existing one keeps its own.
+        chunk_size: chunk size of a new pool.
         options: how to run it.
-        connect: how to reach workers.
-        identify: how to ask which process answers at a worker's address.
+        connect: connects to a worker's volume.
+        identify: asks which process answers at a worker's address.
         runtime: threads of the engine, clocks and random bytes; the machine's own by default.
 
     Raises:
-        FormatError: not a pool's directory.
+        FormatError: ``root`` is not a pool's directory.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class PoolCore:
             keeper, self.membership, self.fleet, self._events, width=self.profile.n, clock_s=runtime.monotonic_s
         )
         if self._settings.begin_run():
-            # The last run was cut off: who missed what then was not kept.
+            # The last run was cut off, so its record of which members lack shards may be incomplete.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         needs_rebuild = self._settings.needs_rebuild()
         self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
         self.store.upkeep.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run
-        # Living workers notice within a heartbeat that the pool is back; one lease is enough for that.
+        # Running workers notice within a heartbeat that the pool is back, so waiting for one lease is enough.
         expected = [record.slot for record in self.membership.records if record.standing.is_counted_on]
         self.startup_barrier = StartupBarrier(expected)
         gathered_by_s = runtime.monotonic_s() + self._options.lease_s
@@ -224,13 +224,13 @@ class PoolCore:
 
     @property
     def documents(self) -> Catalog:
-        """Where other parts of the pool keep small documents (``document`` and ``save_document``)."""
+        """The catalog, where other parts of the pool store small documents (``document`` and ``save_document``)."""
         return self._catalog
 
     def close(self) -> None:
-        """Finish calls under way and let go of the directory; workers wait for the pool's return.
+        """Finish running calls and release the directory; workers wait for the pool's return.
 
-        In a forked child this does nothing: the pool is the parent's.
+        Does nothing in a forked child: the pool belongs to the parent.
         """
         if not self._home.is_here:
             return
@@ -242,30 +242,30 @@ class PoolCore:
     # -- workers ---------------------------------------------------------------------------------
 
     def join(self, application: Application) -> MemberRecord:
-        """Let a worker in and take its volume into use.
+        """Admit a worker and attach its volume.
 
         Raises:
-            WorkerRefused, InvalidArgument: it cannot be let in; the text says why.
+            WorkerRefused, InvalidArgument: it cannot be admitted; the text says why.
         """
         return self._admission.admit(application)
 
     def _rebuilt(self) -> None:
-        """The catalog was made again from the volumes."""
+        """Note that the catalog was rebuilt from the volumes."""
         self._settings.note_rebuilt()
         counts = self.store.counts()
         rest = f"; {self.store.unfinished}" if self.store.unfinished else ""
         self._events.note(
-            "rebuilt", f"the catalog was made again: {counts.files:,} files, {counts.versions:,} versions{rest}"
+            "rebuilt", f"the catalog was rebuilt: {counts.files:,} files, {counts.versions:,} versions{rest}"
         )
         self.fleet.note_unknown()
         self.repair_scheduler.wake()
 
     def heartbeat(self, worker: str, instance: str, load: WorkerLoad) -> bool:
-        """Renew a lease; False: the worker must join again."""
+        """Renew a lease; return False if the worker must join again."""
         return self._heartbeats.take(worker, instance, load)
 
     def leave(self, worker: str, instance: str) -> None:
-        """A worker stops in good order."""
+        """Note that a worker stops in an orderly way."""
         self._departures.leave(worker, instance)
 
     def drain(self, worker: str, *, cancel: bool = False) -> float:
@@ -280,7 +280,7 @@ class PoolCore:
 
     @property
     def layouts(self) -> list[Layout]:
-        """The current layout and those whose shards have not all moved yet, the newest first."""
+        """The current layout, then former ones from which shards have yet to move, newest first."""
         return list(self._layout.all)
 
     def preview(self, add: Iterable[Member], remove: Iterable[str]) -> tuple[Layout, Moves]:
@@ -288,39 +288,39 @@ class PoolCore:
         return self._layout.preview(add, remove)
 
     def _settled(self) -> None:
-        """Every shard is in its place."""
+        """Note that every shard is in its place."""
         if self._layout.settle():
             self.store.upkeep.save_incomplete()
 
     # -- the clock -------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """See whose time has run out, and bring the layout up to date; to be called a few times a second."""
+        """Act on expired leases and update the layout; call this a few times a second."""
         self._membership_work.step()
 
     # -- looking ---------------------------------------------------------------------------------
 
     def view(self) -> PoolView:
-        """The pool at a glance; cheap at any size."""
+        """The status of the pool; cheap at any size."""
         return self._status.view()
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
-        """How many losses everything that is stored survives, given how many a profile does."""
+        """How many losses all stored data survive; ``losses`` returns the number for one profile."""
         return self._risks.survives(losses)
 
 
 class NodePool(PoolCore):
-    """The pool in a directory, opened or made, and running: membership and mending have their threads.
+    """A running pool in a directory, which is created if absent; its background work has threads.
 
     Args:
-        directory: for the catalog.
-        profile: of a new pool; an existing one keeps its own.
-        chunk_size: of a new pool.
+        directory: directory of the catalog.
+        profile: erasure profile of a new pool; an existing one keeps its own.
+        chunk_size: chunk size of a new pool.
         options: how to run it.
 
     Raises:
-        StoreLocked: another process runs it.
-        FormatError: not a pool's directory.
+        StoreLocked: another process runs this pool.
+        FormatError: it is not a pool's directory.
     """
 
     def __init__(

@@ -12,21 +12,21 @@ _CAPACITY_MAX = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How a pool is run.
+    """How to run a pool.
 
     Attributes:
-        lease_s: how long a worker's heartbeat counts.
-        grace_s: how long a silent worker keeps its part in the layout, and is waited for before its shards are made
-            again on the others.
-        margin: what has fewer shards left than this many more than it needs does not wait for that.
-        allow_fragile: take files that the loss of one worker would make unreadable, too.
-        tranquility: while users are at work, how long background work rests after each object, in
-            multiples of the time that it took. 0 mends as fast as can be.
-        collect_every_s: how often the space of what no file needs is freed; 0: only when told.
-        capacity_max: in bytes, the most that a worker's word about its own capacity counts.
-        audit_bytes_per_s: how fast shards chosen at random are fetched from the workers and verified; 0: not at all.
-        rebuild: id of a pool whose directory is lost: a new pool takes its place, and takes no calls of users
-            until its catalog was made again from what the workers hold (:meth:`storage.FileStorage.rebuild`).
+        lease_s: how long a worker counts as alive after a heartbeat.
+        grace_s: how long a silent worker stays in the layout, before its shards are rebuilt on the others.
+        margin: objects with fewer than k + ``margin`` shards left are repaired without waiting for ``grace_s``.
+        allow_fragile: accept files even if the loss of one worker would make them unreadable.
+        tranquility: while users are active, how long background work rests after each object, in
+            multiples of the time that it took; 0: no rest.
+        collect_every_s: seconds between collects; 0: none are scheduled.
+        capacity_max: the most bytes that count of a worker's stated capacity.
+        audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
+        rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
+            is
+            rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
 
     lease_s: float = 3.0

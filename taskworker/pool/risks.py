@@ -1,4 +1,4 @@
-"""What may be lost of what a pool stores: how many more workers, zones or owners it can do without."""
+"""How many more workers, zones or owners a pool can lose without losing data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 
 class Risks:
-    """Works them out, from what is known for sure at the moment. Thread-safe.
+    """Computes how many losses the pool survives, from what is certain at the moment. Thread-safe.
 
     Args:
-        store: knows how what is stored is coded.
-        fleet: knows who is there, and where shards are.
+        store: knows the erasure profiles in use.
+        fleet: knows which workers are present, and where shards are.
         layout: knows the failure domains.
-        repair_scheduler: knows what is lost already.
+        repair_scheduler: knows what is already lost.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class Risks:
         self._repair_scheduler = repair_scheduler
 
     def by_profile(self) -> list[Risk]:
-        """What may be lost, by how things are coded."""
+        """The risk to the stored data, by erasure profile."""
         metadata, *used = reversed(self._store.profiles())
         bound = self._fleet.domain_losses_survivable(profile_for(metadata.k, metadata.n), by_worker)
         return [self._risk(one, bound) for one in used or [metadata]]
 
     def _risk(self, count: ProfileCount, bound: int) -> Risk:
-        """Of one profile; its files survive no more than their metadata do."""
+        """The risk for one profile, whose files survive at most ``bound`` losses, as their metadata do."""
         profile = profile_for(count.k, count.n)
         survivable = min(bound, self._fleet.domain_losses_survivable(profile, by_worker))
         if self._store.behind and not self._fleet.is_mended():
-            survivable = min(0, survivable)  # what this catalog knows of may have been deleted and collected
+            survivable = min(0, survivable)  # files in this outdated catalog may have been deleted and collected
         if self._has_lost():
             survivable = -1
         return Risk(
@@ -56,19 +56,19 @@ class Risks:
         )
 
     def survives(self, losses: Callable[[ErasureProfile], int]) -> int:
-        """How many losses everything that is stored survives, given how many a profile does."""
+        """How many losses all stored data survive; ``losses`` returns the number for one profile."""
         return -1 if self._has_lost() else self._store.survivable(losses, verified=self._fleet.is_mended())
 
     def _has_lost(self) -> bool:
-        """Whether all is in its place but for objects that nothing known of can make again."""
+        """Whether everything is mended except objects that can no longer be repaired."""
         return bool(self._repair_scheduler.lost) and self._fleet.is_mended()
 
     def survivable(self, domain: Domain) -> int:
-        """How many whole failure domains may be lost, whichever, with all readable; negative: some is not now."""
+        """How many more whole failure domains, whichever, may be lost; negative: some data are unreadable now."""
         return self.survives(lambda profile: self._fleet.domain_losses_survivable(profile, domain))
 
     def fatal(self, workers_survivable: int) -> list[str]:
-        """Kinds of failure domain the loss of one of which some files may not survive, though that of a worker."""
+        """Kinds of failure domain of which one loss may make files unreadable, although any one worker may be lost."""
         if not self._layout.all or workers_survivable < 1:
             return []
         members = self._layout.all[0].members

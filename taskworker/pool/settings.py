@@ -1,4 +1,4 @@
-"""What a pool's catalog keeps about the pool itself: its settings, and whether it is running or to be rebuilt."""
+"""The pool's own entries in its catalog: its settings, whether it is running, and whether a rebuild is due."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _REBUILD = "pool-rebuild"
 
 
 class PoolSettings:
-    """Reads and writes them in a catalog.
+    """Reads and writes these entries.
 
     Args:
-        catalog: of the pool.
+        catalog: the pool's catalog.
         root: the pool's directory.
     """
 
@@ -32,25 +32,25 @@ class PoolSettings:
     def load(
         self, runtime: Runtime, *, profile: ErasureProfile | None, chunk_size: int | None, rebuild: str
     ) -> StoreSettings:
-        """The settings that are kept. Those of a new pool are made and kept.
+        """Return the stored settings; for a new pool, make and store them.
 
         Args:
             runtime: random bytes, for the id of a new pool.
-            profile: of a new pool; None: the default.
-            chunk_size: of a new pool; None: the default.
-            rebuild: id of a former pool whose place a new one takes; empty: none.
+            profile: erasure profile of a new pool; None: the default.
+            chunk_size: chunk size of a new pool; None: the default.
+            rebuild: id of the former pool that a new one replaces; empty: none.
 
         Raises:
             FormatError: the directory holds an embedded store.
-            InvalidArgument: ``rebuild`` is no pool's id, or the catalog is that of another pool.
+            InvalidArgument: ``rebuild`` is not a pool's id, or the catalog belongs to another pool.
         """
         made = _new(profile, chunk_size)
         settings = self._catalog.settings()
         if (settings is None and (self._root / "volumes").exists()) or (settings is not None and settings.volumes):
             raise FormatError(f"{self._root} holds an embedded store, not a pool; give the pool a directory of its own")
         if settings is None:
-            # Keep first that it is to be rebuilt: if an empty catalog passed for a whole one, all would be collected.
-            # The id is kept with that: a pool killed between the two goes on with it, however it is started again.
+            # Store first that a rebuild is due: if an empty catalog passed for a complete one, collect would remove all
+            # shards. The former id is stored with it, so that a pool killed in between uses it at its next start.
             rebuilt = _checked_id(rebuild or (self._catalog.document(_REBUILD) or b"").decode(errors="replace"))
             store_id = rebuilt or runtime.token_bytes(16).hex()
             self._catalog.save_document(_REBUILD, rebuilt.encode())
@@ -64,26 +64,26 @@ class PoolSettings:
         return settings
 
     def needs_rebuild(self) -> bool:
-        """Whether the catalog has yet to be made again from what the workers hold."""
+        """Whether the catalog has yet to be rebuilt from what the workers hold."""
         return bool(self._catalog.document(_REBUILD))
 
     def note_rebuilt(self) -> None:
-        """The catalog was made again."""
+        """Record that the catalog was rebuilt."""
         self._catalog.save_document(_REBUILD, b"")
 
     def begin_run(self) -> bool:
-        """The pool runs from now on; returns whether its last run was cut off."""
+        """Record that the pool is running; return whether its last run was cut off."""
         cut_off = bool(self._catalog.document(_RUNNING))
         self._catalog.save_document(_RUNNING, b"1")
         return cut_off
 
     def end_run(self) -> None:
-        """The pool was closed in good order: the catalog says of all members what they may lack."""
+        """Record that the pool was closed properly, so that its record of members that lack shards is complete."""
         self._catalog.save_document(_RUNNING, b"")
 
 
 def _new(profile: ErasureProfile | None, chunk_size: int | None) -> StoreSettings:
-    """Settings of a new pool, but for its id."""
+    """Settings of a new pool, without its id."""
     chosen = profile or ErasureProfile()
     size = CHUNK_SIZE_DEFAULT if chunk_size is None else check_chunk_size(chunk_size)
     return StoreSettings("", chosen.k, chosen.n, size, volumes=[])
@@ -91,5 +91,7 @@ def _new(profile: ErasureProfile | None, chunk_size: int | None) -> StoreSetting
 
 def _checked_id(pool_id: str) -> str:
     if pool_id and not re.fullmatch("[0-9a-f]{32}", pool_id):
-        raise InvalidArgument(f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; its workers tell it")
+        raise InvalidArgument(
+            f"{pool_id!r} is no pool's id, which has 32 digits of 0-9 and a-f; the pool's workers know it"
+        )
     return pool_id

@@ -1,4 +1,4 @@
-"""What ``status`` says of a pool."""
+"""The status of a pool, as ``taskworker status`` shows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """The pool at a glance."""
+    """The status of a pool."""
 
     pool_id: str
     health: str
@@ -43,17 +43,17 @@ class PoolView:
 
 
 class StatusReporter:
-    """Makes it. Thread-safe.
+    """Composes the status of a pool. Thread-safe.
 
     Args:
-        pool_id: of the pool.
-        profile: of the pool.
+        pool_id: the pool's id.
+        profile: the pool's erasure profile.
         store: counts files and versions, and knows whether they can be written.
-        workers: how each of them is.
+        workers: the state of each worker.
         fleet: knows who lied, and who may lack something.
-        layout: the current one is shown.
-        risks: what may be lost.
-        repair_scheduler: knows which files are in danger.
+        layout: the layouts, of which the current one is shown.
+        risks: computes how many losses the pool survives.
+        repair_scheduler: knows which files are endangered.
         work: all background work that is shown, in this order.
         events: the latest are shown.
     """
@@ -83,7 +83,7 @@ class StatusReporter:
         self._events = events
 
     def view(self) -> PoolView:
-        """The pool at a glance; cheap at any size."""
+        """The status now; cheap at any size of the pool."""
         stats = self._store.counts()
         layout = self._layout.current
         views = self._workers.all()
@@ -124,7 +124,7 @@ class StatusReporter:
         )
 
     def _health(self, there: int, health: str) -> str:
-        """What is most urgent."""
+        """The most urgent message about the pool's health."""
         if self._store.needs_rebuild:
             return rebuild_line(there)
         if self._store.unfinished:

@@ -14,18 +14,18 @@ from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import MemberRecord, Membership, Standing
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_FIRST_SHARE = 8  # the first step is one part in so many of its full share
+_FIRST_SHARE = 8  # the first step is one part in this many of its full share
 _GROWTH = 8
 
 
 class Trials:
-    """Gives members on trial more of their part, step by step. Thread-safe: what it uses is.
+    """Increases the share of members on trial, step by step. Thread-safe, because the objects it uses are.
 
     Args:
         membership: knows how much of each member's capacity counts.
         fleet: knows who lied.
         layout: changes with each step.
-        events: told of trials that end.
+        events: records the end of trials.
     """
 
     def __init__(self, membership: Membership, fleet: WorkerFleet, layout: LayoutChanges, events: Events) -> None:
@@ -35,7 +35,7 @@ class Trials:
         self._events = events
 
     def go_on(self) -> None:
-        """What members on trial were given so far has been read back: give them more."""
+        """Give members on trial a larger share, after everything they were given so far has been read back."""
         records = self._membership.records
         for record in records:
             there = self._fleet.volume(record.slot) is not None and self._fleet.is_spotless(record.slot)
@@ -44,9 +44,7 @@ class Trials:
             allowed = next_allowance(record, records)
             self._membership.allow(record.worker, allowed)
             if not allowed:
-                self._events.note(
-                    "proved", f"worker {record.worker} gave back all that it was given so far; its trial ends"
-                )
+                self._events.note("proved", f"worker {record.worker} returned everything it was given; its trial ends")
             self._layout.change_soon()
 
 
@@ -56,7 +54,7 @@ def first_allowance(capacity: int, members: Iterable[MemberRecord]) -> int:
 
 
 def next_allowance(record: MemberRecord, members: Iterable[MemberRecord]) -> int:
-    """How much counts once all its shards have been read back; 0: all, and the trial is over."""
+    """How much of its capacity counts after all its shards have been read back; 0: all, and the trial is over."""
     grown = record.allowed * _GROWTH
     return 0 if grown >= _believed(record.capacity, members) // _FIRST_SHARE * _FIRST_SHARE else grown
 

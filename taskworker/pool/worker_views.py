@@ -1,4 +1,4 @@
-"""How each worker is, going by its lease and by how its volume answers."""
+"""The state of each worker, by its lease and by how its volume answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 
 class WorkerViews:
-    """Looks at the members. Thread-safe.
+    """The members and their states. Thread-safe.
 
     Args:
         membership: knows their leases.
@@ -25,11 +25,11 @@ class WorkerViews:
         return [self._seen(view) for view in self._membership.views()]
 
     def loads(self) -> list[WorkerLoad]:
-        """What those that are there tell of themselves."""
+        """The last reported loads of the present workers."""
         return [view.load for view in self.all() if not view.state.is_away]
 
     def _seen(self, view: WorkerView) -> WorkerView:
-        """A worker whose lease runs on, but whose volume failed a call, is as good as silent."""
+        """A member with its actual state. It is suspect if a call to its volume failed, even if its lease is valid."""
         if view.state is WorkerState.ALIVE and self._fleet.volume(view.record.slot) is None:
             return replace(view, state=WorkerState.SUSPECT)
         if view.state is WorkerState.ALIVE and not self._fleet.trusts(view.record.slot):
@@ -41,7 +41,7 @@ class WorkerViews:
         return view
 
     def _why_full(self, slot: int) -> WorkerState:
-        """Why others take what is new for a worker."""
+        """Why a worker takes no new shards."""
         if slot in self._fleet.read_only():
             return WorkerState.READ_ONLY
         return WorkerState.REFUSING if slot in self._fleet.refusing() else WorkerState.FULL

@@ -104,7 +104,7 @@ def test_a_collect_that_was_due_while_the_pool_was_away_is_made_up_for_once_all_
     late.stop()
     cluster.start_pool()
     assert not cluster.pool.collector.collect_if_due()
-    assert (work(cluster, "collect").state, work(cluster, "collect").note) == ("waiting", "no worker is there yet")
+    assert (work(cluster, "collect").state, work(cluster, "collect").note) == ("waiting", "no worker is connected yet")
     cluster.pass_time(2.0)
     assert not cluster.pool.collector.collect_if_due()
     assert work(cluster, "collect").note == "worker w2 is away"

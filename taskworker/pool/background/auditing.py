@@ -1,7 +1,7 @@
 """Auditing: shards chosen at random are fetched whole and compared with what their stripe decodes to.
 
-A worker that keeps nothing, or something else than it was given, is found out by this even if nobody reads the files.
-What it costs is bounded by a rate in bytes a second.
+This finds a worker that keeps nothing, or other data than it was given, even if nobody reads the files. The bytes
+fetched per second are limited.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ AUDIT = "audit"
 AUDIT_BYTES_PER_S = 512 * 1024
 _PAUSE_S_MIN = 0.5
 _PAUSE_S_MAX = 60.0
-_SLOWER_BUSY = 8  # beside users: audits cost them little, and without any a busy pool would never find a liar
+_SLOWER_BUSY = 8  # while users are busy: this costs them little, and without audits a busy pool would never find a liar
 
 
 class AuditTally(NamedTuple):
-    """What audits found since the pool started: shards, their bytes, and how many were not what they should be."""
+    """What audits found since the pool started: shards, their bytes, and the number of wrong shards."""
 
     shards: int = 0
     bytes: int = 0
@@ -33,7 +33,7 @@ class Auditor:
 
     Args:
         store: what to audit.
-        bytes_per_s: how much to read; 0: none.
+        bytes_per_s: the rate at which to read; 0: no audits.
         runtime: clocks and random bytes.
     """
 
@@ -56,7 +56,7 @@ class Auditor:
         return [self.view()]
 
     def view(self) -> WorkStatus:
-        """What it is at. Its counts begin with the pool's process."""
+        """The status of auditing. Its counts start from 0 with the pool's process."""
         tally = self._tally
         note = (
             f"{tally.shards:,} shards of {tally.bytes / 1e6:,.1f} MB were fetched and compared since the pool started"
@@ -82,13 +82,13 @@ class Auditor:
         self.signals.close()
 
     def audit_at_pace(self) -> float:
-        """Audit a stripe; how many seconds to wait before the next one."""
+        """Audit a stripe; return the number of seconds to wait before the next one."""
         busy = self._store.is_busy()
         read_s = self.audit() / self._bytes_per_s
         return min(_PAUSE_S_MAX, max(_PAUSE_S_MIN, read_s) * (_SLOWER_BUSY if busy else 1))
 
     def audit(self) -> int:
-        """Audit a stripe chosen at random; how many bytes were fetched for it."""
+        """Audit a stripe chosen at random; return the number of bytes fetched."""
         if self._store.needs_rebuild:
             return 0
         stripe = self._store.upkeep.any_stripe(self._runtime.token_bytes(32))

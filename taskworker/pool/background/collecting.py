@@ -1,4 +1,4 @@
-"""Collecting: the pool frees what no file needs any more on a schedule, which outlasts its restarts."""
+"""Collecting: the pool frees unneeded space on a schedule, which survives restarts."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
 _LOOK_S_MAX = 60.0
 _LOOK_WAITING_S = 1.0
-_WAIT_S_MAX = 3600.0  # for workers that are away; then what the others hold is freed
-_CLOCK_OFF_MS = 60_000  # the wall clock was set: when it is next is told anew
+_WAIT_S_MAX = 3600.0  # to wait for workers that are away; then space is freed on the others only
+_CLOCK_OFF_MS = 60_000  # a larger difference means that the wall clock was set, and the next time is recorded again
 
 
 class Collector:
-    """Collects when it is time to (a ``BackgroundWork``); see :meth:`storage.FileStorage.collect`.
+    """Runs collects when they are due (a ``BackgroundWork``); see :meth:`storage.FileStorage.collect`.
 
-    What operators have collected counts as well. One that is due waits for workers that are away, up to an
-    hour; one that a worker missed is made up for as soon as that worker is back. The time until the next is
-    measured by the monotonic clock: the wall clock only says how much of it passed while the pool was stopped.
+    A collect that an operator ran counts as well. A due collect waits up to an hour for workers that are away. If a
+    worker missed a collect, another one runs soon after that worker is back. The time until the next collect is
+    measured by
+    the monotonic clock: the wall clock only tells how much of that time passed while the pool was stopped.
 
     Args:
-        store: what to collect.
-        journal: where the schedule and outcomes are kept.
-        every_s: from one to the next; 0: only when told.
-        tranquility: while users are at work, how long to rest after each step, in multiples of the time that
-            it took.
+        store: the store to collect in.
+        journal: stores the schedule and outcomes.
+        every_s: seconds from one collect to the next; 0: no scheduled collects.
+        tranquility: while users are active, how long to rest after each step, in multiples of the time that it took.
         runtime: clocks.
     """
 
@@ -56,7 +56,7 @@ class Collector:
         self._runtime = runtime
         self.signals = Signals()
         self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
-        self._running: tuple[float, int, int] | None = None  # since when, done, total
+        self._running: tuple[float, int, int] | None = None  # start time, steps done, steps in total
         self._due_s = math.inf  # by the monotonic clock
         self._ended_s = -math.inf
         self._kept_s = runtime.monotonic_s()
@@ -64,7 +64,11 @@ class Collector:
         self._plan()
 
     def _plan(self) -> None:
-        """Stick to what was planned, unless the setting is another now, or the clock can't be right."""
+        """Go on with the stored schedule.
+
+        If its next time is more than ``every_s`` away, because the setting or the clock changed, plan the next collect
+        again.
+        """
         now_s, now_ms = self._runtime.monotonic_s(), self._journal.now_ms()
         planned_ms, latest_ms = self._journal.record(COLLECT).next_ms, self._after_ms(self._every_s)
         if not self._every_s:
@@ -80,7 +84,7 @@ class Collector:
         return [self.view()]
 
     def view(self) -> WorkStatus:
-        """What it is at."""
+        """The status of collecting."""
         record, running = self._journal.record(COLLECT), self._running
         if running is None:
             waits = bool(record.error) and not record.errors
@@ -107,26 +111,29 @@ class Collector:
         return min(_LOOK_S_MAX, max(_LOOK_WAITING_S if left_s <= 0 else 0.0, left_s))
 
     def step(self) -> None:
-        """Collect if it is time to, and have kept how long the pool has been running."""
+        """Collect if that is due, and record how long the pool has been running."""
         self.collect_if_due()
         self._keep_time()
 
     def note_failure(self, error: Exception) -> None:
-        """See :meth:`BackgroundWork.note_failure`. It is still due."""
+        """See :meth:`BackgroundWork.note_failure`. The collect stays due."""
 
     def stop(self) -> None:
         """See :meth:`BackgroundWork.stop`."""
         self.signals.close()
 
     def _keep_time(self) -> None:
-        """Have kept how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
+        """Record how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
         now_s = self._runtime.monotonic_s()
         if now_s - self._kept_s >= _LOOK_S_MAX:
             self._kept_s = now_s
             self._store.upkeep.keep_time()
 
     def collect_if_due(self) -> bool:
-        """Collect if it is time to; whether it was. A failure is kept in the journal, and is tried again later."""
+        """Collect if that is due; return whether it was.
+
+        A failure is recorded in the journal, and the collect is retried later.
+        """
         began_s = self._runtime.monotonic_s()
         if self._due_s > began_s and self._is_owed(began_s):
             self._due_s = began_s
@@ -141,7 +148,7 @@ class Collector:
         try:
             self._store.collect(progress=self._progress(began_s), pace=self._tranquility.rest)
         except CallAbandoned:
-            raise  # begun anew by the next pool: it is still due
+            raise  # still due: the next process of the pool starts it from the beginning
         except Exception as error:
             unforeseen = None if isinstance(error, StorageError) else error
             log.warning("collecting failed and is tried again: %s", error, exc_info=unforeseen)
@@ -153,21 +160,24 @@ class Collector:
         return True
 
     def _is_owed(self, now_s: float) -> bool:
-        """Whether one is to be made up for: not at once, as the worker that missed it may come and go."""
+        """Whether a worker missed a collect and is back, so that another collect should run now.
+
+        There is a pause after each collect, since that worker may come and go.
+        """
         rested = now_s - self._ended_s >= _RETRY_S
         return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.upkeep.is_collect_owed()
 
     def _awaits(self, now_s: float) -> str:
-        """What one that is due waits for; empty: nothing."""
+        """What a due collect waits for; empty: nothing."""
         away = self._store.upkeep.stores_away()
         if away is None:
-            return "no worker is there yet"
+            return "no worker is connected yet"
         if away and now_s - self._due_s < _WAIT_S_MAX:
             return f"worker {', '.join(away)} is away" if len(away) == 1 else f"workers {', '.join(away)} are away"
         return ""
 
     def _correct_plan(self, now_s: float) -> None:
-        """If the wall clock was set, say when the next is by the clock as it is now."""
+        """If the wall clock was set, record the time of the next collect by the clock as it is now."""
         next_ms = self._after_ms(self._due_s - now_s) if self._every_s else 0
         if abs(next_ms - self._journal.record(COLLECT).next_ms) > _CLOCK_OFF_MS:
             self._journal.plan(COLLECT, next_ms)
@@ -180,11 +190,11 @@ class Collector:
         return progress
 
     def _note(self, report: CollectReport) -> None:
-        """One has ended, whoever wanted it."""
+        """Record that a collect has ended, whoever started it."""
         result = f"removed {report.objects_removed:,} objects, freed {report.bytes_freed / 1e6:,.1f} MB"
         if report.stores_missed:
             missed = "1 worker" if report.stores_missed == 1 else f"{report.stores_missed} workers"
-            result += f"; {missed} missed it, and one is made up for when all are back"
+            result += f"; {missed} missed it; another collect follows when all are back"
         self._ended_s = self._runtime.monotonic_s()
         if self._every_s:
             self._due_s = self._ended_s + self._every_s

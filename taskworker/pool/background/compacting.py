@@ -1,4 +1,4 @@
-"""Compacting workers' volumes where space is short."""
+"""Compacts workers' volumes on disks that are nearly full."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 log = logging.getLogger(__name__)
 
-_PRESSING = 5  # a disk of which less than one part in so many is free
-_DEAD = 10  # a volume of which at least one part in so many is dead
+_PRESSING = 5  # a disk is nearly full if less than one part in this many is free
+_DEAD = 10  # a volume is compacted if at least one part in this many is dead
 
 
 def compact_full(fleet: WorkerFleet) -> None:
-    """Compact where dead records take much of a disk that is nearly full."""
+    """Compact volumes in which dead records take much space, if their disks are nearly full."""
     for slot, volume in fleet.online():
         if not fleet.trusts(slot):
             continue
@@ -27,6 +27,6 @@ def compact_full(fleet: WorkerFleet) -> None:
                 try:
                     _, freed = volume.compact(LIVE_RATIO_MAX)
                 except StoreFull as error:
-                    log.warning("worker %s has not even the space to compact: %s", fleet.name(slot), error)
+                    log.warning("worker %s has too little space even for compacting: %s", fleet.name(slot), error)
                 else:
                     log.info("compacted worker %s: %.1f MB freed", fleet.name(slot), freed / 1e6)

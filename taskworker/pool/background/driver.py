@@ -1,6 +1,6 @@
-"""The driver of background work: one loop for all of it, and what a piece of work is to that loop.
+"""The driver of background work: runs each piece in a loop of its own.
 
-A further piece of work is a module with a class that is a :class:`BackgroundWork`, and a place in the list of
+To add a piece of work, write a module with a class that implements :class:`BackgroundWork`, and put it in the list of
 :class:`taskworker.pool.node_pool.PoolCore`.
 """
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Signals:
-    """What a piece of work and its driver wait for.
+    """Events that a piece of work and its driver wait for.
 
     Attributes:
         wanted: there is something to do, or the work is to end; the driver clears it before each step.
@@ -31,15 +31,15 @@ class Signals:
         self.closing = threading.Event()
 
     def close(self) -> None:
-        """Have the work end."""
+        """Tell the work to end."""
         self.closing.set()
         self.wanted.set()
 
     def check_open(self) -> None:
-        """Raise an error if the work is to end; work that takes long calls this as it goes on.
+        """Raise an error if the work is to end; long steps call this periodically.
 
         Raises:
-            CallAbandoned: it is.
+            CallAbandoned: the work is to end.
         """
         if self.closing.is_set():
             raise CallAbandoned("the pool is shutting down")
@@ -49,10 +49,10 @@ class BackgroundWork(Protocol):
     """A piece of work done step by step, in one thread.
 
     Attributes:
-        name: of the thread.
-        failure_text: logged, with the error, when a step failed as steps may.
-        fault_text: logged when a step failed as none should.
-        signals: between the work and its driver.
+        name: name of the thread.
+        failure_text: logged, with the error, when a step fails with an expected error (``StorageError``).
+        fault_text: logged when a step fails with any other error.
+        signals: wake or end the work.
     """
 
     name: str
@@ -61,35 +61,35 @@ class BackgroundWork(Protocol):
     signals: Signals
 
     def pause_s(self) -> float | None:
-        """How long to wait before the next step, unless one is wanted sooner; None: until one is wanted."""
+        """Seconds to wait before the next step, unless ``wanted`` is set sooner; None: wait until it is set."""
 
     def step(self) -> None:
         """Do what is due, if anything is.
 
         Raises:
-            CallAbandoned: it was told to end.
-            StorageError: it came to no end, and is tried again.
+            CallAbandoned: the work is to end.
+            StorageError: the step failed, and is tried again.
         """
 
     def note_failure(self, error: Exception) -> None:
-        """A step raised this error: decide when to try again, and what to show meanwhile."""
+        """Called after a step raised this error: decide when to try again, and what ``status`` shows until then."""
 
     def stop(self) -> None:
-        """End at the next sign of progress."""
+        """Make a running step end at its next progress report."""
 
 
 class ShownWork(Protocol):
-    """Work that ``status`` shows, whoever does it."""
+    """Work that ``status`` shows, whether or not the driver runs it."""
 
     def views(self) -> list[WorkStatus]:
-        """What it is at."""
+        """The status of its pieces of work."""
 
 
 class WorkDriver:
-    """Does background work, each piece in a thread of its own: none waits for another.
+    """Runs background work, each piece in a thread of its own, so that none waits for another.
 
     Args:
-        works: what to do.
+        works: the pieces of work.
     """
 
     def __init__(self, works: Sequence[BackgroundWork]) -> None:
@@ -97,12 +97,12 @@ class WorkDriver:
         self._threads = [threading.Thread(target=_drive, args=(work,), name=work.name, daemon=True) for work in works]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """End one piece of work after the other, in their order."""
+        """End the pieces of work one after the other, in their order."""
         for work, thread in zip(self._works, self._threads, strict=True):
             work.stop()
             thread.join()

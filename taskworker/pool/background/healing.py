@@ -1,4 +1,4 @@
-"""Healing: the engine mends what users' reads find damaged; here is what it tells of that."""
+"""Healing: the engine repairs what users' reads find damaged; this module reports on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEAL = "heal"
 
 
 class Healing:
-    """The engine's healing, as a piece of background work that is shown (a ``ShownWork``).
+    """Shows the engine's healing as background work (a ``ShownWork``).
 
     Args:
         store: the engine.
@@ -20,7 +20,7 @@ class Healing:
         self._store = store
 
     def views(self) -> list[WorkStatus]:
-        """What reads have found damaged. Its counts begin with the pool's process."""
+        """The status of healing. Its counts start from 0 with the pool's process."""
         state = self._store.healing()
         return [
             WorkStatus(
@@ -36,7 +36,7 @@ class Healing:
 def _note(state: HealingState) -> str:
     if not state.ended_ms:
         return ""
-    made = f"{state.healed_shards:,} shards that reads found missing or rotten were made anew since the pool started"
+    made = f"{state.healed_shards:,} shards that reads found missing or rotten were rebuilt since the pool started"
     if not state.failed_stripes:
         return made
-    return f"{made}; {state.failed_stripes:,} stripes could not be healed then, and are left to repair"
+    return f"{made}; {state.failed_stripes:,} stripes could not be healed, and are left to repair"

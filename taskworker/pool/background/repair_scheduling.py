@@ -1,8 +1,8 @@
-"""Mending: the pool's background work that brings every shard to where it belongs, in full number.
+"""Mending: the background work that rebuilds missing shards and brings every shard to where it belongs.
 
-One pass over all objects (:func:`storage.maintenance.repair.repair`) makes what is missing, which is called
-repair, then what is in the wrong place, which is called rebalance. Once every shard is in its place, the
-copies that were left elsewhere by stand-ins and former layouts are dropped.
+One pass over all objects (:func:`storage.maintenance.repair.repair`) first rebuilds missing shards, which is called
+repair, then moves misplaced ones, which is called rebalance. Once every shard is in its place, the copies that
+stand-ins and former layouts left elsewhere are dropped.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _NAMED_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Endangered:
-    """Files that are less safe than they will be once all is mended, by how many more workers they may lose.
+    """Numbers of files that are less safe now than after mending, by how many more lost workers they survive.
 
-    ``all_known`` is whether all objects have been looked at since workers last came or went.
+    ``all_known`` is whether all objects have been examined since workers last came or went.
     """
 
     files: Mapping[int, int]
@@ -46,20 +46,19 @@ class Endangered:
 
 
 class RepairScheduler:
-    """Mends whenever it is told that something changed (a ``BackgroundWork``).
+    """Mends each time it is woken (a ``BackgroundWork``).
 
     Args:
         store: the engine over ``fleet``.
         fleet: the workers.
-        settled: called after a pass that left everything in its place, under one and the same epoch.
-        journal: where outcomes are kept.
-        tranquility: while users are at work, how long to rest after each object, in multiples of the time
-            that it took.
+        settled: called after a pass that left everything in its place, if the epoch did not change during the pass.
+        journal: stores outcomes.
+        tranquility: while users are active, how long to rest after each object, in multiples of the time that it took.
         runtime: clocks.
 
     Attributes:
-        tranquility: how its work, and what else is of that kind, makes way for users.
-        lost: how many objects the last pass found to have too few shards left on all workers.
+        tranquility: makes this work, and healing, give way to users.
+        lost: the number of objects that, by the last pass, have too few shards left on all workers.
     """
 
     name = "repair_scheduler"
@@ -89,11 +88,11 @@ class RepairScheduler:
         self._pass: RepairPass | None = None
         self._state = "idle"
         self.lost = 0
-        self._deferred = 0  # objects that the last pass left, as workers may yet come back with what they lack
+        self._deferred = 0  # objects that the last pass left alone, since absent workers may have their shards
         self._endangered: tuple[tuple[int, ...], Endangered] | None = None
 
     def wake(self, *, at_once: bool = False) -> None:
-        """Something changed: mend soon; ``at_once`` if shards are missing that nobody is about to bring back."""
+        """Mend soon, because something changed; ``at_once`` if shards are missing and unlikely to come back."""
         if at_once:
             self._at_once.set()
         self.signals.wanted.set()
@@ -106,12 +105,12 @@ class RepairScheduler:
     # -- looking ---------------------------------------------------------------------------------
 
     def views(self) -> list[WorkStatus]:
-        """What repair and rebalance are at."""
+        """The status of repair and of rebalance."""
         repair = self._journal.record(REPAIR).view(REPAIR, self._state)
         rebalance = self._journal.record(REBALANCE).view(REBALANCE)
         under_way, awaited = self._pass, self._fleet.awaited_workers()
         if self._deferred and not repair.errors:
-            # Nobody is waited for: the wait is over, and the next pass has not begun.
+            # If no worker is awaited, the wait is over, and the next pass has not begun.
             note = _waiting_for(awaited) if awaited else "is about to begin"
             repair = replace(repair, state="waiting", queue=self._deferred, note=note)
         if under_way is None:
@@ -119,7 +118,7 @@ class RepairScheduler:
         return [under_way.repair(repair), under_way.rebalance(rebalance)]
 
     def endangered(self) -> Endangered | None:
-        """What the last pass, or the one under way, knows; None if workers came or went since it began."""
+        """The endangered files, by the last pass or the running one; None if workers came or went since it began."""
         found = self._endangered
         return found[1] if found is not None and found[0] == self._fleet.epoch() else None
 
@@ -130,7 +129,7 @@ class RepairScheduler:
         return self._pause_s
 
     def step(self) -> None:
-        """Mend, once nothing more has changed for a moment."""
+        """Mend, once nothing has changed for a moment."""
         if not self._at_once.wait(_SETTLE_S) and self.signals.wanted.is_set():
             return
         self._at_once.clear()
@@ -152,10 +151,13 @@ class RepairScheduler:
         self._journal.failed(REPAIR, error, self._journal.now_ms() + int(_RETRY_S * 1000))
 
     def mend(self) -> bool:
-        """One pass; False if not all could be mended, for now, for another reason than that workers are waited for.
+        """Run one pass.
+
+        Returns:
+            False if something could not be mended now, apart from what waits for workers to come back.
 
         Raises:
-            StorageError: it came to no end; what was made stays.
+            StorageError: the pass failed; the shards that it has written stay.
         """
         if not self._needed():
             self._state, self._deferred = "failed" if self.lost else "idle", 0
@@ -182,7 +184,7 @@ class RepairScheduler:
                 self.wake()
                 return True
             if self._store.behind:
-                # What is in the wrong place by an older catalog may be in the right one, and stays until a rebuild.
+                # Shards that an older catalog calls misplaced may be in place; they stay until a rebuild.
                 self._fleet.note_mended(mark)
                 return True
             self._conclude(report, under_way, mark)
@@ -191,7 +193,7 @@ class RepairScheduler:
             self._pass = None
 
     def _conclude(self, report: RepairReport, under_way: RepairPass, mark: tuple[int, ...]) -> None:
-        """All that can be made has been: drop what is in the wrong place, and let drains and trials go on."""
+        """Everything possible was repaired: drop misplaced copies, and let drains and trials go on."""
         under_way.tidying = True
         self._tidier.tidy()
         compact_full(self._fleet)
@@ -215,14 +217,14 @@ class RepairScheduler:
         return watch
 
     def _note_deferred(self, report: RepairReport, under_way: RepairPass) -> None:
-        """What was in danger has been made; the rest waits for workers that may come back."""
+        """Record that what was in danger is repaired, and the rest waits for workers that may come back."""
         self._state = "idle"
         if report.shards_rebuilt or self._journal.record(REPAIR).errors:
             made = _summary("made", report.shards_rebuilt, report.bytes_rebuilt, under_way.taken_s())
             self._journal.ended(REPAIR, made)
 
     def _note_lost(self, report: RepairReport) -> None:
-        """Some objects cannot be made again by anything that is known of: all others are whole, and go on without."""
+        """Record that some objects are lost for good. All others are whole, and the pool goes on with them."""
         named = f", such as: {report.lost[0].text}" if report.lost else ""
         self._fail("failed", f"{self.lost:,} objects are lost: too few shards are left on all workers{named}")
 

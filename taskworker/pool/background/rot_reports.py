@@ -1,4 +1,4 @@
-"""Rot that workers tell of: each may have the pool look for missing shards only so often."""
+"""Workers' reports of rotten shards: limits how often one worker can start a search for missing shards."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class _Told:
 
 
 class RotReports:
-    """Numbers of rotten shards by slot, until they are acted on. Thread-safe.
+    """Numbers of rotten shards by slot that were not acted on yet. Thread-safe.
 
-    The first report of a worker is acted on at once, further ones after half a minute, a minute, two and so on up
-    to an hour, and at once again when it was silent for so long.
+    A worker's first report is acted on at once, further ones after half a minute, a minute, two and so on up to an
+    hour.
+    After an hour without reports, the next one is acted on at once again.
 
     Args:
         clock_s: monotonic seconds.
@@ -33,12 +34,12 @@ class RotReports:
         self._lock = threading.Lock()
 
     def add(self, slot: int, found: int) -> None:
-        """A worker says that it found so many more."""
+        """Record that a worker found this many more rotten shards."""
         with self._lock:
             self._told.setdefault(slot, _Told()).waiting += found
 
     def due(self) -> list[tuple[int, int]]:
-        """(slot, number) of those to act on now."""
+        """(slot, number) of the reports to act on now."""
         now_s = self._clock_s()
         with self._lock:
             ready = [(slot, told) for slot, told in self._told.items() if told.waiting and now_s >= told.due_s]

@@ -1,4 +1,4 @@
-"""Scrubbing: workers verify what they hold by themselves; here is what they tell of it, summed up."""
+"""Scrubbing: workers verify the shards they hold; this module sums up their reports."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ SCRUB = "scrub"
 
 
 class Scrubs:
-    """The workers' scrubs, as a piece of background work that is shown (a ``ShownWork``).
+    """Shows the workers' scrubs as background work (a ``ShownWork``).
 
     Args:
-        loads: gives what the workers that are there tell of themselves.
+        loads: returns the loads that the present workers reported.
     """
 
     def __init__(self, loads: Callable[[], Sequence[WorkerLoad]]) -> None:
         self._loads = loads
 
     def views(self) -> list[WorkStatus]:
-        """What they are at, summed up."""
+        """The status of all scrubs, summed up."""
         return [scrub_view(self._loads())]
 
 
 def scrub_view(loads: Sequence[WorkerLoad]) -> WorkStatus:
-    """The scrubs of all workers that are there as one piece of work.
+    """The scrubs of all present workers as one piece of work.
 
-    Its last end is that of the worker that has waited the longest: all that was written before it has been
-    verified since.
+    Its last end is the earliest of the workers' last ends: everything written before it has been verified.
     """
     running = [load for load in loads if load.scrub_total]
     done, total = sum(load.scrub_done for load in running), sum(load.scrub_total for load in running)
@@ -58,8 +57,8 @@ def scrub_view(loads: Sequence[WorkerLoad]) -> WorkStatus:
 def _note(loads: Sequence[WorkerLoad], running: int) -> str:
     rotten = sum(load.rotten for load in loads)
     verified = sum(load.scrub_ended_ms > 0 for load in loads)
-    parts = [f"{running} of {len(loads)} workers are at it"] if running else []
-    parts.append(f"{verified} of {len(loads)} have verified all they hold" if loads else "no worker is there")
+    parts = [f"{running} of {len(loads)} workers are scrubbing"] if running else []
+    parts.append(f"{verified} of {len(loads)} have verified all they hold" if loads else "no worker is connected")
     if rotten:
         parts.append(f"{rotten:,} rotten shards found since they started")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Tidying: shards that stand-ins and former layouts left in the wrong place are dropped."""
+"""Tidying: drops the shards that stand-ins and former layouts left in the wrong place."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BATCH = 2048
 
 
 class Tidier:
-    """Drops former copies, once the proper ones have been fetched and are the same.
+    """Drops misplaced copies, after fetching the proper ones and finding them equal.
 
     Args:
         fleet: the workers.
         readback: fetches and compares copies.
         signals: tell whether the work is to end.
-        rest: makes way for users after so many seconds of work.
+        rest: gives way to users, after this many seconds of work.
         clock_s: monotonic seconds.
     """
 
@@ -50,14 +50,14 @@ class Tidier:
         self._clock_s = clock_s
 
     def tidy(self) -> None:
-        """Drop them from all workers whose word counts.
+        """Drop the misplaced copies on all trusted workers.
 
         Raises:
             CallAbandoned: the work is to end.
         """
         for slot, volume in self._fleet.online():
             if not self._fleet.trusts(slot):
-                continue  # its copies are no reason for anything
+                continue  # nothing is concluded from what it holds
             with self._fleet.guard(slot, volume):
                 places = _Places(self._fleet, slot)
                 for batch in batched(volume.keys(), _BATCH):
@@ -65,7 +65,7 @@ class Tidier:
                     self._drop_misplaced(slot, volume, places.misplaced(batch))
 
     def _drop_misplaced(self, former: int, volume: WorkerVolume, by_holder: Mapping[int, list[ShardKey]]) -> None:
-        """Remove shards that another store holds as it should: both copies are fetched and compared first."""
+        """Remove shards that are also on the store where they belong, after fetching and comparing both copies."""
         for proper, misplaced in by_holder.items():
             began_s = self._clock_s()
             volume.remove(self._readback.alike(misplaced, former, proper))
@@ -73,12 +73,15 @@ class Tidier:
 
 
 _Place = tuple[int, ...]
-"""All of a shard key that says where it belongs: its partition, as first bytes of an id, and what follows the id."""
+"""The parts of a shard key that determine where it belongs: the partition (first bytes of an id), and the end."""
 _OF_PARTITION = bytes(start_of(partition_of(bytes((0, second))))[1] for second in range(256))
 
 
 class _Places:
-    """Which of a store's shards belong on another one. Remembered by partition and slot: there are millions."""
+    """Which of a store's shards belong on another store.
+
+    Answers are remembered by partition and slot, since there are millions of shards.
+    """
 
     def __init__(self, fleet: WorkerFleet, slot: int) -> None:
         self._fleet = fleet
@@ -87,7 +90,7 @@ class _Places:
         self._proper: dict[_Place, int] = {}
 
     def misplaced(self, keys: Sequence[ShardKey]) -> dict[int, list[ShardKey]]:
-        """Those that neither belong here nor are to be put here now, by the store that should hold them."""
+        """The shards that neither belong here nor are put here now, by the store where they belong."""
         epoch = self._fleet.epoch()
         if self._epoch != epoch:
             self._epoch, self._proper = epoch, {}
@@ -106,9 +109,9 @@ class _Places:
         return found
 
     def _holder(self, key: ShardKey) -> int:
-        """The store that should have a shard; this one, if it is to be put here now."""
+        """The store that should have a shard; this one, if the shard is put here now."""
         if kind_of(key) == Kind.MARK:
-            return self._slot  # each store's own
+            return self._slot  # each store has its own
         stripe, index = stripe_of(key), slot_of(key)
         return self._slot if self._fleet.targets(stripe)[index] == self._slot else self._fleet.holders(stripe)[index]
 

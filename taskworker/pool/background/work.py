@@ -1,4 +1,4 @@
-"""Background work: what each piece of it is at, and what is kept of it while the pool is stopped."""
+"""The records of background work that survive restarts of the pool, and the pace of work while users are active."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOOK_S = 0.05
 
 
 class WorkRecord(msgspec.Struct, frozen=True):
-    """What became of a piece of background work; see :class:`WorkStatus`. ``result`` is of its last end."""
+    """The latest outcome of a piece of background work; see :class:`WorkStatus`. ``result`` is from its last end."""
 
     ended_ms: int = 0
     result: str = ""
@@ -29,7 +29,7 @@ class WorkRecord(msgspec.Struct, frozen=True):
     error: str = ""
 
     def view(self, name: str, state: str = "idle") -> WorkStatus:
-        """While nothing is being done."""
+        """Its status while it is not running."""
         return WorkStatus(
             name,
             state,
@@ -46,12 +46,12 @@ _records = msgspec.msgpack.Decoder(WorkRecord)
 
 
 class WorkJournal:
-    """Records of background work, kept in the catalog, so that a pool started again goes on with its schedule.
+    """Records of background work, stored in the catalog, so that a restarted pool goes on with its schedule.
 
-    A record that cannot be read counts as none: the work is due at once, and no other work waits for it. Thread-safe.
+    A record that cannot be read counts as absent: only that piece of work becomes due at once. Thread-safe.
 
     Args:
-        catalog: of the pool.
+        catalog: the pool's catalog.
         now_ms: milliseconds since 1970.
     """
 
@@ -62,24 +62,24 @@ class WorkJournal:
         self._records = _read(catalog.document(_DOCUMENT))
 
     def record(self, name: str) -> WorkRecord:
-        """What became of a piece of work so far."""
+        """The record of a piece of work."""
         with self._lock:
             return self._records.get(name, WorkRecord())
 
     def plan(self, name: str, next_ms: int) -> None:
-        """It is due at some time."""
+        """Record when it is due next, in milliseconds since 1970; 0: not planned."""
         self._keep(name, msgspec.structs.replace(self.record(name), next_ms=next_ms))
 
     def ended(self, name: str, result: str, next_ms: int = 0) -> None:
-        """It came to its end."""
+        """Record that it has ended, with its result."""
         self._keep(name, WorkRecord(self.now_ms(), result, next_ms))
 
     def waits(self, name: str, why: str) -> None:
-        """It is due, and waits for something."""
+        """Record that it is due but waits, and why."""
         self._keep(name, msgspec.structs.replace(self.record(name), error=why))
 
     def failed(self, name: str, error: str, next_ms: int) -> None:
-        """It came to no end, and is tried again."""
+        """Record that it failed, and when it is tried again."""
         before = self.record(name)
         self._keep(name, msgspec.structs.replace(before, next_ms=next_ms, errors=before.errors + 1, error=error))
 
@@ -91,13 +91,13 @@ class WorkJournal:
 
 
 class Tranquility:
-    """Rests while users are at work, in multiples of the time that was worked (the word and the idea are Garage's).
+    """Rests while users are active, in multiples of the time worked (the word and the idea are Garage's).
 
-    Threads that work side by side rest one after another: it is their work in all that is to make way.
+    Threads that work concurrently rest one after another, since all their work together has to give way.
 
     Args:
-        factor: multiples; 0: never rest.
-        is_busy: whether users are at work.
+        factor: seconds of rest per second of work; 0: never rest.
+        is_busy: whether users are active.
         closed: ends a rest.
         clock_s: monotonic seconds.
     """
@@ -116,14 +116,14 @@ class Tranquility:
         self._resting = threading.Lock()
 
     def lull(self, is_over: Callable[[], bool]) -> None:
-        """Return when users pause, something else is to be done (``is_over``), or after two seconds."""
+        """Wait until users pause, ``is_over`` returns true, or two seconds have passed."""
         give_up_s = self._clock_s() + _REST_S_MAX
         while self._factor and self._is_busy() and not is_over() and self._clock_s() < give_up_s:
             if self._closed.wait(_LOOK_S):
                 return
 
     def rest(self, worked_s: float) -> None:
-        """Make way for users, if there are any."""
+        """Rest, if users are active."""
         if not self._factor or not self._is_busy():
             return
         with self._resting:
@@ -132,16 +132,16 @@ class Tranquility:
 
 
 def _read(raw: bytes | None) -> dict[str, WorkRecord]:
-    """The records in a document, but for those that cannot be read."""
+    """The records in a document, except those that cannot be read."""
     records: dict[str, WorkRecord] = {}
     try:
         kept = {} if raw is None else _raw_records.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("the records of this pool's work cannot be read, so that all of it is due now: %s", error)
+        log.warning("the records of this pool's background work cannot be read, so all of it is due now: %s", error)
         return records
     for name, record in kept.items():
         try:
             records[name] = _records.decode(record)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("the record of %s cannot be read, so that it is due now: %s", name, error)
+            log.warning("the record of %s cannot be read, so it is due now: %s", name, error)
     return records
