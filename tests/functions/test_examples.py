@@ -77,8 +77,8 @@ def test_every_command_of_the_readme_is_run_here() -> None:
         "Thumbnails without Pillow",
         "Statistics of a text",
         "Sales",
-        "A report every so often",
-        "A program of its own",
+        "A periodic report",
+        "A program with functions of its own",
     )
     shown = [line.strip() for line in told if line.startswith("    ")]
     assert [command for title in titles for command in commands(title)] == shown
@@ -137,7 +137,7 @@ def test_sales(shell: Shell) -> None:
 
 def test_a_periodic_report(shell: Shell) -> None:
     shell.run("taskworker push README.md --name reported/one")
-    (command,) = commands("A report every so often")
+    (command,) = commands("A periodic report")
     told = shell.run(command.replace("--every 60", "--every 1.1 --times 2")).splitlines()
     assert len(told) == 2
     assert all(line.startswith("report.md is version ") for line in told)
@@ -149,7 +149,7 @@ def test_a_periodic_report(shell: Shell) -> None:
 def test_a_program_of_its_own(shell: Shell) -> None:
     program = shell.directory / "calculator.py"
     program.write_text(program.read_text().replace(DEFAULT_POOL, shell.pool.address))
-    serve, call = commands("A program of its own")
+    serve, call = commands("A program with functions of its own")
     with subprocess.Popen(
         shell.words(serve), cwd=shell.directory, env=shell.environment, stdout=subprocess.PIPE, text=True
     ) as worker:
