@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 BYTES_MAX = 256 << 10
-"""Bytes of modules that are searched; a function with more of them is taken to import a lot."""
+"""Bytes of modules that are searched; a function with more is assumed to import a lot."""
 _IMPORT = re.compile(rb"^[ \t]*(?:from|import)[ \t]+([\w.]+(?:[ \t]*,[ \t]*[\w.]+)*)", re.MULTILINE)
 _ASYNC = re.compile(rb"\basync\b")
 

@@ -1,4 +1,4 @@
-"""Nested calls wait for places, where outer calls are refused."""
+"""Makes nested calls, which wait for a place; outer calls are refused if there is none."""
 
 from __future__ import annotations
 

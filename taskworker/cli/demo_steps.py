@@ -79,7 +79,7 @@ class Demo:
         self._title("What happened")
         self._say(f"stored    {size_text(size)} through the pool, durable on six workers: {pace_text(size, push_s)}")
         self._say(f"got back  the same {size_text(size)} from the four left: {pace_text(size, get_s)}")
-        self._say(f"repaired  by itself, {mend_s:.1f} s after the two were killed: any one more could have gone")
+        self._say(f"repaired  by itself, {mend_s:.1f} s after the two were killed: one more could now be lost")
         self._say("(times are of whole commands, including the start of Python and gRPC)")
         self._say("")
         self._say("Next, start a pool of your own, which keeps its data:")

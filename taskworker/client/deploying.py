@@ -53,7 +53,7 @@ class Deployment:
         not_imported: why no worker has imported it; only for a function's first version.
         able: workers that can run it now.
         unable: workers that cannot, and why.
-        platforms: platforms that it has packages for, and the packages of each platform alone; empty: it runs on any.
+        platforms: the platforms it has packages for, each with the packages for it alone; empty: it runs on any.
         config: the contents of ``worker.config``.
     """
 

@@ -10,15 +10,15 @@ MIB = 1024 * KIB
 # Both ends hold several copies of a whole unary message. Larger files are streamed.
 UNARY_BYTES_MAX = 64 * MIB
 
-# gRPC's own limit. It refuses with a text that cannot be replaced, so it accepts twice our limit: a message
-# between the two gets our text, which says what to do instead.
+# gRPC's own limit. It refuses larger messages with a text that we cannot replace. So it is twice our limit: a
+# message between the two is refused with our text, which says what to do instead.
 TRANSPORT_BYTES_MAX = 2 * UNARY_BYTES_MAX
 
 # One message of a stream must hold a patch with the largest chunk, and its framing.
 PART_BYTES_MAX = CHUNK_SIZE_MAX + 64 * KIB
 
 # Data per message of a push: loopback gRPC moves 1 MiB messages as fast as larger ones and twice as fast
-# as 64 KiB ones, and the engine takes a message that is a whole chunk as it is, without a copy.
+# as 64 KiB ones, and the engine stores a message that is a whole chunk without copying it.
 PUSH_DATA_BYTES = MIB
 
 # Data per message of a get: 1.9 GB/s, where messages of 1 MiB made 1.5 GB/s and of 256 KiB 1.4 GB/s.

@@ -1,4 +1,4 @@
-"""Answers what a function asks of its worker: the calling user's files, nested calls, and capabilities.
+"""Answers a function's questions to its worker, about the calling user's files, nested calls, and capabilities.
 
 Questions are written by code in a sandbox, so they are untrusted: they are parsed strictly, within bounds, and
 always answered on behalf of the call's user, whatever they say.

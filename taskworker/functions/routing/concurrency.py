@@ -197,7 +197,7 @@ class ConcurrencyLimiter:
         return self._running.total() < self._concurrency and self._running[user] < most
 
     def _would_wait_for_those_that_wait(self, user: str) -> bool:
-        """Whether waiting may be in vain: all calls with permits wait, or all of this user's, who may get no more."""
+        """Whether waiting may be in vain: all calls with permits wait, or all those of a user who may get no more."""
         return not self._at_work.total() or (self._running[user] > 0 and not self._at_work[user])
 
     def _next_of(self, user: str) -> _Place | None:

@@ -62,7 +62,7 @@ class LineQuery:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position before a line: a number of lines of an entry, and all earlier entries, come before it."""
+    """A position in the log: all entries before ``number``, and ``lines`` lines of that entry, come before it."""
 
     number: int = 0
     lines: int = 0

@@ -431,7 +431,7 @@ def _require_repeatable(function: RoutedFunction, gone: WorkerGone, given: Given
     if gone.may_have_run and not function.idempotent:
         raise CallUncertain(
             f"worker {gone.worker} was lost during a call of {function.name}, which is not idempotent: it may "
-            "or may not have run; check what it did before calling it again"
+            "have run, or not; check what it did before calling it again"
         ) from gone
     if given is not None and given.any:
         raise CallUncertain(

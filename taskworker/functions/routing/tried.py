@@ -77,7 +77,7 @@ class Tried:
 
     @property
     def in_vain(self) -> bool:
-        """Whether no worker could take the call in this round, or will once it has a free place."""
+        """Whether waiting for a free place is pointless, as no able worker was full in this round."""
         return not self._full
 
     def is_enough(self) -> bool:
