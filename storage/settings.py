@@ -51,7 +51,7 @@ def load_or_create_settings(
     there was a store, but no data is found, no new store is created, since its volumes may not be mounted yet.
 
     Raises:
-        StoreUnavailable: volumes are missing, or cannot be looked for now.
+        StoreUnavailable: volumes are missing, or cannot be checked now.
         FormatError: the settings are damaged and stored nowhere else, or not all volumes were named.
         InvalidArgument: there is no store and ``create`` is False, or the arguments are invalid.
     """

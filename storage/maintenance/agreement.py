@@ -1,4 +1,4 @@
-"""A table on disk of which volumes show which object, by which a rebuild finds objects that enough of them agree on."""
+"""Records on disk which volumes show which objects, so that a rebuild finds those that enough volumes agree on."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _live_in(
             stripe,
             None if entry is None else entry.user_id,
             f"version {kept.version_id.hex()} of {name} ({kept.file_id.hex()}) cannot be used: {error}; "
-            "delete the file if this does not pass",
+            "delete the file if this persists",
         )
 
 

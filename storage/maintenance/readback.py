@@ -260,7 +260,7 @@ class ReadBack:
             return False  # undecidable: both copies stay
         if truth[slot].digest == shard.digest:
             return True
-        self._fleet.note_lie(store, shard.key, "holds other content than the shard's, under a digest that fits it")
+        self._fleet.note_lie(store, shard.key, "holds wrong content for a shard, with a digest that matches it")
         return False
 
 

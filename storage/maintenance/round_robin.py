@@ -19,8 +19,8 @@ SHOWN = frozenset({Kind.VERSION, Kind.TOMBSTONE})
 RECORD_BYTES_MAX = 64 * 1024
 _SHOWING_MAX = 8  # stores at the same time; each takes a page or two of memory
 _IN_STEP_S = 5.0  # a store that took so much longer than the others waits for them
-# The total time of the last few stores, which may all lie: this long, plus twice the total time of those that have
-# ended, plus an allowance for each accepted record.
+# The last few stores may all lie. Each of them may take this long, plus twice the total time of those that have ended,
+# plus an allowance for each accepted record.
 PATIENCE_S = 600.0
 _SHARE_OF_ENDED = 2.0
 _BELIEVED_PER_S_MIN = 200
