@@ -1,4 +1,4 @@
-"""Members that are away and waited for, before what they hold is made again on the others."""
+"""Members that are away, and how long the pool waits for them before it rebuilds their shards on the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskworker.transport.targets import Targets
 
 @dataclass(slots=True)
 class _Record:
-    """Of one member: since when it is away (or there), and how long it was away before that."""
+    """A member: since when it is away (or present), and how much of its grace time earlier absences used up."""
 
     away: bool
     since_s: float
@@ -26,9 +26,9 @@ class Expected:
 
     Args:
         slots: those members.
-        layouts: that shards were placed by.
-        targets: by which they were put meanwhile.
-        until_s: when it is another set of members, unless one comes or goes before.
+        layouts: the layouts by which shards were placed.
+        targets: the targets by which shards were written meanwhile.
+        until_s: when the next of these members is no longer waited for, unless members come or go before.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Expected:
         self._known: dict[tuple[int, int, int], frozenset[int]] = {}
 
     def shards_of(self, stripe: StripeKey) -> frozenset[int]:
-        """Which shards of a stripe one of them may have."""
+        """The shards of a stripe that these members may have."""
         partition, k, n = partition_of(stripe), data_shards(stripe), shard_count(stripe)
         found = self._known.get((partition, k, n))
         if found is None:
@@ -56,7 +56,8 @@ class Absences:
     """Who is waited for. Not thread-safe; the fleet's lock guards it.
 
     Each member may be away for the grace time. A short absence uses up some of it, and time spent with the pool
-    gives as much back: a member that comes and goes all the time is not waited for for ever.
+    restores as
+    much, so that the pool does not wait for ever for a member that comes and goes all the time.
 
     Args:
         grace_s: how long a member may be away.
@@ -69,7 +70,7 @@ class Absences:
         self._records: dict[int, _Record] = {}
 
     def note(self, slot: int, *, away: bool) -> None:
-        """Say whether a member is away; saying so again changes nothing."""
+        """Note whether a member is away; noting the same again changes nothing."""
         now_s = self._clock_s()
         record = self._records.get(slot)
         if record is None:
@@ -80,27 +81,27 @@ class Absences:
             self._records[slot] = _Record(away, now_s, max(0.0, spent_s))
 
     def forget(self, slot: int) -> None:
-        """There is no such member any more."""
+        """Forget a member."""
         self._records.pop(slot, None)
 
     def left_s(self, slot: int) -> float:
-        """How much longer a member is waited for; 0 if it is there, or has been away for too long."""
+        """Seconds for which a member is still waited for; 0 if it is present, or has been away for too long."""
         record = self._records.get(slot)
         if record is None or not record.away:
             return 0.0
         return max(0.0, self._grace_s - record.spent_s - (self._clock_s() - record.since_s))
 
     def awaited(self, slots: Iterable[int]) -> dict[int, float]:
-        """Those of these members that are waited for, each with how much longer."""
+        """Those of the given members that are waited for, each with the seconds left."""
         return {slot: left_s for slot in slots if (left_s := self.left_s(slot)) > 0}
 
     def expected(self, slots: Iterable[int], layouts: Sequence[Layout], targets: Sequence[Targets]) -> Expected:
-        """Those of these members that are waited for, and what they may have.
+        """Those of the given members that are waited for, and the shards that they may have.
 
         Args:
-            slots: of all members.
-            layouts: that shards were placed by.
-            targets: by which they may have been put since all was last in its place.
+            slots: slots of all members.
+            layouts: the layouts by which shards were placed.
+            targets: the targets by which shards may have been written since everything was last in its place.
         """
         awaited = self.awaited(slots)
         until_s = self._clock_s() + min(awaited.values(), default=math.inf)

@@ -1,7 +1,7 @@
-"""Appends on their way to a worker.
+"""Appends that are being sent to a worker.
 
-They are gathered: while one frame is being sent, what comes meanwhile goes into the next, so that large pushes travel
-in large messages and a lone small one leaves at once.
+While one frame is being sent, further appends are gathered in the next. So large pushes travel in large messages, and a
+small one on its own is sent at once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from storage.shards import Location, Shard, VolumeFailed
 from taskworker.transport.frames import FLAG_SYNC, FLAG_URGENT, AppendFrame
 from taskworker.transport.shard_calls import ShardCalls
 
-# Frames waiting for one worker; appends wait beyond that, which bounds the pool's memory.
+# Bytes queued for one worker. Beyond this, appends wait, which bounds the pool's memory.
 _QUEUED_BYTES_MAX = 4 * MIB
-# Measured with 256 KiB shards: four to a message cost half of what one does, eight no less.
+# Measured with 256 KiB shards: four in a message halve the cost per shard, eight gain nothing more.
 _FILLED_BYTES = 900 * 1024
 _FILL_S = 0.02
 
 
 class SyncTicket:
-    """A sync under way on a remote volume.
+    """A running sync of a remote volume.
 
     Args:
         clock_s: monotonic seconds.
@@ -40,16 +40,16 @@ class SyncTicket:
         self.took_s = 0.0
 
     def settle(self, error: StorageError | None) -> None:
-        """Say how it ended."""
+        """Set the outcome."""
         self._error = error
         self.took_s = self._clock_s() - self._began_s
         self._done.set()
 
     def wait(self) -> None:
-        """Return when everything before is durable.
+        """Wait until everything appended before is durable.
 
         Raises:
-            StoreFull, VolumeUnavailable, VolumeFailed: something of it could not be stored.
+            StoreFull, VolumeUnavailable, VolumeFailed: some of it could not be stored.
         """
         self._done.wait()
         if self._error is not None:
@@ -63,8 +63,8 @@ class AppendSender:
     :meth:`ShardCalls.end`). It is not held while a frame is being sent.
 
     Args:
-        calls: to the worker.
-        instance: the process of the worker that is meant; empty: whichever answers.
+        calls: makes the calls to the worker.
+        instance: name of the worker's process that is to take the shards; empty: any.
         clock_s: monotonic seconds.
     """
 
@@ -74,9 +74,9 @@ class AppendSender:
         self._instance = instance
         self._changed = threading.Condition()
         self._frame = AppendFrame(instance)
-        self._full: deque[AppendFrame] = deque()  # frames before that one
-        self._delivered = 0  # frames whose sending has ended
-        self._awaited = 0  # threads that wait for what is on its way
+        self._full: deque[AppendFrame] = deque()  # full frames, to be sent before that one
+        self._delivered = 0  # number of frames whose sending has ended
+        self._awaited = 0  # number of threads that wait for delivery
         self._tickets: list[SyncTicket] = []
         self._sent: AppendFrame | None = None
         self._unreported: StorageError | None = None
@@ -86,14 +86,14 @@ class AppendSender:
     # -- in --------------------------------------------------------------------------------------
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        """Queue shards, once there is room. A failure shows at the next sync."""
+        """Queue shards, once there is room. A failure is raised by the next sync."""
         with self._changed:
             while self._calls.failure is None and not self._calls.ending and self._is_crowded():
                 self._changed.wait()
             self._put(shards, FLAG_URGENT if urgent else 0)
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
-        """Queue ``shards`` and make them and everything before durable, in one message where it can be."""
+        """Queue ``shards``, and make them and everything before durable, in one message if they fit."""
         ticket = SyncTicket(self._clock_s)
         with self._changed:
             self._put(shards, FLAG_SYNC)
@@ -108,7 +108,7 @@ class AppendSender:
                 self._full.append(self._frame)
                 self._frame = AppendFrame(self._instance)
                 if self._tickets:
-                    self._frame.mark(FLAG_SYNC)  # they are settled with the last frame
+                    self._frame.mark(FLAG_SYNC)  # the last frame settles them
             self._frame.add(shard)
         self._frame.mark(flags)
         self._changed.notify_all()
@@ -119,20 +119,20 @@ class AppendSender:
     # -- what is on its way ----------------------------------------------------------------------
 
     def places(self) -> dict[ShardKey, Location]:
-        """Shards that are not delivered yet, all at place 0."""
+        """The locations of shards that are not delivered yet, with segment and offset 0."""
         with self._changed:
             return {key: place for frame in self._on_its_way() for key, place in frame.keys.items()}
 
     def queued(self) -> list[Container[ShardKey]]:
-        """The same, frame by frame, to ask whether a shard is among them."""
+        """The keys of these shards, one container for each frame."""
         with self._changed:
             return [frame.keys for frame in self._on_its_way()]
 
     def await_delivery(self, keys: Collection[ShardKey] | None = None) -> None:
-        """Return when all that was appended has been sent, so that the worker can tell of it.
+        """Wait until everything appended so far has been sent, so that the worker knows of it.
 
         Args:
-            keys: wait only if any of these shards is among it.
+            keys: wait only if one of these shards is not delivered yet.
         """
         with self._changed:
             frames = self._on_its_way()
@@ -148,14 +148,14 @@ class AppendSender:
                 self._awaited -= 1
 
     def _on_its_way(self) -> list[AppendFrame]:
-        """Frames not delivered yet; with the lock held."""
+        """The frames not delivered yet; the caller holds the lock."""
         sent = [self._sent] if self._sent is not None else []
         return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
 
     # -- out -------------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
-        """The thread: one frame after another, until the connection is closed or has failed."""
+        """The thread: sends one frame after another, until the connection is closed or has failed."""
         while True:
             with self._changed:
                 while self._calls.failure is None and not self._on_its_way() and not self._calls.ending:
@@ -186,7 +186,7 @@ class AppendSender:
                 ticket.settle(outcome)
 
     def _let_it_fill(self) -> None:
-        """Hold a frame for a moment that is neither full nor waited for: few large messages cost less than many."""
+        """Wait a moment for more shards, unless a frame is full or urgent: few large messages cost less than many."""
         until_s = self._clock_s() + _FILL_S
         while self._calls.failure is None and not self._calls.ending and not self._full and not self._awaited:
             left_s = until_s - self._clock_s()
@@ -204,7 +204,7 @@ class AppendSender:
     # -- ending ----------------------------------------------------------------------------------
 
     def fail(self, error: VolumeFailed) -> None:
-        """Make every call from now on, and everybody who waits, fail."""
+        """Make all further calls fail, and everybody who waits."""
         with self._changed:
             self._fail(error)
 
@@ -216,7 +216,7 @@ class AppendSender:
         self._changed.notify_all()
 
     def close(self, within_s: float) -> None:
-        """Take nothing more, and send what is queued, as far as that can be done in this time."""
+        """Take no more appends, and send what is queued, for at most ``within_s`` seconds."""
         with self._changed:
             self._calls.end()
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Appends to workers' volumes: what one cannot take goes to another, and all of it is made durable."""
+"""Appends to workers' volumes: shards that one cannot take go to another, and all are made durable."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ class Workers(Protocol):
     """What appends need of a fleet.
 
     Attributes:
-        witnesses: by slot, where they are kept: the latest version that was made durable there.
+        witnesses: by slot, the key of the latest version that was made durable there.
     """
 
     witnesses: dict[int, ShardKey]
 
     def __len__(self) -> int:
-        """How many workers there are, online or not."""
+        """The number of workers, online or not."""
 
     def online(self) -> list[tuple[int, WorkerVolume]]:
         """The usable volumes with their slots."""
 
     def volume(self, slot: int) -> WorkerVolume | None:
-        """The volume in a slot, None while it is offline."""
+        """The volume in a slot; None while it is offline."""
 
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """The slot that each shard of a stripe belongs to."""
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
-        """The slot that each shard of a stripe is put on now."""
+        """The slot that each shard of a stripe is written to now."""
 
     def takes_new(self, slot: int) -> bool:
-        """Whether a worker is neither full, slow nor distrusted, so that it is given what is new."""
+        """Whether a worker is given new shards: it is neither full, slow nor distrusted."""
 
     def full(self) -> frozenset[int]:
-        """Workers that have no space for more."""
+        """Workers that cannot take more shards."""
 
     def why_no_space(self) -> StorageError:
-        """The error of a write that too few workers can take."""
+        """The error for a write that too few workers can take."""
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
         """Stop using a volume that failed."""
 
     def note_write_refused(self, slot: int, error: StorageError) -> None:
-        """A worker cannot write what it was given."""
+        """Note that a worker could not write what it was given."""
 
     def note_refusal(self) -> None:
-        """A worker refused appends that may be another push's: whoever began before now looks what is missing."""
+        """Note that a worker refused appends, maybe of another push: every push under way checks what is missing."""
 
     def note_undurable(self, slot: int) -> None:
-        """A full worker cannot make durable what it took before."""
+        """Note that a full worker could not make durable what it took before."""
 
     def note_durable(self, slot: int) -> None:
-        """A worker has made durable all that it was given."""
+        """Note that a worker has made durable all that it was given."""
 
     def note_taken(self, took_s: dict[int, float]) -> None:
-        """How long each worker took to make what it was given durable."""
+        """Note how long each worker took to make durable what it was given."""
 
 
 class _Started(NamedTuple):
-    """A sync under way."""
+    """A running sync."""
 
     slot: int
     volume: WorkerVolume
@@ -72,18 +72,18 @@ class _Started(NamedTuple):
 
 
 class Appends:
-    """Sends shards to workers. Thread-safe: it takes no lock, and calls none of ``workers`` with one held.
+    """Sends shards to workers. Thread-safe: it takes no lock, and holds none when it calls ``workers``.
 
     Args:
-        workers: told of everything that goes wrong, so that targets lead elsewhere then.
+        workers: the fleet, which is notified of every failure, so that it changes the targets.
     """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._unsynced: set[int] = set()  # were given something since they were synced last
+        self._unsynced: set[int] = set()  # slots that were given shards since their last sync
 
     def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
-        """See :meth:`Fleet.append`. What a worker cannot take any more goes to those that stand in for it."""
+        """See :meth:`Fleet.append`. Shards that a worker cannot take go to its stand-ins."""
         while batches:
             left: list[Shard] = []
             for slot, shards in batches.items():
@@ -102,9 +102,9 @@ class Appends:
         return ()
 
     def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
-        """See :meth:`Fleet.append_and_sync`. Each worker gets all of it in one message."""
+        """See :meth:`Fleet.append_and_sync`. Each worker gets its shards in one message if they fit."""
         others = True
-        again: set[int] = set()  # refused some of it, and are to make durable what they took before
+        again: set[int] = set()  # refused shards now, but must sync what they took before
         while batches or others or again:
             tickets: list[_Started] = []
             online = dict(self._workers.online())
@@ -122,7 +122,7 @@ class Appends:
                     left += batches.get(slot, [])
                 if isinstance(error, (StoreFull, VolumeUnavailable)):
                     if slot in refusals:
-                        # It is not asked again before it is tried as one that has space.
+                        # It is synced again only once it is tried again as a worker with space.
                         self._unsynced.discard(slot)
                         self._workers.note_undurable(slot)
                     else:
@@ -130,14 +130,14 @@ class Appends:
             batches, others = self._again(left), False
 
     def _is_synced_with_all(self, slot: int) -> bool:
-        """Whether a worker is asked to make durable what it has whenever all are."""
+        """Whether this worker is included when all workers are synced."""
         return slot in self._unsynced or self._workers.takes_new(slot)
 
     def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
-        """A version that was made durable on a store: if it comes back without, it is an older copy."""
-        if shards and kind_of(shards[-1].key) == Kind.VERSION:  # commits put it last
+        """Remember a version that was made durable on a store: without it, the store is an older copy."""
+        if shards and kind_of(shards[-1].key) == Kind.VERSION:  # commits write it last
             key = shards[-1].key
-            if self._workers.holders(stripe_of(key))[slot_of(key)] == slot:  # stand-ins get rid of theirs
+            if self._workers.holders(stripe_of(key))[slot_of(key)] == slot:  # a stand-in drops its copy later
                 self._workers.witnesses[slot] = key
 
     def _start(
@@ -154,7 +154,7 @@ class Appends:
             left += shards
 
     def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
-        """(slot, why it failed or refused) of every sync, all of which have ended."""
+        """Wait for all syncs; return (slot, why it failed or refused) of each."""
         outcomes: list[tuple[int, StorageError | None]] = []
         refused: StorageError | None = None
         for slot, volume, ticket in tickets:
@@ -165,7 +165,7 @@ class Appends:
                 self._workers.set_offline(slot, str(error), volume)
                 outcomes.append((slot, error))
             except (StoreFull, VolumeUnavailable) as error:
-                # The appends refused may be another push's.
+                # The refused appends may be of another push.
                 self._unsynced.add(slot)
                 self._workers.note_write_refused(slot, error)
                 outcomes.append((slot, error))
@@ -179,7 +179,7 @@ class Appends:
         return outcomes
 
     def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
-        """Shards that could not be delivered, by where to put them now."""
+        """The shards that could not be delivered, by the slot to write them to now."""
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
             target = self._target_now(shard.key)
@@ -189,7 +189,7 @@ class Appends:
         return batches
 
     def _target_now(self, key: ShardKey) -> int:
-        """Where to put a shard. A worker that goes away between two looks is another one's turn."""
+        """The slot to write a shard to now. Looks again if a worker has gone away in between."""
         for _ in range(len(self._workers) + 1):
             target = self._workers.targets(stripe_of(key))[slot_of(key)]
             if self._workers.volume(target) is not None:

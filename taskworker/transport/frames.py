@@ -1,6 +1,6 @@
 """Frames of the shard transport: raw bytes with small fixed headers, so that payloads are never re-coded.
 
-All numbers are little-endian. docs/format.md has the whole of it.
+All numbers are little-endian. docs/format.md has the complete format.
 
 =========  ====================================================================  ==========================
 method     request                                                               response
@@ -38,16 +38,16 @@ MESSAGE_BYTES_MAX = CHUNK_SIZE_MAX + 2 * MIB
 KEYS_MAX = 4096
 _POSITION_BYTES = 4
 SHARD_SERVICE = "taskworker.shards.ShardService"
-# No object is larger than a chunk; a larger claim would only make the reader set aside memory for it.
+# No object is larger than a chunk; a larger claim would only make the reader allocate memory for it.
 OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
-# No machine has more bytes, or shards; a thousand of these fit into 64 bits.
+# No machine has more bytes or shards; the sum of a thousand such numbers fits into 64 bits.
 COUNT_MAX = 1 << 52
 
 FLAG_URGENT = 1
 FLAG_SYNC = 2
 
 _ENTRY = struct.Struct("<36sQ32sI")  # key, object length, BLAKE3 of the payload, payload length
-_LOCATION = struct.Struct("<BIQIQ")  # there, segment, offset, payload length, object length
+_LOCATION = struct.Struct("<BIQIQ")  # present, segment, offset, payload length, object length
 _WANTED = struct.Struct("<36sI")  # key, payload length
 _FOUND = struct.Struct("<BQ32sI")  # state, object length, digest, payload length
 
@@ -61,14 +61,14 @@ class FrameError(InvalidArgument):
 
 
 class Wanted(NamedTuple):
-    """A shard to fetch: its key and how long its payload must be."""
+    """A shard to fetch: its key, and the length that its payload must have."""
 
     key: ShardKey
     length: int
 
 
 class Append(NamedTuple):
-    """An append frame as it arrives; ``instance`` is the process it is meant for, empty: whichever."""
+    """A received append frame; ``instance`` is the process that it is meant for, empty: any."""
 
     flags: int
     instance: bytes
@@ -76,10 +76,10 @@ class Append(NamedTuple):
 
 
 class AppendFrame:
-    """Shards on their way out, put together with one copy of each payload.
+    """An append frame being built; each payload is copied once.
 
     Args:
-        instance: name of the worker's process that is to take them, at most 255 bytes; empty: whichever answers.
+        instance: name of the worker's process that is to take the shards, at most 255 bytes; empty: any.
     """
 
     def __init__(self, instance: bytes = b"") -> None:
@@ -90,15 +90,15 @@ class AppendFrame:
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """The number of bytes so far."""
         return self._buffer.tell()
 
     def takes(self, shard: Shard) -> bool:
-        """Whether a shard still fits into the message; an empty one takes any."""
+        """Whether a shard still fits into the message; an empty message takes any shard."""
         return not self.keys or self.size + _ENTRY.size + _length(shard) <= MESSAGE_BYTES_MAX
 
     def add(self, shard: Shard) -> None:
-        """Put in a shard; its payload is copied and free for other use afterwards."""
+        """Add a shard; its payload is copied, and may be reused afterwards."""
         length = _length(shard)
         self._buffer.write(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
         self._buffer.write(shard.payload)
@@ -110,7 +110,7 @@ class AppendFrame:
 
     @property
     def urgent(self) -> bool:
-        """Whether somebody waits for it."""
+        """Whether somebody waits for it to be sent."""
         return self._flags != 0
 
     @property
@@ -119,7 +119,7 @@ class AppendFrame:
         return bool(self.keys) or bool(self._flags & FLAG_SYNC)
 
     def message(self) -> bytes:
-        """The frame; no copy."""
+        """The finished frame, without another copy."""
         self._buffer.getbuffer()[0] = self._flags
         return self._buffer.getvalue()
 
@@ -130,10 +130,10 @@ def _length(shard: Shard) -> int:
 
 
 def parse_append(message: bytes) -> Append:
-    """An append frame; payloads are views of ``message``.
+    """Read an append frame; payloads are views of ``message``.
 
     Raises:
-        FrameError: malformed.
+        FrameError: the frame is malformed.
     """
     if len(message) < 2 or len(message) < 2 + message[1]:
         raise FrameError("an append frame has at least its flags and the name of a process")
@@ -144,7 +144,7 @@ def parse_append(message: bytes) -> Append:
 
 
 def _parse_entries(message: bytes, at: int) -> list[Shard]:
-    """Shards one after another, from ``at`` on."""
+    """Read the shards that follow one another from position ``at``."""
     view = memoryview(message)
     shards: list[Shard] = []
     while at < len(message):
@@ -167,12 +167,12 @@ def _checked_key(key: bytes) -> ShardKey:
 
 
 def _is_end(kind: int, k: int, n: int, slot: int) -> bool:
-    """Whether a shard key may end like this; ``k`` and ``n`` less one."""
+    """Whether a shard key may end with these values; ``k`` and ``n`` are stored less one."""
     return kind in _KINDS and k <= n and slot <= n
 
 
 def join_keys(keys: Sequence[ShardKey]) -> bytes:
-    """Keys on the wire."""
+    """Serialize keys."""
     return packed_keys(keys)
 
 
@@ -180,10 +180,10 @@ def parse_keys(message: bytes) -> list[ShardKey]:
     """Inverse of :func:`join_keys`.
 
     Raises:
-        FrameError: malformed, or too many.
+        FrameError: a key is malformed, or there are too many.
     """
     keys = split_keys(message)
-    # Of thousands of keys, what follows the id is one of a few different ones.
+    # Thousands of keys have only a few different ends after the id.
     ends = set(zip(*(message[at::SHARD_KEY_BYTES] for at in range(ID_BYTES, SHARD_KEY_BYTES)), strict=True))
     if not all(_is_end(*end) for end in ends):
         for key in keys:
@@ -192,10 +192,10 @@ def parse_keys(message: bytes) -> list[ShardKey]:
 
 
 def split_keys(message: bytes) -> list[ShardKey]:
-    """Like :func:`parse_keys`, where what is no key of a shard does no harm.
+    """Like :func:`parse_keys`, for uses where keys that are no shard keys do no harm.
 
     Raises:
-        FrameError: no whole number of keys, or too many.
+        FrameError: the length is not a multiple of a key's, or there are too many.
     """
     count, rest = divmod(len(message), SHARD_KEY_BYTES)
     if rest:
@@ -206,7 +206,7 @@ def split_keys(message: bytes) -> list[ShardKey]:
 
 
 def pack_positions(positions: Sequence[int]) -> bytes:
-    """Positions among keys on the wire."""
+    """Serialize positions among keys."""
     return struct.pack(f"<{len(positions)}I", *positions)
 
 
@@ -214,7 +214,7 @@ def parse_positions(message: bytes, count: int) -> list[int]:
     """Inverse of :func:`pack_positions`.
 
     Raises:
-        FrameError: not ascending positions among ``count`` keys.
+        FrameError: they are not ascending positions among ``count`` keys.
     """
     number, rest = divmod(len(message), _POSITION_BYTES)
     if rest or number > count:
@@ -226,7 +226,7 @@ def parse_positions(message: bytes, count: int) -> list[int]:
 
 
 def pack_locations(locations: Iterable[Location | None]) -> bytes:
-    """Locations on the wire."""
+    """Serialize locations."""
     return b"".join(
         _LOCATION.pack(0, 0, 0, 0, 0) if location is None else _LOCATION.pack(1, *location) for location in locations
     )
@@ -236,7 +236,7 @@ def parse_locations(message: bytes, count: int) -> list[Location | None]:
     """Inverse of :func:`pack_locations`.
 
     Raises:
-        FrameError: not ``count`` locations.
+        FrameError: they are not ``count`` locations.
     """
     if len(message) != count * _LOCATION.size:
         raise FrameError(f"{len(message)} bytes are not {count} locations")
@@ -253,7 +253,7 @@ def _checked_length(object_length: int) -> int:
 
 
 def pack_wanted(wanted: Sequence[Wanted]) -> bytes:
-    """A fetch request."""
+    """Serialize a fetch request."""
     return b"".join(_WANTED.pack(key, length) for key, length in wanted)
 
 
@@ -261,7 +261,7 @@ def parse_wanted(message: bytes) -> list[Wanted]:
     """Inverse of :func:`pack_wanted`.
 
     Raises:
-        FrameError: malformed, or asks for more than fits into a message.
+        FrameError: the request is malformed, or asks for more than fits into a message.
     """
     if len(message) % _WANTED.size or len(message) > KEYS_MAX * _WANTED.size:
         raise FrameError("malformed fetch request")
@@ -272,7 +272,7 @@ def parse_wanted(message: bytes) -> list[Wanted]:
 
 
 class FetchReply:
-    """Payloads being read straight into the message that carries them."""
+    """A fetch reply, into which payloads are read directly."""
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         self._wanted = wanted
@@ -281,20 +281,20 @@ class FetchReply:
         self._missing: list[int] = []
 
     def slots(self) -> Iterator[tuple[int, Wanted, memoryview]]:
-        """(index, what is wanted, where it goes) of each shard."""
+        """(index, wanted shard, buffer for its payload) of each shard."""
         at = len(self._wanted)
         for index, want in enumerate(self._wanted):
             yield index, want, self._view[at : at + want.length]
             at += want.length
 
     def note(self, index: int, *, present: bool) -> None:
-        """Say whether the shard was read."""
+        """Record whether a shard was read."""
         self._view[index] = PRESENT if present else ABSENT
         if not present:
             self._missing.append(index)
 
     def message(self) -> bytes:
-        """The reply; a copy only if something is missing."""
+        """The reply; copied only if a shard is missing."""
         if self._missing:
             parts: list[bytes | memoryview] = [self._view[: len(self._wanted)]]
             parts += [part for index, _, part in self.slots() if index not in self._missing]
@@ -304,10 +304,10 @@ class FetchReply:
 
 
 def parse_fetched(message: bytes, wanted: Sequence[Wanted]) -> list[memoryview | None]:
-    """Payloads of a fetch reply, as views of it.
+    """The payloads of a fetch reply, as views of it.
 
     Raises:
-        FrameError: not the reply to this request.
+        FrameError: it is not a reply to this request.
     """
     states, view, at = message[: len(wanted)], memoryview(message), len(wanted)
     payloads: list[memoryview | None] = []
@@ -320,7 +320,11 @@ def parse_fetched(message: bytes, wanted: Sequence[Wanted]) -> list[memoryview |
 
 
 def pack_found(found: Sequence[Shard | int | None]) -> bytes:
-    """A read reply: shards, None for absent ones, CORRUPT for rotten ones, UNREADABLE for those out of reach now."""
+    """Serialize a read reply.
+
+    Args:
+        found: shards; None for absent ones, CORRUPT for rotten ones, UNREADABLE for those that cannot be read now.
+    """
     heads: list[bytes] = []
     payloads: list[bytes | bytearray | memoryview] = []
     for shard in found:
@@ -336,7 +340,7 @@ def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | 
     """Inverse of :func:`pack_found`; digests are not checked here.
 
     Raises:
-        FrameError: not the reply to this request.
+        FrameError: it is not a reply to this request.
     """
     at = len(keys) * _FOUND.size
     if len(message) < at:
@@ -358,7 +362,7 @@ def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | 
 
 
 def pack_shards(shards: Iterable[Shard]) -> bytes:
-    """Shards one after another, as in an append frame, without its head."""
+    """Serialize shards as in an append frame, but without its head."""
     parts: list[bytes | bytearray | memoryview] = []
     for shard in shards:
         parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, _length(shard)))
@@ -370,6 +374,6 @@ def parse_shards(message: bytes) -> list[Shard]:
     """Inverse of :func:`pack_shards`.
 
     Raises:
-        FrameError: malformed.
+        FrameError: the message is malformed.
     """
     return _parse_entries(message, 0)

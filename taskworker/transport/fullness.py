@@ -1,4 +1,4 @@
-"""Full workers: who cannot write takes nothing new until it can again, and goes on serving what it holds."""
+"""Full workers: a worker that cannot write takes nothing new until it can again, and still serves what it holds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from storage.limits import MIB
 
-_RETRY_S = 30.0  # it may have room without saying so, or have refused by mistake
+_RETRY_S = 30.0  # it may have room without reporting it, or have refused by mistake
 _RETRY_S_MAX = 600.0
 _ROOM_MIN = 16 * MIB
-_ROOM_SHARE = 50  # of a disk, one part: less would be used up within moments
+_ROOM_SHARE = 50  # one part in this many of a disk: less room would be used up within moments
 
 
 class Fullness:
@@ -19,14 +19,14 @@ class Fullness:
         clock_s: monotonic seconds.
 
     Attributes:
-        slots: of all workers that take nothing new.
-        read_only: those of them whose disks take no writes, whatever space they have.
-        refusing: those of them that could not write for want of something else than space.
+        slots: slots of all workers that take nothing new.
+        read_only: those of them whose disks take no writes.
+        refusing: those of them that could not write for another reason than lack of space.
     """
 
     def __init__(self, clock_s: Callable[[], float]) -> None:
         self._clock_s = clock_s
-        self._free: dict[int, int] = {}  # bytes, as told last
+        self._free: dict[int, int] = {}  # bytes, by the last report
         self._until_s: dict[int, float] = {}
         self._period_s: dict[int, float] = {}
         self._refused_at: dict[int, int] = {}  # bytes free when it refused, or less
@@ -35,7 +35,7 @@ class Fullness:
         self.refusing: frozenset[int] = frozenset()
 
     def refused(self, slot: int, *, read_only: bool = False, refusing: bool = False) -> bool:
-        """A worker could not write what it was given; whether it passes for full only from now on."""
+        """Note that a worker could not write what it was given; return whether it counts as full only from now on."""
         period_s = self._period_s.get(slot, _RETRY_S)
         new = slot not in self.slots
         if new:
@@ -50,11 +50,11 @@ class Fullness:
         return new
 
     def told(self, slot: int, free: int, used: int) -> bool:
-        """What a worker says of its disk, in bytes; whether it has room again."""
+        """Note a worker's report of its disk, in bytes; return whether it has room again."""
         self._free[slot] = free
         if slot not in self.slots:
             return False
-        least = self._refused_at[slot] = min(free, self._refused_at[slot])  # what was told before may have been old
+        least = self._refused_at[slot] = min(free, self._refused_at[slot])  # the earlier report may have been outdated
         if free < least + max(_ROOM_MIN, (free + used) // _ROOM_SHARE):
             return False
         self._period_s.pop(slot, None)
@@ -62,14 +62,14 @@ class Fullness:
         return True
 
     def lapse(self) -> bool:
-        """Try those again that were full for some time; whether there are any."""
+        """Try workers again that were full for some time; return whether there are any."""
         over = [slot for slot in self.slots if self._clock_s() >= self._until_s[slot]]
         for slot in over:
             self.forget(slot)
         return bool(over)
 
     def forget(self, slot: int) -> None:
-        """It is not full, or there is no such worker any more."""
+        """Note that a worker is not full, or no longer exists."""
         self.slots -= {slot}
         self.read_only -= {slot}
         self.refusing -= {slot}

@@ -1,4 +1,4 @@
-"""Where the shards of each stripe are put, may stay, and may be besides."""
+"""Where the shards of each stripe are written, where they may stay, and where else they may be."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _Row = tuple[int, ...]
 
 
 class Places:
-    """Answers for one moment: made anew whenever a worker comes, goes, or can be counted on no more. Thread-safe.
+    """The places of shards at one moment; replaced when a worker comes, goes, or changes its state. Thread-safe.
 
-    All stripes of a partition that are coded alike have the same answers, which are remembered.
+    All stripes of a partition with the same k and n have the same places, which are remembered.
 
     Args:
-        layouts: the current one and former ones, the newest first; none before the first worker joined.
-        targets: by which shards are put; None before the first worker joined.
+        layouts: the current layout, then former ones, newest first; none before the first worker joined.
+        targets: where shards are written; None before the first worker joined.
         undurable: full members that could not make durable what they had taken.
-        there: slots of all members that are online, with a part in a layout or without.
+        there: slots of all members that are online, whether or not they are in a layout.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Places:
         return self._layouts[0]
 
     def targets(self, stripe: StripeKey) -> _Row:
-        """Where to put each shard."""
+        """The slot to write each shard to."""
         key = partition_of(stripe), stripe[33:35]
         found = self._targets.get(key)
         if found is None:
@@ -63,16 +63,16 @@ class Places:
 
     @property
     def differ(self) -> bool:
-        """Whether any member keeps what it holds although others are given what is new for it."""
+        """Whether any full member keeps its shards while others take new ones in its place."""
         return self._latest is not None and bool(self._latest.keeping)
 
     def kept(self, stripe: StripeKey, targets: _Row, *, strict: bool) -> _Row:
-        """Where each shard may stay: on its holder, if that one is full, or else on its target.
+        """Where each shard may stay: on its holder if that is full, otherwise on its target.
 
         Args:
-            stripe: whose shards.
-            targets: of the stripe.
-            strict: count on no member that might lose what it has.
+            stripe: the stripe.
+            targets: the stripe's targets.
+            strict: whether to exclude members that might lose what they hold.
         """
         assert self._latest is not None
         key = partition_of(stripe), stripe[33:35], strict
@@ -85,9 +85,11 @@ class Places:
         return found
 
     def elsewhere(self, stripe: StripeKey) -> _Row:
-        """Members that may hold shards besides: by former layouts, others in handoff order, then whoever is there.
+        """Other online members that may hold shards of a stripe.
 
-        A worker that was lost or drained has no part in any layout any more, but may hold what is needed.
+        First those of former layouts, then others in handoff order, then the rest. A worker that was lost or drained is
+        in no
+        layout any more, but may hold needed shards.
         """
         key = partition_of(stripe), shard_count(stripe)
         found = self._elsewhere.get(key)

@@ -9,46 +9,45 @@ from storage.shards import Shard, ShardStore
 
 
 class Ticket(Protocol):
-    """A sync under way.
+    """A running sync.
 
     Attributes:
-        took_s: seconds from its start to its end, once that is reached.
+        took_s: seconds from its start to its end, once it has ended.
     """
 
     took_s: float
 
     def wait(self) -> None:
-        """Return when everything before is durable.
+        """Wait until everything appended before is durable.
 
         Raises:
-            StoreFull, VolumeFailed: something of it could not be stored.
+            StoreFull, VolumeFailed: some of it could not be stored.
         """
 
 
 class WorkerVolume(ShardStore, Protocol):
-    """A worker's volume as a shard store that takes a round trip to reach.
+    """A worker's volume as a shard store that is reached over the network.
 
-    What is appended may still be on its way; a failure of it shows at the next sync.
+    Appended shards may still be under way; if they fail, the next sync raises the error.
 
     Attributes:
-        misbehaved: how the worker answered as a sound one does not, if it did: with nonsense, or for ever.
+        misbehaved: how the worker misbehaved: by a malformed answer, or one that never ended; empty: it did not.
     """
 
     misbehaved: str
 
     def instance(self) -> str:
-        """Random name of the process that answers."""
+        """The random name of the process that answers."""
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
-        """Append ``shards`` and make them and everything before durable."""
+        """Append ``shards``, and make them and everything before durable."""
 
 
 Connect = Callable[[str, str, str], WorkerVolume]
-"""Connects to the worker at an address (first argument) that people know by a name (second).
+"""(address, name, instance) → a connection to the worker.
 
-Writes are taken by that process of it only whose instance is the third: another one may have lost what was
-appended before.
+Only the process with this instance name takes writes: another one may have lost what was appended before.
 """
 
 Identify = Callable[[str, str], str]
-"""The instance of the process that answers at the address (first argument) of a worker (second)."""
+"""(address, name) → the instance name of the process that answers at a worker's address."""

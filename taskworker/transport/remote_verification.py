@@ -1,4 +1,4 @@
-"""The second half of verifying a worker's volume: what is to become of the shards found bad."""
+"""The second half of the verification of a worker's volume: what happens to the corrupt shards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RemoteVerification:
     """See :class:`storage.shards.port.Verification`.
 
     Args:
-        calls: to the worker.
-        token: by which the worker knows it.
+        calls: makes the calls to the worker.
+        token: the worker's token for this verification.
     """
 
     def __init__(self, calls: ShardCalls, token: bytes) -> None:
@@ -46,4 +46,4 @@ class RemoteVerification:
         try:
             return ask()
         except InvalidArgument as error:
-            raise VolumeFailed(f"worker {self._calls.name} was started anew during a verification ({error})") from None
+            raise VolumeFailed(f"worker {self._calls.name} restarted during a verification ({error})") from None

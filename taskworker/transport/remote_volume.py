@@ -36,22 +36,22 @@ from taskworker.transport.frames import (
 from taskworker.transport.remote_verification import RemoteVerification
 from taskworker.transport.shard_calls import LONG_TIMEOUT_S, ShardCalls
 
-# A worker that takes longer over one message than this is as good as away: the data goes elsewhere.
+# A worker that takes longer than this for one message counts as away, and the data goes elsewhere.
 CALL_TIMEOUT_S = 5.0
-# A worker that scans its disk for records shows what it found, if only that it goes on, every second or so.
+# A worker that scans its disk for records sends a message every second or so, empty if it has found none.
 _SCAN_TIMEOUT_S = 60.0
-# A worker shows 256 KiB of records at a time; those of earlier releases 1 MiB, not counting what goes with each.
+# A worker sends 256 KiB of records at a time; those of earlier releases send 1 MiB. Headers come on top.
 _PAGE_OF_RECORDS_BYTES_MAX = 5 * MIB
-# What a worker may make a walk over its keys wait in all: so long, and longer the more keys it gives. An honest one
-# gives 4096 within milliseconds.
+# How long a walk over a worker's keys may wait in total: this time, and more for each key it returns. An honest worker
+# returns 4096 keys within milliseconds.
 _WALK_WAIT_S = 30.0
 _WALK_KEYS_PER_S_MIN = 5_000
-# More than this no worker holds: 2^30 shards, and of a range of ids as much of that as the range is wide, at least a
+# No worker holds more than 2^30 shards. For a range of ids, the limit is proportional to its width, but at least a
 # 256th.
 _KEYS_HELD_MAX = 1 << 30
 _RANGES = 256
 _PROBE_S = 1.0
-# The worker reads them before it answers: as many of the largest as a slow disk gives within the time limit.
+# The worker reads them all before it answers: a slow disk reads this many of the largest within the time limit.
 _CHECKED_TOGETHER = 32
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
@@ -62,14 +62,13 @@ _usages = msgspec.msgpack.Decoder(VolumeUsage)
 class RemoteVolume:
     """See :class:`storage.shards.ShardStore`. Thread-safe.
 
-    A failed call makes the volume unusable: whoever holds it connects again with a new one.
+    A failed call makes the volume unusable; to connect again, make a new one.
 
     Args:
-        address: of the worker, ``host:port`` or ``unix:path``.
-        name: what people call it.
-        instance: the process of the worker that is meant; default whichever answers. What another one is
-            sent to append or sync fails.
-        timeout_s: for one ordinary call.
+        address: the worker's address, ``host:port`` or ``unix:path``.
+        name: the worker's name, for texts.
+        instance: name of the worker's process that is to take appends; those sent to another process fail. Empty: any.
+        timeout_s: seconds for an ordinary call.
         clock_s: monotonic seconds.
     """
 
@@ -89,7 +88,7 @@ class RemoteVolume:
 
     @property
     def misbehaved(self) -> str:
-        """What the worker answered that no honest worker answers, if it did."""
+        """How the worker misbehaved; empty: it did not."""
         return self._calls.misbehaved
 
     @misbehaved.setter
@@ -99,11 +98,11 @@ class RemoteVolume:
     # -- writing ---------------------------------------------------------------------------------
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        """See :meth:`ShardStore.append`: queued when it returns. A failure shows at the next sync."""
+        """See :meth:`ShardStore.append`. Only queues the shards: a failure is raised by the next sync."""
         self._sender.append(shards, urgent=urgent)
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
-        """Append ``shards`` and make them and everything before durable, in one message where it can be."""
+        """Append ``shards``, and make them and everything before durable, in one message if they fit."""
         return self._sender.start_sync(shards)
 
     def sync(self) -> None:
@@ -117,7 +116,7 @@ class RemoteVolume:
         return self.locate_all([key])[0]
 
     def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
-        """See :meth:`ShardStore.locate_all`. What is on its way counts as there, at place 0."""
+        """See :meth:`ShardStore.locate_all`. Shards that are being sent count as present, at segment and offset 0."""
         found: list[Location | None] = []
         for batch in batched(keys, KEYS_MAX):
             queued = self._sender.places()
@@ -130,11 +129,11 @@ class RemoteVolume:
         return self._calls.checked(lambda: parse_locations(self._calls.call("Locate", join_keys(keys)), len(keys)))
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
-        """See :meth:`ShardStore.missing`. What is on its way counts as there."""
+        """See :meth:`ShardStore.missing`. Shards that are being sent count as present."""
         found: list[int] = []
         for start in range(0, len(keys), KEYS_MAX):
             batch = keys[start : start + KEYS_MAX]
-            frames = self._sender.queued()  # before the question: what is delivered meanwhile is there
+            frames = self._sender.queued()  # read before the call, which finds what arrives meanwhile
             absent = self._ask_missing(batch)
             if frames:
                 absent = [at for at in absent if not any(batch[at] in queued for queued in frames)]
@@ -166,7 +165,7 @@ class RemoteVolume:
         return payloads
 
     def read(self, key: ShardKey) -> Shard | None:
-        """See :meth:`ShardStore.read`. That the digest is the written one is the worker's word, no more."""
+        """See :meth:`ShardStore.read`. Only the worker vouches that the digest is the one that was written."""
         self._sender.await_delivery([key])
         found = self._calls.checked(lambda: parse_found(self._calls.call("Read", key), [key]))[0]
         if found == UNREADABLE:
@@ -180,7 +179,7 @@ class RemoteVolume:
         return found
 
     def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
-        """See :meth:`ShardStore.keys`. Order, range, number and pace of what the worker lists are checked."""
+        """See :meth:`ShardStore.keys`. Order, range, number and pace of the listed keys are checked."""
         self._sender.await_delivery()
         request, most = bytes([len(start)]) + start + (stop or b""), _keys_max(start, stop)
         before, count, waited_s = b"", 0, 0.0
@@ -192,17 +191,17 @@ class RemoteVolume:
             if not _is_listing(page, before, start, stop) or count > most:
                 raise self._calls.broken(ValueError("a list of keys that is out of order, out of range or endless"))
             if waited_s > _WALK_WAIT_S + count / _WALK_KEYS_PER_S_MIN:
-                # A worker that does so again and again keeps mending from its end, as a liar would.
+                # A worker that does this repeatedly keeps mending from ending, as a liar would.
                 raise self._calls.misbehaves(f"lists its keys too slowly: {count:,} in {waited_s:.0f} s")
             before = page[-1]
             yield from page
             asked_s = self._clock_s()
 
     def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        """See :meth:`ShardStore.records`. How long they may take in all is for the caller to say."""
+        """See :meth:`ShardStore.records`. The caller has to limit the total time."""
         self._sender.await_delivery()
         most = MESSAGE_BYTES_MAX if Kind.CHUNK in kinds else _PAGE_OF_RECORDS_BYTES_MAX
-        # Over a connection of its own that keeps little ready: many workers may be asked at once.
+        # A separate connection that reads little ahead, since many workers may be asked at once.
         with self._calls.connected(most) as channel:
             request = bytes(sorted(kinds))
             for message in self._calls.stream("Records", request, each_s=_SCAN_TIMEOUT_S, all_s=None, channel=channel):
@@ -271,10 +270,11 @@ class RemoteVolume:
         return told
 
     def instance(self, *, patient: bool = True) -> str:
-        """Random name of the process that answers.
+        """The random name of the process that answers.
 
         Args:
-            patient: keep trying to connect for as long as a call may take: on a busy machine a single try may fail.
+            patient: keep trying to connect for as long as a call may take, since one attempt may fail on a busy
+                machine.
         """
         return self._calls.call("Instance", b"", wait_for_ready=patient).decode("ascii", "replace")
 
@@ -292,13 +292,13 @@ class RemoteVolume:
 
 
 def _keys_max(start: bytes, stop: bytes | None) -> int:
-    """How many keys a worker may list between two ids."""
+    """The most keys that a worker may list between two ids."""
     first, last = start[0] if start else 0, stop[0] if stop else _RANGES
     return _KEYS_HELD_MAX * max(1, last - first) // _RANGES
 
 
 def _is_listing(page: Sequence[ShardKey], before: bytes, start: bytes, stop: bytes | None) -> bool:
-    """Whether these keys go on after ``before``, in ascending order and within ``start`` <= key < ``stop``."""
+    """Whether these keys come after ``before``, in ascending order and within ``start`` <= key < ``stop``."""
     return (
         bool(page)
         and page[0] > before
@@ -309,7 +309,7 @@ def _is_listing(page: Sequence[ShardKey], before: bytes, start: bytes, stop: byt
 
 
 def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:
-    """What is wanted, as much at a time as fits into one reply."""
+    """Batches of the wanted shards, each of which fits into one reply."""
     batch: list[Wanted] = []
     size = 0
     for key, length in wanted:
@@ -323,13 +323,13 @@ def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:
 
 
 def identify_process(address: str, name: str) -> str:
-    """Random name of the process that answers at a worker's address.
+    """The random name of the process that answers at a worker's address.
 
     Raises:
-        VolumeFailed: none does.
+        VolumeFailed: no process answers.
     """
     probe = RemoteVolume(address, name, timeout_s=_PROBE_S)
     try:
         return probe.instance(patient=False)
     finally:
-        probe.abandon("it was only looked for")
+        probe.abandon("the connection only identified the process")

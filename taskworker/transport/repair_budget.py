@@ -1,4 +1,4 @@
-"""How much was made anew for each worker lately: what it says is missing there, and what it holds for others."""
+"""How much was rebuilt for each worker lately: because it claims to lack it, or in place of others."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _SPACING_S_MIN = 1.0
 
 
 class RepairBudget:
-    """Bytes by slot within an hour, and who went meanwhile. Not thread-safe; the fleet's lock guards it.
+    """Bytes rebuilt by slot within an hour, and who went away. Not thread-safe; the fleet's lock guards it.
 
     Args:
         clock_s: monotonic seconds.
-        spacing_s: a worker that goes again before has passed counts as having gone once.
+        spacing_s: departures of a worker within this time count as one.
     """
 
     def __init__(self, clock_s: Callable[[], float], spacing_s: float) -> None:
         self._clock_s = clock_s
         self._spacing_s = max(spacing_s, _SPACING_S_MIN)
-        self._spent: dict[int, tuple[float, int]] = {}  # since when, how much
-        self._gone: deque[tuple[float, int]] = deque()  # when, who; the oldest first
+        self._spent: dict[int, tuple[float, int]] = {}  # start of the hour, bytes
+        self._gone: deque[tuple[float, int]] = deque()  # time and slot, oldest first
         self._gone_last_s: dict[int, float] = {}
 
     def spend(self, slot: int, size: int) -> int:
-        """So much more was written to a worker; all of this hour."""
+        """Add bytes written to a worker; return the sum of the current hour."""
         since_s, spent = self._spent.get(slot, (self._clock_s(), 0))
         if self._clock_s() - since_s >= _WINDOW_S:
             since_s, spent = self._clock_s(), 0
@@ -33,7 +33,7 @@ class RepairBudget:
         return spent + size
 
     def note_gone(self, slot: int) -> None:
-        """A worker went away: others are given what it holds."""
+        """Note that a worker went away, so that others get its shards."""
         now_s, last_s = self._clock_s(), self._gone_last_s.get(slot)
         if last_s is None or now_s - last_s >= self._spacing_s:
             self._gone_last_s[slot] = now_s
@@ -41,9 +41,9 @@ class RepairBudget:
         self._forget_old(now_s)
 
     def gone_but_for(self, slot: int) -> list[int]:
-        """The others that went within twice the hour, each as often as it did.
+        """The other workers that went away within the last two hours, each as often as it did.
 
-        Twice, as what is spent is counted from the first of it on, and repair may begin long after they went.
+        Two hours, because the hour begins with the first bytes, and repair may begin long after a worker went away.
         """
         self._forget_old(self._clock_s())
         return [gone for _, gone in self._gone if gone != slot]

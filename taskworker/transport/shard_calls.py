@@ -1,4 +1,4 @@
-"""Calls of the shard service of one worker: over its channel, with every failure and wrong answer made an error."""
+"""Calls of one worker's shard service: every failure and every wrong answer becomes an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MIB),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MIB),
     ("grpc.enable_retries", 0),
-    # Of its own, not shared with other channels to the same address: a stalled one must not stall them.
+    # Not shared with other channels to the same address: a stalled channel must not stall them.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
@@ -38,22 +38,22 @@ _CHANNEL_OPTIONS = (
 _SCAN_AHEAD_BYTES = 256 * KIB
 # Walks and compactions read and write whole segments between two messages.
 LONG_TIMEOUT_S = 600.0
-# Calls that a worker may refuse without being broken: it keeps few verifications.
+# Calls that a sound worker may refuse, since it keeps few verifications.
 _REFUSABLE = ("Judge", "Rest")
 
 
 class ShardCalls:
-    """Calls one worker. Thread-safe, but for :meth:`fail` and :meth:`end`, which are called under the sender's lock.
+    """Calls one worker. Thread-safe, except :meth:`fail` and :meth:`end`, which are called under the sender's lock.
 
     Args:
-        address: of the worker, ``host:port`` or ``unix:path``.
-        name: what people call it.
-        timeout_s: for one ordinary call.
+        address: the worker's address, ``host:port`` or ``unix:path``.
+        name: the worker's name, for texts.
+        timeout_s: seconds for an ordinary call.
 
     Attributes:
-        misbehaved: what it answered that no honest worker answers, if it did.
-        failure: why no more calls can be made, if so.
-        ending: whether the connection is being closed: what was appended before is still sent.
+        misbehaved: how the worker misbehaved; empty: it did not.
+        failure: why no more calls can be made; None: they can.
+        ending: whether the connection is being closed; queued appends are still sent.
     """
 
     def __init__(self, address: str, name: str, timeout_s: float) -> None:
@@ -65,28 +65,28 @@ class ShardCalls:
         self._address = address
         self._channel = dial(address, _CHANNEL_OPTIONS)
         self._methods: dict[str, Any] = {}
-        self._lock = threading.Lock()  # of the further connections
+        self._lock = threading.Lock()  # guards the further connections
         self._further: set[grpc.Channel] = set()
 
     # -- the connection --------------------------------------------------------------------------
 
     def fail(self, error: VolumeFailed) -> None:
-        """Make every call from now on fail."""
+        """Make all further calls fail."""
         self.failure = self.failure or error
 
     def end(self) -> None:
-        """Take no more calls but those that send what was appended before."""
+        """Take no more calls, except those that send queued appends."""
         self.ending = True
 
     def check_usable(self) -> None:
-        """Raise an error unless calls can be made."""
+        """Raise an error if no calls can be made."""
         if self.failure is not None:
             raise VolumeFailed(str(self.failure))
         if self.ending:
             raise StoreClosed(f"the connection to worker {self.name} is being closed")
 
     def disconnect(self) -> None:
-        """Close all connections; calls under way fail."""
+        """Close all connections; running calls fail."""
         with self._lock:
             further = list(self._further)
         for channel in (self._channel, *further):
@@ -94,10 +94,10 @@ class ShardCalls:
 
     @contextmanager
     def connected(self, message_bytes_max: int) -> Iterator[grpc.Channel]:
-        """A further connection to the worker, which ends with this one if not before.
+        """A further connection to the worker, which is closed with the first one at the latest.
 
         Args:
-            message_bytes_max: of messages that come over it, of which none is fetched long before.
+            message_bytes_max: largest message that it accepts. It reads few bytes ahead.
         """
         others = {**dict(_CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": _SCAN_AHEAD_BYTES}
         options = [*(others | {"grpc.max_receive_message_length": message_bytes_max}).items()]
@@ -114,12 +114,12 @@ class ShardCalls:
     # -- calls -----------------------------------------------------------------------------------
 
     def call(self, name: str, request: bytes, timeout_s: float | None = None, *, wait_for_ready: bool = False) -> bytes:
-        """The answer to a call."""
+        """Make a call, and return the answer."""
         self.check_usable()
         return self.send(name, request, timeout_s, wait_for_ready=wait_for_ready)
 
     def send(self, name: str, request: bytes, timeout_s: float | None = None, *, wait_for_ready: bool = False) -> bytes:
-        """The answer to a call that is made while the connection is being closed, too."""
+        """Like :meth:`call`, but also while the connection is being closed."""
         timeout_s = timeout_s or self.timeout_s
         try:
             answer: bytes = self._method(name)(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
@@ -135,7 +135,7 @@ class ShardCalls:
         all_s: float | None = LONG_TIMEOUT_S,
         channel: grpc.Channel | None = None,
     ) -> Iterator[bytes]:
-        """The messages of a stream: for each at most ``each_s`` seconds are waited, for all together ``all_s``."""
+        """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``."""
         self.check_usable()
         overdue = threading.Event()
         try:
@@ -161,10 +161,13 @@ class ShardCalls:
     # -- errors ----------------------------------------------------------------------------------
 
     def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:
-        """What a failed call means: all but a full disk, what may pass, and plain refusals make the volume unusable."""
+        """The error that a failed call means.
+
+        The volume becomes unusable, unless the error is a full disk, a temporary failure or a permitted refusal.
+        """
         if self.failure is not None:
             return VolumeFailed(str(self.failure))
-        if isinstance(error, ValueError):  # gRPC's word for a closed channel
+        if isinstance(error, ValueError):  # gRPC's error for a closed channel
             return VolumeFailed(f"the connection to worker {self.name} was closed")
         return self._meaning(name, error)
 
@@ -174,7 +177,7 @@ class ShardCalls:
             return failure
         if isinstance(failure, MessageTooLarge):
             return self.broken(failure)
-        if isinstance(failure, VolumeUnavailable):  # for want of descriptors or the like; it remains in use
+        if isinstance(failure, VolumeUnavailable):  # it lacks descriptors, for example; the volume stays usable
             return VolumeUnavailable(f"worker {self.name}: {failure}")
         if type(failure) is StorageUnavailable:
             return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
@@ -183,37 +186,40 @@ class ShardCalls:
         return VolumeFailed(f"worker {self.name}: {failure}")
 
     def checked(self, parse: Callable[[], ResultT]) -> ResultT:
-        """What ``parse`` makes of an answer; a worker whose answer makes it raise ``InvalidArgument`` is broken."""
+        """Call ``parse`` on an answer, and return its result.
+
+        If it raises ``InvalidArgument``, the worker counts as broken.
+        """
         try:
             return parse()
         except InvalidArgument as error:
             raise self.broken(error) from None
 
     def number(self, form: struct.Struct, message: bytes) -> tuple[Any, ...]:
-        """The numbers in an answer."""
+        """Unpack the numbers in an answer."""
         if len(message) != form.size:
             raise self.broken(ValueError(f"{len(message)} bytes instead of {form.size}"))
         return form.unpack(message)
 
     def believable(self, number: int) -> int:
-        """A number that counts bytes or shards on one machine, small enough for those of a thousand to be added up."""
+        """Check a number of bytes or shards that one machine could have; the sum of a thousand fits into 64 bits."""
         if not 0 <= number <= COUNT_MAX:
             raise self.broken(ValueError(f"the number {number}"))
         return number
 
     def verdicts(self, answer: bytes, keys: Sequence[ShardKey]) -> list[Verdict]:
-        """The verdicts on these shards in an answer."""
+        """The verdicts on these shards, from an answer."""
         if len(answer) != len(keys) or max(answer, default=0) > max(Verdict):
             raise self.broken(ValueError("verdicts that do not fit the keys"))
         return [Verdict(verdict) for verdict in answer]
 
     def broken(self, error: Exception) -> VolumeFailed:
-        """The error of a worker whose answer cannot be right."""
+        """Note that an answer cannot be right, and return the error for it."""
         self.misbehaved = self.misbehaved or str(error)
         return VolumeFailed(f"worker {self.name} answers nonsense: {error}")
 
     def misbehaves(self, how: str) -> VolumeFailed:
-        """The error of a worker that keeps its caller waiting as no sound one does."""
+        """Note that the worker keeps its caller waiting as no sound one does, and return the error for it."""
         self.misbehaved = how
         return VolumeFailed(f"worker {self.name} {how}")
 
@@ -223,7 +229,7 @@ def _path(method: str) -> str:
 
 
 def _next_within(call: Any, within_s: float, overdue: threading.Event) -> bytes | None:
-    """The next message of a stream; None at its end. The stream is cancelled if it takes longer than that."""
+    """The next message of a stream; None at its end. Cancels the stream after ``within_s`` seconds."""
 
     def give_up() -> None:
         overdue.set()

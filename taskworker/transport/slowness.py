@@ -1,6 +1,7 @@
-"""Slow workers: who keeps all others waiting, push after push, is given nothing to write for a while.
+"""Slow workers: a worker that repeatedly keeps all others waiting gets nothing to write for a while.
 
-So is who cannot read what it says it holds, for whatever reason: an excuse is no proof of a lie, nor of a shard.
+So does a worker that cannot read what it claims to hold, for whatever reason: an excuse proves neither a lie nor that
+the shard exists.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ _SLOW_S = 2.0
 _TIMES_SLOWER = 5.0
 _STRIKES = 3
 _UNREAD_MAX = 8
-_UNREAD_WITHIN_S = 3600.0  # bad moments that lie further apart than this have nothing to do with one another
-_SHUNNED_S = 20.0  # shorter than the usual grace: what it holds is not made again for one bad moment
+_UNREAD_WITHIN_S = 3600.0  # failures that lie further apart than this are unrelated
+_SHUNNED_S = 20.0  # shorter than the usual grace time, so that its shards are not rebuilt because of one bad moment
 _SHUNNED_S_MAX = 3600.0
 _FORGIVEN_AFTER_TIMES = 10
 
@@ -23,8 +24,9 @@ _FORGIVEN_AFTER_TIMES = 10
 class Slowness:
     """Which workers took much longer than the others several times in a row. Not thread-safe.
 
-    A slow one is tried again after twenty seconds, then after forty, eighty and so on. One that then keeps up
-    for ten times as long as it was left out last time begins with twenty seconds again.
+    A slow worker is tried again after 20 seconds, then after 40, 80 and so on. If it then keeps up for ten times as
+    long as
+    it was last left out, it starts again with 20 seconds.
 
     Args:
         clock_s: monotonic seconds.
@@ -40,10 +42,10 @@ class Slowness:
         self.slow: frozenset[int] = frozenset()
 
     def note(self, took_s: Mapping[int, float]) -> bool:
-        """How long each worker took over what all were asked at once; whether one is slow from now on."""
+        """Note how long each worker took over one common request; return whether one is slow from now on."""
         if len(took_s) < 2:
             return False
-        if max(took_s.values()) <= _SLOW_S:  # nearly always, and with every push
+        if max(took_s.values()) <= _SLOW_S:  # the usual case, with every push
             for slot in took_s:
                 self._strikes.pop(slot, None)
             return False
@@ -56,7 +58,7 @@ class Slowness:
         return self.slow != before
 
     def note_unread(self, slot: int) -> bool:
-        """A worker could not read a shard that it says it holds; whether it is as good as slow from now on."""
+        """Note that a worker could not read a shard it claims to hold; return whether it counts as slow from now on."""
         if self._clock_s() - self._unread_since_s.get(slot, -math.inf) > _UNREAD_WITHIN_S:
             self._unread[slot] = 0
             self._unread_since_s[slot] = self._clock_s()
@@ -71,7 +73,7 @@ class Slowness:
         period_s = self._next_period_s(slot)
         self._period_s[slot] = period_s
         self._until_s[slot] = self._clock_s() + period_s
-        self._strikes[slot] = _STRIKES - 1  # once more is enough when it is tried again
+        self._strikes[slot] = _STRIKES - 1  # one more slow answer is enough when it is tried again
         self.slow |= {slot}
 
     def _next_period_s(self, slot: int) -> float:
@@ -81,7 +83,7 @@ class Slowness:
         return min(2 * last_s, _SHUNNED_S_MAX)
 
     def lapse(self) -> bool:
-        """Try those again whose time is over; whether there are any."""
+        """Try workers again whose time is over; return whether there are any."""
         over = {slot for slot in self.slow if self._clock_s() >= self._until_s[slot]}
         self.slow -= over
         return bool(over)

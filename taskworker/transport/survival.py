@@ -1,4 +1,4 @@
-"""How many workers, zones or owners a pool can lose with everything readable, going by where shards have been put."""
+"""How many workers, zones or owners a pool can lose with all data readable, by where shards were written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskworker.transport.target_history import TargetHistory
 from taskworker.transport.targets import Targets
 
 Domain = Callable[[Member], str]
-"""Names what a member fails together with."""
+"""Names the failure domain of a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,13 @@ class Survival:
     """What is known of the members at one moment.
 
     Attributes:
-        layout: the current one.
-        history: where shards have been put.
-        members: slots of all members there are.
-        gone: those whose shards do not count: they are away, or distrusted.
-        lacking: those that may lack something that belongs on them.
-        full: those that have no space.
-        is_mended: whether every shard is where it should be put now.
+        layout: the current layout.
+        history: where shards have been written.
+        members: slots of all members.
+        gone: members whose shards do not count, because they are away or distrusted.
+        lacking: members that may lack shards that belong on them.
+        full: members that have no space.
+        is_mended: whether every shard is where it should be now.
     """
 
     layout: Layout
@@ -38,14 +38,13 @@ class Survival:
     is_mended: bool
 
     def losses(self, profile: ErasureProfile, domain: Domain) -> int:
-        """How many more whole failure domains may be lost, whichever; -1 if some files cannot be read now.
+        """How many more whole failure domains, whichever, may be lost; -1 if some files cannot be read now.
 
-        What was there when all was last mended is where it was then; what came since is on the targets of
-        its time.
+        Shards from before the last complete mend are where they were then; later ones are on the targets of their time.
 
         Args:
-            profile: how the files are coded.
-            domain: what fails together.
+            profile: the files' erasure profile.
+            domain: names the failure domain of a member.
         """
         latest, history = self.history.latest, self.history
         if latest is None:
@@ -60,18 +59,18 @@ class Survival:
         return survivable
 
     def losses_when_mended(self, profile: ErasureProfile) -> int:
-        """How many more workers may be lost, whichever, once every shard is where it should be put now."""
+        """How many more workers, whichever, may be lost once every shard is where it should be now."""
         latest = self.history.latest
         return -1 if latest is None else self._when_mended(latest, profile, by_worker)
 
     def _when_mended(self, latest: Targets, profile: ErasureProfile, domain: Domain) -> int:
         survivable = self._by(latest, profile, domain, self.gone)
-        if self.full:  # what they held before is there still
+        if self.full:  # they still have what they held before
             survivable = min(survivable, self.layout.losses_survivable(profile.k, domain, self.gone, profile.n))
         return survivable
 
     def _by(self, targets: Targets, profile: ErasureProfile, domain: Domain, gone: frozenset[int]) -> int:
-        """The same of stripes that lie as ``targets`` say."""
+        """How many losses stripes survive that lie on these targets."""
         of = {member.slot: domain(member) for member in targets.layout.members}
         forgotten = of.keys() - self.members
         return rows_survive(targets.rows(profile.k, profile.n), profile.k, of, gone | forgotten)

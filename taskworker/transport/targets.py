@@ -1,4 +1,4 @@
-"""Targets: where shards are put while the same workers can be counted on, given the layout and who they are."""
+"""Targets: where shards are written, given the layout and the states of the members."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ _Row = tuple[int, ...]
 
 
 class Targets:
-    """Immutable. Rows are made when they are asked for: who is there changes more often than all of them are used.
+    """Where shards are written while no member changes its state.
 
-    Not counted on are members that are away or full, those that are to be avoided, and of those that have proved
-    nothing yet all but n - k; the last two only where enough others are there. Of those that take their places, no
-    member, owner or zone is given more than n - k shards of a stripe, so that none of them alone can take it away;
-    among these the member that holds the least stands in, in the partition's order. Where too few owners are there
-    for that, it is a member of the one that holds the least.
+    Immutable. Rows are made on demand, since members change more often than all rows are used.
 
-    What full members held before is in its place on them. So others take the places of all the others first, as if
-    full ones had theirs, and those of full ones last: together with what these say to hold, nobody is counted on for
-    more than that either, wherever it can be.
+    Stand-ins replace members that are away or full. Where enough other members are present, they also replace members
+    to be avoided, and all but n - k of those on trial. No member, owner or zone gets more than n - k shards of a stripe
+    through stand-ins, so that the loss of one cannot make a stripe unreadable. Among the members that this limit
+    allows,
+    the stand-in is the one with the fewest shards, in the partition's order. If there are too few owners for the limit,
+    it
+    is a member of the owner with the fewest shards.
+
+    Full members keep what they held before. So stand-ins for all other members are chosen first, as if the full ones
+    had
+    their shards, and stand-ins for the full ones last. Where possible, the limit then also holds for a member's new
+    shards
+    together with those that full members keep.
 
     Args:
         layout: where shards belong.
         there: slots of the members that are online.
-        full: slots of those that have no space.
-        keeping: those of the full ones that are believed to hold what they held before.
-        avoided: slots of those that are distrusted or slow.
-        unproved: slots of those on trial.
+        full: slots of the members that have no space.
+        keeping: those of the full members that are trusted to keep what they held.
+        avoided: slots of the members that are distrusted or slow.
+        unproved: slots of the members on trial.
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class Targets:
         self._all: dict[tuple[int, int], frozenset[_Row]] = {}
 
     def is_like(self, other: Targets | None) -> bool:
-        """Whether shards are put in the same places by both."""
+        """Whether both write shards to the same places."""
         return other is not None and (self.layout, self._online, self.keeping, self._avoided, self._unproved) == (
             other.layout,
             other._online,
@@ -64,7 +70,7 @@ class Targets:
         )
 
     def row(self, partition: int, k: int, n: int) -> _Row:
-        """The member slot for each shard of a partition's k-of-n stripes."""
+        """The slot that each shard of a partition's k-of-n stripes is written to."""
         found = self._rows.get((partition, k, n))
         if found is None:
             found = self._rows[partition, k, n] = self._make(partition, k, n)
@@ -100,7 +106,10 @@ class Targets:
         return tuple(targets)
 
     def _who_counts(self, k: int, n: int) -> tuple[frozenset[int], frozenset[int]]:
-        """Members that may be given shards of k-of-n stripes, and those that may be given any number; none: all."""
+        """Members that may get shards of k-of-n stripes, and those of them that may get any number.
+
+        An empty set means no restriction.
+        """
         found = self._counted_on.get((k, n))
         if found is None:
             usable = _enough(self._online - self._avoided, k, n) or self._online
@@ -108,7 +117,7 @@ class Targets:
         return found
 
     def _fill(self, targets: list[int], candidates: Sequence[int], limit: int, keeping: Sequence[int] = ()) -> None:
-        """Put in each free place the candidate that is fittest, of equals the first."""
+        """Put the fittest candidate in each free place; if several are equal, the first one."""
         held = [slot for slot in targets if slot >= 0]
         for index, target in enumerate(targets):
             if target < 0:
@@ -116,11 +125,13 @@ class Targets:
                 held.append(targets[index])
 
     def _fittest(self, held: list[int], candidates: Sequence[int], limit: int, keeping: Sequence[int]) -> int:
-        """The candidate by whose choice no member, owner or zone exceeds ``limit``, and that holds the least so far.
+        """The candidate that exceeds ``limit`` for no member, owner or zone, and has the fewest shards so far.
 
-        Members are inside of zones, and zones inside of owners: taking one at a time finds a way to keep to all the
-        limits if there is one. What can be avoided least is that a single member exceeds it: pushes are promised to
-        survive its loss. What members in ``keeping`` may have beside that counts where there is still a choice.
+        Members are within zones, and zones within owners, so choosing one at a time satisfies all limits if that is
+        possible.
+        If not, the limit for a single member is kept before the others, because pushes promise to survive its loss. The
+        shards
+        that members in ``keeping`` have in addition count last.
         """
         by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
         beside = [[level[slot] for slot in keeping] for level in self._levels]
@@ -146,6 +157,6 @@ def _domains(layout: Layout, level: int) -> dict[int, int | str]:
 
 
 def _enough(slots: frozenset[int], k: int, n: int) -> frozenset[int]:
-    """These slots if a stripe over them survives the loss of any one, or there is one for each shard; else none."""
+    """These slots, if a stripe over them survives the loss of any one, or each shard gets its own; otherwise none."""
     count = len(slots)
     return slots if count and (count >= n or n - -(-n // count) >= k) else frozenset()

@@ -1,4 +1,4 @@
-"""The workers' volumes behind the engine: where shards go and come from while workers come and go."""
+"""The workers' volumes behind the engine: where shards are written and read while workers come and go."""
 
 from __future__ import annotations
 
@@ -33,18 +33,22 @@ _REPAIR_BYTES_MIN = 1 << 30
 class WorkerFleet(Fleet[WorkerVolume]):
     """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members.
 
-    A shard whose worker is away goes to the next worker in its partition's order, so that a push leaves
-    all n whenever enough workers are there to keep it readable after the loss of any one of them.
+    If a worker is away, its shards go to the next workers in the partition's order. So a push writes all n shards as
+    long
+    as enough workers are present to keep it readable after the loss of any one of them.
 
-    Thread-safe. One lock guards all state, that of the parts (conduct, absences, history) included. It is held for
-    moments: no volume is called, nothing is logged or reported, and no callback runs under it. Whatever changes where
-    shards are put ends with :meth:`_changed`, still under it. What is read often, such as ``_places`` and the sets of
-    the conduct, is replaced whole and read without it; :meth:`epoch` tells whether answers may have changed since.
+    Thread-safe. One lock guards all state, including that of the parts (conduct, absences, history). It is held only
+    briefly: no volume is called, nothing is logged or reported, and no callback runs under it. Every change of where
+    shards
+    are written ends with :meth:`_changed`, under the same lock. Frequently read attributes, such as ``_places`` and the
+    sets
+    of the conduct, are replaced as a whole and read without the lock; :meth:`epoch` tells whether answers may have
+    changed.
 
     Args:
-        allow_fragile: take pushes that the loss of a single worker would make unreadable, too.
-        grace_s: how long a worker that is away is waited for, before what it holds is made again on the others.
-        margin: what has fewer shards left than this many over k does not wait.
+        allow_fragile: accept pushes even if the loss of a single worker would make them unreadable.
+        grace_s: how long to wait for a worker that is away before its shards are rebuilt on the others.
+        margin: objects with fewer than k + ``margin`` shards left are repaired without that wait.
         clock_s: monotonic seconds.
         now_ms: milliseconds since 1970.
     """
@@ -71,8 +75,8 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._owners: dict[int, str] = {}
         self._allow_fragile = allow_fragile
         self._epoch = 0
-        self._rot = 0  # rotten shards met so far
-        self.on_rot: Callable[[], None] = lambda: None  # there may be something to mend
+        self._rot = 0  # number of rotten shards found so far
+        self.on_rot: Callable[[], None] = lambda: None  # called when there may be something to mend
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._history = TargetHistory()
         self._places = Places()
@@ -81,7 +85,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     # -- who is there ----------------------------------------------------------------------------
 
     def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
-        """Place by ``current`` from now on; ``former`` ones tell where shards may still be, the newest first."""
+        """Place shards by ``current`` from now on; ``former`` layouts, newest first, tell where shards may still be."""
         with self._lock:
             before, self._layouts = self._layouts[:1], (current, *former)
             for member in current.members:
@@ -89,11 +93,11 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 self._moves.setdefault(member.slot, 0)
             if before != (current,):
                 self._changed()
-            else:  # where shards are put does not change by the end of a former layout
+            else:  # dropping a former layout does not change where shards are written
                 self._places = self._current_places()
 
     def attach(self, slot: int, volume: WorkerVolume, owner: str = "") -> None:
-        """Take a member's volume into use."""
+        """Attach a member's volume."""
         with self._lock:
             self._owners[slot] = owner
             before, self._stores[slot] = self._stores.get(slot), volume
@@ -104,13 +108,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
             before.abandon(f"worker {self.name(slot)} connected again")
 
     def note_emptied(self, slot: int) -> None:
-        """A member came back with an empty volume."""
+        """Note that a member came back with an empty volume."""
         self.incomplete.add(slot)
         with self._lock:
             self._history.note_emptied(slot)
 
     def remove(self, slot: int) -> None:
-        """Forget a member that has no part in the layout any more."""
+        """Forget a member that is not in the layout any more."""
         with self._lock:
             volume = self._stores.pop(slot, None)
             self._owners.pop(slot, None)
@@ -130,22 +134,22 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self.note_rot(slot, 1)
 
     def note_rot(self, slot: int, count: int) -> None:
-        """A worker gave out, or found on its disk, rotten shards: they are to be made anew."""
+        """Note that a worker sent rotten shards, or found some on its disk, so that they are rebuilt."""
         with self._lock:
             self._conduct.note_rot(slot, count)
             if not self.trusts(slot):
-                return  # nothing that is counted on
+                return  # its shards do not count
             self._rot += count
         self.on_rot()
 
     def note_lie(self, slot: int, key: bytes, text: str) -> None:
-        """See :meth:`Fleet.note_lie`. A worker that does it again and again is not believed any more."""
+        """See :meth:`Fleet.note_lie`. A worker that lies repeatedly is distrusted."""
         super().note_lie(slot, key, text)
         with self._lock:
             believed = self.trusts(slot)
-            lost = self._conduct.note_lie(slot, shard=bool(key))  # it may be another answer, such as a list of keys
+            lost = self._conduct.note_lie(slot, shard=bool(key))  # an empty key: the lie is not about a shard
             if not believed:
-                return  # nothing that it says was counted on
+                return  # its answers did not count
             self._rot += 1
             if lost:
                 self._changed()
@@ -154,17 +158,17 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.on_rot()
 
     def failed(self, slot: int, store: ShardStore, error: StorageError) -> None:
-        """See :meth:`Fleet.failed`. One that cannot say what it holds, again and again, is stood in for."""
+        """See :meth:`Fleet.failed`. Others stand in for a worker that repeatedly cannot tell what it holds."""
         super().failed(slot, store, error)
         if isinstance(error, VolumeUnavailable):
             self.note_unread(slot)
 
     def note_unread(self, slot: int) -> None:
-        """See :meth:`Fleet.note_unread`. Others stand in for one that says so again and again."""
+        """See :meth:`Fleet.note_unread`. Others stand in for a worker that repeatedly cannot read its shards."""
         self._note(lambda: self._conduct.note_unread(slot))
 
     def note_made(self, slot: int, size: int) -> None:
-        """See :meth:`Fleet.note_made`. One that lacks, hour after hour, what it was given is not believed any more."""
+        """See :meth:`Fleet.note_made`. A worker is distrusted if it lacks more within an hour than it was given."""
         with self._lock:
             spent = self._conduct.note_made(slot, size)
         if spent > self.repair_bytes_max(slot) and self._note(lambda: self._conduct.distrust(slot)):
@@ -173,7 +177,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
             super().note_lie(slot, b"", text)
 
     def gone_but_for(self, slot: int) -> list[int]:
-        """Others whose shards this one may have been given of late, each as often as it went away."""
+        """Other workers that went away lately, so that this one may have their shards; each as often as it went."""
         with self._lock:
             return self._conduct.gone_but_for(slot)
 
@@ -182,16 +186,16 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return slot not in self._conduct.distrusted
 
     def is_spotless(self, slot: int) -> bool:
-        """Whether no lie of a worker has come to light lately, not even one that can be borne with."""
+        """Whether no lie of a worker was found lately, not even one that is tolerated."""
         with self._lock:
             return self._conduct.is_spotless(slot)
 
     def distrusted(self) -> frozenset[int]:
-        """Workers whose word does not count."""
+        """Workers whose answers about shards do not count."""
         return self._conduct.distrusted
 
     def proven_liars(self) -> list[int]:
-        """Workers that lied so often that they should be done without."""
+        """Workers that lied so often that the pool should drain them."""
         with self._lock:
             return self._conduct.proven_liars()
 
@@ -200,72 +204,78 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._conduct.slow
 
     def forgive(self) -> None:
-        """Trust those again that have not lied for long enough, and try those that were slow or full."""
+        """Trust workers again that have not lied for long enough, and try slow or full ones again."""
         self._note(self._conduct.lapse)
 
     def full(self) -> frozenset[int]:
-        """Workers that have no space for more: they serve what they hold, and others take what is new."""
+        """Workers that cannot take more shards: they serve what they hold, and others take new shards."""
         return self._conduct.full
 
     def note_space(self, slot: int, free: int, used: int) -> None:
-        """What a worker says of its disk, in bytes. If it has room again, it gets what others took for it."""
+        """Note a worker's report of its disk, in bytes. If it has room again, it gets its shards from its stand-ins."""
         self._note(lambda: self._conduct.note_space(slot, free, used))
 
     def note_write_refused(self, slot: int, error: StorageError) -> None:
-        """See :meth:`Fleet.note_write_refused`. Others take what is new for it; who began before now looks again."""
+        """See :meth:`Fleet.note_write_refused`. Others take its new shards; pushes under way check what is missing."""
         with self._lock:
             new, mended = self._conduct.note_refused(slot, error), self.is_mended()
             self._history.note_refused(slot)
             self._changed()
         if new:
-            log.warning("worker %s takes no writes, others take what is new: %s", self.name(slot), error)
+            log.warning("worker %s takes no writes, others take new shards: %s", self.name(slot), error)
         if new or mended:
             self.on_rot()
 
     def note_refusal(self) -> None:
-        """A worker refused appends that may be another push's: whoever began before now looks what is missing."""
+        """Note that a worker refused appends, which may be of another push.
+
+        Every push under way then checks what is missing.
+        """
         with self._lock:
             self._epoch += 1
         self.on_rot()
 
     def note_undurable(self, slot: int) -> None:
-        """A full worker cannot make durable what it took before: that may be lost, the rest can still be read."""
+        """Note that a full worker cannot make durable what it took before.
+
+        Those shards may be lost; its others can still be read.
+        """
         with self._lock:
             new = self._conduct.note_undurable(slot)
             self._changed()
         if new:
-            log.warning("worker %s may lose what it was given last: its disk does not make it durable", self.name(slot))
+            log.warning("worker %s may lose its latest shards: its disk does not make them durable", self.name(slot))
 
     def note_durable(self, slot: int) -> None:
-        """A worker has made durable all that it was given."""
+        """Note that a worker has made durable all that it was given."""
         if slot in self._conduct.undurable:
             with self._lock:
                 self._conduct.note_durable(slot)
                 self._changed()
 
     def note_taken(self, took_s: dict[int, float]) -> None:
-        """How long each worker took to make what it was given durable. Others stand in for slow ones."""
+        """Note how long each worker took to make durable what it was given. Others stand in for slow ones."""
         if self._note(lambda: self._conduct.note_taken(took_s)):
             log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
 
     def takes_new(self, slot: int) -> bool:
-        """Whether a worker is neither full, slow nor distrusted, so that it is given what is new."""
+        """Whether a worker is given new shards: it is neither full, slow nor distrusted."""
         return slot not in self._conduct.avoided and slot not in self._conduct.full
 
     def why_no_space(self) -> StorageError:
-        """The error of a write that too few workers can take."""
+        """The error for a write that too few workers can take."""
         return self._conduct.why_no_space(self.name)
 
     def read_only(self) -> frozenset[int]:
-        """Those of the :meth:`full` ones whose disks take no writes, whatever space they have."""
+        """Those of the :meth:`full` workers whose disks take no writes."""
         return self._conduct.read_only
 
     def refusing(self) -> frozenset[int]:
-        """Those of the :meth:`full` ones that could not write for want of something else than space."""
+        """Those of the :meth:`full` workers that could not write for another reason than lack of space."""
         return self._conduct.refusing
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
-        """See :meth:`Fleet.set_offline`. One that answered nonsense, or held the pool up, is doubted."""
+        """See :meth:`Fleet.set_offline`. If the worker misbehaved, that counts as a lie."""
         volume = self._stores.get(slot)
         super().set_offline(slot, reason, failed)
         if volume is not None:
@@ -275,9 +285,9 @@ class WorkerFleet(Fleet[WorkerVolume]):
             self.note_lie(slot, b"", f"misbehaves: {volume.misbehaved}")
 
     def use_unproved(self, slots: Iterable[int]) -> None:
-        """These members have not shown yet that they keep what they are given.
+        """Set the members that are on trial.
 
-        At most n - k shards of a stripe are put on them, so that whatever they do it can be read without them.
+        At most n - k shards of a stripe are written to them, so that the stripe can be read without them.
         """
         unproved = frozenset(slots)
         with self._lock:
@@ -286,17 +296,17 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 self._changed()
 
     def lies(self) -> dict[int, int]:
-        """How many wrong or rotten shards each worker gave out since the pool started, for those that did."""
+        """How many wrong or rotten shards each worker has had since the pool started; only workers with some."""
         with self._lock:
             return self._conduct.wrong_shards()
 
     def times_lied(self, slot: int) -> int:
-        """How often a worker was shown to say what is not so since the pool started, of shards or of anything else."""
+        """How many lies of a worker, about shards or otherwise, were found since the pool started."""
         with self._lock:
             return self._conduct.times_lied(slot)
 
     def _note(self, note: Callable[[], bool]) -> bool:
-        """Take note of something. If that makes a difference, shards are put elsewhere from now on."""
+        """Call ``note``; if it returns true, update where shards are written. Return its result."""
         with self._lock:
             differs = note()
             if differs:
@@ -306,14 +316,14 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return differs
 
     def _changed(self) -> None:
-        """See :meth:`Fleet._changed`. Nobody who looks meanwhile keeps what held before."""
+        """See :meth:`Fleet._changed`. Readers that run concurrently do not keep outdated answers."""
         self._epoch += 1
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._conduct.slow)
         if self._layouts:
             self._history.note(self._current_targets())
         self._places, self._expected = self._current_places(), None
-        self._epoch += 1  # who began to look in between has seen some of both
+        self._epoch += 1  # a reader that began in between may have seen a mixture
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
@@ -328,23 +338,23 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return (self._epoch,)
 
     def reattach(self) -> list[int]:
-        """Workers come back by themselves: their heartbeats tell."""
+        """See :meth:`Fleet.reattach`. Nothing to do: workers come back by themselves, and send heartbeats."""
         return []
 
     def check_present(self, *, at_once: bool = False) -> None:
-        """Whether workers are there is told by their heartbeats and by calls to them."""
+        """See :meth:`Fleet.check_present`. Nothing to do: heartbeats and calls show whether workers are present."""
 
     # -- who is waited for -----------------------------------------------------------------------
 
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
-        """See :meth:`Fleet.awaited`. What is in danger does not wait, where making it again can help."""
+        """See :meth:`Fleet.awaited`. A stripe in danger does not wait, if a repair can help."""
         if self.is_in_danger(stripe, there):
             return frozenset()
         expected = self._who_is_expected()
         return expected.shards_of(stripe) if expected.slots else frozenset()
 
     def awaited_workers(self) -> dict[str, float]:
-        """The workers that are away and waited for, by name, each with how many more seconds."""
+        """The workers that are away and waited for, by name, each with the seconds left."""
         with self._lock:
             awaited = self._absences.awaited(self._stores)
         return {self.name(slot): left_s for slot, left_s in awaited.items()}
@@ -365,17 +375,17 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._places.layout
 
     def away(self) -> list[int]:
-        """See :meth:`Fleet.away`. Workers that are done without, or distrusted, are not waited for."""
+        """See :meth:`Fleet.away`. Workers that are out of the layout or distrusted are not waited for."""
         members = self._layouts[0].members if self._layouts else ()
         slots = (member.slot for member in members)
         return [slot for slot in slots if self._stores.get(slot) is None and self.trusts(slot)]
 
     def awaits_any(self) -> bool:
-        """Whether any worker that is not forgotten, with a part in a layout or without, is away and might come back."""
+        """Whether any known worker, in a layout or not, is away and might come back."""
         return any(store is None for store in list(self._stores.values()))
 
     def member(self, slot: int) -> Member | None:
-        """The member in a slot, by the newest layout that has it."""
+        """The member in a slot, from the newest layout that has it."""
         return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
 
     def name(self, slot: int) -> str:
@@ -384,7 +394,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return member.worker if member is not None else f"#{slot}"
 
     def owner(self, slot: int) -> str:
-        """See :meth:`Fleet.owner`. Who joined last with this slot, or had a part in a layout before."""
+        """See :meth:`Fleet.owner`. The owner by the last join, otherwise by the newest layout with this slot."""
         member = self.member(slot)
         return self._owners.get(slot, member.owner if member is not None else "")
 
@@ -393,17 +403,17 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self.name(slot)
 
     def directories(self) -> list[Path]:
-        """None: the volumes are elsewhere."""
+        """Empty: the volumes are on other machines or in other processes."""
         return []
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.targets`. The same for all stripes of a partition until a worker comes or goes."""
+        """See :meth:`Fleet.targets`. The same for all stripes of a partition with the same k and n."""
         return self._places.targets(stripe)
 
     def places(self, stripe: StripeKey) -> tuple[int, ...]:
-        """See :meth:`Fleet.places`. What full workers hold is in its place.
+        """See :meth:`Fleet.places`. Shards on full workers are in their places.
 
-        A write under way does not count on those that might lose it: it may have been given to them a moment ago.
+        A running write does not count on workers that might lose shards: it may have given them some a moment ago.
         """
         places, targets = self._places, self.targets(stripe)
         if not places.differ:
@@ -419,7 +429,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         return self._places.elsewhere(stripe)
 
     def losses_survivable(self, profile: ErasureProfile) -> int:
-        """See :meth:`Fleet.losses_survivable`, in workers."""
+        """See :meth:`Fleet.losses_survivable`; counts workers."""
         return max(0, self.domain_losses_survivable(profile, by_worker))
 
     def domain_losses_survivable(self, profile: ErasureProfile, domain: Domain) -> int:
@@ -443,19 +453,19 @@ class WorkerFleet(Fleet[WorkerVolume]):
         )
 
     def mark(self) -> tuple[int, ...]:
-        """Changes whenever shards may have gone missing: somebody came or went, or rot was met."""
+        """A value that changes when shards may be missing: a worker came or went, or rot was found."""
         return (*self.epoch(), self._rot)
 
     def is_mended(self) -> bool:
-        """Whether nothing of that kind has happened since all was mended."""
+        """Whether the mark is still that of the last complete mend."""
         return self._history.mended_at == self.mark()
 
     def note_unknown(self) -> None:
-        """There is more than was known when all was last mended, so that it has to be looked at."""
+        """Note that there may be objects unknown at the last complete mend, so that all must be examined."""
         self._history.mended_at = None
 
     def note_mended(self, mark: tuple[int, ...]) -> bool:
-        """Every shard was where it should be put when this was the :meth:`mark`; whether it still is."""
+        """Note that every shard was in its place at this :meth:`mark`; return whether the mark is still the same."""
         with self._lock:
             if self.mark() != mark:
                 return False
@@ -481,7 +491,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.append_and_sync({})
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
-        """See :meth:`Fleet.require_writable`. Losses since are made up for, see ``make_whole``."""
+        """See :meth:`Fleet.require_writable`. ``make_whole`` compensates for later losses."""
         if self._closed:
             raise StoreClosed("the pool is shutting down; try again when it is back")
         members, full = self.placement.members, self._conduct.full

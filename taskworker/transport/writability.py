@@ -1,4 +1,4 @@
-"""Whether enough workers are there for what is written to survive the loss of one."""
+"""Whether enough workers are present for written data to survive the loss of one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def require_enough(
     """Refuse a write that the loss of a single worker could make unreadable.
 
     Args:
-        profile: how it is coded.
-        members: those with a part in the layout. Only they take shards: one that is being drained does not count.
+        profile: the erasure profile of the write.
+        members: the members in the layout. Only they take shards; a member that is being drained does not count.
         there: those of them that are online.
         full: slots of those that cannot write.
-        allow_fragile: take it, unless nobody could.
-        why_no_space: the error where it is the lack of space on the full ones.
+        allow_fragile: accept the write even so, if any worker can take it.
+        why_no_space: returns the error if the reason is lack of space.
 
     Raises:
-        InsufficientWorkers: too few are online.
-        StorageError: that of ``why_no_space``.
+        InsufficientWorkers: too few workers are online.
+        StorageError: the error from ``why_no_space``.
     """
     if not there:
         raise InsufficientWorkers(f"none of the {len(members)} workers in the layout answers; start them again")
@@ -55,5 +55,5 @@ def require_enough(
 
 
 def _survives_one(profile: ErasureProfile, workers: int) -> bool:
-    """Whether a file spread over so many workers survives the loss of any one of them."""
+    """Whether a file spread over this many workers survives the loss of any one of them."""
     return profile.n - -(-profile.n // workers) >= profile.k
