@@ -150,7 +150,7 @@ def _entries(bundle: bytes) -> Iterator[tuple[PurePosixPath, memoryview]]:
 
 
 def _require_bounded(bundle: bytes) -> None:
-    """Check the sizes in all headers before anything is allocated by them.
+    """Check the sizes in all headers before any memory is allocated for them.
 
     Raises:
         FormatError: there are too many entries, an entry is too large, or one is neither a regular file nor the

@@ -42,7 +42,7 @@ def pool(
     grace: Annotated[
         float,
         typer.Option(
-            help="How long to wait for a silent worker before its shards are made again on the others.",
+            help="How long to wait for a silent worker before its shards are rebuilt on the others.",
             metavar="SECONDS",
             min=0,
         ),

@@ -142,7 +142,7 @@ class PoolClient(OperatorClient):
         return _layout_status(self._call(self._stub.GetLayout, request))
 
     def preview(self, add: Sequence[LayoutShare], remove: Sequence[str]) -> LayoutPreview:
-        """What a change of members would move, without making the change.
+        """Preview what a change of members would move, without making the change.
 
         Raises:
             InvalidArgument: a worker to remove is not a member, or no worker would be left.

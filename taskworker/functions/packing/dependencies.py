@@ -50,7 +50,7 @@ class _Package:
     files: Mapping[str, bytes]
 
     def packed(self, platform: str) -> PackedPackage:
-        """Its entry in the list of packages of a bundle."""
+        """The package's entry in a bundle's list of packages."""
         return PackedPackage(self.pinned, platform, len(self.files), sum(map(len, self.files.values())))
 
 

@@ -96,12 +96,12 @@ class CallLog:
         self._arrived.set()
 
     def read(self, query: LineQuery, *, tail: int | None = None, follow: bool = False) -> Iterator[LoggedLine | None]:
-        """Yield the kept lines; with ``follow``, go on with new ones, yielding None periodically while there are none.
+        """Yield the kept lines; with ``follow``, also new ones, and None periodically while there are none.
 
         Args:
             query: selects the lines.
             tail: how many of the last kept lines to begin with.
-            follow: whether to go on with new lines.
+            follow: whether to keep yielding new lines.
         """
         self._flush()
         at = Position() if tail is None else self._records.position_before(query, tail)

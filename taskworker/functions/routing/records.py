@@ -311,7 +311,7 @@ class _Reading:
         return Position(_number(cursor.key()) + 1 if cursor.last() else 0)
 
     def back(self, wanted: int, before: int, limit: int) -> tuple[Position | None, int, int, bool]:
-        """Search backwards for the start of the last lines; if not found, return how many lack, and where to go on."""
+        """Search back for the start of the last lines; if not found, return how many are left and where to look."""
         for looked_at, number in enumerate(self._numbers(0, before, backwards=True)):
             if looked_at == limit:
                 return None, wanted, number + 1, True

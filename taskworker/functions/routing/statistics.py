@@ -191,7 +191,7 @@ class StatisticsByFunction:
             self._by_function.pop(function, None)
 
     def changed(self) -> FiguresChanged:
-        """What was counted, and which functions were removed, since the last call of :meth:`saved`."""
+        """The statistics that changed, and the functions that were removed, since the last call of :meth:`saved`."""
         with self._lock:
             all_of_them = list(self._by_function.items())
             gone = [function for function in self._saved if function not in self._by_function]

@@ -81,7 +81,7 @@ class Tried:
         return not self._full
 
     def is_enough(self) -> bool:
-        """At the end of a round: whether the search has been in vain for too long."""
+        """Whether the search has been in vain for too long; called at the end of each round."""
         if not self.in_vain:
             self._none_since = None
             return False
