@@ -1,4 +1,4 @@
-"""For packages whose names are loaded when they are first used, so that importing one of their modules is cheap."""
+"""Loads the names of a package when they are first used, so that importing one of its modules is cheap."""
 
 from __future__ import annotations
 

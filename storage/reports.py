@@ -104,7 +104,7 @@ class RepairState:
 
     @property
     def all_examined(self) -> bool:
-        """Whether all objects were examined, so that the numbers found are final."""
+        """Whether all objects were examined, so that no more will be found."""
         return self.examined >= self.expected
 
 

@@ -118,7 +118,7 @@ class StoreParts:
             raise StoreClosed(f"the store at {self.path} is closed")
 
     def check_open(self) -> None:
-        """Check :meth:`check_usable`, and that there is a catalog.
+        """Check what :meth:`check_usable` does, and that there is a catalog.
 
         Raises:
             UsedAfterFork, StoreClosed: see :meth:`check_usable`.
@@ -129,7 +129,7 @@ class StoreParts:
             raise FormatError(f"the catalog of {self.path} is missing; run rebuild to restore it from the volumes")
 
     def check_writable(self) -> None:
-        """Check :meth:`check_open`, and that the catalog has everything that the volumes have.
+        """Check what :meth:`check_open` does, and that the catalog has everything that the volumes have.
 
         Raises:
             UsedAfterFork, StoreClosed, FormatError: see :meth:`check_open`.

@@ -212,7 +212,7 @@ class FileStorage(ReadableStore):
     ) -> Version:
         """Store content under a user's filename. An existing file gets a new version, unless the content is equal.
 
-        Equal content with another note makes a new version, too. If none was made, the result is ``unchanged``.
+        Equal content with another note makes a new version, too. If no version was made, the result is ``unchanged``.
 
         Args:
             source: bytes, a path, a binary file object (read from its position), or an iterable of bytes.
@@ -420,7 +420,7 @@ class FileStorage(ReadableStore):
         return self._parts.lineage.unfinished
 
     def counts(self) -> Counters:
-        """The numbers of files and versions, and their bytes, by the catalog alone."""
+        """The numbers of files and versions, and their bytes, from the catalog alone."""
         self._parts.check_usable()
         return self._catalog.counters()
 
@@ -439,7 +439,7 @@ class FileStorage(ReadableStore):
 
         Args:
             losses: how many losses files of a profile survive.
-            verified: whether a repair has verified since then that everything in the catalog exists.
+            verified: whether a repair has verified, since the catalog fell behind, that everything in it exists.
         """
         self._parts.check_usable()
         survivable = self._parts.figures.survivable(losses)

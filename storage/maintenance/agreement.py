@@ -138,7 +138,7 @@ class Agreement:
 
 
 def room_bytes(directory: Path) -> int:
-    """How many bytes of a disk waiting rows may take: as many as are left free."""
+    """How many bytes of the disk waiting rows may take: as many as are still free, but at least 4 MiB."""
     return max(shutil.disk_usage(directory).free, _ROOM_BYTES_MIN)
 
 

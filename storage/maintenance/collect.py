@@ -56,7 +56,7 @@ def collect(
     progress: Progress | None = None,
     pace: Callable[[float], None] | None = None,
 ) -> CollectReport:
-    """Free everything that is unreachable, while pushes go on.
+    """Free everything that is unreachable. Pushes may run meanwhile.
 
     Args:
         context: the store.

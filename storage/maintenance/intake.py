@@ -110,7 +110,7 @@ class Intake:
         _report_refused(self.belief, self.volumes, self.tally)
 
     def _believed_max(self) -> int:
-        """How many records known to the catalog a store can show: each copy, and a former copy that it replaced."""
+        """The most records of the catalog's objects that a store can show: all copies, and the ones they replaced."""
         objects = self.catalog.counters().versions + sum(1 for _ in self.catalog.tombstones())
         return 2 * self.copies * objects
 

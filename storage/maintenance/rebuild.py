@@ -124,7 +124,7 @@ class _Nodes:
 
 
 class _Found(NamedTuple):
-    """What the catalog has of a file after everything that volumes show was entered."""
+    """A file in the catalog, after everything that volumes show was entered."""
 
     file_id: bytes
     versions: list[StoredVersion]
@@ -199,7 +199,7 @@ class _UndecidedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """Decides which version of a file is its head, by which parts of each exist."""
+    """Decides which version of a file is its head, given the parts of each that exist."""
 
     stripes: StripeStore
     nodes: _Nodes

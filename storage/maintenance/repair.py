@@ -437,8 +437,8 @@ def _make_at_pace(context: MaintenanceContext, group: list[_Damaged], pace: Call
         _make_from_catalog(context, damaged.live, one) if isinstance(one, StorageError) else one
         for damaged, one in zip(group, outcomes, strict=True)
     ]
-    # While a store keeps shards that it holds for others, writing one of its own there must not drop a copy elsewhere:
-    # otherwise it would hold more shards of the object than may be lost together.
+    # A store may still hold shards of an object in place of absent stores. Then, writing its own shard there must not
+    # drop the copy elsewhere: otherwise it would hold more shards of the object than may be lost together.
     whole = [damaged for damaged in group if known is not None and not damaged.deferred]
     former = {damaged.live.stripe: damaged.where.holders for damaged in whole}
     moved = [Moved(one, _former(former.get(stripe_of(one.key)), one)) for one in written]

@@ -1,4 +1,4 @@
-"""Reports records that a walk over the store cannot read, and sets them aside, while the walk goes on."""
+"""Reports records that a walk over the store cannot read, and sets them aside so that the walk can continue."""
 
 from __future__ import annotations
 
