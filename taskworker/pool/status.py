@@ -89,7 +89,7 @@ class StatusReporter:
         views = self._workers.all()
         work = [view for piece in self._work for view in piece.views()]
         away = [view for view in views if view.record.standing.is_counted_on and view.state.is_away]
-        there = sum(not view.state.is_away for view in views)
+        readable = sum(view.record.slot in layout.by_slot and not view.state.is_away for view in views) if layout else 0
         risks = self._risks.by_profile()
         workers_survivable = min(risk.survivable for risk in risks)
         safety = Safety(
@@ -106,7 +106,7 @@ class StatusReporter:
         mending = [view for view in work if view.name in (REPAIR, REBALANCE)]
         return PoolView(
             pool_id=self._pool_id,
-            health=self._health(there, health_line(safety, len(away), mending)),
+            health=self._health(readable, health_line(safety, len(away), mending)),
             profile=self._profile,
             files=stats.files,
             versions=stats.versions,
@@ -123,10 +123,10 @@ class StatusReporter:
             accelerator=self._store.accelerator,
         )
 
-    def _health(self, there: int, health: str) -> str:
-        """The most urgent message about the pool's health."""
+    def _health(self, readable: int, health: str) -> str:
+        """The most urgent message about the pool's health; ``readable`` counts the workers that a rebuild can read."""
         if self._store.needs_rebuild:
-            return rebuild_line(there)
+            return rebuild_line(readable)
         if self._store.unfinished:
             return f"files can only be read: {self._store.unfinished}"
         return f"{BEHIND_LINE}: run `taskworker rebuild` once all workers are back" if self._store.behind else health
