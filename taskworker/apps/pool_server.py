@@ -105,10 +105,12 @@ class PoolServer:
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
         functions, capabilities = self.functions, self.capabilities
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
-        # A running call holds a place of one gate while it asks for what is outside. That must be another gate: calls
-        # could otherwise fill the only gate, and their own requests would be refused.
-        asking = Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are asking for what is outside")
-        lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool does at once")
+        # A running call holds a place at one gate while it requests secrets, outside APIs or names. These requests have
+        # another gate: otherwise calls could fill the only gate, and their own requests would be refused.
+        asking = Gate(
+            _OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are requesting secrets, outside APIs or names"
+        )
+        lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool allows at once")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
         hosting = HostingService(functions.hosting, functions.deployed)
         asked = OutsideService(

@@ -87,7 +87,7 @@ class OutsideService:
     def _call(self, token: str) -> Call:
         call = self._call_of(token)
         if call is None:
-            raise PermissionDenied("this is no call under way; only running functions reach outside")
+            raise PermissionDenied("this call is not running; only running calls can use secrets, APIs and names")
         return call
 
     @contextlib.contextmanager

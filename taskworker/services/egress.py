@@ -24,7 +24,7 @@ class EgressService:
         self._rules = proxy.rules
         self._audit = proxy.audit
         self._followers = Gate(
-            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of outside requests are being followed, as many as may be"
+            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of outside requests are being followed, as many as this pool allows"
         )
 
     def Allow(  # noqa: N802 - the names are the contract's

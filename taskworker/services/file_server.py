@@ -81,5 +81,5 @@ def _unusable(store: FileStorage) -> str:
     except StoreUnavailable as error:
         return str(error)
     except StorageError as error:
-        log.info("the counters cannot be read, which the files may be all the same: %s", error)
+        log.info("the counters cannot be read, but files may be readable: %s", error)
     return ""

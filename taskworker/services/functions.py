@@ -47,7 +47,7 @@ class FunctionService:
             _DEPLOYMENTS_MAX, "this pool", "deployments", lambda _user: _DEPLOYMENTS_OF_USER / TIMES_THE_FREE
         )
         self._followers = Gate(
-            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of functions are being followed, as many as may be"
+            _FOLLOWERS_MAX, f"{_FOLLOWERS_MAX} logs of functions are being followed, as many as this pool allows"
         )
 
     def Deploy(  # noqa: N802 - the names are the contract's
@@ -131,7 +131,7 @@ class FunctionService:
         """Lines that calls printed and logged."""
         query = LineQuery(request.function_name, request.call_id, request.since_ms)
         if not query.function and not query.call_id:
-            raise InvalidArgument("say of which function, or of which call, the log is wanted")
+            raise InvalidArgument("name the function or the call whose log is wanted")
         tail = request.tail if request.HasField("tail") else None
         with self._followers.place() if request.follow else contextlib.nullcontext():
             for line in self._log.read(query, tail=tail, follow=request.follow):

@@ -48,7 +48,7 @@ class _Handover(Generic[ResultT]):
                     return
                 self._changed.wait(_LOOK_S)
             if self._left:
-                raise CallAbandoned("nobody takes what the call gives any more")
+                raise CallAbandoned("nobody takes the call's items any more")
             self._items.append(item)
             self._chars += chars
             self._changed.notify_all()

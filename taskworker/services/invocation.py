@@ -194,7 +194,7 @@ def _streamed(events: Iterator[functions_pb2.InvokeEvent], items: Items, running
         if not _is_json(event.item):
             return CallReport(error=_no_json())
         items(event.item, lambda: running.cancelled)
-    return CallReport(error=status.error_of("FunctionCrashed", "the worker did not tell how the call ended"))
+    return CallReport(error=status.error_of("FunctionCrashed", "the worker did not report how the call ended"))
 
 
 def _is_json(text: str) -> bool:
@@ -206,7 +206,7 @@ def _is_json(text: str) -> bool:
 
 
 def _no_json() -> StorageError:
-    return status.error_of("FunctionCrashed", "the worker answered with something that is no JSON")
+    return status.error_of("FunctionCrashed", "the worker answered with something that is not JSON")
 
 
 def _report_from_proto(response: functions_pb2.InvokeResponse, *, in_parts: bool = False) -> CallReport:

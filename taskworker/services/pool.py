@@ -103,8 +103,8 @@ class PoolService:
         """Move a worker's shards off it."""
         if self._is_without_volume(request.worker_id):
             raise InvalidArgument(
-                f"worker {request.worker_id} only runs functions, and holds no shards that could move; stop it: its "
-                "calls are taken elsewhere"
+                f"worker {request.worker_id} only runs functions, and holds no shards that could move; stop it: "
+                "others take its calls"
             )
         return pool_pb2.DrainResponse(moved=self._pool.drain(request.worker_id, cancel=request.cancel))
 

@@ -66,7 +66,7 @@ def awaited(answer: grpc.Future[AnswerT], running: RunningCall) -> AnswerT:
         try:
             return answer.result()
         except grpc.FutureCancelledError:
-            raise CallAbandoned("the call that asked is over") from None
+            raise CallAbandoned("the call that waited for this has ended") from None
 
 
 class RpcService:

@@ -96,7 +96,7 @@ class ShardService:
         flags, instance, shards = parse_append(request)
         volume, now = self._current()
         if instance not in (b"", now.encode()):
-            raise WorkerRestarted("this worker was started, or its volume opened, anew since it joined; it joins again")
+            raise WorkerRestarted("this worker restarted, or reopened its volume, since it joined; it joins again")
         try:
             if shards:
                 volume.append(shards, urgent=bool(flags & FLAG_URGENT))
@@ -262,7 +262,7 @@ def shard_handler(
 
 
 def _unchanging(volume: ShardStore | None, instance: str) -> tuple[ShardStore, str]:
-    assert volume is not None, "either a volume or what gives one is served"
+    assert volume is not None, "pass either a volume or a function that returns one"
     return volume, instance
 
 

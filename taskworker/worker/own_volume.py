@@ -84,7 +84,7 @@ class OwnVolume:
             self._retry.failed()
             if str(error) != self._reason:
                 self._reason = str(error)
-                log.error("the volume cannot be opened, it is tried again: %s", error)
+                log.error("the volume cannot be opened, and is tried again: %s", error)
             return False
         with self._lock:
             if self._closed:
@@ -101,7 +101,7 @@ class OwnVolume:
         self._failed_at_s = self._clock_s()
         self._opened = None
         self._retry.relapsed()
-        log.error("%s; it is opened anew", self._reason)
+        log.error("%s; it is reopened", self._reason)
         try:
             volume.abandon(self._reason)
         except StorageError as error:

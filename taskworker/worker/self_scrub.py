@@ -113,7 +113,7 @@ class SelfScrub:
             except _Ended:
                 return
             except (StorageError, OSError) as error:
-                log.warning("the volume could not be verified, and is again later: %s", error)
+                log.warning("the volume could not be verified, and is tried again later: %s", error)
                 self.state = replace(self.state, done=0, total=0, errors=self.state.errors + 1)
 
     def _wait(self, pause_s: float) -> bool:
@@ -140,7 +140,7 @@ class SelfScrub:
         for number in sizes:
             for key in volume.verify(pace, [number]).quarantine_rest():
                 self.state = replace(self.state, found=self.state.found + 1)
-                log.warning("shard %s is rotten; it is made anew", key.hex())
+                log.warning("shard %s is rotten; the pool rebuilds it", key.hex())
             self._keep(_Kept(self._kept.ended_ms, number))
         self._keep(_Kept(self._now_ms()))
         self.state = replace(self.state, errors=0)
@@ -151,7 +151,7 @@ class SelfScrub:
         except FileNotFoundError:
             return _Kept()
         except (OSError, msgspec.DecodeError) as error:
-            log.warning("how far the scrub was is not known any more, it begins anew: %s", error)
+            log.warning("the progress of the scrub cannot be read, so it starts over: %s", error)
             return _Kept()
 
     def _keep(self, kept: _Kept) -> None:

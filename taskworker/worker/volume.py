@@ -228,7 +228,7 @@ class VolumeWorker:
         if identity is None:
             raise VolumeUnavailable(f"there is no volume in {path}: was it removed, or its disk unmounted?")
         if identity.key != known.key:
-            raise VolumeUnavailable(f"there is another volume in {path} than before: start this worker anew to use it")
+            raise VolumeUnavailable(f"there is another volume in {path} than before: restart this worker to use it")
         return LocalVolume(path, identity, clock_s=self._clock_s, now_ms=self._now_ms)
 
     # -- the pool --------------------------------------------------------------------------------

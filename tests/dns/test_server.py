@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_said_and_nothing_is_left_running(served: Served
 
 
 def test_asking_oneself_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="is where this server listens itself"):
+    with pytest.raises(InvalidArgument, match="is this server's own address"):
         DnsOptions(listen=Listen.parse("5353"), servers=(NameServer("127.0.0.1", 5353),))
 
 

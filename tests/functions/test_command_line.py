@@ -276,7 +276,7 @@ def test_the_log_and_the_figures_survive_the_pool_s_restart(commands: Commands) 
     assert [line.text for line in pool.client.logs(call_id=printed[-1].call_id, tail=1)] == [kept[-1].text]
     commands.run("logs", "fails", "--since", "yesterday", code=2)
     _, told = commands.run("logs", code=2)
-    assert "of which function" in told[0]
+    assert "name the function or the call" in told[0]
 
 
 def await_kept_figures(pool: FunctionPool, function: str, calls: int) -> None:

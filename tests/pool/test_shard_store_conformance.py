@@ -538,7 +538,7 @@ def test_another_process_of_a_worker_takes_no_writes(tmp_path: Path, exits: Exit
         _await_answer(address)
         if write == "append":
             volume.append([shard_of(2)])
-        with pytest.raises(VolumeFailed, match="was started, or its volume opened, anew"):
+        with pytest.raises(VolumeFailed, match="restarted, or reopened its volume"):
             volume.sync()
         with pytest.raises(VolumeFailed):
             volume.usage()

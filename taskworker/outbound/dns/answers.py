@@ -51,7 +51,7 @@ class Answer:
         told = self._with_ttls(lambda _ttl: ttl_s)
         if self.trouble is not None:
             return told
-        return replace(told, trouble=EDECode.STALE_ANSWER, text="the name servers do not answer; this is out of date")
+        return replace(told, trouble=EDECode.STALE_ANSWER, text="the name servers do not answer; this is outdated")
 
     def records_of(self, kind: RdataType) -> RRset | None:
         """The records of the requested type, if there are any."""

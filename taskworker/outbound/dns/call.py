@@ -37,6 +37,6 @@ class NamesOfCall:
         if not is_internal(asked) and not self._may_resolve(self._function, host):
             raise PermissionDenied(
                 f"function {self._function} may not resolve {host}; "
-                f"`taskworker egress allow {self._function} {host}` lets it"
+                f"`taskworker egress allow {self._function} {host}` allows it"
             )
         return list(self._names.resolve(name, kind).records)

@@ -89,7 +89,7 @@ def _settled(message: Message, asked: RRset) -> Answer | None:
     if asked.rdtype == RdataType.ANY:
         return _minimal_any(asked.name)
     if asked.rdtype in _META_TYPES or asked.rdtype in (RdataType.OPT, RdataType.NONE):
-        return Answer(Rcode.REFUSED, trouble=EDECode.NOT_SUPPORTED, text="no transfers and the like")
+        return Answer(Rcode.REFUSED, trouble=EDECode.NOT_SUPPORTED, text="zone transfers and meta types are not served")
     return None
 
 

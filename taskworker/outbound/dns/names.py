@@ -67,7 +67,7 @@ class DnsOptions:
     def __post_init__(self) -> None:
         listen = self.listen
         if listen is not None and any((one.address, one.port) == (listen.host, listen.port) for one in self.servers):
-            raise InvalidArgument(f"--dns-upstream {listen} is where this server listens itself; name another server")
+            raise InvalidArgument(f"--dns-upstream {listen} is this server's own address; name another server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def parse_kind(text: str) -> RdataType:
         InvalidArgument: it is not one of ``KINDS``.
     """
     if text.upper() not in KINDS:
-        raise InvalidArgument(f"records of type {text[:20]!r} cannot be asked for; choose one of {', '.join(KINDS)}")
+        raise InvalidArgument(f"records of type {text[:20]!r} cannot be looked up; choose one of {', '.join(KINDS)}")
     return RdataType[text.upper()]
 
 

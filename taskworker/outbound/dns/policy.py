@@ -54,7 +54,7 @@ def parse_suffix(text: str) -> Name:
     except (dns.exception.DNSException, UnicodeError) as error:
         raise InvalidArgument(f"{text!r} is no domain name: {error}") from None
     if name == dns.name.root:
-        raise InvalidArgument(f"{text!r} is no domain name: give one such as example.com")
+        raise InvalidArgument(f"{text!r} is no domain name: write it as in example.com")
     return name
 
 
@@ -118,7 +118,7 @@ class Policy:
         if not private:
             return found
         shown = name.to_text(omit_final_dot=True)
-        text = f"{shown} means {private[0]}, which is not public; --dns-allow-private {shown} lets it through"
+        text = f"{shown} resolves to {private[0]}, which is not public; --dns-allow-private {shown} allows it"
         return refusal(Rcode.REFUSED, EDECode.FILTERED, text, found.ttl_s)
 
     def _alias_refusal(self, kind: RdataType, targets: list[str]) -> Answer | None:

@@ -129,5 +129,5 @@ async def read_body(
 def _require(length: int, bytes_max: int, place: str) -> None:
     if length > bytes_max:
         raise ApiLimitExceeded(
-            f"{place} answered with more than {bytes_max:,} bytes, the most that a function gets; ask for less"
+            f"{place} answered with more than {bytes_max:,} bytes, the limit for one response; ask for less"
         )

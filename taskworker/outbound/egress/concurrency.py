@@ -123,7 +123,9 @@ class RequestLimiter:
         """See ``Permit.hold``."""
         with self._lock:
             if self._held + count > self._limits.held_bytes or not function.held.take(user, count):
-                raise ApiBusy("too many bytes of outside answers are under way; ask for less at once, or later again")
+                raise ApiBusy(
+                    "functions hold too many bytes of outside APIs' responses; ask for less at once, or try again later"
+                )
             self._held += count
 
     def let_go(self, function: _Function, user: str, count: int) -> None:
@@ -141,13 +143,13 @@ class RequestLimiter:
             mine = function.bucket_of(user, now)
             if min(function.bucket.filled(now), mine.filled(now)) < 1:
                 raise ApiBusy(
-                    f"function {name} calls outside APIs more than {limits.rate:g} times a second, or one user by it "
+                    f"function {name} calls outside APIs more than {limits.rate:g} times a second, or one user of it "
                     f"more than {mine.rate:g} times; try again later"
                 )
             if not function.running.take(user):
                 raise ApiBusy(
                     f"function {name} has {function.running.of(user)} requests of this user to outside APIs under way, "
-                    f"of {limits.concurrency} that all its users may have; try again in a moment"
+                    f"and may have {limits.concurrency} of all users; try again in a moment"
                 )
             function.bucket.tokens -= 1
             mine.tokens -= 1

@@ -134,7 +134,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
     async def connect_unix_socket(self, *_args: Any, **_options: Any) -> httpcore.AsyncNetworkStream:
         """Refuse: sockets of this machine are not outside."""
-        raise PermissionDenied("a socket file is not of the world outside")
+        raise PermissionDenied("a socket file is not an outside host")
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -22,7 +22,7 @@ _ENCODED = re.compile(r"(?:\{|%7B){2}secret(?::|%3A)([A-Za-z0-9_.\-]{1,128})(?:\
 
 def no_secrets(_function: str, _host: str, _text: str) -> str:
     """A ``Fill`` without any secrets."""
-    raise PermissionDenied("this pool keeps no secrets, so {{secret:NAME}} stands for nothing here")
+    raise PermissionDenied("this pool has no secrets, so {{secret:NAME}} cannot be filled in")
 
 
 class Filling:

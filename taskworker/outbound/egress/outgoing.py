@@ -96,7 +96,7 @@ def prepare(request: ApiRequest, url: ExternalUrl, filling: Filling, limits: Egr
         PermissionDenied: the function may not use a secret in it.
     """
     if request.method not in METHODS:
-        raise InvalidArgument(f"method {request.method[:20]!r}: there are {', '.join(sorted(METHODS))}")
+        raise InvalidArgument(f"no method {request.method[:20]!r}; use one of {', '.join(sorted(METHODS))}")
     if has_place([url.path]):
         raise InvalidArgument("a secret may be in a URL's query, a header's value or the body, not in the URL's path")
     _check_headers(request.headers, limits)
@@ -121,9 +121,9 @@ def _check_headers(headers: tuple[tuple[str, str], ...], limits: EgressLimits) -
         )
     for name, value in headers:
         if not _NAME.fullmatch(name):
-            raise InvalidArgument(f"{name[:40]!r} is no header's name")
+            raise InvalidArgument(f"{name[:40]!r} is not a header name")
         if name.lower() in _NOT_SETTABLE:
-            raise InvalidArgument(f"header {name} is the pool's to set: leave it away")
+            raise InvalidArgument(f"header {name} is set by the pool: leave it out")
         if has_place([name]):
             raise InvalidArgument("a secret may be in a header's value, not in its name")
         _check_value(name, value)

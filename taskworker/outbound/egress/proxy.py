@@ -160,7 +160,7 @@ class EgressProxy:
                 if not is_wanted():
                     exchange.abandoned = True
                     future.cancel()
-                    raise CallAbandoned("the call that asked for an outside API is over")
+                    raise CallAbandoned("the call that requested an outside API has ended")
         except CancelledError:
             raise StoreClosed("the pool is being stopped") from None
 

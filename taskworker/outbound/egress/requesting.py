@@ -178,7 +178,7 @@ class Sender:
         except Exception as error:
             # Hostile responses may trigger any error of a parser. It ends only this request; only its kind is reported.
             log.warning(
-                "%s answered with what the HTTP libraries cannot take: %s", exchange.place, type(error).__name__
+                "%s sent a response that the HTTP libraries cannot parse: %s", exchange.place, type(error).__name__
             )
             outcome = ApiUnreachable.__name__
             raise ApiUnreachable(f"{exchange.place} answered with something that is not HTTP") from None
@@ -270,10 +270,10 @@ def _also_changed(url: httpx.URL, response: httpx.Response) -> Iterator[httpx.UR
 
 
 _WORDS: dict[type[httpx.TransportError], str] = {
-    httpx.ConnectError: "nobody answers there, or TLS cannot be agreed on",
-    httpx.ConnectTimeout: "nobody answers there in time",
+    httpx.ConnectError: "it does not accept connections, or TLS cannot be negotiated",
+    httpx.ConnectTimeout: "it does not accept connections in time",
     httpx.ReadError: "the connection broke",
     httpx.WriteError: "the connection broke",
-    httpx.RemoteProtocolError: "what it answered is not HTTP, too large a head, or cut off",
+    httpx.RemoteProtocolError: "its answer is not HTTP, has too large a header, or is cut off",
     httpx.LocalProtocolError: "the request cannot be sent as HTTP",
 }

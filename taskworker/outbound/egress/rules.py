@@ -140,7 +140,7 @@ class RuleBook:
             InvalidArgument: the function's name is invalid, or it has too many rules.
         """
         if not _FUNCTION.fullmatch(function):
-            raise InvalidArgument(f"{function!r} is no function's name")
+            raise InvalidArgument(f"{function!r} is not a function's name")
         with self._lock:
             had = self._rules.get(function, ())
             if rule in had:

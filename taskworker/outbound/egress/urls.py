@@ -80,14 +80,14 @@ def parse_url(text: str, chars_max: int = 8192) -> ExternalUrl:
         raise InvalidArgument("the URL has a user name or password (or an '@' before its path): send a header instead")
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise InvalidArgument("the URL's host or port is not to be understood: write host or host:port")
+        raise InvalidArgument("the URL's host or port cannot be parsed: write host or host:port")
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError, ValueError):
         raise InvalidArgument("the URL cannot be read") from None
     port = url.port or _PORTS[scheme]
     if port > _PORT_MAX or (parts[2] is not None and int(parts[2]) != port):
-        raise InvalidArgument(f"the URL's port is none of 1 to {_PORT_MAX}")
+        raise InvalidArgument(f"the URL's port is not from 1 to {_PORT_MAX}")
     host, address = _host(parts[1], url)
     canonical = url.copy_with(host=host, fragment=None)
     return ExternalUrl(canonical, scheme, host, port, address)
@@ -103,7 +103,7 @@ def _host(written: str, url: httpx.URL) -> tuple[str, Address | None]:
         address = ipaddress.IPv4Address(host)
         return str(address), address
     if written.isascii() and host != written.lower():
-        raise InvalidArgument("the URL's host is not to be understood")
+        raise InvalidArgument("the URL's host cannot be parsed")
     return checked_name(host), None
 
 
@@ -114,10 +114,10 @@ def checked_name(host: str) -> str:
         InvalidArgument: it is not such a name, or it is an address in disguise.
     """
     if host.endswith("."):
-        raise InvalidArgument("the host's name ends in a dot: leave it away")
+        raise InvalidArgument("the host's name ends in a dot: leave it out")
     labels = host.split(".")
     if len(host) > _NAME_CHARS_MAX or not all(map(_LABEL.fullmatch, labels)):
-        raise InvalidArgument("the host is no name of letters, digits, hyphens and dots")
+        raise InvalidArgument("the host's name may only have letters, digits, hyphens and dots")
     if _NUMBER.fullmatch(labels[-1]):
         raise InvalidArgument("the host is a number: write an IPv4 address as four decimal numbers")
     for label in labels:
@@ -132,7 +132,7 @@ def _check_a_label(label: str) -> None:
     except (idna.IDNAError, UnicodeError):
         known = False
     if not known:
-        raise InvalidArgument("the host's name has an xn-- label that stands for nothing")
+        raise InvalidArgument("the host's name has an invalid xn-- label")
 
 
 def mapped_name(name: str) -> str:
@@ -144,4 +144,4 @@ def mapped_name(name: str) -> str:
     try:
         return name.lower() if name.isascii() else idna.encode(name, uts46=True, std3_rules=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
-        raise InvalidArgument(f"{name!r} is no host's name") from None
+        raise InvalidArgument(f"{name!r} is not a host's name") from None

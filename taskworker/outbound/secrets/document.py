@@ -19,7 +19,7 @@ from taskworker.outbound.secrets.sealing import Grant, Terms, claimed_terms, rew
 
 _FORMAT = 1
 _DAMAGED = (
-    "the pool's sealed secrets were changed in its catalog, or are damaged: nothing of them is used or overwritten; "
+    "the pool's sealed secrets were changed in its catalog, or are damaged: none of them is used or overwritten; "
     "restore the catalog from a copy, or give them up with `taskworker secret rm --all`"
 )
 
@@ -73,7 +73,7 @@ class SealedSecret:
         if self.damaged:
             raise SecretDamaged(
                 f"secret {self.name} was changed in the pool's catalog, or is damaged, and is not used: restore the "
-                f"catalog from a copy, or remove it (`taskworker secret rm {self.name}`) and set it anew"
+                f"catalog from a copy, or remove it (`taskworker secret rm {self.name}`) and set it again"
             )
         return unseal(self.record, self.key)[1]
 

@@ -64,7 +64,7 @@ class MasterKey:
             raw = b""
         if len(raw) != KEY_BYTES:
             raise SecretsUnavailable(
-                f"{where} holds no master key: that is {KEY_BYTES} random bytes in base64, as `head -c {KEY_BYTES} "
+                f"{where} holds no master key, which is {KEY_BYTES} random bytes in base64, as `head -c {KEY_BYTES} "
                 "/dev/urandom | base64` prints them; put the right key there"
             )
         return cls(raw)
@@ -157,8 +157,8 @@ class KeyFile:
         mode = stat.S_IMODE(found.st_mode)
         if mode & ~0o600:
             raise SecretsUnavailable(
-                f"{self.name} has mode {mode:04o}, so others may read it: `chmod 600 {self.path}`, and if others were "
-                "about, `taskworker secret rotate-master` afterwards"
+                f"{self.name} has mode {mode:04o}, so others may read it: `chmod 600 {self.path}`, and if others may "
+                "have read it, `taskworker secret rotate-master` afterwards"
             )
 
     def make(self) -> KeyRing:
@@ -241,7 +241,7 @@ class GivenKeys:
         """
         raise InvalidArgument(
             f"the pool's master key comes from {self.name}, which the pool cannot change: start it again with "
-            f"{VARIABLE}=NEW,OLD; it then wraps all secrets anew, and OLD may be left out at the next start"
+            f"{VARIABLE}=NEW,OLD; it then re-wraps all secrets, and OLD may be left out at the next start"
         )
 
     def settle(self, ring: KeyRing) -> KeyRing:

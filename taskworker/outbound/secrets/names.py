@@ -34,7 +34,7 @@ def host_pattern(text: str) -> str:
     pattern = normal_host(text)
     if len(pattern) > _HOST_CHARS_MAX or not _HOST.fullmatch(pattern):
         raise InvalidArgument(
-            f"{text[:80]!r} is no host to bind a secret to: give its name without scheme, port and path, as "
+            f"{text[:80]!r} cannot be a secret's host: give its name without scheme, port and path, as "
             "api.example.com, *.example.com or an IP address; international names in their xn-- form"
         )
     return pattern

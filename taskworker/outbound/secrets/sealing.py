@@ -125,7 +125,7 @@ def _opened(key: bytes, sealed: bytes, context: bytes) -> bytes:
     try:
         return AESGCM(key).decrypt(nonce, content, context)
     except (InvalidTag, ValueError):
-        raise SecretDamaged("a sealed secret was changed since it was sealed, or is not what its name says") from None
+        raise SecretDamaged("a sealed secret was changed since it was sealed, or belongs to another name") from None
 
 
 def _read(record: bytes) -> _Record:
@@ -144,4 +144,4 @@ def _decoded(decoder: msgspec.msgpack.Decoder[_T], raw: bytes) -> _T:
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise SecretDamaged("a sealed secret cannot be read: its bytes are no such record") from None
+        raise SecretDamaged("a sealed secret cannot be read: its bytes are not a valid record") from None

@@ -88,7 +88,7 @@ class Secrets:
         if damaged:
             raise SecretDamaged(
                 f"these secrets were changed in the pool's catalog, or are damaged, and are not used: "
-                f"{', '.join(damaged)}; restore the catalog from a copy, or remove them and set them anew"
+                f"{', '.join(damaged)}; restore the catalog from a copy, or remove them and set them again"
             )
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Secrets:
 
         def grants(terms: Terms) -> tuple[Grant, ...]:
             if terms.grant(function) is None:
-                raise InvalidArgument(f"secret {name} is not granted to {function[:80]!r}; `taskworker secret ls` says")
+                raise InvalidArgument(f"secret {name} is not granted to {function[:80]!r}; see `taskworker secret ls`")
             return tuple(one for one in terms.grants if one.function != function)
 
         return self._regrant(name, grants)
@@ -221,7 +221,7 @@ class Secrets:
         secret, grant = self._granted(function, check_name(name))
         if grant.hosts:
             raise PermissionDenied(
-                f"function {function} may use secret {name} in requests to {', '.join(grant.hosts)} alone, without "
+                f"function {function} may use secret {name} only in requests to {', '.join(grant.hosts)}, without "
                 f"seeing it: write {{{{secret:{name}}}}} there; or grant it without --host"
             )
         return self._value(secret)
@@ -248,8 +248,8 @@ class Secrets:
             secret, grant = self._granted(function, name)
             if grant.hosts and not (host is not None and any(host_matches(one, host) for one in grant.hosts)):
                 raise PermissionDenied(
-                    f"function {function} may send secret {name} to {', '.join(grant.hosts)} alone, not to "
-                    f"{host or 'elsewhere'}; `taskworker secret grant {name} {function} --host HOST` says where to"
+                    f"function {function} may send secret {name} only to {', '.join(grant.hosts)}, not to "
+                    f"{host or 'elsewhere'}; `taskworker secret grant {name} {function} --host HOST` sets the hosts"
                 )
             filled = self._value(secret)
             given(filled)
@@ -267,7 +267,7 @@ class Secrets:
             ) from None
         if found is None:
             raise PermissionDenied(
-                f"no secret {name} is granted to function {function}; if one is to be, its operator says so with "
+                f"no secret {name} is granted to function {function}; an operator grants it with "
                 f"`taskworker secret grant {name} {function}`"
             )
         return found
@@ -318,7 +318,7 @@ def _intact_terms(secrets: dict[str, SealedSecret], name: str) -> Terms:
     if found.damaged or found.terms is None:
         raise SecretDamaged(
             f"secret {name} was changed in the pool's catalog, or is damaged, and so are its grants; remove it "
-            f"(`taskworker secret rm {name}`) and set it anew"
+            f"(`taskworker secret rm {name}`) and set it again"
         )
     return found.terms
 

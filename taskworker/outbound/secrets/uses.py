@@ -68,7 +68,7 @@ class LastUses:
                 self._documents.save_document(_DOCUMENT, msgspec.msgpack.encode(self._uses))
                 self._changed = False
             except StorageError as error:
-                log.warning("the times of the last uses of secrets cannot be kept: %s", error)
+                log.warning("the times of the last uses of secrets cannot be saved: %s", error)
 
 
 def _kept(documents: Documents) -> dict[str, int]:
@@ -76,5 +76,5 @@ def _kept(documents: Documents) -> dict[str, int]:
     try:
         return _counts.decode(raw) if raw else {}
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        log.warning("the times of the last uses of secrets are damaged; they begin anew")
+        log.warning("the times of the last uses of secrets are damaged; recording starts over")
         return {}

@@ -130,7 +130,7 @@ class Vault:
             self._settle(ring)
         except StorageError as error:
             # Everything can be read with the stored keys; the next start or rotation retries.
-            log.warning("a change of the master key is not at its end yet: %s", error)
+            log.warning("a change of the master key is not complete yet: %s", error)
 
     def _secrets(self, ring: KeyRing) -> SealedSecrets:
         raw = self._document()
