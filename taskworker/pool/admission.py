@@ -187,4 +187,4 @@ def _check_texts(application: Application) -> None:
         text: str = getattr(application, what)
         most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
         if len(text.encode()) > most or not text.isprintable():
-            raise InvalidArgument(f"a worker's {what.replace('_', ' ')} is at most {most} bytes of printable text")
+            raise InvalidArgument(f"a worker's {what.replace('_', ' ')} must be printable text of at most {most} bytes")

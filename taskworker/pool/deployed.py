@@ -189,7 +189,7 @@ class DeployedFunctions:
         history = self.history(name)
         if not version_id:
             if len(history) < 2:
-                raise InvalidArgument(f"function {name!r} has but one version; there is none before it")
+                raise InvalidArgument(f"function {name!r} has only one version; there is none before it")
             chosen = [history[1]]
         else:
             chosen = [version for version in history if version.version_id.startswith(version_id)]

@@ -49,7 +49,7 @@ class Safety:
         files: number of files.
         endangered: the files that survive fewer losses, if they are known.
         risks: the same by erasure profile, if not all files have the same one.
-        fatal: kinds of failure domain besides workers, such as zones, of which losing a single one may be too much.
+        fatal: kinds of failure domain besides workers, such as zones, where one loss may make files unreadable.
         full: workers that have no space left.
         read_only: workers whose disks take no writes.
         refusing: workers that temporarily cannot write.

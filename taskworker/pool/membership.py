@@ -26,7 +26,7 @@ class Standing(StrEnum):
 
     IN = "in"
     DRAINING = "draining"  # its shards are being moved off; it still serves them
-    DRAINED = "drained"  # its shards have been moved off; it returns only when told to
+    DRAINED = "drained"  # its shards have been moved off; it returns to the layout only if its drain is cancelled
     OUT = "out"  # lost; it returns to the layout once it is back
 
     @property
@@ -308,7 +308,7 @@ class Membership:
                 "`taskworker forget`"
             )
         if application.capacity < 1:
-            raise InvalidArgument(f"worker {application.worker}: a capacity is at least 1 byte")
+            raise InvalidArgument(f"worker {application.worker}: its capacity must be at least 1 byte")
         presence = self._presence.get(application.worker)
         if presence is not None and presence.instance != application.instance and self._is_alive(presence):
             raise WorkerRefused(

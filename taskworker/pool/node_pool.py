@@ -298,7 +298,7 @@ class PoolCore:
         """Act on expired leases and update the layout; call this a few times a second."""
         self._membership_work.step()
 
-    # -- looking ---------------------------------------------------------------------------------
+    # -- status ----------------------------------------------------------------------------------
 
     def view(self) -> PoolView:
         """The status of the pool; cheap at any size."""

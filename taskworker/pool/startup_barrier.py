@@ -32,5 +32,5 @@ class StartupBarrier:
         self._over.set()
 
     def wait(self) -> None:
-        """Wait until all members have joined, or the time limit is over."""
+        """Wait until all members have joined, or :meth:`end` is called."""
         self._over.wait()

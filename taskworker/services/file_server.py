@@ -75,7 +75,7 @@ def _paths_of(store: FileStorage) -> list[str]:
 
 
 def _unusable(store: FileStorage) -> str:
-    """Try again, and return why nothing of the store can be read; empty if something can."""
+    """Check again whether anything in the store can be read; return why not, or an empty text."""
     try:
         store.counts()
     except StoreUnavailable as error:

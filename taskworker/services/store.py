@@ -157,7 +157,9 @@ class StoreService(MaintenanceService):
         file_id = request.file_id
         if request.WhichOneof("file") == "filename":
             if request.version_id:
-                raise InvalidArgument("version_id needs file_id beside it, not filename; look up the file_id first")
+                raise InvalidArgument(
+                    "version_id can be given only with file_id, not with filename; look up the file_id first"
+                )
             found = self._store.find(request.filename, user_id=request.user_id)
             if found is None:
                 raise FileNotFound(

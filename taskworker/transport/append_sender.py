@@ -83,7 +83,7 @@ class AppendSender:
         self._thread = threading.Thread(target=self._send_all, name=f"append-{calls.name}", daemon=True)
         self._thread.start()
 
-    # -- in --------------------------------------------------------------------------------------
+    # -- queueing --------------------------------------------------------------------------------
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         """Queue shards, once there is room. A failure is raised by the next sync."""
@@ -116,7 +116,7 @@ class AppendSender:
     def _is_crowded(self) -> bool:
         return bool(self._full) or self._frame.size > _QUEUED_BYTES_MAX
 
-    # -- what is on its way ----------------------------------------------------------------------
+    # -- frames under way ------------------------------------------------------------------------
 
     def places(self) -> dict[ShardKey, Location]:
         """The locations of shards that are not delivered yet, with segment and offset 0."""
@@ -152,7 +152,7 @@ class AppendSender:
         sent = [self._sent] if self._sent is not None else []
         return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
 
-    # -- out -------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
         """The thread: sends one frame after another, until the connection is closed or has failed."""

@@ -36,7 +36,7 @@ class Conduct:
         self._undurable: frozenset[int] = frozenset()
         self._wrong: Counter[int] = Counter()  # wrong or rotten shards, sent or reported
 
-    # -- what it comes to ------------------------------------------------------------------------
+    # -- conclusions -----------------------------------------------------------------------------
 
     @property
     def distrusted(self) -> frozenset[int]:
@@ -113,7 +113,7 @@ class Conduct:
             "`taskworker collect`, or add workers or larger disks"
         )
 
-    # -- what happens ----------------------------------------------------------------------------
+    # -- observations ----------------------------------------------------------------------------
 
     def note_rot(self, slot: int, count: int) -> None:
         """Note that a worker sent rotten shards, or found some on its disk."""

@@ -82,7 +82,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self._places = Places()
         self._appends = Appends(self)
 
-    # -- who is there ----------------------------------------------------------------------------
+    # -- members and their conduct ---------------------------------------------------------------
 
     def use_layouts(self, current: Layout, former: Iterable[Layout] = ()) -> None:
         """Place shards by ``current`` from now on; ``former`` layouts, newest first, tell where shards may still be."""
@@ -344,7 +344,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
     def check_present(self, *, at_once: bool = False) -> None:
         """See :meth:`Fleet.check_present`. Nothing to do: heartbeats and calls show whether workers are present."""
 
-    # -- who is waited for -----------------------------------------------------------------------
+    # -- absent workers --------------------------------------------------------------------------
 
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """See :meth:`Fleet.awaited`. A stripe in danger does not wait, if a repair can help."""
@@ -367,7 +367,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 expected = self._expected = self._absences.expected(self._stores, layouts, targets)
         return expected
 
-    # -- where things are ------------------------------------------------------------------------
+    # -- places ----------------------------------------------------------------------------------
 
     @property
     def placement(self) -> Layout:

@@ -121,7 +121,7 @@ def test_rolling_back_makes_an_earlier_version_the_newest(store: FileStorage) ->
     with pytest.raises(FunctionNotFound):
         deployed.roll_back("g", "", "bob")
     deployed.deploy(bundle("x", name="g"), "ann")
-    with pytest.raises(InvalidArgument, match="but one version"):
+    with pytest.raises(InvalidArgument, match="only one version"):
         deployed.roll_back("g", "", "bob")
 
 

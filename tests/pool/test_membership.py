@@ -162,8 +162,8 @@ def test_another_volume_is_an_empty_one(membership: Membership) -> None:
             WorkerRefused,
             f"belongs to pool {'11' * 16}, this is pool {POOL}; give the worker an empty directory",
         ),
-        ({"capacity": 0}, InvalidArgument, "w1: a capacity is at least 1 byte"),
-        ({"capacity": -5}, InvalidArgument, "w1: a capacity is at least 1 byte"),
+        ({"capacity": 0}, InvalidArgument, "w1: its capacity must be at least 1 byte"),
+        ({"capacity": -5}, InvalidArgument, "w1: its capacity must be at least 1 byte"),
     ],
 )
 def test_who_is_not_let_in(membership: Membership, change: dict[str, Any], error: type[Exception], text: str) -> None:

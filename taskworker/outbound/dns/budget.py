@@ -43,6 +43,6 @@ class ReplyBudget:
 
 @lru_cache(_NETWORKS_MAX)
 def network_of(host: str) -> str:
-    """The network that a client belongs to: whoever has one of its addresses may have all of them."""
+    """The network that a client belongs to: a client with one of its addresses may use all of them."""
     prefix = 56 if ":" in host else 24
     return str(ip_network((host.partition("%")[0], prefix), strict=False))

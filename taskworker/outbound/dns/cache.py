@@ -43,8 +43,8 @@ class _Entry:
 class AnswerCache:
     """A cache of answers by name and type; for one event loop.
 
-    Equal questions that wait become one question to the name servers: this is faster, and gives a forger of
-    answers only one chance.
+    While a question is pending, equal ones wait for the same answer: this is faster, and gives a forger of answers only
+    one chance.
 
     Args:
         fetch: asks the name servers; raises NameServersFailed.

@@ -47,7 +47,7 @@ def parse_suffix(text: str) -> Name:
     """Parse a name in an option or a file.
 
     Raises:
-        InvalidArgument: it is none.
+        InvalidArgument: it is not a valid name.
     """
     try:
         name = from_text(text.strip())

@@ -72,7 +72,7 @@ class TcpService:
     """Answers questions over TCP connections. All methods must run in the thread of its event loop.
 
     If the limit on clients is reached, a new client replaces the one that has been idle longest, or, if all wait for
-    answers, the one whose last question is oldest, so that clients that keep their connections shut nobody out.
+    answers, the one whose last question is oldest, so that clients that hold connections lock nobody out.
 
     Args:
         resolver: answers the questions.

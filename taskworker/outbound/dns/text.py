@@ -33,7 +33,7 @@ def from_text(text: str) -> Name:
     """Parse a name, which is always taken as absolute; a dot after a backslash is part of a label.
 
     Raises:
-        dns.exception.DNSException, UnicodeError: it is none.
+        dns.exception.DNSException, UnicodeError: it is not a valid name.
     """
     if text.isascii():
         return dns.name.from_text(text.encode("ascii"))
@@ -44,7 +44,7 @@ def below(text: str, origin: Name) -> Name:
     """The name of an id below another name: each part between dots is a label, without escapes.
 
     Raises:
-        dns.exception.DNSException, UnicodeError: it has none.
+        dns.exception.DNSException, UnicodeError: the id cannot be a name.
     """
     if not text.isascii():
         text = _mapped(text)  # other characters that IDNA takes as dots count here, too

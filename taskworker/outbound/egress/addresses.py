@@ -10,7 +10,7 @@ from taskworker.outbound.addresses import SPECIAL, is_isatap
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str], list[Address]]
-"""The addresses of a name, none if it has none; may block, and raise OSError."""
+"""(name) → its addresses, possibly none; may block, and raise OSError."""
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 """The part of IPv6 that is assigned to global unicast."""

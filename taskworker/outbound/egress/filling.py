@@ -86,7 +86,7 @@ class Filling:
 
 
 def has_place(texts: Iterable[str]) -> bool:
-    """Whether one of the texts has a place for a secret."""
+    """Whether one of the texts contains ``{{secret:NAME}}``."""
     return any(_ENCODED.search(text) for text in texts)
 
 

@@ -93,17 +93,19 @@ def parse_rule(text: str, *, private: bool = False) -> Rule:
     """
     written = _WRITTEN.fullmatch(text.strip())
     if written is None:
-        raise InvalidArgument(f"{text!r} is no rule: write api.example.com, api.example.com:8443/v1 or *.example.com")
+        raise InvalidArgument(
+            f"{text!r} is not a rule: write api.example.com, api.example.com:8443/v1 or *.example.com"
+        )
     scheme, wildcard, host, port, prefix = written.groups()
     host = host if host.startswith("[") else mapped_name(host)
     try:
         url = parse_url(f"{scheme or 'https'}://{host}{port or ''}{prefix or '/'}")
     except InvalidArgument as error:
-        raise InvalidArgument(f"{text!r} is no rule: {error}") from None
+        raise InvalidArgument(f"{text!r} is not a rule: {error}") from None
     if wildcard and (url.address is not None or "." not in url.host):
-        raise InvalidArgument(f"{text!r} is no rule: after '*.' there must be a name with a dot in it")
+        raise InvalidArgument(f"{text!r} is not a rule: after '*.' there must be a name with a dot in it")
     if prefix and _STEP.search(prefix):
-        raise InvalidArgument(f"{text!r} is no rule: its path may have no dots, %25, %2F, %5C or // to step elsewhere")
+        raise InvalidArgument(f"{text!r} is not a rule: its path must not have dot segments, %25, %2F, %5C or //")
     return Rule(
         host=url.host,
         subdomains=bool(wildcard),

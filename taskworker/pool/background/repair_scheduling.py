@@ -102,7 +102,7 @@ class RepairScheduler:
         self.signals.close()
         self._at_once.set()
 
-    # -- looking ---------------------------------------------------------------------------------
+    # -- status ----------------------------------------------------------------------------------
 
     def views(self) -> list[WorkStatus]:
         """The status of repair and of rebalance."""
@@ -122,7 +122,7 @@ class RepairScheduler:
         found = self._endangered
         return found[1] if found is not None and found[0] == self._fleet.epoch() else None
 
-    # -- working ---------------------------------------------------------------------------------
+    # -- steps -----------------------------------------------------------------------------------
 
     def pause_s(self) -> float | None:
         """See :meth:`BackgroundWork.pause_s`."""
