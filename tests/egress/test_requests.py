@@ -153,7 +153,7 @@ def test_rules_mean_what_they_say(rule: str, allowed: list[str], refused: list[s
      "a example", "a.example.", "[::1"],
 )  # fmt: skip
 def test_rules_that_could_be_misread_are_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="no rule"):
+    with pytest.raises(InvalidArgument, match="is not a rule"):
         parse_rule(text)
 
 
