@@ -30,5 +30,5 @@ def remote(tmp_path: Path) -> Iterator[RemoteVolume]:
 
 def test_a_worker_that_forgot_a_verification_is_as_good_as_away(remote: RemoteVolume) -> None:
     first, *_ = [remote.verify(lambda count: None) for _ in range(3)]  # it remembers two
-    with pytest.raises(VolumeFailed, match="started anew"):
+    with pytest.raises(VolumeFailed, match="restarted during a verification"):
         list(first.quarantine_rest())
