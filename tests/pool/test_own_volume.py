@@ -1,4 +1,4 @@
-"""A worker's volume that failed is opened anew in the same process, and only that very volume."""
+"""A worker's volume that failed is reopened in the same process, and only that very volume."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_one_failed_flush(tmp_path: Path) -> None:
     eventually(volume.tend)
     stale = RemoteVolume(address, "w1", "the instance before")
     stale.append([shard_of(3)])
-    with pytest.raises(VolumeFailed, match="anew"):
+    with pytest.raises(VolumeFailed, match="restarted, or reopened its volume"):
         stale.sync()
     fresh = RemoteVolume(address, "w1", volume.current().instance)
     fresh.append([shard_of(2)])
