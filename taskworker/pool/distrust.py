@@ -51,8 +51,7 @@ class LiarWatch:
         """The most bytes that an honest worker can lack within an hour.
 
         That is three times all that it should hold, a constant, and the shares of other workers that went away, each
-        counted
-        as often as it did.
+        counted as often as it did.
         """
         layout = self._layout.current  # read once, as it may change at any moment
         shares = layout.shares() if layout is not None else {}

@@ -25,9 +25,8 @@ _RETRY_S = 1.0
 class LayoutChanges:
     """The pool's layouts, and their changes. Thread-safe.
 
-    One lock is held from reading the members until they are stored together with the layouts, so that both agree.
-    While it is held, the membership's and the fleet's own locks are taken, and the catalog is written. None of these
-    call
+    One lock is held from reading the members until they are stored together with the layouts, so that both agree. While
+    it is held, the membership's and the fleet's own locks are taken, and the catalog is written. None of these call
     back, so this lock always comes first. It is never held while events are noted, ``on_changed`` is called, or a
     worker is called.
 

@@ -25,8 +25,7 @@ class PoolOptions:
         capacity_max: the most bytes that count of a worker's stated capacity.
         audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
-            is
-            rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
+            is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
 
     lease_s: float = 3.0

@@ -56,8 +56,7 @@ class Absences:
     """Who is waited for. Not thread-safe; the fleet's lock guards it.
 
     Each member may be away for the grace time. A short absence uses up some of it, and time spent with the pool
-    restores as
-    much, so that the pool does not wait for ever for a member that comes and goes all the time.
+    restores as much, so that the pool does not wait for ever for a member that comes and goes all the time.
 
     Args:
         grace_s: how long a member may be away.

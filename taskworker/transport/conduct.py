@@ -20,8 +20,7 @@ class Conduct:
     """What is known of each worker's conduct, by slot.
 
     Any thread may read the properties, which are replaced as a whole. Everything else is not thread-safe; the fleet's
-    lock
-    guards it.
+    lock guards it.
 
     Args:
         clock_s: monotonic seconds.

@@ -88,8 +88,7 @@ class Places:
         """Other online members that may hold shards of a stripe.
 
         First those of former layouts, then others in handoff order, then the rest. A worker that was lost or drained is
-        in no
-        layout any more, but may hold needed shards.
+        in no layout any more, but may hold needed shards.
         """
         key = partition_of(stripe), shard_count(stripe)
         found = self._elsewhere.get(key)

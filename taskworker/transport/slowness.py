@@ -25,8 +25,7 @@ class Slowness:
     """Which workers took much longer than the others several times in a row. Not thread-safe.
 
     A slow worker is tried again after 20 seconds, then after 40, 80 and so on. If it then keeps up for ten times as
-    long as
-    it was last left out, it starts again with 20 seconds.
+    long as it was last left out, it starts again with 20 seconds.
 
     Args:
         clock_s: monotonic seconds.

@@ -17,16 +17,12 @@ class Targets:
     Stand-ins replace members that are away or full. Where enough other members are present, they also replace members
     to be avoided, and all but n - k of those on trial. No member, owner or zone gets more than n - k shards of a stripe
     through stand-ins, so that the loss of one cannot make a stripe unreadable. Among the members that this limit
-    allows,
-    the stand-in is the one with the fewest shards, in the partition's order. If there are too few owners for the limit,
-    it
-    is a member of the owner with the fewest shards.
+    allows, the stand-in is the one with the fewest shards, in the partition's order. If there are too few owners for
+    the limit, it is a member of the owner with the fewest shards.
 
     Full members keep what they held before. So stand-ins for all other members are chosen first, as if the full ones
-    had
-    their shards, and stand-ins for the full ones last. Where possible, the limit then also holds for a member's new
-    shards
-    together with those that full members keep.
+    had their shards, and stand-ins for the full ones last. Where possible, the limit then also holds for a member's new
+    shards together with those that full members keep.
 
     Args:
         layout: where shards belong.
@@ -128,10 +124,8 @@ class Targets:
         """The candidate that exceeds ``limit`` for no member, owner or zone, and has the fewest shards so far.
 
         Members are within zones, and zones within owners, so choosing one at a time satisfies all limits if that is
-        possible.
-        If not, the limit for a single member is kept before the others, because pushes promise to survive its loss. The
-        shards
-        that members in ``keeping`` have in addition count last.
+        possible. If not, the limit for a single member is kept before the others, because pushes promise to survive its
+        loss. The shards that members in ``keeping`` have in addition count last.
         """
         by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
         beside = [[level[slot] for slot in keeping] for level in self._levels]

@@ -2,8 +2,7 @@
 
 A worker that was caught lying a few times is distrusted: others take new shards in its place, its shards are rebuilt
 elsewhere, and none of its copies justifies dropping another. After some time without a lie, it is trusted again, since
-a
-single fault of a disk or program may look like a lie. A worker that goes on lying is drained.
+a single fault of a disk or program may look like a lie. A worker that goes on lying is drained.
 """
 
 from __future__ import annotations

@@ -34,16 +34,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
     """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members.
 
     If a worker is away, its shards go to the next workers in the partition's order. So a push writes all n shards as
-    long
-    as enough workers are present to keep it readable after the loss of any one of them.
+    long as enough workers are present to keep it readable after the loss of any one of them.
 
     Thread-safe. One lock guards all state, including that of the parts (conduct, absences, history). It is held only
     briefly: no volume is called, nothing is logged or reported, and no callback runs under it. Every change of where
-    shards
-    are written ends with :meth:`_changed`, under the same lock. Frequently read attributes, such as ``_places`` and the
-    sets
-    of the conduct, are replaced as a whole and read without the lock; :meth:`epoch` tells whether answers may have
-    changed.
+    shards are written ends with :meth:`_changed`, under the same lock. Frequently read attributes, such as ``_places``
+    and the sets of the conduct, are replaced as a whole and read without the lock; :meth:`epoch` tells whether answers
+    may have changed.
 
     Args:
         allow_fragile: accept pushes even if the loss of a single worker would make them unreadable.
@@ -486,9 +483,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """See :meth:`Fleet.sync`."""
         self.append_and_sync({})
 
-    def sync_each(self) -> None:
-        """See :meth:`Fleet.sync_each`."""
-        self.append_and_sync({})
+    sync_each = sync
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
         """See :meth:`Fleet.require_writable`. ``make_whole`` compensates for later losses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,7 +132,9 @@ def test_what_nobody_foresaw_is_internal_and_tells_strangers_nothing(
         raw.store.Stat(store_pb2.StatRequest(file_id="f", user_id="u"))
     assert refused.value.code() is CODE.INTERNAL
     assert "secret" not in text_of(refused.value)
-    reference = text_of(refused.value).rsplit(" ", 1)[1]
+    named = re.search(r"reference ([0-9a-f]{8}) ", text_of(refused.value))
+    assert named is not None
+    reference = named[1]
     [record] = [each for each in caplog.records if reference in each.getMessage()]
     assert record.exc_info is not None
     assert record.exc_info[1] is unforeseen

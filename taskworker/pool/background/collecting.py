@@ -32,8 +32,7 @@ class Collector:
 
     A collect that an operator ran counts as well. A due collect waits up to an hour for workers that are away. If a
     worker missed a collect, another one runs soon after that worker is back. The time until the next collect is
-    measured by
-    the monotonic clock: the wall clock only tells how much of that time passed while the pool was stopped.
+    measured by the monotonic clock: the wall clock only tells how much of that time passed while the pool was stopped.
 
     Args:
         store: the store to collect in.
