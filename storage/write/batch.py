@@ -195,7 +195,7 @@ class BatchPlan:
             txn.end_upload(number)
         for pending, stored in self._added:
             self._enter_version(txn, pending, stored)
-        if self.has_something:
+        if self._added:
             now = self._counters(now, reserve)
             txn.set_counters(now)
         return now
@@ -212,8 +212,6 @@ class BatchPlan:
         )
 
     def _counters(self, now: Counters, reserve: int) -> Counters:
-        if not self._added:  # nothing is committed that was not before
-            return msgspec.structs.replace(now, closed=False)
         stored = self._added[-1][1]
         return Counters(
             now.files + self._files,
