@@ -18,6 +18,7 @@ from taskworker.functions.hosting.user_files import EmbeddedFiles
 WAIT_S = 30.0
 CODE = b"def f(): return 1\n"
 NEWER = b"def f(): return 2\n"
+OTHER = b"def f(): return 3\n"
 BROKEN = b"import nothing_of_the_kind\n"
 
 
@@ -62,6 +63,21 @@ def test_processes_end_with_the_last_version_of_their_code(tmp_path: Path, isola
             assert time.monotonic() < until, warm(host)
             time.sleep(0.01)
         assert warm(host) == [("f", ("newer",)), ("g", ("other",))]
+
+
+def test_a_declared_function_that_is_replaced_leaves_the_same_code_to_a_deployed_version(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        host = opened(tmp_path, stack)
+        host.register(packed(FunctionSpec(name="f", entry="app:f"), {"app/app.py": CODE}))
+        bring_up(host, "deployed", CODE)
+        bring_up(host, "ended", OTHER)
+        host.register(packed(FunctionSpec(name="f", entry="app:f"), {"app/app.py": NEWER}))
+        host.end_versions(["ended"])
+        until = time.monotonic() + WAIT_S
+        while len(warm(host)) > 1:  # both are looked at together
+            assert time.monotonic() < until, warm(host)
+            time.sleep(0.01)
+        assert warm(host) == [("f", ("deployed",))]
 
 
 def test_a_late_call_of_a_version_that_was_ended_does_not_keep_its_processes(tmp_path: Path) -> None:

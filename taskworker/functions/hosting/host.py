@@ -173,10 +173,8 @@ class FunctionHost:
         """
         hosted = self._host(function.bundle)
         with self._lock:
-            before = self._own.get(hosted.spec.name)
             self._own[hosted.spec.name] = _Own(hosted, function.bundle)
-        if before is not None and before.hosted.image.key != hosted.image.key:
-            self._sandbox.end_when_idle(before.hosted.image.key)
+        self.end_versions(())  # those of the function that was replaced
 
     @property
     def own(self) -> Mapping[str, HostedFunction]:
