@@ -81,7 +81,6 @@ class FileStorage(ReadableStore):
         self.on_closing: Callable[[], None] = lambda: None
         self._catalog = catalog
         self._volumes = volumes
-        self._stripes = parts.stripes
         self._context = parts.pushing
         self._lock = lock
         self._closing = threading.Lock()

@@ -257,7 +257,7 @@ def test_what_a_reader_had_made_while_a_repair_went_on_is_not_made_again() -> No
     stripes = list(chunks_of(CONTENT, cluster.profile))
     (worker, *_) = cluster.workers
     worker.volume.remove([key for key in worker.volume.records_by_key if key[:35] in stripes])
-    store = cluster.pool.store._stripes
+    store = cluster.pool.store._parts.stripes
     found = store.shard_maps(stripes)  # by the repair
     assert [made for made in store.heal_all(stripes) if isinstance(made, tuple) and made[0] == 1]
     store.volumes.sync_each()
@@ -289,9 +289,9 @@ def test_a_worker_whose_connection_breaks_while_it_is_asked_is_given_nothing_aga
     stripes = list(chunks_of(CONTENT, cluster.profile))
     connection.lost_requests = 1
     if question == "missing":
-        assert cluster.pool.store._stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
+        assert cluster.pool.store._parts.stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
     else:
-        assert cluster.pool.store._stripes.absent_slots(stripes[0]) == []
+        assert cluster.pool.store._parts.stripes.absent_slots(stripes[0]) == []
     assert cluster.network.injected["request lost"] == 1
     settle(cluster)
     assert all(worker.volume.records_by_key[key] is record for key, record in kept.items())
@@ -309,4 +309,4 @@ def test_what_a_worker_that_does_not_answer_may_have_is_not_lost(monkeypatch: py
 
     monkeypatch.setattr(Connection, "locate_all", refuse)
     with pytest.raises(ShardsUnavailable, match="too many open files"):
-        cluster.pool.store._stripes.read(stripe)
+        cluster.pool.store._parts.stripes.read(stripe)

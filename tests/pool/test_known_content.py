@@ -103,7 +103,7 @@ def test_nothing_is_written_once_enough_is_given_back(
     before = chunk_records(cluster, content)
     over: list[StripeKey] = []
     refuse_reads(cluster, content, monkeypatch, lambda: bool(over))
-    stripes = cluster.pool.store._stripes
+    stripes = cluster.pool.store._parts.stripes
     is_sound = stripes.is_sound
 
     def passing(stripe: StripeKey, length: int) -> bool:
@@ -126,7 +126,7 @@ def test_what_went_away_is_completed_on_others(
     (stripe,) = chunks_of(content, cluster.profile)
     lost = {ShardKey(stripe + bytes([slot])) for slot in range(UNREAD)}
     gone = {name for name, key in before if key in lost}
-    is_sound = cluster.pool.store._stripes.is_sound
+    is_sound = cluster.pool.store._parts.stripes.is_sound
 
     def bereft(stripe: StripeKey, length: int) -> bool:
         for worker in cluster.workers:
@@ -134,7 +134,7 @@ def test_what_went_away_is_completed_on_others(
                 worker.stop()
         return is_sound(stripe, length)
 
-    monkeypatch.setattr(cluster.pool.store._stripes, "is_sound", bereft)
+    monkeypatch.setattr(cluster.pool.store._parts.stripes, "is_sound", bereft)
     push_again(cluster, content)
     assert written_since(cluster, content, before) == lost
     assert {key for name, key in chunk_records(cluster, content) if name not in gone} == {key for _, key in before}
@@ -174,7 +174,7 @@ def test_a_worker_that_comes_back_once_its_shards_were_missed_is_given_none_that
     if where == "in the middle of a push":
         push_again(cluster, content)
     else:
-        stripes = cluster.pool.store._stripes
+        stripes = cluster.pool.store._parts.stripes
         stripes.heal_all(chunks_of(content, cluster.profile), at_once=True)
     after = chunk_records(cluster, content)
     assert away.up

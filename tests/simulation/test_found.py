@@ -122,7 +122,7 @@ def test_a_liar_in_the_padding_makes_no_liars_of_good_shards() -> None:
     by_name = {worker.name: worker for worker in cluster.workers}
     holders = [by_name[cluster.pool.fleet.name(slot)] for slot in cluster.pool.fleet.holders(stripe)]
     holders[3].volume.lie(shard_key(stripe, 3), Random(1), None)  # a shard that consists of padding
-    assert cluster.pool.store._stripes.read(stripe) == b"x"
+    assert cluster.pool.store._parts.stripes.read(stripe) == b"x"
     for slot in (0, 1, 2, 4, 5):
         assert holders[slot].volume.is_good(shard_key(stripe, slot))
 

@@ -31,7 +31,7 @@ def fall_silent(store: FileStorage, patch: pytest.MonkeyPatch) -> None:
         raise VolumeUnavailable("too many open files")
 
     for question in ("missing", "locate", "locate_all"):
-        patch.setattr(store._stripes.volumes.volume(SILENT), question, refuse)
+        patch.setattr(store._parts.stripes.volumes.volume(SILENT), question, refuse)
 
 
 def written(root: Path, slot: int = SILENT) -> list[ShardKey]:
@@ -53,13 +53,13 @@ def test_a_repair_gives_it_nothing_and_says_why(
 
 
 def test_a_volume_that_waits_for_repair_goes_on_waiting(filled: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled._stripes.volumes.incomplete.add(SILENT)
+    filled._parts.stripes.volumes.incomplete.add(SILENT)
     with monkeypatch.context() as patch:
         fall_silent(filled, patch)
         filled.repair()
-        assert filled._stripes.volumes.state(SILENT) == "incomplete"
+        assert filled._parts.stripes.volumes.state(SILENT) == "incomplete"
     assert filled.repair().complete
-    assert filled._stripes.volumes.state(SILENT) == "ok"
+    assert filled._parts.stripes.volumes.state(SILENT) == "ok"
 
 
 def test_a_reader_s_report_makes_nothing_of_it(
@@ -68,7 +68,7 @@ def test_a_reader_s_report_makes_nothing_of_it(
     before = written(root)
     stripes = list({StripeKey(key[:STRIPE_KEY_BYTES]) for key in before if key[32] != Kind.MARK})
     fall_silent(filled, monkeypatch)
-    assert filled._stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
+    assert filled._parts.stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
     assert written(root) == before
 
 

@@ -95,8 +95,8 @@ def test_two_that_find_the_same_shards_missing_make_them_once(root: Path) -> Non
     with open_store(root) as store, ThreadPoolExecutor(4) as threads:
         stripes = [StripeKey(record.key[:STRIPE_KEY_BYTES]) for record in records(volume_dir(root, 0))]
         stripes = [stripe for stripe in stripes if stripe[ID_BYTES] == Kind.CHUNK]
-        known = store._stripes.shard_maps(stripes)
-        for healed in [threads.submit(store._stripes.heal_all, stripes, known) for _ in range(4)]:
+        known = store._parts.stripes.shard_maps(stripes)
+        for healed in [threads.submit(store._parts.stripes.heal_all, stripes, known) for _ in range(4)]:
             healed.result()
         push(store, SMALL, "again")
     assert {key for key, count in _counts(root, LOST).items() if count > 1} == set()
