@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from storage.formats.versions import Version
     from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
+    from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
     from storage.read.reader import FileReader
     from storage.reports import (
         CollectReport,
@@ -63,11 +64,13 @@ __all__ = [
     "ConflictError",
     "Damage",
     "DataLossError",
+    "DeleteOutcome",
     "ErasureProfile",
     "FileNotFound",
     "FileReader",
     "FileStorage",
     "FormatError",
+    "GetOutcome",
     "IncompletePush",
     "InsufficientWorkers",
     "InvalidArgument",
@@ -75,6 +78,7 @@ __all__ = [
     "Patch",
     "PermissionDenied",
     "Progress",
+    "PushOutcome",
     "RebuildReport",
     "RepairReport",
     "ScrubReport",
@@ -104,11 +108,13 @@ __getattr__, __dir__ = loading(
         "ConflictError": "storage.errors",
         "Damage": "storage.reports",
         "DataLossError": "storage.errors",
+        "DeleteOutcome": "storage.outcomes",
         "ErasureProfile": "storage.erasure",
         "FileNotFound": "storage.errors",
         "FileReader": "storage.read.reader",
         "FileStorage": "storage.engine",
         "FormatError": "storage.errors",
+        "GetOutcome": "storage.outcomes",
         "IncompletePush": "storage.errors",
         "InsufficientWorkers": "storage.errors",
         "InvalidArgument": "storage.errors",
@@ -116,6 +122,7 @@ __getattr__, __dir__ = loading(
         "Patch": "storage.diff.manifest_diff",
         "PermissionDenied": "storage.errors",
         "Progress": "storage.reports",
+        "PushOutcome": "storage.outcomes",
         "RebuildReport": "storage.reports",
         "RepairReport": "storage.reports",
         "ScrubReport": "storage.reports",

@@ -11,7 +11,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -200,6 +200,17 @@ def _file_ids(value: Any) -> list[str]:
     return [identifier("a file id")(one) for one in value]
 
 
+def _iterable(what: str) -> Rule:
+    """Something to iterate over, but not a text, whose characters would be the items."""
+
+    def rule(value: Any) -> Any:
+        if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+            raise InvalidArgument(f"{what} must be an iterable such as a list, not {type(value).__name__}")
+        return value
+
+    return rule
+
+
 def _sha256(value: Any) -> str:
     check_sha256(value)
     return _plain(value)
@@ -254,6 +265,9 @@ RULES: Mapping[str, Rule] = {
     "prefix": text("prefix"),
     "file_id": identifier("file_id"),
     "file_ids": _file_ids,
+    "files": _iterable("files"),
+    "by_name": instance(bool, "by_name"),
+    "bytes_max": whole_number("bytes_max", 0),
     "version_id": identifier("version_id"),
     "base_version_id": identifier("base_version_id"),
     "have_version_id": identifier("have_version_id"),

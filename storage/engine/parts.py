@@ -20,6 +20,7 @@ from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
 from storage.maintenance.live import node_loader
+from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL
 from storage.runtime import Runtime
 from storage.stripes.stripes import StripeStore
@@ -29,8 +30,11 @@ from storage.write.context import PushContext
 from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
+from storage.write.target import PushTarget, push_target
 
 log = logging.getLogger(__name__)
+
+_COMMITTERS = 4  # of pushes of many files; their batches are committed together
 
 
 class StoreParts:
@@ -90,6 +94,7 @@ class StoreParts:
             commits=GroupCommit(catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority),
             workers=runtime.executor(threads, "store-chunks"),
             flusher=runtime.executor(1, "flush"),
+            committer=runtime.executor(_COMMITTERS, "commit-many"),
             metadata_copies=settings.n,
             runtime=runtime,
             activity=self.activity,
@@ -139,12 +144,30 @@ class StoreParts:
         self.lineage.check_current()
         self.volumes.check_present()
 
+    def push_target(self, options: PushOptions) -> PushTarget:
+        """Check that a push may begin, and return its target.
+
+        Raises:
+            UsedAfterFork, StoreClosed, FormatError, CatalogBehind: see :meth:`check_writable`.
+            InsufficientWorkers, StoreFull: too few volumes take writes.
+        """
+        self.check_writable()
+        chunk_size = self.settings.chunk_size if options.chunk_size is None else options.chunk_size
+        target = self.target(options, options.profile or self.profile, chunk_size)
+        self.volumes.require_writable(target.profile)
+        return target
+
+    def target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
+        """Return the target of a push or revision that begins now."""
+        return push_target(options, profile, chunk_size, self.volumes.epoch(), self.runtime)
+
     def stop(self) -> None:
         """Wait for running work to end, and stop the threads."""
         self.stripes.close()
         self.healer.close()
         self.pushing.workers.shutdown()
         self.pushing.flusher.shutdown()
+        self.pushing.committer.shutdown()
         self.readers.shutdown()
 
     def _recount(self) -> None:

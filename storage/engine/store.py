@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from storage.arguments import checked
-from storage.catalog import Catalog, Counters, FileEntry, ProfileCount, StoreSettings, user_key
+from storage.catalog import Catalog, Counters, ProfileCount, StoreSettings, user_key
 from storage.diff.manifest_diff import ManifestDiff
+from storage.engine.many import ManyFiles
 from storage.engine.parts import StoreParts
-from storage.engine.reading import ReadableStore
 from storage.engine.upkeep import Upkeep
 from storage.erasure import ErasureProfile, accelerator_name
-from storage.files import name_of, permitted
 from storage.fleet.fleet import Fleet
 from storage.fleet.volumes import VolumeOptions
 from storage.formats.versions import Version
@@ -33,14 +31,13 @@ from storage.write import revising
 from storage.write.known import usable_stripes
 from storage.write.small import push_small
 from storage.write.sources import Source, feed, source_size
-from storage.write.target import PushTarget, push_target
 from storage.write.upload import INLINE_BYTES_MAX, Upload
 
 COLLECT_GRACE_S = 86400.0
 _OPENING_S = 3600.0  # added to the store's time: commands open it only briefly, yet interrupted pushes must lapse
 
 
-class FileStorage(ReadableStore):
+class FileStorage(ManyFiles):
     """A store of files in one directory, erasure-coded over its volumes.
 
     Thread-safe: all methods may be called from any number of threads at once. One process at a time
@@ -231,7 +228,7 @@ class FileStorage(ReadableStore):
             OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
-        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
+        target = self._parts.push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
         if type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
             return push_small(self._context, target, source)
         upload = Upload(self._context, target, progress, source_size(source))
@@ -257,7 +254,7 @@ class FileStorage(ReadableStore):
         progress: Progress | None = None,
     ) -> Upload:
         """Begin a push whose bytes arrive in pieces; the arguments are those of :meth:`push`."""
-        target = self._push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
+        target = self._parts.push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
         return Upload(self._context, target, progress, size_hint or 0)
 
     @checked
@@ -308,7 +305,7 @@ class FileStorage(ReadableStore):
         filename, base = self._parts.files.base(file_id, user_id, diff.base_version_id)
         self._volumes.require_writable(base.root.profile)
         options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
-        target = self._target(options, base.root.profile, base.root.chunk_size)
+        target = self._parts.target(options, base.root.profile, base.root.chunk_size)
         return revising.revise(self._context, target, base, diff, self._parts.load_node)
 
     @checked
@@ -332,13 +329,7 @@ class FileStorage(ReadableStore):
             CatalogBehind: see :attr:`behind`.
         """
         self._parts.check_writable()
-        identifiers = dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)
-
-        def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
-            return permitted(entry, identifier.hex(), user_id)
-
-        if identifiers:
-            self._context.commits.delete(list(identifiers), check, partial(name_of, user_key(user_id.encode())))
+        self._delete(list(dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)), user_id)
 
     # -- maintenance -----------------------------------------------------------------------------
 
@@ -481,16 +472,3 @@ class FileStorage(ReadableStore):
         """Wait until all damage that reads have found so far has been handled."""
         self._parts.home.check()
         self._parts.healer.drain()
-
-    # -- inside ----------------------------------------------------------------------------------
-
-    def _push_target(self, options: PushOptions) -> PushTarget:
-        """Check the options of a push, and that it may begin."""
-        self._parts.check_writable()
-        chunk_size = self.chunk_size if options.chunk_size is None else options.chunk_size
-        target = self._target(options, options.profile or self.profile, chunk_size)
-        self._volumes.require_writable(target.profile)
-        return target
-
-    def _target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
-        return push_target(options, profile, chunk_size, self._volumes.epoch(), self._parts.runtime)

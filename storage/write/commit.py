@@ -124,30 +124,40 @@ class GroupCommit:
             StoreFull, InsufficientWorkers: the version could not be stored.
             EpochChanged: stores came or went, so that the version has to be made complete again first.
         """
-        with self._mutex:
-            self._queue.append(pending)
-            if self._leader is None:
-                self._leader = pending
-            lead = self._leader is pending
-        if not lead:
-            self._await_turn(pending)
-            if pending.settled:
-                return pending.result()
-        self._lead(pending)
+        self.commit_all([pending])
         return pending.result()
 
-    def _await_turn(self, pending: PendingVersion) -> None:
-        """Sleep until another leader has settled ``pending`` or made it the leader. If interrupted, pass that on."""
+    def commit_all(self, pending: Sequence[PendingVersion]) -> None:
+        """Like :meth:`commit` for many versions, in order. They share flushes and transactions.
+
+        The outcome of each is in its :meth:`PendingVersion.result`; this method raises no error of a commit.
+        """
+        if not pending:
+            return
+        with self._mutex:
+            self._queue += pending
+            if self._leader is None:
+                self._leader = pending[0]
+            leads = self._leader is pending[0]
         try:
-            pending.wait()
+            for one in pending:
+                if not leads:
+                    one.wait()
+                if not one.settled:
+                    self._lead(one)
+                leads = False
         except BaseException:
-            with self._mutex:
-                if pending in self._queue:
-                    self._queue.remove(pending)
-                successor = self._succeed() if self._leader is pending else None
-            if successor is not None:
-                successor.wake()
+            self._withdraw(pending)
             raise
+
+    def _withdraw(self, pending: Sequence[PendingVersion]) -> None:
+        """Take an interrupted thread's versions out of the queue. If one of them was to lead, another one leads."""
+        withdrawn = set(pending)
+        with self._mutex:
+            self._queue = [queued for queued in self._queue if queued not in withdrawn]
+            successor = self._succeed() if self._leader in withdrawn else None
+        if successor is not None:
+            successor.wake()
 
     def _succeed(self) -> PendingVersion | None:
         """Make the first in the queue the leader. The caller holds the mutex, and wakes the new leader afterwards."""

@@ -29,6 +29,7 @@ class PushContext:
     commits: GroupCommit
     workers: Executor
     flusher: Executor
+    committer: Executor
     metadata_copies: int
     runtime: Runtime
     activity: Activity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blake3 import blake3
 
 from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode
@@ -18,16 +20,7 @@ from storage.write.target import PushTarget
 def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
     """Push up to 64 KiB in one step, like an :class:`Upload` without what only large files need."""
     stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
-    root = RootNode(
-        ROOT_FORMAT,
-        len(data),
-        target.chunk_size,
-        target.profile.k,
-        target.profile.n,
-        TRANSFORM_IDENTITY,
-        0,
-        object_id_of(stripe),
-    )
+    root = root_of_one(target, data, [stripe])
     context.activity.note()
     context.pins.pin(stripe)
     try:
@@ -45,6 +38,20 @@ def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Ver
         return context.commits.commit(pending).public()
     finally:
         context.pins.unpin([stripe])
+
+
+def root_of_one(target: PushTarget, data: BytesLike, stripes: Sequence[StripeKey]) -> RootNode:
+    """Return the manifest root of a file of one chunk, or of an empty one, which has no stripe."""
+    return RootNode(
+        ROOT_FORMAT,
+        len(data),
+        target.chunk_size,
+        target.profile.k,
+        target.profile.n,
+        TRANSFORM_IDENTITY,
+        0,
+        b"".join(map(object_id_of, stripes)),
+    )
 
 
 def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:

@@ -75,6 +75,52 @@ def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
         raise InvalidArgument(f"cannot push a {type(source).__name__}; give bytes, a path, a file or an iterable")
 
 
+def beginning(source: Source, most: int) -> tuple[BytesLike, Source | None]:
+    """Read the beginning of a source.
+
+    Args:
+        source: the source to read.
+        most: how many bytes to read at most.
+
+    Returns:
+        All bytes and None, if there are not more than ``most`` bytes and they can be read at once. Otherwise some or
+        no bytes, and a source of the rest.
+
+    Raises:
+        InvalidArgument: this is not a source.
+        OSError: the source cannot be read.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        if memoryview(source).nbytes > most:
+            return b"", source
+        return bytes(source), None  # a copy, unless it is bytes, as the caller may change the others
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb", buffering=0) as stream:
+            if os.fstat(stream.fileno()).st_size > most:
+                return b"", source
+            data = _read_up_to(cast(BinaryIO, stream), most + 1)  # files in /proc report a size of 0
+            return (data, None) if len(data) <= most else (b"", source)
+    if hasattr(source, "read"):
+        data = _read_up_to(cast(BinaryIO, source), most + 1)
+        return data, (None if len(data) <= most else source)
+    return b"", source
+
+
+def _read_up_to(stream: BinaryIO, most: int) -> bytes:
+    """Read ``most`` bytes, or fewer if the stream ends before."""
+    pieces: list[BytesLike] = []
+    room = most
+    while room and (piece := stream.read(room)):
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise InvalidArgument("the file is open in text mode; open it with mode 'rb'")
+        check_filled(len(piece), room)
+        pieces.append(piece)
+        room -= len(piece)
+    if room and piece is None:
+        raise InvalidArgument(NON_BLOCKING)
+    return b"".join(pieces)
+
+
 def iterated(source: Iterable[BytesLike]) -> Iterator[BytesLike]:
     """Return an iterator over a source.
 

@@ -1,0 +1,216 @@
+"""Calls on many files at once, which share transactions, flushes and reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from storage.arguments import checked
+from storage.batching import batched
+from storage.catalog import FileEntry, user_key
+from storage.engine.reading import ReadableStore
+from storage.erasure import ErasureProfile
+from storage.errors import FileNotFound, InvalidArgument, StorageError
+from storage.files import name_of, parsed_id, permitted
+from storage.limits import check_filename
+from storage.options import PushOptions
+from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
+from storage.read.many import ManyReader, Wanted
+from storage.write.many import ManyPush, push_many
+from storage.write.sources import Source
+from storage.write.target import PushTarget
+
+NamedSource = str | os.PathLike[str] | tuple[str, Source]
+"""A file to push: a path, whose last component becomes the name, or a name with the content."""
+
+_DELETED_TOGETHER = 250
+"""Files deleted in one transaction, during which no push can commit."""
+
+
+class ManyFiles(ReadableStore):
+    """The half of a store that works on many files at once."""
+
+    @checked
+    def push_many(
+        self,
+        files: Iterable[NamedSource],
+        *,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+    ) -> Iterator[PushOutcome]:
+        """Push many files, and yield the outcome of each as soon as it is durable, in the order of ``files``.
+
+        Small files share flushes and transactions, so that thousands of them take a fraction of the time of as many
+        calls of :meth:`push`. An error of one file is its outcome, and does not end the call. After a crash, repeat the
+        call: content that is stored already makes no new version.
+
+        Args:
+            files: paths, whose last components become the names, or pairs of a name and what :meth:`push` takes as its
+                source. They are taken as needed: an iterator of a million files is no problem.
+            user_id: the owner.
+            profile: erasure profile; default: the store's.
+            chunk_size: bytes of a chunk; default: the store's.
+            time_ms: the author's clock; default: now.
+            note: free text kept in each version.
+
+        Raises:
+            InvalidArgument: an argument is malformed; ``files`` yields something else than paths and pairs.
+            Exception: whatever the iterator of ``files`` raises; files before it may be stored.
+        """
+        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
+        return push_many(self.pushing_many(options), map(_named, files))
+
+    def pushing_many(self, options: PushOptions) -> ManyPush:
+        """Begin a push of many files that are added one by one.
+
+        Args:
+            options: the options of all files; its filename is not used.
+        """
+        self._parts.check_usable()
+
+        def target_of(filename: str) -> PushTarget:
+            check_filename(filename)
+            # msgspec cannot encode subclasses of str, such as numpy's.
+            return self._parts.push_target(replace(options, filename=str.__str__(filename)))
+
+        return ManyPush(self._parts.pushing, target_of)
+
+    @checked
+    def get_many(
+        self, files: Iterable[str], *, user_id: str, by_name: bool = False, bytes_max: int | None = None
+    ) -> Iterator[GetOutcome]:
+        """Read many files, and yield the outcome of each, in the order of ``files``.
+
+        Small files are read together, several batches ahead. An error of one file is its outcome.
+
+        Args:
+            files: ids of the files.
+            user_id: the owner.
+            by_name: whether ``files`` has names instead of ids.
+            bytes_max: larger files come without data; read these with :meth:`open_file`. Default: no limit.
+
+        Raises:
+            InvalidArgument: an argument is malformed.
+        """
+        self._parts.check_open()
+        self._parts.volumes.check_present()
+        reader = ManyReader(
+            self._parts.stripes,
+            self._parts.load_node,
+            self._parts.activity,
+            self._parts.readers,
+            lambda file_id, version_id: self._stream(file_id, user_id, version_id),
+        )
+        return reader.read(
+            self._wanted(position, file, user_id, by_name, bytes_max) for position, file in enumerate(files)
+        )
+
+    def _wanted(self, position: int, file: str, user_id: str, by_name: bool, bytes_max: int | None) -> Wanted:
+        """Look up a file, and register the read."""
+        done = _nothing
+        try:
+            file_id = self._id_of(file, user_id) if by_name else _text(file)
+            # The read is registered before the lookup, so a collect that missed it found the file alive.
+            done = self._parts.readings.begin(parsed_id(file_id) or b"")
+            stored = self._parts.files.version(file_id, user_id, None)
+        except StorageError as error:
+            return Wanted(position, file, done, error=error)
+        except BaseException:
+            done()
+            raise
+        return Wanted(position, file, done, stored, bytes_max=bytes_max)
+
+    def _id_of(self, filename: str, user_id: str) -> str:
+        check_filename(filename)
+        found = self._parts.files.find(filename, user_id)
+        if found is None:
+            raise FileNotFound(f"there is no file named {filename[:80]!r}; list the files to see what there is")
+        return found.record.file_id.hex()
+
+    @checked
+    def delete_many(self, files: Iterable[str], *, user_id: str) -> Iterator[DeleteOutcome]:
+        """Delete many files, and yield the outcome of each, in order. The error of one does not keep the others.
+
+        Args:
+            files: ids of the files; an id that comes again is not found any more.
+            user_id: the owner.
+
+        Raises:
+            InvalidArgument: an argument is malformed.
+            CatalogBehind: see :attr:`FileStorage.behind`.
+        """
+        self._parts.check_writable()
+        return self._delete_many(files, user_id)
+
+    def _delete_many(self, file_ids: Iterable[str], user_id: str) -> Iterator[DeleteOutcome]:
+        for batch in batched(enumerate(file_ids), _DELETED_TOGETHER):
+            yield from self._delete_batch(batch, user_id)
+
+    def _delete_batch(self, batch: list[tuple[int, str]], user_id: str) -> Iterator[DeleteOutcome]:
+        outcomes: list[DeleteOutcome] = []
+        found: dict[bytes, int] = {}
+        for position, file_id in batch:
+            error: StorageError | None = None
+            try:
+                identifier = self._parts.files.entry(_text(file_id), user_id)[0]
+                if identifier in found:
+                    raise FileNotFound(f"file {file_id[:80]!r} was deleted just now; give each file once")
+                found[identifier] = len(outcomes)
+            except StorageError as problem:
+                error = problem
+            outcomes.append(DeleteOutcome(position, file_id, error))
+        for identifier, error in self._deleted(list(found), user_id).items():
+            outcomes[found[identifier]] = replace(outcomes[found[identifier]], error=error)
+        yield from outcomes
+
+    def _deleted(self, identifiers: list[bytes], user_id: str) -> dict[bytes, StorageError]:
+        """Delete files, and return the errors of those that could not be deleted."""
+        try:
+            self._delete(identifiers, user_id)
+        except FileNotFound as error:  # another caller has deleted one of them just now
+            if len(identifiers) == 1:
+                return {identifiers[0]: error}
+            errors: dict[bytes, StorageError] = {}
+            for identifier in identifiers:
+                errors |= self._deleted([identifier], user_id)
+            return errors
+        except StorageError as error:
+            return dict.fromkeys(identifiers, error)
+        return {}
+
+    def _delete(self, identifiers: list[bytes], user_id: str) -> None:
+        """Delete files with one transaction: all of them, or none."""
+
+        def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
+            return permitted(entry, identifier.hex(), user_id)
+
+        def name(filename: str) -> bytes:
+            return name_of(user_key(user_id.encode()), filename)
+
+        if identifiers:
+            self._parts.pushing.commits.delete(identifiers, check, name)
+
+
+def _named(file: Any) -> tuple[str, Source]:
+    """Return the name and the source of a file to push."""
+    if isinstance(file, str | os.PathLike):
+        return Path(file).name, file
+    if isinstance(file, tuple) and len(file) == 2:
+        return file
+    raise InvalidArgument(f"files are paths, or pairs of a name and content, not {type(file).__name__}")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _text(file_id: object) -> str:
+    if not isinstance(file_id, str):
+        raise InvalidArgument(f"a file id is text, not {type(file_id).__name__}")
+    return file_id

@@ -1,0 +1,156 @@
+"""Reads many files. Small ones are read together, in batches of which some are under way ahead of the reader."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+from storage.activity import Activity
+from storage.batching import batched_by_size
+from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
+from storage.formats.manifest import LoadNode, Manifest
+from storage.formats.versions import StoredVersion
+from storage.keys import StripeKey
+from storage.limits import MIB
+from storage.outcomes import GetOutcome
+from storage.read.reader import VersionStream
+from storage.stripes.stripes import StripeStore, chunk_stripe
+
+_TOGETHER_BYTES = 4 * MIB  # of one batch, of which up to three are in memory for a call
+_TOGETHER_MAX = 128
+_AHEAD = 2
+_SMALL_BYTES_MAX = MIB  # larger files are read on their own, chunk by chunk
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """A file to read.
+
+    Attributes:
+        position: place in the call.
+        file: the id or name asked for.
+        done: ends the registration of the read.
+        stored: the version to read; None if there is an error.
+        error: why there is none.
+        bytes_max: size above which the content is not wanted; None: no limit.
+        target: memory for the content; None until it is needed.
+    """
+
+    position: int
+    file: str
+    done: Callable[[], None]
+    stored: StoredVersion | None = None
+    error: StorageError | None = None
+    bytes_max: int | None = None
+    target: bytearray | None = None
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes to read together with other files; 0 if there are none."""
+        return self.stored.record.size if self.stored is not None and self._is_small(self.stored) else 0
+
+    def _is_small(self, stored: StoredVersion) -> bool:
+        return stored.record.size <= _SMALL_BYTES_MAX and self.is_wanted(stored)
+
+    def is_wanted(self, stored: StoredVersion) -> bool:
+        """Whether the content is wanted."""
+        return self.bytes_max is None or stored.record.size <= self.bytes_max
+
+
+class ManyReader:
+    """Reads many files of one caller.
+
+    Args:
+        stripes: the store's stripes.
+        load_node: loads nodes of manifests.
+        activity: is notified of reads.
+        workers: reads batches ahead.
+        stream: opens a version, by the ids of its file and its own, to read it on its own.
+    """
+
+    def __init__(
+        self,
+        stripes: StripeStore,
+        load_node: LoadNode,
+        activity: Activity,
+        workers: Executor,
+        stream: Callable[[str, str], VersionStream],
+    ) -> None:
+        self._stripes = stripes
+        self._load_node = load_node
+        self._activity = activity
+        self._workers = workers
+        self._stream = stream
+
+    def read(self, files: Iterable[Wanted]) -> Iterator[GetOutcome]:
+        """Yield the outcome of each file, in order. Small files are read in batches, ahead of the caller."""
+        ahead: deque[tuple[list[Wanted], Future[bool]]] = deque()
+        try:
+            for batch in batched_by_size(files, _TOGETHER_MAX, _TOGETHER_BYTES, lambda wanted: wanted.small_bytes):
+                ahead.append((batch, self._submit(batch)))
+                if len(ahead) > _AHEAD:
+                    yield from self._outcomes(*ahead.popleft())
+            while ahead:
+                yield from self._outcomes(*ahead.popleft())
+        finally:
+            for batch, reading in ahead:
+                reading.exception()  # it still uses the shards
+                _end(batch)
+
+    def _submit(self, batch: list[Wanted]) -> Future[bool]:
+        try:
+            return self._workers.submit(self._read_batch, batch)
+        except RuntimeError as error:  # the executor was shut down
+            _end(batch)
+            raise StoreClosed("the store was closed while files were being read") from error
+
+    def _read_batch(self, batch: list[Wanted]) -> bool:
+        """Read the small files of a batch; return whether that succeeded for all."""
+        reads: list[tuple[StripeKey, memoryview]] = []
+        for wanted in batch:
+            if wanted.small_bytes and wanted.stored is not None:
+                wanted.target = bytearray(wanted.small_bytes)
+                reads += self._reads(wanted.stored, memoryview(wanted.target))
+        self._activity.note()
+        try:
+            self._stripes.read_all(reads)
+        except (ShardsUnavailable, DataLossError):
+            return False
+        return True
+
+    def _reads(self, stored: StoredVersion, target: memoryview) -> Iterator[tuple[StripeKey, memoryview]]:
+        root = stored.root
+        for index, chunk_id in enumerate(Manifest(root, self._load_node).chunk_ids()):
+            start = index * root.chunk_size
+            yield chunk_stripe(chunk_id, root.profile), target[start : start + root.chunk_size]
+
+    def _outcomes(self, batch: list[Wanted], reading: Future[bool]) -> Iterator[GetOutcome]:
+        try:
+            are_read = reading.result()
+            for wanted in batch:
+                yield self._outcome(wanted, is_read=are_read)
+                wanted.target = None
+        finally:
+            _end(batch)
+
+    def _outcome(self, wanted: Wanted, *, is_read: bool) -> GetOutcome:
+        stored = wanted.stored
+        if stored is None:
+            return GetOutcome(wanted.position, wanted.file, error=wanted.error)
+        version = stored.public()
+        if not wanted.is_wanted(stored):
+            return GetOutcome(wanted.position, wanted.file, version)
+        if is_read and (wanted.target is not None or not stored.record.size):
+            return GetOutcome(wanted.position, wanted.file, version, bytes(wanted.target or b""))
+        try:
+            with self._stream(version.file_id, version.version_id) as stream:
+                return GetOutcome(wanted.position, wanted.file, version, stream.readall())
+        except StorageError as error:
+            return GetOutcome(wanted.position, wanted.file, version, error=error)
+
+
+def _end(batch: list[Wanted]) -> None:
+    for wanted in batch:
+        wanted.done()
