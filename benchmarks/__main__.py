@@ -77,14 +77,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="python -m benchmarks compare A.json B.json  shows two runs side by side. "
         "Example: python -m benchmarks --suite engine degraded --out results",
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes: all suites in under a minute")
+    parser.add_argument("--quick", action="store_true", help="small sizes: all suites in a few minutes")
     parser.add_argument(
         "--suite", nargs="+", action="extend", choices=SUITES, metavar="NAME", help=f"only these: {', '.join(SUITES)}"
     )
     parser.add_argument(
         "--dir", type=Path, help="directory for the stores (default: a temporary one in this directory)"
     )
-    parser.add_argument("--out", type=Path, help="directory for results.json, results.md and a plot for each suite")
+    parser.add_argument("--out", type=Path, help="directory for results.json, results.md and plots of each suite")
     parser.add_argument("--svg", action="store_true", help="write plots as SVG instead of PNG")
     parser.add_argument("--peers", action="store_true", help="measure other installed tools and clusters as well")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each measurement (default 5, quick 3)")
@@ -94,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         "--ray",
         metavar="PYTHON",
         help="an interpreter that has Ray, measured beside functions (default: this one)",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="DIR",
+        help="another checkout of this repository, whose pool the cluster suite measures in the same rounds",
     )
     return parser
 
@@ -109,7 +115,8 @@ def _run(console: Console, options: argparse.Namespace, directory: Path) -> int:
         console.print("Quick run: sizes are smaller than those the targets are stated for.")
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     with RunProgress(console) as progress:
-        session = Session(directory, sizes, progress, options.peers, options.keep, ray_peer.interpreter(options.ray))
+        ray, before = ray_peer.interpreter(options.ray), options.before and options.before.resolve()
+        session = Session(directory, sizes, progress, options.peers, options.keep, ray, before)
         _touch_memory(session)
         results = [_run_suite(console, name, session) for name in options.suite or SUITES]
     finished = report.Report(found.as_json(), asdict(sizes), started, tuple(filter(None, results)))
@@ -200,8 +207,8 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     report.write_json(finished, directory / "results.json")
     (directory / "results.md").write_text(report.markdown(finished, machine_lines) + "\n", encoding="utf-8")
-    drawn = [plots.draw(suite, directory / f"{suite.name}{suffix}") for suite in finished.suites]
-    names = ["results.json", "results.md", *(path.name for path in drawn if path)]
+    drawn = [path for suite in finished.suites for path in plots.draw(suite, directory, suffix)]
+    names = ["results.json", "results.md", *(path.name for path in drawn)]
     console.print(f"wrote {', '.join(names)} to {directory}", highlight=False)
 
 

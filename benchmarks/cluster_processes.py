@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +16,17 @@ from typing import Any, Self
 
 import grpc
 
-from benchmarks.measure import GIB
+from benchmarks.measure import GIB, seconds_of
 from benchmarks.processes import (
-    PeakMemory,
     ServerProcess,
     TaskFailed,
     end_by_input,
-    own_peak_resident,
+    obey,
+    outcome_of,
     started_together,
+    tell,
 )
-from benchmarks.workload import USER, Discard, RandomContent
+from benchmarks.workload import USER, Discard, RandomContent, small_content
 from taskworker import Client
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
@@ -44,11 +46,19 @@ class Cluster:
         lease_s: how long a silent worker counts as alive; after that it is lost at once. By default, no worker is lost,
             and nothing is repaired, during a benchmark.
         module: the module to run as the pool with ``python -m``.
+        checkout: a directory with another version of this repository, whose pool and workers are to be run.
     """
 
-    def __init__(self, home: Path, lease_s: float = LONG_LEASE_S, module: str = "benchmarks.pool_process") -> None:
+    def __init__(
+        self,
+        home: Path,
+        lease_s: float = LONG_LEASE_S,
+        module: str = "benchmarks.pool_process",
+        checkout: Path | None = None,
+    ) -> None:
         self._home = home
-        self._pool = ServerProcess(module, home / "pool", lease_s, 0.0)
+        self._checkout = checkout
+        self._pool = ServerProcess(module, home / "pool", lease_s, 0.0, checkout=checkout)
         self._workers: dict[str, ServerProcess] = {}
 
     def __enter__(self) -> Self:
@@ -61,7 +71,7 @@ class Cluster:
             stack.enter_context(started_together(list(self._workers.values())))
             stack.callback(self._kill_all)
             self.await_settled(self._workers)
-            self.idle_memory = self._pool.memory
+            self.idle_peak = self.pool_peak
             self._running = stack.pop_all()
         return self
 
@@ -76,9 +86,24 @@ class Cluster:
         return self._pool.address
 
     @property
-    def pool_memory(self) -> PeakMemory:
-        """The pool's peak memory so far."""
-        return self._pool.memory
+    def pool_pid(self) -> int:
+        """The process id of the pool."""
+        return self._pool.pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of all workers, including killed ones."""
+        return [worker.pid for worker in self._workers.values()]
+
+    @property
+    def pool_peak(self) -> int:
+        """The pool's peak resident memory so far, in bytes."""
+        return self._pool.peak_resident
+
+    @property
+    def worker_peak(self) -> int:
+        """The peak resident memory so far of the worker with the highest one, in bytes."""
+        return max(worker.peak_resident for worker in self._workers.values())
 
     @property
     def workers(self) -> list[str]:
@@ -89,6 +114,18 @@ class Cluster:
         """Kill workers as a crash would."""
         for name in names:
             self._workers[name].kill()
+
+    def pause(self, name: str) -> None:
+        """Stop a worker: it keeps its connections, and answers nothing."""
+        self._workers[name].pause()
+
+    def resume(self, name: str) -> None:
+        """Let a stopped worker run again."""
+        self._workers[name].resume()
+
+    def run_in_pool(self, task: str, **arguments: object) -> dict[str, Any]:
+        """Run a task in the pool's own process, if its module obeys; return its outcome."""
+        return self._pool.run(task, **arguments)
 
     def await_settled(self, workers: Collection[str]) -> None:
         """Wait until the layout consists of exactly these workers, and every shard is where the layout places it.
@@ -120,7 +157,7 @@ class Cluster:
 
     def _worker(self, name: str) -> ServerProcess:
         arguments = (name, self._pool.address, self._home / name, CAPACITY)
-        return ServerProcess("benchmarks.worker_process", *arguments)
+        return ServerProcess("benchmarks.worker_process", *arguments, checkout=self._checkout)
 
     def _status(self) -> pool_pb2.PoolStatus:
         return self._stub.Status(pool_pb2.StatusRequest())
@@ -154,23 +191,19 @@ class ClientProcess:
     ) -> None:
         end_by_input(self._process)
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def begin(self, task: str, **arguments: object) -> Callable[[], dict[str, Any]]:
         """Start a task; return a function that waits for its outcome."""
-        assert self._process.stdin is not None
-        print(json.dumps([task, arguments], default=str), file=self._process.stdin, flush=True)
-        return self._outcome
+        tell(self._process, task, **arguments)
+        return partial(outcome_of, self._process)
 
     def run(self, task: str, **arguments: object) -> dict[str, Any]:
         """Run a task and return its outcome."""
         return self.begin(task, **arguments)()
-
-    def _outcome(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise TaskFailed(f"a client ended with status {self._process.wait()}")
-        found: dict[str, Any] = json.loads(line)
-        return found
 
 
 class _Tasks:
@@ -184,36 +217,43 @@ class _Tasks:
         self._clients[address] = Client(address)
         self._clients[address].find("none", user_id=USER)
 
-    def push(self, address: str, name: str, source: str) -> None:
-        """Push a file from disk."""
-        self._clients[address].push(Path(source), filename=name, user_id=USER)
+    def push(self, address: str, name: str, source: str) -> dict[str, float]:
+        """Push a file from disk; return the seconds that this took."""
+        client = self._clients[address]
+        return {"took": seconds_of(lambda: client.push(Path(source), filename=name, user_id=USER))}
+
+    def push_small(self, address: str, series: str, count: int, size: int) -> dict[str, float]:
+        """Push small files, one after another; return the seconds that this took."""
+        client = self._clients[address]
+        contents = [small_content(series, index, size) for index in range(count)]
+
+        def action() -> None:
+            for index, content in enumerate(contents):
+                client.push(content, filename=f"{series}/{index}", user_id=USER)
+
+        return {"took": seconds_of(action)}
+
+    def push_and_get(self, address: str, series: str, size: int, seconds: float) -> None:
+        """Push a file of ``size`` random bytes and get it, again and again, until ``seconds`` have passed."""
+        until = time.monotonic() + seconds
+        for number in itertools.count():
+            self.push_random(address, f"{series}/{number}", size)
+            self.get(address, f"{series}/{number}")
+            if time.monotonic() > until:
+                return
 
     def push_random(self, address: str, name: str, size: int) -> None:
         """Push ``size`` random bytes, which depend on the name."""
         pieces: Iterator[bytes] = RandomContent(name, size).pieces()
         self._clients[address].push(pieces, filename=name, user_id=USER)
 
-    def get(self, address: str, name: str) -> None:
-        """Read a file to its end."""
+    def get(self, address: str, name: str) -> dict[str, float]:
+        """Read a file to its end; return the seconds that this took, without those to find it."""
         client = self._clients[address]
         found = client.find(name, user_id=USER)
         if found is None:
             raise FileNotFoundError(f"the pool has no {name}")
-        client.download(found.file_id, BufferedWriter(Discard()), user_id=USER)
-
-
-def obey(tasks: object) -> None:
-    """Run the tasks named on standard input as methods of ``tasks``, and print their outcomes.
-
-    An outcome has the time and peak memory, and the values that the method returns, if any.
-    """
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        task: Callable[..., Any] = getattr(tasks, name)
-        start = time.perf_counter()
-        told: dict[str, Any] = task(**arguments) or {}
-        outcome = {"seconds": time.perf_counter() - start, "peak_resident": own_peak_resident(), **told}
-        print(json.dumps(outcome), flush=True)
+        return {"took": seconds_of(lambda: client.download(found.file_id, BufferedWriter(Discard()), user_id=USER))}
 
 
 if __name__ == "__main__":

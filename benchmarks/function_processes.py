@@ -16,9 +16,9 @@ from typing import Self
 import psutil
 
 from benchmarks.bare_calls import BareClient
-from benchmarks.cluster_processes import ClientProcess, obey
+from benchmarks.cluster_processes import ClientProcess
 from benchmarks.function_servers import BALANCED, SKEWED
-from benchmarks.processes import ServerProcess, TaskFailed, started_together
+from benchmarks.processes import ServerProcess, TaskFailed, obey, started_together
 from benchmarks.workload import USER
 from storage.errors import StorageError
 from taskworker import Client

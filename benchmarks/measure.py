@@ -57,7 +57,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured figure, with one sample per round."""
+    """A measured figure, with one sample per round.
+
+    ``chart`` names a plot of its own that shows the values of all figures with the same name; empty: none does.
+    """
 
     name: str
     unit: str
@@ -65,6 +68,7 @@ class Figure:
     better: Better = "higher"
     limit: Limit | None = None
     note: str = ""
+    chart: str = ""
 
     @property
     def spread(self) -> Spread:

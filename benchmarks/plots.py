@@ -1,6 +1,6 @@
-"""One plot for each suite: how close each figure comes to its limit, and the targets.
+"""Plots of each suite: how close each figure comes to its limit, the targets, and a plot for each of its charts.
 
-Memory is drawn in MiB, because its limit is a lower bound rather than a goal.
+Memory is drawn in MiB, because its limit is a lower bound rather than a goal. A chart shows the values of its figures.
 """
 
 from __future__ import annotations
@@ -36,18 +36,42 @@ class Bar:
     bound: float | None
 
 
-def draw(suite: SuiteResult, path: Path) -> Path | None:
-    """Draw the suite to ``path``, as PNG or SVG by its suffix; return None if there is nothing to draw."""
+Panel = tuple[Sequence[Bar], str, float | None]
+"""Bars, the text below them, and where to draw a line."""
+
+
+def draw(suite: SuiteResult, directory: Path, suffix: str) -> list[Path]:
+    """Draw the suite to files in ``directory``, as PNG or SVG by their suffix; return their paths."""
     ratio_bars = [
         _ratio_bar(figure, suite.targets) for figure in suite.figures if figure.ratios and figure.unit != "MiB"
     ]
     memory_bars = [_memory_bar(figure, suite.targets) for figure in suite.figures if figure.unit == "MiB"]
     cost_bars = [_target_bar(target) for target in suite.targets if _is_own_comparison(target, suite)]
-    panels = [
+    panels: list[Panel] = [
         (ratio_bars, "ratio to the physical limit of the same run (1 = the limit, more is better)", 1.0),
         (cost_bars, "acceptance ratios", None),
         (memory_bars, "peak resident memory, MiB", None),
     ]
+    drawn = [_draw_panels(suite.name, panels, directory / f"{suite.name}{suffix}")]
+    for chart in dict.fromkeys(figure.chart for figure in suite.figures if figure.chart):
+        path = directory / f"{suite.name}-{chart.replace(' ', '-')}{suffix}"
+        drawn.append(_draw_panels(f"{suite.name}, {chart}", _chart_panels(suite, chart), path))
+    return [path for path in drawn if path is not None]
+
+
+def _chart_panels(suite: SuiteResult, chart: str) -> list[Panel]:
+    """Return a panel for each unit of a chart's figures."""
+    figures = [figure for figure in suite.figures if figure.chart == chart]
+    panels: list[Panel] = []
+    for unit in dict.fromkeys(figure.unit for figure in figures):
+        same = [figure for figure in figures if figure.unit == unit]
+        direction = "more" if same[0].better == "higher" else "less"
+        panels.append(([_value_bar(figure) for figure in same], f"{unit} ({direction} is better)", None))
+    return panels
+
+
+def _draw_panels(title: str, panels: Sequence[Panel], path: Path) -> Path | None:
+    """Draw panels below each other; return None if there is nothing to draw."""
     panels = [panel for panel in panels if panel[0]]
     if not panels:
         return None
@@ -55,9 +79,9 @@ def draw(suite: SuiteResult, path: Path) -> Path | None:
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(11, ROW_INCHES * sum(heights) + 0.8), squeeze=False, height_ratios=heights
     )
-    for axis, (bars, title, line) in zip(axes[:, 0], panels, strict=True):
-        _panel(axis, bars, title, line)
-    figure.suptitle(f"{suite.name}: medians, whiskers from lowest to highest round", fontsize=12)
+    for axis, (bars, heading, line) in zip(axes[:, 0], panels, strict=True):
+        _panel(axis, bars, heading, line)
+    figure.suptitle(f"{title}: medians, whiskers from lowest to highest round", fontsize=12)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -93,6 +117,10 @@ def _ratio_bar(figure: Figure, targets: Sequence[Target]) -> Bar:
     target = next((one for one in targets if one.figure == figure.name and one.samples == figure.ratios), None)
     text = f"{number(spread.median)}x   {with_unit(figure.spread.median, figure.unit)}"
     return Bar(figure.name, spread, text, target, target.bound if target else None)
+
+
+def _value_bar(figure: Figure) -> Bar:
+    return Bar(figure.name, figure.spread, with_unit(figure.spread.median, figure.unit), None, None)
 
 
 def _memory_bar(figure: Figure, targets: Sequence[Target]) -> Bar:

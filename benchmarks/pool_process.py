@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from taskworker.cli.allocator import keep_one_arena
 from taskworker.pool.node_pool import NodePool
@@ -16,12 +17,18 @@ from taskworker.services.pool import PoolService
 _SERVICE = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
 
 
-def serve(directory: str, lease_s: float, grace_s: float) -> None:
-    """Run the pool in ``directory``."""
+def _until_closed(_: NodePool) -> None:
+    sys.stdin.read()
+
+
+def serve(
+    directory: str, lease_s: float, grace_s: float, meanwhile: Callable[[NodePool], None] = _until_closed
+) -> None:
+    """Run the pool in ``directory`` until ``meanwhile`` returns."""
     pool = NodePool(directory, options=PoolOptions(lease_s=lease_s, grace_s=grace_s))
     server = FileServer(pool.store, added={_SERVICE.full_name: generic_handler(_SERVICE, PoolService(pool))})
     print(server.start("127.0.0.1:0"), flush=True)
-    sys.stdin.read()
+    meanwhile(pool)
     server.stop(0.0)
     pool.close()
 

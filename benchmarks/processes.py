@@ -7,16 +7,18 @@ The anonymous part (RssAnon), which the process itself holds, is sampled as well
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 SAMPLE_INTERVAL_S = 0.02
 STOP_TIMEOUT_S = 30.0
@@ -122,26 +124,28 @@ class ServerProcess:
     Args:
         module: the module to run with ``python -m``.
         arguments: arguments for the module.
+        checkout: a directory with another version of this repository, whose modules are to be run.
     """
 
-    def __init__(self, module: str, *arguments: object) -> None:
+    def __init__(self, module: str, *arguments: object, checkout: Path | None = None) -> None:
         self._command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._checkout = checkout
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self._checkout
+        )
         assert self._process.stdout is not None
         first_line = self._process.stdout.readline().strip()
         if not first_line.isdigit():
             self._end()
             raise TaskFailed(f"{self._command[2]} did not start")
         self.address = f"127.0.0.1:{first_line}"
-        self._watch = MemoryWatch(self._process.pid)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch.stop()
         self._end()
 
     @property
@@ -150,17 +154,84 @@ class ServerProcess:
         return self._process.pid
 
     @property
-    def memory(self) -> PeakMemory:
-        """The server's peak memory so far."""
-        return self._watch.peak()
+    def peak_resident(self) -> int:
+        """The server's peak resident memory so far, in bytes."""
+        return peak_resident(self.pid)
 
     def kill(self) -> None:
         """Kill the server as a crash would, and wait for its end."""
         self._process.kill()
         self._process.wait()
 
+    def pause(self) -> None:
+        """Stop the server with SIGSTOP: it keeps its connections, and does nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a stopped server run again."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def run(self, task: str, **arguments: object) -> dict[str, Any]:
+        """Run a task of a server that obeys (see :func:`obey`), and return its outcome."""
+        tell(self._process, task, **arguments)
+        return outcome_of(self._process)
+
     def _end(self) -> None:
         end_by_input(self._process)
+
+
+class WatchedServer(ServerProcess):
+    """A server whose anonymous memory is sampled as well."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._watch = MemoryWatch(self.pid)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.stop()
+        super().__exit__(kind, error, trace)
+
+    @property
+    def memory(self) -> PeakMemory:
+        """The server's peak memory so far."""
+        return self._watch.peak()
+
+
+def tell(process: subprocess.Popen[str], task: str, **arguments: object) -> None:
+    """Tell a process that obeys (see :func:`obey`) to run a task."""
+    assert process.stdin is not None
+    print(json.dumps([task, arguments], default=str), file=process.stdin, flush=True)
+
+
+def outcome_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for the outcome of a task.
+
+    Raises:
+        TaskFailed: the process ended without one.
+    """
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise TaskFailed(f"a client ended with status {process.wait()}")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def obey(tasks: object) -> None:
+    """Run the tasks named on standard input as methods of ``tasks``, and print their outcomes.
+
+    An outcome has the time and peak memory, and the values that the method returns, if any.
+    """
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        task: Callable[..., Any] = getattr(tasks, name)
+        start = time.perf_counter()
+        told: dict[str, Any] = task(**arguments) or {}
+        outcome = {"seconds": time.perf_counter() - start, "peak_resident": own_peak_resident(), **told}
+        print(json.dumps(outcome), flush=True)
 
 
 def end_by_input(process: subprocess.Popen[str]) -> None:
@@ -188,10 +259,16 @@ def started_together(servers: Sequence[AbstractContextManager[object]]) -> Itera
 
 def own_peak_resident() -> int:
     """Return the peak resident memory (VmHWM) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return _kibibytes(line.partition(":")[2])
-    return 0
+    return peak_resident("self")
+
+
+def peak_resident(pid: int | str) -> int:
+    """Return the peak resident memory (VmHWM) of a process, in bytes; 0 if there is no such process any more."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((_kibibytes(line.partition(":")[2]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _kibibytes(text: str) -> int:

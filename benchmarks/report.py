@@ -164,7 +164,8 @@ def _suite_from(entry: Mapping[str, Any]) -> SuiteResult:
 def _figure_from(entry: Mapping[str, Any]) -> Figure:
     found = entry["limit"]
     limit = Limit(found["name"], tuple(found["samples"]), found["parts"]) if found else None
-    return Figure(entry["name"], entry["unit"], tuple(entry["samples"]), entry["better"], limit, entry["note"])
+    samples, chart = tuple(entry["samples"]), entry.get("chart", "")  # older reports have no charts
+    return Figure(entry["name"], entry["unit"], samples, entry["better"], limit, entry["note"], chart)
 
 
 def _target_from(entry: Mapping[str, Any]) -> Target:

@@ -31,6 +31,8 @@ class Sizes:
     dns_questions: int = 40_000
     cluster_bytes: int = GIB // 4
     cluster_small_pushes: int = 200
+    cluster_small_files: int = 500
+    cluster_small_seconds: float = 5.0
     cluster_repairs: int = 3
     egress_requests: int = 200
     cluster_memory_bytes: int = 4 * GIB
@@ -62,6 +64,8 @@ QUICK = Sizes(
     dns_questions=8_000,
     cluster_bytes=32 * MIB,
     cluster_small_pushes=40,
+    cluster_small_files=50,
+    cluster_small_seconds=0.5,
     cluster_repairs=1,
     egress_requests=60,
     cluster_memory_bytes=64 * MIB,
@@ -91,6 +95,8 @@ class Session:
         peers: whether to measure other tools as well.
         keep: whether to keep the stores of the scale suite, and to reuse those of an earlier run.
         ray: an interpreter that has Ray, for comparison with functions; None: there is none.
+        before: a directory with another version of this repository, to be compared with in the same rounds, where a
+            suite can; None: there is none.
     """
 
     directory: Path
@@ -99,6 +105,7 @@ class Session:
     peers: bool = False
     keep: bool = False
     ray: str | None = None
+    before: Path | None = None
 
     @property
     def limits(self) -> PhysicalLimits:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.measure import MIB, Figure, Limit, SuiteResult, Target
-from benchmarks.processes import Outcome, PeakMemory, ServerProcess, run_task
+from benchmarks.processes import Outcome, PeakMemory, WatchedServer, run_task
 from benchmarks.session import Session, human_size
 from benchmarks.workload import USER, RandomContent
 from taskworker import Client
@@ -61,7 +61,7 @@ def _server_under_pushes(session: Session, root: Path) -> tuple[PeakMemory, Peak
     """Return the peak memory of a server after all pushes, and before the first one."""
     sizes = session.sizes
     session.progress.step(f"{sizes.server_pushes} pushes of {human_size(sizes.server_push_bytes)} at once")
-    with ServerProcess("benchmarks.server", root / "store") as server:
+    with WatchedServer("benchmarks.server", root / "store") as server:
         idle = server.memory
 
         def push(number: int) -> None:

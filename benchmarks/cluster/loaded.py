@@ -1,0 +1,63 @@
+"""Small gets in an idle pool, beside clients that push and get large files, and with a worker that stopped."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from benchmarks.callers import Callers, Latencies
+from benchmarks.cluster.samples import CLIENTS, Samples
+from benchmarks.cluster_processes import ClientProcess, Cluster
+from benchmarks.measure import MIB
+from benchmarks.processes import started_together
+from benchmarks.session import Session, human_size, settle
+
+_WARM_S = 1.0
+"""How long clients are busy before the measurement begins."""
+
+
+def small_gets_beside_load(session: Session, samples: Samples) -> None:
+    """Measure a fresh pool in each round, as its peak memory counts from its start."""
+    text = f"gets of 4 KiB beside {CLIENTS} clients with files of {human_size(session.sizes.cluster_bytes)}"
+    for number in session.rounds(text):
+        with session.scratch("cluster-load") as home, ExitStack() as stack:
+            pool, callers = Cluster(home), Callers()
+            clients = [ClientProcess() for _ in range(CLIENTS)]
+            stack.enter_context(started_together([pool, callers, *clients]))
+            _round(session, number, pool, callers, clients, samples)
+
+
+def _round(
+    session: Session,
+    number: int,
+    pool: Cluster,
+    callers: Callers,
+    clients: list[ClientProcess],
+    samples: Samples,
+) -> None:
+    sizes = session.sizes
+
+    def measured() -> Latencies:
+        return callers.measure("pool", "get", pool.address, 1, sizes.cluster_small_seconds)
+
+    connected = [client.begin("connect", address=pool.address) for client in clients]
+    for outcome in connected:
+        outcome()
+    callers.fill("pool", pool.address, sizes.cluster_small_files)
+    settle()
+    samples.p99_ms["idle"].append(measured().p99_ms)
+    stopped = pool.workers[number % len(pool.workers)]
+    pool.pause(stopped)
+    samples.p99_ms["stopped"].append(measured().p99_ms)
+    pool.resume(stopped)
+    pool.await_healed()
+    idle_worker = pool.worker_peak
+    busy_s = _WARM_S + sizes.cluster_small_seconds
+    arguments = {"address": pool.address, "size": sizes.cluster_bytes, "seconds": busy_s}
+    busy = [client.begin("push_and_get", series=f"load-{index}", **arguments) for index, client in enumerate(clients)]
+    time.sleep(_WARM_S)
+    samples.p99_ms["loaded"].append(measured().p99_ms)
+    for outcome in busy:
+        outcome()
+    samples.peaks["pool under load"].append((pool.pool_peak / MIB, pool.idle_peak / MIB))
+    samples.peaks["worker under load"].append((pool.worker_peak / MIB, idle_worker / MIB))
