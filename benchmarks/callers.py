@@ -37,11 +37,13 @@ class Latencies:
     """What callers measured together.
 
     Attributes:
+        count: how many operations.
         rate: operations a second.
         p50_ms: median latency, in milliseconds.
         p99_ms: the latency that 99 % of the operations kept, in milliseconds.
     """
 
+    count: int
     rate: float
     p50_ms: float
     p99_ms: float
@@ -92,7 +94,7 @@ class Callers:
 
         def latencies() -> Latencies:
             told = outcome()
-            return Latencies(told["rate"], told["p50_ms"], told["p99_ms"])
+            return Latencies(told["count"], told["rate"], told["p50_ms"], told["p99_ms"])
 
         return latencies
 
@@ -170,7 +172,12 @@ class _Tasks:
             taken, whole_s = _repeat(actions, seconds)
         taken.sort()
         p99 = taken[min(len(taken) - 1, len(taken) * 99 // 100)]
-        return {"rate": len(taken) / whole_s, "p50_ms": statistics.median(taken) * 1e3, "p99_ms": p99 * 1e3}
+        return {
+            "count": len(taken),
+            "rate": len(taken) / whole_s,
+            "p50_ms": statistics.median(taken) * 1e3,
+            "p99_ms": p99 * 1e3,
+        }
 
     def _caller(self, kind: Stored, address: str, stack: ExitStack) -> _Caller:
         if kind == "web":

@@ -43,7 +43,7 @@ def _round(
     connected = [client.begin("connect", address=pool.address) for client in clients]
     for outcome in connected:
         outcome()
-    callers.fill("pool", pool.address, sizes.cluster_small_files)
+    callers.fill("pool", pool.address, sizes.pool_small_files)
     settle()
     samples.p99_ms["idle"].append(measured().p99_ms)
     stopped = pool.workers[number % len(pool.workers)]

@@ -21,6 +21,8 @@ TINY = Sizes(
     small_pushes=5,
     small_threaded_pushes=32,
     small_gets=10,
+    pool_small_files=3,
+    pool_small_seconds=0.1,
     dns_questions=400,
     reduced=True,
 )
@@ -39,7 +41,10 @@ def test_engine_reports_push_and_get_beside_their_limits(session: Session) -> No
 
 
 def test_small_files_reports_all_its_targets(session: Session) -> None:
-    assert [target.bound for target in small_files.run(session).targets] == [0.3, 1.0, 5000]
+    result = small_files.run(session)
+    assert [target.bound for target in result.targets] == [0.35, 1.0, 5000, 0.225, 0.6, 0.7]
+    assert len({figure.name for figure in result.figures}) == len(result.figures)
+    assert all(len(figure.samples) == TINY.rounds for figure in result.figures)
 
 
 def test_revise_sends_and_stores_one_chunk(session: Session) -> None:
@@ -71,7 +76,8 @@ def test_a_run_writes_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFi
         str(out),
     ]
     assert main(command) == 0
-    assert {path.name for path in out.iterdir()} == {"results.json", "results.md", "small-files.png"}
+    plots = {"small-files.png", "small-files-latency.png", "small-files-costs-of-small-files.png"}
+    assert {path.name for path in out.iterdir()} == {"results.json", "results.md"} | plots
     assert [suite.name for suite in read_json(out / "results.json").suites] == ["small-files"]
     assert main(["compare", str(out / "results.json"), str(out / "results.json")]) == 0
     assert "no difference seen" in capsys.readouterr().out
