@@ -63,16 +63,22 @@ class ManyFiles(ReadableStore):
             InvalidArgument: an argument is malformed; ``files`` yields something else than paths and pairs.
             Exception: whatever the iterator of ``files`` raises; files before it may be stored.
         """
-        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
-        return push_many(self.pushing_many(options), map(_named, files))
+        many = self.pushing_many(user_id=user_id, profile=profile, chunk_size=chunk_size, time_ms=time_ms, note=note)
+        return push_many(many, map(_named, files))
 
-    def pushing_many(self, options: PushOptions) -> ManyPush:
-        """Begin a push of many files that are added one by one.
-
-        Args:
-            options: the options of all files; its filename is not used.
-        """
+    @checked
+    def pushing_many(
+        self,
+        *,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+    ) -> ManyPush:
+        """Begin a push of many files that are added one by one; the arguments are those of :meth:`push_many`."""
         self._parts.check_usable()
+        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
 
         def target_of(filename: str) -> PushTarget:
             check_filename(filename)

@@ -129,12 +129,12 @@ class ManyPush:
         self._home.check()
         try:
             self._drain()
-            taken = PushOutcome(self._next(), filename, upload.commit(size))
+            version = upload.commit(size)
         except StorageError as error:
             self.add_failed(filename, error)
             return
         with self._changed:
-            self._outcomes.append(taken)
+            self._outcomes.append(PushOutcome(self._next(), filename, version))
             self._changed.notify_all()
 
     def add_failed(self, filename: str, error: Exception) -> None:
@@ -276,13 +276,16 @@ class ManyPush:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._home.is_here:
-            return
+        if self._home.is_here:
+            self.leave()
+            self._drain()
+
+    def leave(self) -> None:
+        """Drop what is not being committed yet, and take in no more files."""
         with self._changed:
             self._ended = self._left = True
             self._changed.notify_all()
         self._drop(StorageError("the caller left before this file was committed; push it again"))
-        self._drain()
 
 
 def push_many(many: ManyPush, files: Iterable[tuple[str, Source]]) -> Iterator[PushOutcome]:

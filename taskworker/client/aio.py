@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage import (
     CollectReport,
+    DeleteOutcome,
     ErasureProfile,
+    GetOutcome,
     ManifestDiff,
+    PushOutcome,
     RebuildReport,
     RepairReport,
     ScrubReport,
@@ -20,6 +23,7 @@ from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
 from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
+from taskworker.client.many import NamedSource
 from taskworker.client.revision_calls import ReadableAnywhere, Synchronized, SyncResult
 from taskworker.client.sources import Pushable
 
@@ -172,6 +176,50 @@ class AsyncClient(AsyncCalls):
     async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
         """See :meth:`Client.delete_files`."""
         return await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))
+
+    def push_many(
+        self,
+        files: Iterable[NamedSource],
+        *,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[PushOutcome, None]:
+        """See :meth:`Client.push_many`."""
+        return self._each(
+            self._client.push_many(
+                files,
+                user_id=user_id,
+                profile=profile,
+                chunk_size=chunk_size,
+                time_ms=time_ms,
+                note=note,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def get_many(
+        self,
+        files: Iterable[str],
+        *,
+        user_id: str,
+        by_name: bool = False,
+        bytes_max: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[GetOutcome, None]:
+        """See :meth:`Client.get_many`."""
+        return self._each(
+            self._client.get_many(files, user_id=user_id, by_name=by_name, bytes_max=bytes_max, timeout_s=timeout_s)
+        )
+
+    def delete_many(
+        self, files: Iterable[str], *, user_id: str, timeout_s: float | None = None
+    ) -> AsyncGenerator[DeleteOutcome, None]:
+        """See :meth:`Client.delete_many`."""
+        return self._each(self._client.delete_many(files, user_id=user_id, timeout_s=timeout_s))
 
     async def diff(
         self,

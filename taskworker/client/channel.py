@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -21,11 +22,17 @@ from taskworker.rpc.dialling import STORE_SERVICE
 ResponseT = TypeVar("ResponseT")
 
 GetMessage = memoryview | store_pb2.GetPart
+GetManyMessage = memoryview | store_pb2.GetManyPart
 
 
 def _read_get_message(raw: bytes) -> GetMessage:
     data = data_of_frame(raw)
     return data if data is not None else store_pb2.GetPart.FromString(raw)
+
+
+def _read_many_message(raw: bytes) -> GetManyMessage:
+    data = data_of_frame(raw)
+    return data if data is not None else store_pb2.GetManyPart.FromString(raw)
 
 
 class Channel:
@@ -47,6 +54,14 @@ class Channel:
             f"/{STORE_SERVICE}/GetStream",
             request_serializer=store_pb2.GetStreamRequest.SerializeToString,
             response_deserializer=_read_get_message,
+        )
+        self._push_many: grpc.StreamStreamMultiCallable[bytes, store_pb2.PushManyResults] = channel.stream_stream(
+            f"/{STORE_SERVICE}/PushMany", response_deserializer=store_pb2.PushManyResults.FromString
+        )
+        self._get_many = channel.unary_stream(
+            f"/{STORE_SERVICE}/GetMany",
+            request_serializer=store_pb2.GetManyRequest.SerializeToString,
+            response_deserializer=_read_many_message,
         )
         self._described: store_pb2.DescribeResponse | None = None
 
@@ -83,6 +98,14 @@ class Channel:
     def get(self, request: store_pb2.GetStreamRequest, deadline: Deadline) -> IncomingMessages[GetMessage]:
         """Call GetStream; yields data as views, anything else as messages."""
         return self.receive(self._get, request, deadline)
+
+    def push_many(self, messages: Iterator[bytes], deadline: Deadline) -> IncomingMessages[store_pb2.PushManyResults]:
+        """Call PushMany with messages in wire form, which must not raise."""
+        return self._connection.exchange(self._push_many, messages, deadline.remaining_s())
+
+    def get_many(self, request: store_pb2.GetManyRequest, deadline: Deadline) -> IncomingMessages[GetManyMessage]:
+        """Call GetMany; yields data as views, anything else as messages."""
+        return self.receive(self._get_many, request, deadline)
 
     def receive(
         self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, deadline: Deadline

@@ -5,10 +5,11 @@ from __future__ import annotations
 from taskworker.client.file_calls import FileCalls
 from taskworker.client.function_calls import FunctionCalls
 from taskworker.client.maintenance_calls import MaintenanceCalls
+from taskworker.client.many_calls import ManyCalls
 from taskworker.client.revision_calls import RevisionCalls
 
 
-class Client(FileCalls, RevisionCalls, FunctionCalls, MaintenanceCalls):
+class Client(FileCalls, ManyCalls, RevisionCalls, FunctionCalls, MaintenanceCalls):
     """A store on a server. Thread-safe; connects when first used; a context manager.
 
     Errors are those of ``storage``, and ``StorageUnavailable``, ``ServerBusy``, ``DeadlineExceeded``

@@ -83,6 +83,17 @@ class Connection:
         with self.errors_decoded():
             return IncomingMessages(method(request, timeout=timeout_s), self)
 
+    def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Any, ResponseT],
+        requests: Iterator[Any],
+        timeout_s: float | None,
+    ) -> IncomingMessages[ResponseT]:
+        """Make a call with many requests and many responses, like :meth:`receive`. Another thread iterates requests."""
+        self.home.check()
+        with self.errors_decoded():
+            return IncomingMessages(method(requests, timeout=timeout_s), self)
+
     @contextmanager
     def errors_decoded(self) -> Iterator[None]:
         """Within this context, raise the engine's errors instead of gRPC's."""

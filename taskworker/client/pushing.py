@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from blake3 import blake3
 
@@ -47,12 +46,17 @@ def push(
         messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
         try:
             response = channel.push(messages, deadline)
-            return replace(version_from_proto(response.version), unchanged=response.unchanged)
+            return version_from_proto(response.version, unchanged=response.unchanged)
         except StorageUnavailable as error:
             attempt += 1
             if attempt > retries or not _may_repeat(source, error, committed=messages.last_sent):
                 raise
         deadline.back_off(attempt)
+
+
+def push_messages(channel: Channel, source: Source, options: PushOptions, deadline: Deadline) -> Iterator[bytes]:
+    """The messages of a push, in wire form, for one attempt."""
+    return _Push(channel, source, options, deadline, None).messages()
 
 
 def _may_repeat(source: Source, error: StorageError, *, committed: bool) -> bool:

@@ -518,6 +518,46 @@ class GetPart(_message.Message):
 Global___GetPart: _TypeAlias = GetPart  # noqa: Y015
 
 @_typing.final
+class GetFileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    file_id: _builtins.str
+    filename: _builtins.str
+    version_id: _builtins.str
+    """empty: the head; only with file_id"""
+    bytes_max: _builtins.int
+    """a larger file comes without data; absent: as much as one message may carry"""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        file_id: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        bytes_max: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "bytes_max", b"bytes_max", "file", b"file", "file_id", b"file_id", "filename", b"filename"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "bytes_max", b"bytes_max", "file", b"file", "file_id", b"file_id", "filename", b"filename", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_max: _TypeAlias = _typing.Literal["bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_max: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max"]  # noqa: Y015
+    _WhichOneofReturnType_file: _TypeAlias = _typing.Literal["file_id", "filename"]  # noqa: Y015
+    _WhichOneofArgType_file: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_max) -> _WhichOneofReturnType__bytes_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_file) -> _WhichOneofReturnType_file | None: ...
+
+Global___GetFileRequest: _TypeAlias = GetFileRequest  # noqa: Y015
+
+@_typing.final
 class GetManifestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -914,6 +954,373 @@ class DeleteFilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteFilesResponse: _TypeAlias = DeleteFilesResponse  # noqa: Y015
+
+@_typing.final
+class FileError(_message.Message):
+    """Why one file of a call on many failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """status code of gRPC"""
+    text: _builtins.str
+    @_builtins.property
+    def detail(self) -> Global___ErrorDetail: ...
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        text: _builtins.str = ...,
+        detail: Global___ErrorDetail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileError: _TypeAlias = FileError  # noqa: Y015
+
+@_typing.final
+class PushManyPart(_message.Message):
+    """One message of a push of many files, of at most 2 MiB. The first carries `header`. Many small files in one message
+    of about 1 MiB are best. Fields act in the order of their numbers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___PushManyHeader: ...
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WholeFile]:
+        """at most 4,096"""
+
+    @_builtins.property
+    def part(self) -> Global___PushPart:
+        """of a large file, which comes in parts as in PushStream: first a header, last a commit"""
+
+    def __init__(
+        self,
+        *,
+        header: Global___PushManyHeader | None = ...,
+        files: _abc.Iterable[Global___WholeFile] | None = ...,
+        part: Global___PushPart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushManyPart: _TypeAlias = PushManyPart  # noqa: Y015
+
+@_typing.final
+class PushManyHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    chunk_size: _builtins.int
+    """0: the store's"""
+    time_ms: _builtins.int
+    """absent: the server's clock"""
+    note: _builtins.str
+    """of each version"""
+    @_builtins.property
+    def profile(self) -> Global___ErasureProfile:
+        """absent: the store's"""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
+        profile: Global___ErasureProfile | None = ...,
+        time_ms: _builtins.int | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "profile", b"profile", "time_ms", b"time_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "note", b"note", "profile", b"profile", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__time_ms: _TypeAlias = _typing.Literal["time_ms"]  # noqa: Y015
+    _WhichOneofArgType__time_ms: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_ms) -> _WhichOneofReturnType__time_ms | None: ...
+
+Global___PushManyHeader: _TypeAlias = PushManyHeader  # noqa: Y015
+
+@_typing.final
+class WholeFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILENAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    filename: _builtins.str
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        filename: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "filename", b"filename"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WholeFile: _TypeAlias = WholeFile  # noqa: Y015
+
+@_typing.final
+class PushManyResults(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PushResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___PushResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushManyResults: _TypeAlias = PushManyResults  # noqa: Y015
+
+@_typing.final
+class PushResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """of the file in the call, from 0"""
+    unchanged: _builtins.bool
+    """as in PushStreamResponse"""
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """absent if there is an error"""
+
+    @_builtins.property
+    def error(self) -> Global___FileError: ...
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        version: Global___Version | None = ...,
+        unchanged: _builtins.bool = ...,
+        error: Global___FileError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "position", b"position", "unchanged", b"unchanged", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushResult: _TypeAlias = PushResult  # noqa: Y015
+
+@_typing.final
+class FileReference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    filename: _builtins.str
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        filename: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "file_id", b"file_id", "filename", b"filename"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "file_id", b"file_id", "filename", b"filename"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_file: _TypeAlias = _typing.Literal["file_id", "filename"]  # noqa: Y015
+    _WhichOneofArgType_file: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_file) -> _WhichOneofReturnType_file | None: ...
+
+Global___FileReference: _TypeAlias = FileReference  # noqa: Y015
+
+@_typing.final
+class GetManyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    bytes_max: _builtins.int
+    """larger files come without data; absent: no limit"""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileReference]: ...
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        files: _abc.Iterable[Global___FileReference] | None = ...,
+        bytes_max: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "bytes_max", b"bytes_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "bytes_max", b"bytes_max", "files", b"files", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_max: _TypeAlias = _typing.Literal["bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_max: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_max) -> _WhichOneofReturnType__bytes_max | None: ...
+
+Global___GetManyRequest: _TypeAlias = GetManyRequest  # noqa: Y015
+
+@_typing.final
+class GetManyPart(_message.Message):
+    """One message of a call for many files: `data` belongs to the last file of an earlier message, of which not all bytes
+    have been sent yet.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___GetResult] | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetManyPart: _TypeAlias = GetManyPart  # noqa: Y015
+
+@_typing.final
+class GetResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """of the file in the call, from 0"""
+    data: _builtins.bytes
+    """all of it, or the beginning: `more` says which"""
+    more: _builtins.bool
+    """the following messages carry the rest"""
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """absent if the file was not found"""
+
+    @_builtins.property
+    def error(self) -> Global___FileError: ...
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        version: Global___Version | None = ...,
+        data: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
+        error: Global___FileError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "error", b"error", "more", b"more", "position", b"position", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResult: _TypeAlias = GetResult  # noqa: Y015
+
+@_typing.final
+class DeleteManyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    FILE_IDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    @_builtins.property
+    def file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        file_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_ids", b"file_ids", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteManyRequest: _TypeAlias = DeleteManyRequest  # noqa: Y015
+
+@_typing.final
+class DeleteManyResults(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeleteResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___DeleteResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteManyResults: _TypeAlias = DeleteManyResults  # noqa: Y015
+
+@_typing.final
+class DeleteResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """of the file in the call, from 0"""
+    @_builtins.property
+    def error(self) -> Global___FileError:
+        """absent: it is deleted"""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        error: Global___FileError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResult: _TypeAlias = DeleteResult  # noqa: Y015
 
 @_typing.final
 class StatsRequest(_message.Message):

@@ -44,6 +44,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.PushPart.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.PushStreamResponse.FromString,
                 _registered_method=True)
+        self.PushFile = channel.unary_unary(
+                '/taskworker.store.StoreService/PushFile',
+                request_serializer=taskworker_dot_store__pb2.PushPart.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.PushStreamResponse.FromString,
+                _registered_method=True)
         self.MissingChunks = channel.unary_unary(
                 '/taskworker.store.StoreService/MissingChunks',
                 request_serializer=taskworker_dot_store__pb2.MissingChunksRequest.SerializeToString,
@@ -52,6 +57,11 @@ class StoreServiceStub:
         self.GetStream = channel.unary_stream(
                 '/taskworker.store.StoreService/GetStream',
                 request_serializer=taskworker_dot_store__pb2.GetStreamRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.GetPart.FromString,
+                _registered_method=True)
+        self.GetFile = channel.unary_unary(
+                '/taskworker.store.StoreService/GetFile',
+                request_serializer=taskworker_dot_store__pb2.GetFileRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.GetPart.FromString,
                 _registered_method=True)
         self.GetManifest = channel.unary_unary(
@@ -88,6 +98,21 @@ class StoreServiceStub:
                 '/taskworker.store.StoreService/DeleteFiles',
                 request_serializer=taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
+                _registered_method=True)
+        self.PushMany = channel.stream_stream(
+                '/taskworker.store.StoreService/PushMany',
+                request_serializer=taskworker_dot_store__pb2.PushManyPart.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.PushManyResults.FromString,
+                _registered_method=True)
+        self.GetMany = channel.unary_stream(
+                '/taskworker.store.StoreService/GetMany',
+                request_serializer=taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.GetManyPart.FromString,
+                _registered_method=True)
+        self.DeleteMany = channel.unary_stream(
+                '/taskworker.store.StoreService/DeleteMany',
+                request_serializer=taskworker_dot_store__pb2.DeleteManyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.DeleteManyResults.FromString,
                 _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/taskworker.store.StoreService/Stats',
@@ -134,6 +159,13 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushFile(self, request, context):
+        """PushStream for a file that fits into one message, which carries header, data and commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MissingChunks(self, request, context):
         """Returns which of these chunks the user has to send.
         """
@@ -143,6 +175,13 @@ class StoreServiceServicer:
 
     def GetStream(self, request, context):
         """Returns bytes of one version: the version in the first message, then data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFile(self, request, context):
+        """Returns a version and, if it is small enough, all of its bytes in the same message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +233,31 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushMany(self, request_iterator, context):
+        """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
+        position in the call, and come in that order.
+
+        Stores many files. The result of each is sent as soon as it is durable. After an interruption, repeat the call:
+        content that is stored already makes no new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMany(self, request, context):
+        """Returns the contents of at most 4,096 files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMany(self, request, context):
+        """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Maintenance of the store: progress while it runs, then the report. One of each kind runs at a time.
         """
@@ -238,6 +302,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     request_deserializer=taskworker_dot_store__pb2.PushPart.FromString,
                     response_serializer=taskworker_dot_store__pb2.PushStreamResponse.SerializeToString,
             ),
+            'PushFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushFile,
+                    request_deserializer=taskworker_dot_store__pb2.PushPart.FromString,
+                    response_serializer=taskworker_dot_store__pb2.PushStreamResponse.SerializeToString,
+            ),
             'MissingChunks': grpc.unary_unary_rpc_method_handler(
                     servicer.MissingChunks,
                     request_deserializer=taskworker_dot_store__pb2.MissingChunksRequest.FromString,
@@ -246,6 +315,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
             'GetStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GetStream,
                     request_deserializer=taskworker_dot_store__pb2.GetStreamRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.GetPart.SerializeToString,
+            ),
+            'GetFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFile,
+                    request_deserializer=taskworker_dot_store__pb2.GetFileRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.GetPart.SerializeToString,
             ),
             'GetManifest': grpc.unary_unary_rpc_method_handler(
@@ -282,6 +356,21 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.DeleteFiles,
                     request_deserializer=taskworker_dot_store__pb2.DeleteFilesRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.DeleteFilesResponse.SerializeToString,
+            ),
+            'PushMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushMany,
+                    request_deserializer=taskworker_dot_store__pb2.PushManyPart.FromString,
+                    response_serializer=taskworker_dot_store__pb2.PushManyResults.SerializeToString,
+            ),
+            'GetMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetMany,
+                    request_deserializer=taskworker_dot_store__pb2.GetManyRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.GetManyPart.SerializeToString,
+            ),
+            'DeleteMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.DeleteMany,
+                    request_deserializer=taskworker_dot_store__pb2.DeleteManyRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.DeleteManyResults.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -374,6 +463,33 @@ class StoreService:
             _registered_method=True)
 
     @staticmethod
+    def PushFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/PushFile',
+            taskworker_dot_store__pb2.PushPart.SerializeToString,
+            taskworker_dot_store__pb2.PushStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def MissingChunks(request,
             target,
             options=(),
@@ -416,6 +532,33 @@ class StoreService:
             target,
             '/taskworker.store.StoreService/GetStream',
             taskworker_dot_store__pb2.GetStreamRequest.SerializeToString,
+            taskworker_dot_store__pb2.GetPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/GetFile',
+            taskworker_dot_store__pb2.GetFileRequest.SerializeToString,
             taskworker_dot_store__pb2.GetPart.FromString,
             options,
             channel_credentials,
@@ -606,6 +749,87 @@ class StoreService:
             '/taskworker.store.StoreService/DeleteFiles',
             taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
             taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/taskworker.store.StoreService/PushMany',
+            taskworker_dot_store__pb2.PushManyPart.SerializeToString,
+            taskworker_dot_store__pb2.PushManyResults.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.store.StoreService/GetMany',
+            taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
+            taskworker_dot_store__pb2.GetManyPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.store.StoreService/DeleteMany',
+            taskworker_dot_store__pb2.DeleteManyRequest.SerializeToString,
+            taskworker_dot_store__pb2.DeleteManyResults.FromString,
             options,
             channel_credentials,
             insecure,

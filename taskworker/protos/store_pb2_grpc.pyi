@@ -41,10 +41,14 @@ class StoreServiceStub:
     """Stores one file. Nothing is visible before the commit message is received, so an interrupted
     stream never makes a version. Complete chunks that were received stay known to MissingChunks for a day.
     """
+    PushFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]
+    """PushStream for a file that fits into one message, which carries header, data and commit."""
     MissingChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]
     """Returns which of these chunks the user has to send."""
     GetStream: _grpc.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]
     """Returns bytes of one version: the version in the first message, then data."""
+    GetFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]
+    """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]
     """Returns a page of a version's chunk ids, for clients that compute differences themselves."""
     ReviseStream: _grpc.StreamUnaryMultiCallable[_store_pb2.RevisePart, _store_pb2.ReviseStreamResponse]
@@ -56,6 +60,17 @@ class StoreServiceStub:
     Delete: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]
     DeleteFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+    PushMany: _grpc.StreamStreamMultiCallable[_store_pb2.PushManyPart, _store_pb2.PushManyResults]
+    """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
+    position in the call, and come in that order.
+
+    Stores many files. The result of each is sent as soon as it is durable. After an interruption, repeat the call:
+    content that is stored already makes no new version.
+    """
+    GetMany: _grpc.UnaryStreamMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]
+    """Returns the contents of at most 4,096 files."""
+    DeleteMany: _grpc.UnaryStreamMultiCallable[_store_pb2.DeleteManyRequest, _store_pb2.DeleteManyResults]
+    """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist."""
     Stats: _grpc.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]
     """Maintenance of the store: progress while it runs, then the report. One of each kind runs at a time."""
     Scrub: _grpc.UnaryStreamMultiCallable[_store_pb2.ScrubRequest, _store_pb2.ScrubEvent]
@@ -72,10 +87,14 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Stores one file. Nothing is visible before the commit message is received, so an interrupted
     stream never makes a version. Complete chunks that were received stay known to MissingChunks for a day.
     """
+    PushFile: _aio.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]  # type: ignore[assignment]
+    """PushStream for a file that fits into one message, which carries header, data and commit."""
     MissingChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]  # type: ignore[assignment]
     """Returns which of these chunks the user has to send."""
     GetStream: _aio.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]  # type: ignore[assignment]
     """Returns bytes of one version: the version in the first message, then data."""
+    GetFile: _aio.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]  # type: ignore[assignment]
+    """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]  # type: ignore[assignment]
     """Returns a page of a version's chunk ids, for clients that compute differences themselves."""
     ReviseStream: _aio.StreamUnaryMultiCallable[_store_pb2.RevisePart, _store_pb2.ReviseStreamResponse]  # type: ignore[assignment]
@@ -87,6 +106,17 @@ class StoreServiceAsyncStub(StoreServiceStub):
     Delete: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]  # type: ignore[assignment]
     DeleteFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]  # type: ignore[assignment]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+    PushMany: _aio.StreamStreamMultiCallable[_store_pb2.PushManyPart, _store_pb2.PushManyResults]  # type: ignore[assignment]
+    """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
+    position in the call, and come in that order.
+
+    Stores many files. The result of each is sent as soon as it is durable. After an interruption, repeat the call:
+    content that is stored already makes no new version.
+    """
+    GetMany: _aio.UnaryStreamMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]  # type: ignore[assignment]
+    """Returns the contents of at most 4,096 files."""
+    DeleteMany: _aio.UnaryStreamMultiCallable[_store_pb2.DeleteManyRequest, _store_pb2.DeleteManyResults]  # type: ignore[assignment]
+    """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist."""
     Stats: _aio.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]  # type: ignore[assignment]
     """Maintenance of the store: progress while it runs, then the report. One of each kind runs at a time."""
     Scrub: _aio.UnaryStreamMultiCallable[_store_pb2.ScrubRequest, _store_pb2.ScrubEvent]  # type: ignore[assignment]
@@ -114,6 +144,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PushFile(
+        self,
+        request: _store_pb2.PushPart,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.PushStreamResponse, _abc.Awaitable[_store_pb2.PushStreamResponse]]:
+        """PushStream for a file that fits into one message, which carries header, data and commit."""
+
+    @_abc_1.abstractmethod
     def MissingChunks(
         self,
         request: _store_pb2.MissingChunksRequest,
@@ -128,6 +166,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.GetPart], _abc.AsyncIterator[_store_pb2.GetPart]]:
         """Returns bytes of one version: the version in the first message, then data."""
+
+    @_abc_1.abstractmethod
+    def GetFile(
+        self,
+        request: _store_pb2.GetFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.GetPart, _abc.Awaitable[_store_pb2.GetPart]]:
+        """Returns a version and, if it is small enough, all of its bytes in the same message."""
 
     @_abc_1.abstractmethod
     def GetManifest(
@@ -181,6 +227,35 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.DeleteFilesResponse, _abc.Awaitable[_store_pb2.DeleteFilesResponse]]:
         """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+
+    @_abc_1.abstractmethod
+    def PushMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_store_pb2.PushManyPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.PushManyResults], _abc.AsyncIterator[_store_pb2.PushManyResults]]:
+        """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
+        position in the call, and come in that order.
+
+        Stores many files. The result of each is sent as soon as it is durable. After an interruption, repeat the call:
+        content that is stored already makes no new version.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMany(
+        self,
+        request: _store_pb2.GetManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.GetManyPart], _abc.AsyncIterator[_store_pb2.GetManyPart]]:
+        """Returns the contents of at most 4,096 files."""
+
+    @_abc_1.abstractmethod
+    def DeleteMany(
+        self,
+        request: _store_pb2.DeleteManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.DeleteManyResults], _abc.AsyncIterator[_store_pb2.DeleteManyResults]]:
+        """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist."""
 
     @_abc_1.abstractmethod
     def Stats(

@@ -68,10 +68,12 @@ class Codec:
     Attributes:
         deserialize: converts the raw request to the method's argument; None: the protobuf message.
         serialize: converts the method's result to the raw response; None: the protobuf message.
+        bytes_max: size of the largest request message; None: that of all methods of this kind.
     """
 
     deserialize: Callable[[bytes], Any] | None = None
     serialize: Callable[[Any], bytes] | None = None
+    bytes_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def _method_handler(
         (False, False): grpc.unary_unary_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
     return make(
         answer_many if method.server_streaming else answer_once,
@@ -176,7 +179,7 @@ def _serialized(message: Message) -> bytes:
 
 def _reader(method: MethodDescriptor, codec: Codec) -> Callable[[bytes], Any]:
     parse = codec.deserialize or GetMessageClass(method.input_type).FromString
-    bytes_max = PART_BYTES_MAX if method.client_streaming else UNARY_BYTES_MAX
+    bytes_max = codec.bytes_max or (PART_BYTES_MAX if method.client_streaming else UNARY_BYTES_MAX)
     advice = "send less in each" if method.client_streaming else "push it with PushStream, revise it with ReviseStream"
 
     def read(raw: bytes) -> object:
@@ -211,15 +214,14 @@ def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[st
         yield
     except grpc.RpcError:
         raise  # gRPC raises this itself to tell a method that the call is already over
-    except StorageError as error:
-        if status.is_foreseen(error):
-            _abort(context, status.encode(error, hide))
-        _abort(context, status.encode(_unforeseen(error, method), hide))
     except Exception as error:
-        _abort(context, status.encode(_unforeseen(error, method), hide))
+        _abort(context, status.encode(foreseen(error, method), hide))
 
 
-def _unforeseen(error: Exception, method: str) -> ServerFault:
+def foreseen(error: Exception, method: str) -> StorageError:
+    """Return an error as it may be sent to callers. One that has no status code is logged, and replaced."""
+    if isinstance(error, StorageError) and status.is_foreseen(error):
+        return error
     reference = secrets.token_hex(4)
     log.error("%s failed (reference %s)", method, reference, exc_info=error)
     return ServerFault(f"the server failed unexpectedly; see reference {reference} in its log")

@@ -63,6 +63,29 @@ def push_options(header: store_pb2.PushHeader) -> PushOptions:
     )
 
 
+def many_header(options: PushOptions) -> store_pb2.PushManyHeader:
+    """The header of a push of many files; the filename of the options is not used."""
+    return store_pb2.PushManyHeader(
+        user_id=options.user_id,
+        chunk_size=options.chunk_size or 0,
+        profile=profile_to_proto(options.profile) if options.profile is not None else None,
+        time_ms=options.time_ms,
+        note=options.note,
+    )
+
+
+def many_options(header: store_pb2.PushManyHeader) -> PushOptions:
+    """Inverse of :func:`many_header`; does not check the values."""
+    return PushOptions(
+        filename="",
+        user_id=header.user_id,
+        chunk_size=header.chunk_size or None,
+        profile=profile_from_proto(header.profile) if header.HasField("profile") else None,
+        time_ms=header.time_ms if header.HasField("time_ms") else None,
+        note=header.note,
+    )
+
+
 def profile_to_proto(profile: ErasureProfile) -> store_pb2.ErasureProfile:
     """The wire form of an erasure profile."""
     return store_pb2.ErasureProfile(k=profile.k, n=profile.n)
@@ -91,8 +114,8 @@ def version_to_proto(version: Version) -> store_pb2.Version:
     )
 
 
-def version_from_proto(message: store_pb2.Version) -> Version:
-    """Inverse of :func:`version_to_proto`."""
+def version_from_proto(message: store_pb2.Version, *, unchanged: bool = False) -> Version:
+    """Inverse of :func:`version_to_proto`; the result is marked ``unchanged`` if that is said."""
     return Version(
         file_id=message.file_id,
         version_id=message.version_id,
@@ -106,6 +129,7 @@ def version_from_proto(message: store_pb2.Version) -> Version:
         sequence=message.sequence,
         sha256=message.sha256 or None,
         note=message.note,
+        unchanged=unchanged,
     )
 
 

@@ -24,6 +24,16 @@ PUSH_DATA_BYTES = MIB
 # Data per message of a get: 1.9 GB/s, where messages of 1 MiB made 1.5 GB/s and of 256 KiB 1.4 GB/s.
 GET_DATA_BYTES = 512 * KIB
 
+# Files up to this size are returned in one message with their version: as much as one message of a push carries.
+GET_FILE_BYTES_MAX = MIB
+
+# Messages of a push of many files have about 1 MiB. A message may hold many tiny files, each of which takes far more
+# memory than its bytes, so they are not as large as others may be.
+MANY_BYTES_MAX = 2 * MIB
+
+# Files in one message of a call on many files. Their results take 1 MiB or so.
+FILES_MAX = 4096
+
 # Ids take 34 bytes on the wire: this many fit easily into gRPC's default message limit of 4 MiB.
 CHUNK_IDS_MAX = 16384
 

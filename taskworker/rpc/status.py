@@ -62,7 +62,7 @@ from taskworker.errors import (
     WorkerRefused,
     WorkerRestarted,
 )
-from taskworker.protos.store_pb2 import ErrorDetail
+from taskworker.protos.store_pb2 import ErrorDetail, FileError
 from taskworker.rpc.limits import STATUS_TEXT_BYTES_MAX
 
 DETAIL_KEY = "error-detail-bin"
@@ -135,6 +135,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[StorageError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ServerBusy,
 }
 
+_BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -182,6 +184,20 @@ def encode(error: StorageError, hide: Iterable[str] = ()) -> Failure:
         metadata.append((RETRY_KEY, str(_RETRY_AFTER_S)))
     metadata.append((DETAIL_KEY, detail.SerializeToString()))
     return Failure(_CODES[kind], _shortened(text), tuple(metadata))
+
+
+def file_error(error: StorageError, hide: Iterable[str] = ()) -> FileError:
+    """The error of one file of a call on many; it has what :func:`encode` would send for a call of its own."""
+    failure = encode(error, hide)
+    return FileError(code=failure.code.value[0], text=failure.text, detail=_detail(dict(failure.metadata)))
+
+
+def file_error_from(message: FileError, address: str) -> StorageError:
+    """Inverse of :func:`file_error`, for a message from ``address``."""
+    if message.detail.kind in _BY_NAME:
+        return _rebuilt(_BY_NAME[message.detail.kind], message.text, message.detail)
+    code = _BY_NUMBER.get(message.code, grpc.StatusCode.UNKNOWN)
+    return _from_code(code, message.text, {}, address)
 
 
 def is_unknown_call(error: grpc.RpcError) -> bool:

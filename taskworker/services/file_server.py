@@ -62,7 +62,7 @@ def _services_of(
     return {
         _FILE_SERVICE.full_name: generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate),
         _STORE_SERVICE.full_name: generic_handler(
-            _STORE_SERVICE, StoreService(store, limits), codecs=store_service.CODECS, hide=hide, gate=gate
+            _STORE_SERVICE, StoreService(store, limits, hide), codecs=store_service.CODECS, hide=hide, gate=gate
         ),
     }
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
-from storage import FileNotFound, FileReader, FileStorage, InvalidArgument, Upload
+from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
-from taskworker.rpc.binding import Caller, Codec
+from taskworker.rpc.binding import Caller, Codec, require_active
 from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, push_options, version_to_proto
 from taskworker.rpc.data_frames import data_frame, data_of_frame
 from taskworker.rpc.limits import (
     CHUNK_IDS_MAX,
     DELETE_MAX,
-    GET_DATA_BYTES,
+    GET_FILE_BYTES_MAX,
     KIB,
+    MANY_BYTES_MAX,
     PAGE_MAX,
     PART_BYTES_MAX,
     UNARY_BYTES_MAX,
 )
-from taskworker.services.maintenance import MaintenanceService
+from taskworker.services.many import ManyFilesService
+from taskworker.services.pieces import GetPieces, pieces_of
 from taskworker.services.revision import Revision
 
 MessageT = TypeVar("MessageT")
 PushMessage = memoryview | store_pb2.PushPart
-GetMessage = list[memoryview] | store_pb2.GetPart
+GetMessage = GetPieces | store_pb2.GetPart | store_pb2.GetManyPart
 
 # A get of up to this size is sent in one message with its version, which wakes the client once instead of twice.
 _TOGETHER_BYTES_MAX = 64 * KIB
@@ -38,24 +40,27 @@ def _read_push_message(raw: bytes) -> PushMessage:
 
 
 def _write_get_message(message: GetMessage) -> bytes:
-    return message.SerializeToString() if isinstance(message, store_pb2.GetPart) else data_frame(*message)
+    return data_frame(*message) if isinstance(message, list) else message.SerializeToString()
 
 
-CODECS = {"PushStream": Codec(deserialize=_read_push_message), "GetStream": Codec(serialize=_write_get_message)}
+CODECS = {
+    "PushStream": Codec(deserialize=_read_push_message),
+    "GetStream": Codec(serialize=_write_get_message),
+    "PushMany": Codec(bytes_max=MANY_BYTES_MAX),
+    "GetMany": Codec(serialize=_write_get_message),
+}
 """The methods that carry most of the data: pushes are read as views, gets are written as plain bytes."""
 
 
-class StoreService(MaintenanceService):
+class StoreService(ManyFilesService):
     """Serves a store through the messages of ``store.proto``; thread-safe.
 
     Methods raise the engine's errors; the binding turns them into status codes.
     """
 
-    def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
-        super().__init__(store)
-        self._transfers = Gate(
-            limits.streams, f"{limits.streams} transfers are under way, as many as this server allows"
-        )
+    def __init__(self, store: FileStorage, limits: ServerLimits, hide: Sequence[str] = ()) -> None:
+        transfers = Gate(limits.streams, f"{limits.streams} transfers are under way, as many as this server allows")
+        super().__init__(store, transfers, hide)
 
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: store_pb2.DescribeRequest, _caller: Caller
@@ -88,6 +93,22 @@ class StoreService(MaintenanceService):
                 version = upload.commit(commit.size)
                 return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
+    def PushFile(  # noqa: N802
+        self, part: store_pb2.PushPart, caller: Caller
+    ) -> store_pb2.PushStreamResponse:
+        """Store a file that comes in one message."""
+        if not part.HasField("header") or not part.HasField("commit") or part.HasField("reuse"):
+            raise InvalidArgument(
+                "the message of PushFile must carry header, data and commit; send more with PushStream"
+            )
+        if part.commit.size != len(part.data):
+            raise InvalidArgument(
+                f"{part.commit.size} bytes were announced, {len(part.data)} arrived; send the file again"
+            )
+        require_active(caller)
+        version = self._store.push(part.data, **push_options(part.header).arguments())
+        return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
+
     def MissingChunks(  # noqa: N802
         self, request: store_pb2.MissingChunksRequest, _caller: Caller
     ) -> store_pb2.MissingChunksResponse:
@@ -115,7 +136,21 @@ class StoreService(MaintenanceService):
                 yield head
                 return
             yield head
-            yield from _data(reader, start, stop)
+            yield from pieces_of(reader, start, stop)
+
+    def GetFile(  # noqa: N802
+        self, request: store_pb2.GetFileRequest, caller: Caller
+    ) -> store_pb2.GetPart:
+        """A version, with its bytes if they are few enough."""
+        require_active(caller)
+        file_id = request.file_id
+        if request.WhichOneof("file") == "filename":
+            _check_no_version(request.version_id)
+            file_id = self._named(request.filename, request.user_id).file_id
+        bytes_max = min(request.bytes_max, GET_FILE_BYTES_MAX) if request.HasField("bytes_max") else GET_FILE_BYTES_MAX
+        with self._store.open_file(file_id, user_id=request.user_id, version_id=request.version_id or None) as reader:
+            data = reader.read(reader.size) if reader.size <= bytes_max else b""
+            return store_pb2.GetPart(version=version_to_proto(reader.version), data=data)
 
     def GetManifest(  # noqa: N802
         self, request: store_pb2.GetManifestRequest, _caller: Caller
@@ -154,21 +189,18 @@ class StoreService(MaintenanceService):
 
     def Stat(self, request: store_pb2.StatRequest, _caller: Caller) -> store_pb2.Version:  # noqa: N802
         """A version of a file, found by id or by name."""
-        file_id = request.file_id
         if request.WhichOneof("file") == "filename":
-            if request.version_id:
-                raise InvalidArgument(
-                    "version_id can be given only with file_id, not with filename; look up the file_id first"
-                )
-            found = self._store.find(request.filename, user_id=request.user_id)
-            if found is None:
-                raise FileNotFound(
-                    f"there is no file named {request.filename[:80]!r}; list the files to see what there is"
-                )
-            return version_to_proto(found)
+            _check_no_version(request.version_id)
+            return version_to_proto(self._named(request.filename, request.user_id))
         return version_to_proto(
-            self._store.stat(file_id, user_id=request.user_id, version_id=request.version_id or None)
+            self._store.stat(request.file_id, user_id=request.user_id, version_id=request.version_id or None)
         )
+
+    def _named(self, filename: str, user_id: str) -> Version:
+        found = self._store.find(filename, user_id=user_id)
+        if found is None:
+            raise FileNotFound(f"there is no file named {filename[:80]!r}; list the files to see what there is")
+        return found
 
     def History(  # noqa: N802
         self, request: store_pb2.HistoryRequest, _caller: Caller
@@ -213,6 +245,11 @@ class StoreService(MaintenanceService):
             )
         self._store.delete_files(list(request.file_ids), user_id=request.user_id)
         return store_pb2.DeleteFilesResponse()
+
+
+def _check_no_version(version_id: str) -> None:
+    if version_id:
+        raise InvalidArgument("version_id can be given only with file_id, not with filename; look up the file_id first")
 
 
 def _first(parts: Iterator[MessageT], call: str) -> MessageT:
@@ -267,21 +304,3 @@ def _range(request: store_pb2.GetStreamRequest, size: int) -> tuple[int, int]:
         raise InvalidArgument(f"offset {request.offset} is past the end of the file at {size}; start within it")
     length = request.length if request.HasField("length") else size
     return request.offset, min(request.offset + length, size)
-
-
-def _data(reader: FileReader, start: int, stop: int) -> Iterator[list[memoryview]]:
-    """The bytes of a range in message-sized pieces: small chunks are joined, and large ones split."""
-    gathered: list[memoryview] = []
-    room = GET_DATA_BYTES
-    # A large chunk is sent before the next one is requested, so its buffer can be reused.
-    recycled = reader.version.chunk_size >= GET_DATA_BYTES
-    for chunk in reader.iter_chunks(start, stop, recycled=recycled):
-        while chunk:
-            piece, chunk = chunk[:room], chunk[room:]
-            gathered.append(piece)
-            room -= len(piece)
-            if not room or (recycled and not chunk):
-                yield gathered
-                gathered, room = [], GET_DATA_BYTES
-    if gathered:
-        yield gathered

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from storage import DataLossError, FileNotFound, FileStorage, InvalidArgument, StoreClosed, Version
 from storage.fleet.volumes import VolumeSet
-from storage.options import PushOptions
 from tests.storage.helpers import CHUNK, USER, content, get, lose, lose_catalog, open_store, push, rot_shards
 
 NAMES = ["a", "häuser/日本語.txt", "x" * 1024, " ", "/", "a\nb", "-rf", "\u202egnp.exe", "file with spaces"]
@@ -142,7 +141,7 @@ def test_many_files_share_flushes(store: FileStorage, monkeypatch: pytest.Monkey
         flush(self, batches)
 
     monkeypatch.setattr(VolumeSet, "append_and_sync", counting)
-    with store.pushing_many(PushOptions("", USER)) as many:
+    with store.pushing_many(user_id=USER) as many:
         for number in range(500):
             many.add(f"f{number}", b"%d" % number)
         added.set()

@@ -1,0 +1,97 @@
+"""The calls on many files at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from storage import DeleteOutcome, ErasureProfile, GetOutcome, PushOutcome
+from storage.options import PushOptions
+from taskworker.client import many
+from taskworker.client.base import RETRIES, ClientBase
+from taskworker.client.checked import arguments_checked
+from taskworker.client.many import ManyWanted, NamedSource
+
+
+class ManyCalls(ClientBase):
+    """The client's methods on many files."""
+
+    @arguments_checked
+    def push_many(
+        self,
+        files: Iterable[NamedSource],
+        *,
+        user_id: str,
+        profile: ErasureProfile | None = None,
+        chunk_size: int | None = None,
+        time_ms: int | None = None,
+        note: str = "",
+        timeout_s: float | None = None,
+    ) -> Iterator[PushOutcome]:
+        """Push many files in one call, and yield the outcome of each as soon as it is durable, in order of ``files``.
+
+        Small files share messages, flushes and transactions, so that thousands of them take a fraction of the time of
+        as many calls of :meth:`push`. An error of one file is its outcome, and does not end the call. After an
+        interruption, repeat the call: content that is stored already makes no new version.
+
+        Args:
+            files: paths, whose last components become the names, or pairs of a name and what :meth:`push` takes as its
+                source. They are taken as needed, from another thread: an iterator of a million files is no problem.
+            user_id: the owner.
+            profile: erasure profile; default: the store's.
+            chunk_size: bytes of a chunk; default: the store's.
+            time_ms: the author's time, ms since 1970; default: the server's clock.
+            note: up to 4,096 bytes, kept in each version.
+            timeout_s: seconds for all files.
+
+        Raises:
+            InvalidArgument: an argument is malformed; ``files`` yields something else than paths and pairs.
+            StorageUnavailable: the connection broke. Files without an outcome may be stored or not.
+            Exception: whatever the iterator of ``files`` raises, after the outcomes of the files before.
+        """
+        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
+        return many.push_many(self._channel, files, options, self._deadline(timeout_s))
+
+    @arguments_checked
+    def get_many(
+        self,
+        files: Iterable[str],
+        *,
+        user_id: str,
+        by_name: bool = False,
+        bytes_max: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[GetOutcome]:
+        """Read many files into memory, and yield the outcome of each, in order of ``files``.
+
+        Small files share messages. An error of one file is its outcome. If the connection breaks, the rest is asked
+        for again.
+
+        Args:
+            files: ids of the files; they are taken in batches of up to 1,024.
+            user_id: the owner.
+            by_name: whether ``files`` has names instead of ids.
+            bytes_max: larger files come without data; get these with :meth:`download` or :meth:`open`. Default: no
+                limit.
+            timeout_s: seconds for all files.
+
+        Raises:
+            InvalidArgument: an argument is malformed.
+        """
+        wanted = ManyWanted(user_id, by_name, bytes_max)
+        return many.get_many(self._channel, files, wanted, self._deadline(timeout_s), RETRIES)
+
+    @arguments_checked
+    def delete_many(
+        self, files: Iterable[str], *, user_id: str, timeout_s: float | None = None
+    ) -> Iterator[DeleteOutcome]:
+        """Delete many files, and yield the outcome of each, in order. The error of one does not keep the others.
+
+        Args:
+            files: ids of the files; they are taken in batches of up to 1,024.
+            user_id: the owner.
+            timeout_s: seconds for all files.
+
+        Raises:
+            InvalidArgument: an argument is malformed.
+        """
+        return many.delete_many(self._channel, files, user_id, self._deadline(timeout_s))

@@ -1,0 +1,321 @@
+"""The calls on many files: each file has a result of its own, sent as soon as the file is durable or read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+from storage import (
+    DeleteOutcome,
+    FileStorage,
+    GetOutcome,
+    InvalidArgument,
+    PushOutcome,
+    StorageError,
+    Upload,
+    Version,
+)
+from storage.options import PushOptions
+from storage.write.many import ManyPush
+from taskworker.protos import store_pb2
+from taskworker.rpc import status
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.binding import Caller, foreseen
+from taskworker.rpc.conversion import many_options, push_options, version_to_proto
+from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
+from taskworker.services.maintenance import MaintenanceService
+from taskworker.services.pieces import pieces_of
+
+_RESULTS_MAX = 256
+"""Results in one message. A version takes up to 6 KiB."""
+
+
+class ManyFilesService(MaintenanceService):
+    """The methods of ``StoreService`` for many files; thread-safe.
+
+    Args:
+        store: the store to serve.
+        transfers: limits how many transfers run at once.
+        hide: paths that must not appear in texts sent to callers.
+    """
+
+    def __init__(self, store: FileStorage, transfers: Gate, hide: Sequence[str]) -> None:
+        super().__init__(store)
+        self._transfers = transfers
+        self._hide = hide
+
+    def PushMany(  # noqa: N802 - the names are the contract's
+        self, parts: Iterator[store_pb2.PushManyPart], caller: Caller
+    ) -> Iterator[store_pb2.PushManyResults]:
+        """Store many files."""
+        with self._transfers.place():
+            first = next(parts, None)
+            if first is None or not first.HasField("header"):
+                raise InvalidArgument("the first message of PushMany must carry the header; send it first")
+            options = many_options(first.header)
+            with (
+                self._store.pushing_many(
+                    user_id=options.user_id,
+                    profile=options.profile,
+                    chunk_size=options.chunk_size,
+                    time_ms=options.time_ms,
+                    note=options.note,
+                ) as many,
+                _Intake(self._store, options, many, chain((first,), parts), caller) as intake,
+            ):
+                while outcomes := many.take():
+                    for start in range(0, len(outcomes), _RESULTS_MAX):
+                        yield store_pb2.PushManyResults(
+                            results=map(self._push_result, outcomes[start : start + _RESULTS_MAX])
+                        )
+                intake.raise_error()
+
+    def GetMany(  # noqa: N802
+        self, request: store_pb2.GetManyRequest, _caller: Caller
+    ) -> Iterator[store_pb2.GetManyPart | list[memoryview]]:
+        """Return the contents of many files."""
+        _check_count(len(request.files))
+        bytes_max = request.bytes_max if request.HasField("bytes_max") else None
+        with self._transfers.place():
+            gathered = store_pb2.GetManyPart()
+            size = 0
+            for outcome in self._got(request):
+                result = self._get_result(outcome)
+                gathered.results.append(result)
+                size += len(result.data)
+                version = outcome.version
+                if (
+                    outcome.data is None
+                    and version is not None
+                    and _is_wanted(version, bytes_max)
+                    and not outcome.error
+                ):
+                    yield from self._large(request.user_id, version, gathered)
+                elif size < GET_DATA_BYTES and len(gathered.results) < _RESULTS_MAX:
+                    continue
+                else:
+                    yield gathered
+                gathered, size = store_pb2.GetManyPart(), 0
+            if gathered.results:
+                yield gathered
+
+    def DeleteMany(  # noqa: N802
+        self, request: store_pb2.DeleteManyRequest, _caller: Caller
+    ) -> Iterator[store_pb2.DeleteManyResults]:
+        """Delete many files with all their versions."""
+        _check_count(len(request.file_ids))
+        gathered: list[store_pb2.DeleteResult] = []
+        for outcome in self._store.delete_many(list(request.file_ids), user_id=request.user_id):
+            gathered.append(self._delete_result(outcome))
+            if len(gathered) == _RESULTS_MAX:
+                yield store_pb2.DeleteManyResults(results=gathered)
+                gathered = []
+        if gathered:
+            yield store_pb2.DeleteManyResults(results=gathered)
+
+    def _got(self, request: store_pb2.GetManyRequest) -> Iterator[GetOutcome]:
+        """Read the files of a request; those given by name and those given by id are read in runs."""
+        start = 0
+        files = list(request.files)
+        bytes_max = min(request.bytes_max, GET_DATA_BYTES) if request.HasField("bytes_max") else GET_DATA_BYTES
+        while start < len(files):
+            by_name = files[start].WhichOneof("file") == "filename"
+            stop = start
+            while stop < len(files) and (files[stop].WhichOneof("file") == "filename") == by_name:
+                stop += 1
+            asked = [each.filename if by_name else each.file_id for each in files[start:stop]]
+            for outcome in self._store.get_many(asked, user_id=request.user_id, by_name=by_name, bytes_max=bytes_max):
+                yield GetOutcome(start + outcome.position, outcome.file, outcome.version, outcome.data, outcome.error)
+            start = stop
+
+    def _large(
+        self, user_id: str, version: Version, gathered: store_pb2.GetManyPart
+    ) -> Iterator[store_pb2.GetManyPart | list[memoryview]]:
+        """The results gathered so far, of which the last is of a large file, then its content in pieces."""
+        result = gathered.results[-1]
+        try:
+            with self._store.open_file(version.file_id, user_id=user_id, version_id=version.version_id) as reader:
+                result.data = reader.read(GET_DATA_BYTES)
+                result.more = True
+                yield gathered
+                yield from pieces_of(reader, GET_DATA_BYTES, reader.size)
+        except StorageError as error:
+            if result.more:
+                raise  # the pieces that were sent cannot be taken back
+            result.error.CopyFrom(self._error(error))
+            yield gathered
+
+    def _push_result(self, outcome: PushOutcome) -> store_pb2.PushResult:
+        version = outcome.version
+        if version is None:
+            return store_pb2.PushResult(position=outcome.position, error=self._error(outcome.error))
+        return store_pb2.PushResult(
+            position=outcome.position, version=version_to_proto(version), unchanged=version.unchanged
+        )
+
+    def _get_result(self, outcome: GetOutcome) -> store_pb2.GetResult:
+        return store_pb2.GetResult(
+            position=outcome.position,
+            version=None if outcome.version is None else version_to_proto(outcome.version),
+            data=outcome.data or b"",
+            error=None if outcome.error is None else self._error(outcome.error),
+        )
+
+    def _delete_result(self, outcome: DeleteOutcome) -> store_pb2.DeleteResult:
+        error = None if outcome.error is None else self._error(outcome.error)
+        return store_pb2.DeleteResult(position=outcome.position, error=error)
+
+    def _error(self, error: Exception | None) -> store_pb2.FileError:
+        return status.file_error(
+            foreseen(error or StorageError("there is no outcome"), "a call on many files"), self._hide
+        )
+
+
+def _is_wanted(version: Version, bytes_max: int | None) -> bool:
+    return bytes_max is None or version.size <= bytes_max
+
+
+def _check_count(count: int) -> None:
+    if count > FILES_MAX:
+        raise InvalidArgument(f"{count} files in one message, at most {FILES_MAX} are allowed; send more messages")
+
+
+class _Intake:
+    """Reads the messages of a push in a thread of its own, while the caller's thread sends results.
+
+    Args:
+        store: the store to push to.
+        options: the options of all files.
+        many: takes the files.
+        parts: the messages.
+        caller: whoever sends them.
+    """
+
+    def __init__(
+        self,
+        store: FileStorage,
+        options: PushOptions,
+        many: ManyPush,
+        parts: Iterable[store_pb2.PushManyPart],
+        caller: Caller,
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._many = many
+        self._parts = parts
+        self._caller = caller
+        self._using = threading.Lock()  # held while the store is used
+        self._left = False
+        self._large: _LargePush | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="push-many", daemon=True)
+
+    def __enter__(self) -> _Intake:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._many.leave()
+        with self._using:
+            self._left = True
+            if self._large is not None:
+                self._large.interrupt()
+
+    def raise_error(self) -> None:
+        """Raise the error that ended the messages early, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for position, part in enumerate(self._parts):
+                with self._using:
+                    if self._left:
+                        return
+                    self._take(part, is_first=not position)
+            if self._large is not None and self._caller.is_active():
+                raise InvalidArgument(
+                    f"the stream ended in the middle of {self._large.filename[:80]!r}, which was not stored; push it "
+                    "again and only what is missing needs to be sent"
+                )
+        except BaseException as error:  # raised in the thread that sends results
+            self._error = error
+        finally:
+            self._many.end()
+
+    def _take(self, part: store_pb2.PushManyPart, *, is_first: bool) -> None:
+        if part.HasField("header") and not is_first:
+            raise InvalidArgument("PushMany got a second header; send one at the beginning")
+        _check_count(len(part.files))
+        if part.files and self._large is not None:
+            raise InvalidArgument("PushMany got a file before the end of another one; send its commit first")
+        for file in part.files:
+            self._many.add(file.filename, file.data)
+        if part.HasField("part"):
+            self._take_part(part.part)
+
+    def _take_part(self, part: store_pb2.PushPart) -> None:
+        if part.HasField("header") == (self._large is not None):
+            raise InvalidArgument("a large file in PushMany begins with one header, and ends with a commit")
+        if self._large is None:
+            self._large = _LargePush(self._store, self._options, part.header)
+        if self._large.take(part):
+            large, self._large = self._large, None
+            large.hand_over(self._many, part.commit.size)
+
+
+class _LargePush:
+    """A large file that is being received. Its errors are kept for its result."""
+
+    def __init__(self, store: FileStorage, options: PushOptions, header: store_pb2.PushHeader) -> None:
+        if header.user_id not in ("", options.user_id):
+            raise InvalidArgument("all files of one PushMany have one owner; send another call for another user")
+        self.filename = header.filename
+        self._upload: Upload | None = None
+        self._error: StorageError | None = None
+        try:
+            given = push_options(header)
+            self._upload = store.upload(
+                filename=header.filename,
+                user_id=options.user_id,
+                profile=given.profile or options.profile,
+                chunk_size=given.chunk_size or options.chunk_size,
+                time_ms=options.time_ms if given.time_ms is None else given.time_ms,
+                note=given.note or options.note,
+                sha256=given.sha256,
+                size_hint=header.size_hint or None,
+            )
+        except StorageError as error:
+            self._error = error
+
+    def take(self, part: store_pb2.PushPart) -> bool:
+        """Take a message; return whether it was the last one."""
+        if len(part.reuse.chunk_ids) > CHUNK_IDS_MAX:
+            raise InvalidArgument(
+                f"{len(part.reuse.chunk_ids)} chunk ids in one message, at most {CHUNK_IDS_MAX} are allowed; send more "
+                "messages"
+            )
+        if self._upload is not None:
+            try:
+                if part.data:
+                    self._upload.write(part.data)
+                if part.HasField("reuse"):
+                    self._upload.reuse(part.reuse.chunk_ids)
+            except StorageError as error:
+                self._error = error
+                self._upload.abort(keep_chunks=False)
+                self._upload = None
+        return part.HasField("commit")
+
+    def hand_over(self, many: ManyPush, size: int) -> None:
+        """Commit the file, or report its error."""
+        if self._upload is not None:
+            many.add_upload(self.filename, self._upload, size)
+        else:
+            many.add_failed(self.filename, self._error or StorageError("there is no upload"))
+
+    def interrupt(self) -> None:
+        """End the upload. Its chunks are kept for a while, as the sender may come back."""
+        if self._upload is not None:
+            self._upload.abort(keep_chunks=True)
