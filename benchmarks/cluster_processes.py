@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import psutil
 
 from benchmarks.measure import GIB, seconds_of
 from benchmarks.processes import (
@@ -114,6 +115,15 @@ class Cluster:
         """Kill workers as a crash would."""
         for name in names:
             self._workers[name].kill()
+
+    def peak_of(self, name: str) -> int:
+        """Return the peak resident memory so far of a worker, in bytes."""
+        return self._workers[name].peak_resident
+
+    def ports_of(self, name: str) -> list[int]:
+        """Return the ports that a worker listens on."""
+        connections = psutil.Process(self._workers[name].pid).net_connections("tcp")
+        return sorted({each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN})
 
     def pause(self, name: str) -> None:
         """Stop a worker: it keeps its connections, and answers nothing."""

@@ -1,12 +1,17 @@
-"""Small gets in an idle pool, beside clients that push and get large files, and with a worker that stopped."""
+"""Small gets in an idle pool, beside clients that push and get large files, and with a worker that stopped.
+
+Also the peak memory of pool and workers under that load, and of a worker with many idle connections.
+"""
 
 from __future__ import annotations
 
+import resource
+import socket
 import time
 from contextlib import ExitStack
 
 from benchmarks.callers import Callers, Latencies
-from benchmarks.cluster.samples import CLIENTS, Samples
+from benchmarks.cluster.samples import CLIENTS, IDLE_CONNECTIONS, Samples
 from benchmarks.cluster_processes import ClientProcess, Cluster
 from benchmarks.measure import MIB
 from benchmarks.processes import started_together
@@ -14,10 +19,15 @@ from benchmarks.session import Session, human_size, settle
 
 _WARM_S = 1.0
 """How long clients are busy before the measurement begins."""
+_IDLE_S = 1.0
+"""How long idle connections are kept before the worker's memory is read."""
+_DESCRIPTORS = 8192
+"""Open files that this process and the workers need."""
 
 
 def small_gets_beside_load(session: Session, samples: Samples) -> None:
     """Measure a fresh pool in each round, as its peak memory counts from its start."""
+    _allow_descriptors()
     text = f"gets of 4 KiB beside {CLIENTS} clients with files of {human_size(session.sizes.cluster_bytes)}"
     for number in session.rounds(text):
         with session.scratch("cluster-load") as home, ExitStack() as stack:
@@ -61,3 +71,23 @@ def _round(
         outcome()
     samples.peaks["pool under load"].append((pool.pool_peak / MIB, pool.idle_peak / MIB))
     samples.peaks["worker under load"].append((pool.worker_peak / MIB, idle_worker / MIB))
+    _idle_connections(pool, stopped, samples)
+
+
+def _idle_connections(pool: Cluster, worker: str, samples: Samples) -> None:
+    """Open connections to each port of a worker, send nothing, and read its peak memory."""
+    before = pool.peak_of(worker)
+    with ExitStack() as stack:
+        for port in pool.ports_of(worker):
+            for _ in range(IDLE_CONNECTIONS):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        time.sleep(_IDLE_S)
+        samples.peaks["worker with idle connections"].append((pool.peak_of(worker) / MIB, before / MIB))
+
+
+def _allow_descriptors() -> None:
+    """Raise this process's limit of open files, which the workers inherit, as far as is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

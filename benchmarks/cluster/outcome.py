@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.cluster.samples import CLIENTS, LEASE_S, LOST, TASKS, Costs, Samples, Series
+from benchmarks.cluster.samples import CLIENTS, IDLE_CONNECTIONS, LEASE_S, LOST, TASKS, Costs, Samples, Series
 from benchmarks.cluster_peers import Found
 from benchmarks.measure import Better, Bound, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate
 from benchmarks.session import Session, human_size
@@ -18,7 +18,13 @@ BESIDE_MIN = 0.7
 VERIFY_MAX = 1.1
 BEFORE_MAX = 0.5
 LOADED_MAX = {"loaded": 5.0, "stopped": 3.0}
-MIB_MAX = {"pool": 300, "client": 150, "pool under load": 300, "worker under load": 150}
+MIB_MAX = {
+    "pool": 300,
+    "client": 150,
+    "pool under load": 300,
+    "worker under load": 150,
+    "worker with idle connections": 200,
+}
 PUSH_LIMIT = "plain sockets: BLAKE3, 1.5x the bytes to six sinks that write and fdatasync"
 GET_LIMIT = "plain sockets: four quarters of each chunk from six sinks, BLAKE3"
 SMALL_LIMIT = "plain sockets: 1 KiB to each of six sinks that write and fdatasync"
@@ -232,15 +238,22 @@ class _Outcome:
         """Add the peaks of memory."""
         large = f"push and get of {human_size(self._session.sizes.cluster_memory_bytes)}"
         busy = f"{CLIENTS} clients push and get files of {self._label}"
-        texts = {"pool": large, "client": large, "pool under load": busy, "worker under load": busy}
+        texts = {
+            "pool": large,
+            "client": large,
+            "pool under load": busy,
+            "worker under load": busy,
+            "worker with idle connections": f"{IDLE_CONNECTIONS:,} idle connections at each of its ports",
+        }
         notes = {
             "pool": "all the rounds and clients above included",
             "worker under load": "the worker with the highest peak",
+            "worker with idle connections": "the load above included",
         }
         for who, bound in MIB_MAX.items():
             peaks, floors = zip(*self._samples.peaks[who], strict=True)
-            before = Limit("the same process before its first byte", floors)
-            process = who.removesuffix(" under load")
+            before = Limit("the same process before", floors)
+            process = who.split()[0]
             figure = Figure(f"{process}: {texts[who]}", "MiB", peaks, "lower", before, notes.get(who, ""))
             self.figures.append(figure)
             mark = "h" if process == who else "18g"

@@ -10,6 +10,7 @@ from benchmarks.usage import Usage
 
 SMALL_BYTES = 4096
 CLIENTS = 8
+IDLE_CONNECTIONS = 1000
 LOST = 2
 LEASE_S = 1.0
 TASKS = ("push", "get")

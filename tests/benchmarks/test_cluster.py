@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks import cluster_peers, seaweed
 from benchmarks.bare_relay import BareRelay
 from benchmarks.callers import Callers
-from benchmarks.cluster.outcome import ENGINE_FACTORS, FACTORS, result_of
+from benchmarks.cluster.outcome import ENGINE_FACTORS, FACTORS, MIB_MAX, result_of
 from benchmarks.cluster.samples import Samples, Series
 from benchmarks.cluster_peers import ClusterPeer, Found, Gluster, Tahoe, seaweed_fs
 from benchmarks.cluster_processes import ClientProcess, Cluster
@@ -101,6 +101,10 @@ def test_an_engine_pushes_and_gets_in_the_process_of_its_pool(tmp_path: Path) ->
         assert pool.run_in_pool("push", name="file", source=source)["took"] > 0
         assert pool.run_in_pool("get", name="file")["took"] > 0
         assert min(pool.pool_peak, pool.worker_peak) > 0
+        worker = pool.workers[0]
+        assert 0 < pool.peak_of(worker) <= pool.worker_peak
+        for port in pool.ports_of(worker):
+            socket.create_connection(("127.0.0.1", port)).close()
         with Client(pool.address) as client:
             found = client.find("file", user_id=USER)
             assert found is not None
@@ -189,7 +193,7 @@ def test_all_targets_are_reported(
     samples.alone = samples.together = samples.quiet = samples.beside = {"push": two, "get": two}
     samples.verifying = samples.trusting = {"repair": two, "move": two}
     samples.p99_ms = {"idle": two, "loaded": two, "stopped": two}
-    for who in ("pool", "client", "pool under load", "worker under load"):
+    for who in MIB_MAX:
         samples.peaks[who] = [(2.0, 1.0)]
     for store in ("pool", "plain", *(["before"] if former else [])):
         for task in ("push", "get"):
@@ -205,7 +209,7 @@ def test_all_targets_are_reported(
     faster += [factor for each in peers for factor in ENGINE_FACTORS.get(each.name, {}).values()]
     less = [0.5, 0.5] if former else []
     own = [0.8, 0.5, 0.8, 0.85, 0.75, 0.5, 0.5]
-    others = [5.0, 3.0, 0.9, 0.9, 0.7, 0.7, 1.1, 1.1, 300, 150, 300, 150]
+    others = [5.0, 3.0, 0.9, 0.9, 0.7, 0.7, 1.1, 1.1, 300, 150, 300, 150, 200]
     assert [target.bound for target in result.targets] == [*own, *faster, *less, *others]
     assert len({figure.name for figure in result.figures}) == len(result.figures)
     assert {figure.chart for figure in result.figures if figure.chart} == {
