@@ -22,6 +22,8 @@ from benchmarks.report import number, with_unit
 BAR, GOOD, BAD, TARGET, LIMIT = "#4c78a8", "#2b8a3e", "#c92a2a", "#e8590c", "#495057"
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 ROW_INCHES = 0.62
+WIDE = 50.0
+"""How many times the lowest value of a panel the highest one may be before the scale is logarithmic."""
 LABEL_CHARACTERS = 46
 
 
@@ -95,21 +97,36 @@ def _panel(axis: Axes, bars: Sequence[Bar], title: str, line: float | None) -> N
     below = [bar.spread.median - bar.spread.low for bar in bars]
     above = [bar.spread.high - bar.spread.median for bar in bars]
     style = {"ecolor": "#212529", "capsize": 3, "elinewidth": 1}
-    axis.barh(places, medians, xerr=(below, above), color=[_colour(bar) for bar in bars], error_kw=style, height=0.6)
     marks = [bar.bound for bar in bars if bar.bound is not None]
     highest = max([*(bar.spread.high for bar in bars), *marks, line or 0.0])
+    wide = _is_wide(bars)
+    if wide:  # no bars, as they have no length on a logarithmic scale
+        axis.errorbar(medians, list(places), xerr=(below, above), fmt="o", color=BAR, capsize=3)
+    else:
+        colours = [_colour(bar) for bar in bars]
+        axis.barh(places, medians, xerr=(below, above), color=colours, error_kw=style, height=0.6)
     for place, bar in zip(places, bars, strict=True):
         if bar.bound is not None:
             axis.plot([bar.bound, bar.bound], [place - 0.42, place + 0.42], color=TARGET, linewidth=2.5)
-        text_start = bar.spread.high + highest * 0.012
+        text_start = bar.spread.high * 1.15 if wide else bar.spread.high + highest * 0.012
         axis.text(text_start, place, bar.text, va="center", fontsize=9, bbox=BEHIND_TEXT, zorder=5)
     if line is not None:
         axis.axvline(line, color=LIMIT, linestyle="--", linewidth=1)
     axis.set_yticks(list(places), [_wrapped(bar.label) for bar in bars], fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlim(0, highest * 1.38)
+    if wide:
+        axis.set_xscale("log")
+        axis.set_xlim(min(bar.spread.low for bar in bars) / 1.5, highest * 4)
+    else:
+        axis.set_xlim(0, highest * 1.38)
     axis.set_xlabel(title + ("; orange line: target, green: met, red: missed" if marks else ""), fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _is_wide(bars: Sequence[Bar]) -> bool:
+    """Whether the values differ too much for a linear scale. Panels with targets are always linear."""
+    lowest, highest = min(bar.spread.low for bar in bars), max(bar.spread.high for bar in bars)
+    return 0 < lowest * WIDE < highest and all(bar.bound is None for bar in bars)
 
 
 def _ratio_bar(figure: Figure, targets: Sequence[Target]) -> Bar:

@@ -106,6 +106,9 @@ class _Outcome:
         for task in TASKS:
             faster = _ratios(getattr(samples.bare, task), getattr(samples.pool, task))
             self._target("h", f"{task} / bare relay", "at least", BARE_MIN, faster)
+        for task in TASKS:
+            rates = megabytes_per_second(self._size, getattr(samples.plain, task))
+            self.figures.append(Figure(f"plain sockets: {task} {self._label}", "MB/s", rates, chart=THROUGHPUT))
         for peer in self._found.peers:
             self._add_store(peer.name, samples.peers[peer.name], peer.note)
             self._peer_targets(peer.name)

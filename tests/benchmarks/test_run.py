@@ -76,7 +76,7 @@ def test_a_run_writes_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFi
         str(out),
     ]
     assert main(command) == 0
-    plots = {"small-files.png", "small-files-latency.png", "small-files-costs-of-small-files.png"}
+    plots = {f"small-files{chart}.png" for chart in ("", "-rate", "-latency", "-costs")}
     assert {path.name for path in out.iterdir()} == {"results.json", "results.md"} | plots
     assert [suite.name for suite in read_json(out / "results.json").suites] == ["small-files"]
     assert main(["compare", str(out / "results.json"), str(out / "results.json")]) == 0
