@@ -19,6 +19,7 @@ from typing import Literal, Protocol, Self
 
 from benchmarks.bare_stream import BareClient
 from benchmarks.cluster_processes import ClientProcess
+from benchmarks.measure import seconds_of
 from benchmarks.processes import obey
 from benchmarks.seaweed import HttpCaller
 from benchmarks.workload import USER, small_content
@@ -98,6 +99,14 @@ class Callers:
 
         return latencies
 
+    def push_many(self, address: str, count: int) -> float:
+        """Push ``count`` files of 4 KiB into a pool in one call; return the seconds until all are durable."""
+        return float(self._process.run("push_many", address=address, count=count)["took"])
+
+    def get_many(self, address: str) -> float:
+        """Get the files of the last :meth:`push_many` in one call; return the seconds."""
+        return float(self._process.run("get_many", address=address)["took"])
+
 
 class _Caller(Protocol):
     """Makes single operations."""
@@ -150,6 +159,7 @@ class _Tasks:
         self._clients: dict[str, Client] = {}
         self._bare: dict[str, BareClient] = {}
         self._keys: dict[str, list[str]] = {}
+        self._pushed: list[str] = []
         self._series = itertools.count()
 
     def fill(self, kind: Stored, address: str, count: int) -> None:
@@ -179,6 +189,31 @@ class _Tasks:
             "p99_ms": p99 * 1e3,
         }
 
+    def push_many(self, address: str, count: int) -> dict[str, float]:
+        """See :meth:`Callers.push_many`."""
+        client, series = self._client(address), f"many-{os.getpid()}-{next(self._series)}"
+        files = [(f"{series}/{index}", _content(series, index)) for index in range(count)]
+
+        def action() -> None:
+            self._pushed = [outcome.result().file_id for outcome in client.push_many(files, user_id=USER)]
+
+        return {"took": seconds_of(action)}
+
+    def get_many(self, address: str) -> dict[str, float]:
+        """See :meth:`Callers.get_many`."""
+        client = self._client(address)
+
+        def action() -> None:
+            for outcome in client.get_many(self._pushed, user_id=USER):
+                _check(outcome.result())
+
+        return {"took": seconds_of(action)}
+
+    def _client(self, address: str) -> Client:
+        if address not in self._clients:
+            self._clients[address] = Client(address)
+        return self._clients[address]
+
     def _caller(self, kind: Stored, address: str, stack: ExitStack) -> _Caller:
         if kind == "web":
             return _WebCaller(stack.enter_context(HttpCaller(address)))
@@ -186,9 +221,7 @@ class _Tasks:
             if address not in self._bare:
                 self._bare[address] = BareClient(address)
             return _BareCaller(self._bare[address])
-        if address not in self._clients:
-            self._clients[address] = Client(address)
-        return _PoolCaller(self._clients[address])
+        return _PoolCaller(self._client(address))
 
     def _pushes(self, caller: _Caller, series: str) -> Callable[[], object]:
         indices = itertools.count()
@@ -205,11 +238,14 @@ class _Tasks:
         positions = itertools.count(number * _APART, _STRIDE)
 
         def once() -> None:
-            content = caller.get(keys[next(positions) % len(keys)])
-            if len(content) != SMALL_BYTES:
-                raise AssertionError(f"a file of {SMALL_BYTES} bytes was got as {len(content)} bytes")
+            _check(caller.get(keys[next(positions) % len(keys)]))
 
         return once
+
+
+def _check(content: bytes) -> None:
+    if len(content) != SMALL_BYTES:
+        raise AssertionError(f"a file of {SMALL_BYTES} bytes was got as {len(content)} bytes")
 
 
 def _content(series: str, index: int) -> bytes:

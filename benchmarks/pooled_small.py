@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.callers import Callers, Latencies, Operation, Stored
 from benchmarks.cluster_peers import seaweed_fs
 from benchmarks.cluster_processes import Cluster
-from benchmarks.measure import Bound, Figure, Limit, Target, rate
+from benchmarks.measure import Figure, Limit, Target, rate
 from benchmarks.peer_processes import PeerFailed
 from benchmarks.plain_sockets import PlainSockets
 from benchmarks.processes import ServerProcess, started_together
@@ -33,9 +33,11 @@ PUSH_PLAIN_MIN = 0.225
 """450 pushes a second where plain sockets make 2,000 writes."""
 PUSH_WEB_MIN = 1.0
 GET_BARE_MIN = {1: 0.6, 16: 0.7}
+MANY_MIN: dict[Operation, float] = {"push": 3000, "get": 6000}
 MARK = "18b"
 WRITE_LIMIT = "plain sockets: 1 KiB to each of six sinks that write and fdatasync, one write after another"
 READS = "1 KiB from each of four sinks at once"
+READ_LIMIT = f"plain sockets: {READS}, one read after another"
 CALL_LIMIT = "bare gRPC: unary calls with answers of 4 KiB, by as many callers"
 RATE, LATENCY, COSTS = "rate", "latency", "costs"
 
@@ -53,6 +55,8 @@ class PooledSamples:
     writes: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
     """Seconds for the small writes and reads of plain sockets."""
+    many: dict[Operation, list[float]] = field(default_factory=lambda: {"push": [], "get": []})
+    """Seconds for many files in one call."""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -73,12 +77,15 @@ def measure(session: Session, samples: PooledSamples) -> None:
                 callers.fill(kind, addresses[kind], session.sizes.pool_small_files)
         meter = Meter({"client": [callers.pid], "pool": [pool.pool_pid], "workers": pool.worker_pids})
         for _ in session.rounds("pushes and gets of 4 KiB through a pool"):
+            settle()
+            samples.writes.append(plain.write_small(session.sizes.plain_small_writes))
+            samples.reads.append(plain.read_small(session.sizes.small_gets))
+            plain.forget()
             for count in CALLERS:
                 _round(session, count, callers, addresses, meter, samples)
             settle()
-            samples.writes.append(plain.write_small(session.sizes.small_pushes))
-            samples.reads.append(plain.read_small(session.sizes.small_gets))
-            plain.forget()
+            samples.many["push"].append(callers.push_many(pool.address, session.sizes.many_files))
+            samples.many["get"].append(callers.get_many(pool.address))
 
 
 def _web_store(root: Path, samples: PooledSamples) -> SeaweedFS | None:
@@ -129,7 +136,7 @@ def _each(usage: Usage, told: Latencies) -> Usage:
 
 def figures_of(session: Session, samples: PooledSamples) -> list[Figure]:
     """Return all figures."""
-    writes = Limit(WRITE_LIMIT, rate(session.sizes.small_pushes, samples.writes))
+    writes = Limit(WRITE_LIMIT, rate(session.sizes.plain_small_writes, samples.writes))
     reads = rate(session.sizes.small_gets, samples.reads)
     figures = [
         Figure("plain sockets: writes of 4 KiB, 1 caller", "/s", writes.samples, chart=RATE),
@@ -145,7 +152,14 @@ def figures_of(session: Session, samples: PooledSamples) -> list[Figure]:
             latencies = tuple(getattr(one, f"{percentile}_ms") for one in told)
             limit = limits.get(percentile)
             figures.append(Figure(f"{name}, {percentile}", "ms", latencies, "lower", limit, chart=LATENCY))
+    for operation, limit in (("push", writes), ("get", Limit(READ_LIMIT, reads))):
+        rates = rate(session.sizes.many_files, samples.many[operation])
+        figures.append(Figure(_name_of_many(operation), "/s", rates, limit=limit, chart=RATE))
     return figures + _costs(samples)
+
+
+def _name_of_many(operation: Operation) -> str:
+    return f"pool: {operation}_many of files of 4 KiB"
 
 
 def name_of(kind: Stored, operation: Operation, count: int) -> str:
@@ -155,7 +169,7 @@ def name_of(kind: Stored, operation: Operation, count: int) -> str:
     return f"{who}: {what} of 4 KiB, {count} caller{'s' * (count > 1)}"
 
 
-def targets_of(samples: PooledSamples, figures: Sequence[Figure]) -> list[Target]:
+def targets_of(session: Session, samples: PooledSamples, figures: Sequence[Figure]) -> list[Target]:
     """Return all targets."""
     by_name = {figure.name: figure for figure in figures}
     alone = by_name[name_of("pool", "push", 1)]
@@ -169,12 +183,16 @@ def targets_of(samples: PooledSamples, figures: Sequence[Figure]) -> list[Target
         figure = by_name[name_of("pool", "get", count)]
         callers = "one caller" if count == 1 else f"{count} callers"
         targets.append(_target(f"4 KiB gets by {callers} / bare gRPC calls", bound, figure.ratios, figure))
+    for operation, bound in MANY_MIN.items():
+        figure = by_name[_name_of_many(operation)]
+        text = f"{operation}_many of {session.sizes.many_files:,} files of 4 KiB"
+        reduced = session.sizes.reduced
+        targets.append(Target(MARK, text, "at least", bound, "/s", figure.samples, figure.name, reduced))
     return targets
 
 
 def _target(text: str, bound: float, ratios: Sequence[float], figure: Figure | None = None) -> Target:
-    kind: Bound = "at least"
-    return Target(MARK, text, kind, bound, "x", tuple(ratios), figure.name if figure else "")
+    return Target(MARK, text, "at least", bound, "x", tuple(ratios), figure.name if figure else "")
 
 
 def _limits_of_gets(samples: PooledSamples, count: int) -> dict[str, Limit]:

@@ -30,6 +30,8 @@ class Sizes:
     small_gets: int = 5000
     pool_small_files: int = 500
     pool_small_seconds: float = 2.0
+    plain_small_writes: int = 2000
+    many_files: int = 10_000
     dns_questions: int = 40_000
     cluster_bytes: int = GIB // 4
     cluster_small_pushes: int = 200
@@ -64,6 +66,8 @@ QUICK = Sizes(
     small_gets=1000,
     pool_small_files=50,
     pool_small_seconds=0.3,
+    plain_small_writes=200,
+    many_files=500,
     dns_questions=8_000,
     cluster_bytes=32 * MIB,
     cluster_small_pushes=40,

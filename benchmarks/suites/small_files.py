@@ -113,7 +113,7 @@ def _result(session: Session, samples: Samples) -> SuiteResult:
         _target("18d", "4 KiB pushes, one after another / raw LMDB commits", SINGLE_MIN, "x", single.ratios, single),
         _target("18d", "4 KiB pushes, 16 threads / raw LMDB commits", THREADED_MIN, "x", threaded.ratios, threaded),
         _target("e", "gets of 4 KiB on one thread", GETS_MIN, "/s", gets.samples, gets),
-        *targets_of(samples.pooled, figures),
+        *targets_of(session, samples.pooled, figures),
     ]
     remarks = (
         "Through the pool: all callers are threads of one client process, and all processes share this machine.",

@@ -23,6 +23,8 @@ TINY = Sizes(
     small_gets=10,
     pool_small_files=3,
     pool_small_seconds=0.1,
+    plain_small_writes=5,
+    many_files=20,
     dns_questions=400,
     reduced=True,
 )
@@ -42,7 +44,7 @@ def test_engine_reports_push_and_get_beside_their_limits(session: Session) -> No
 
 def test_small_files_reports_all_its_targets(session: Session) -> None:
     result = small_files.run(session)
-    assert [target.bound for target in result.targets] == [0.35, 1.0, 5000, 0.225, 0.6, 0.7]
+    assert [target.bound for target in result.targets] == [0.35, 1.0, 5000, 0.225, 0.6, 0.7, 3000, 6000]
     assert len({figure.name for figure in result.figures}) == len(result.figures)
     assert all(len(figure.samples) == TINY.rounds for figure in result.figures)
 
