@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,10 @@ from typing import BinaryIO, Protocol
 
 from storage import (
     CollectReport,
+    DeleteOutcome,
     ErasureProfile,
+    GetOutcome,
+    PushOutcome,
     RebuildReport,
     RepairReport,
     ScrubReport,
@@ -81,8 +84,16 @@ class Backend(Protocol):
     def list_files(self, prefix: str = "") -> Iterator[Version]:
         """Heads of the user's files by name, read lazily."""
 
-    def delete_files(self, file_ids: list[str]) -> None:
-        """Delete files with all their versions: all of the files, or none if one does not exist."""
+    def push_many(
+        self, files: Sequence[tuple[str, Path]], *, profile: ErasureProfile | None = None, note: str = ""
+    ) -> Iterator[PushOutcome]:
+        """Store local files under names; yields the outcome of each as soon as it is durable."""
+
+    def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
+        """Read files by id or name; those larger than ``bytes_max`` come without data."""
+
+    def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
+        """Delete files with all their versions; yields the outcome of each."""
 
     def stats(self) -> StoreStats:
         """Counts and sizes of the store, and the state of its volumes."""

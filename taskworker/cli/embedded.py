@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from storage import (
     CollectReport,
+    DeleteOutcome,
     ErasureProfile,
     FileStorage,
+    GetOutcome,
     InvalidArgument,
     ManifestDiff,
     Patch,
+    PushOutcome,
     RebuildReport,
     RepairReport,
     ScrubReport,
@@ -157,8 +160,16 @@ class EmbeddedBackend:
             yield from page
             after = page[-1].filename
 
-    def delete_files(self, file_ids: list[str]) -> None:
-        self._store.delete_files(file_ids, user_id=self._user)
+    def push_many(
+        self, files: Sequence[tuple[str, Path]], *, profile: ErasureProfile | None = None, note: str = ""
+    ) -> Iterator[PushOutcome]:
+        return self._store.push_many(files, user_id=self._user, profile=profile, note=note)
+
+    def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
+        return self._store.get_many(files, user_id=self._user, by_name=by_name, bytes_max=bytes_max)
+
+    def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
+        return self._store.delete_many(file_ids, user_id=self._user)
 
     def stats(self) -> StoreStats:
         return self._store.stats()

@@ -7,17 +7,20 @@ import itertools
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.many import SHORT_ID_LENGTH, delete_files, get_files, heads_of, namesakes, push_files
+from taskworker.cli.outputs import target_of, write_version
 from taskworker.cli.profile import K, N, profile_of
-from taskworker.cli.references import namesake, resolve_file, resolve_range, resolve_version
+from taskworker.cli.references import resolve_file, resolve_range, resolve_version
 from taskworker.cli.session import Session
 from taskworker.cli.streams import check_output, standard_input, standard_output
 from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
@@ -28,13 +31,15 @@ if TYPE_CHECKING:
     from taskworker.cli.backend import Backend
 
 STANDARD_STREAM = "-"
-SHORT_ID_LENGTH = 12
-_DELETED_TOGETHER = 250  # by one transaction and flush; few enough that the progress bar keeps moving
 _NAMES_SHOWN = 20
 
 FileReference = Annotated[
     str,
     typer.Argument(help="A file's id or name.", metavar="ID|NAME", show_default=False, autocompletion=complete_file),
+]
+FileReferences = Annotated[
+    list[str],
+    typer.Argument(help="Ids or names of files.", metavar="ID|NAME", show_default=False, autocompletion=complete_file),
 ]
 VersionReference = Annotated[
     str | None,
@@ -68,6 +73,10 @@ def push(
     stored: list[dict[str, Any]] = []
     try:
         with session.backend(create=True, profile=profile) as backend:
+            several = [(filename, path) for filename, path in sources if path is not None]
+            if len(several) > 1:
+                push_files(session, backend, several, profile, note, stored)
+                return
             for filename, path in sources:
                 version, seconds = _push_one(session, backend, filename, path, profile, note)
                 stored.append(version_document(version, unchanged=version.unchanged))
@@ -96,8 +105,7 @@ def _named_sources(files: list[str], name: str | None) -> list[tuple[str, Path |
         else:
             path = existing_file(file)
             sources.append((path.name if name is None else name, path))
-    names = [filename for filename, _ in sources]
-    twice = {filename for filename in names if names.count(filename) > 1}
+    twice = [filename for filename, count in Counter(filename for filename, _ in sources).items() if count > 1]
     if twice:
         raise Failure(f"two files are named '{visible(min(twice))}': store them one by one with --name", ExitCode.USAGE)
     return sources
@@ -129,7 +137,7 @@ def _push_one(
 
 def get(
     session: Session,
-    file: FileReference,
+    files: FileReferences,
     output: Annotated[
         str | None,
         typer.Option(
@@ -145,29 +153,42 @@ def get(
         str | None, typer.Option("--range", help="Only these bytes: A-B (both included), A- or -N.", metavar="A-B")
     ] = None,
 ) -> None:
-    """Get a file back, verified. The output is written as a whole or not at all.
+    """Get files back, verified. Each output is written as a whole or not at all.
 
-    With -o, a file that already exists is overwritten; without -o, it is not.
+    With -o, a file that already exists is overwritten; without -o, it is not. Several files go into a directory.
 
     Examples:
         taskworker get report.pdf
+        taskworker get january.csv february.csv -o year/
         taskworker get report.pdf --version 3f9a21 -o old.pdf
         taskworker get photos.tar -o - | tar x
         taskworker get disk.img --range 0-511 -o sector
     """
+    if len(files) > 1:
+        _check_several(output, version, byte_range)
+        with session.backend() as backend:
+            get_files(session, backend, files, output)
+        return
     to_stdout = output == STANDARD_STREAM
     if to_stdout and session.terminal.as_json:
         raise Failure("--json and -o - both write to standard output: leave one out", ExitCode.USAGE)
     if to_stdout:
         check_output()
     with session.backend() as backend:
-        found = resolve_version(backend, file, version)
+        found = resolve_version(backend, files[0], version)
         start, stop = resolve_range(byte_range, found.size)
         if to_stdout:
             with standard_output() as stdout:
-                _write(session, backend, stdout, found, start, stop)
+                write_version(session, backend, stdout, found, start, stop)
         else:
             _save(session, backend, found, output, start, stop)
+
+
+def _check_several(output: str | None, version: str | None, byte_range: str | None) -> None:
+    if version is not None or byte_range is not None:
+        raise Failure("--version and --range need a single file", ExitCode.USAGE)
+    if output is not None and not output.endswith(os.sep) and not (output and Path(output).is_dir()):
+        raise Failure("several files go into a directory: end -o with a slash to create it", ExitCode.USAGE)
 
 
 def save_version(session: Session, file_id: str, version_id: str, output: str) -> None:
@@ -179,37 +200,14 @@ def save_version(session: Session, file_id: str, version_id: str, output: str) -
 
 def _save(session: Session, backend: Backend, version: Version, output: str | None, start: int, stop: int) -> None:
     started = time.perf_counter()
-    target = _target(output, version)
+    target = target_of(output, version)
     with replacing(target) as part:
-        _write(session, backend, part, version, start, stop)
+        write_version(session, backend, part, version, start, stop)
     pace = pace_text(stop - start, time.perf_counter() - started)
     session.terminal.result(
         version_document(version, output=str(target), start=start, stop=stop),
         f"{one_line(str(target))}: {size_text(stop - start)} ({pace})",
     )
-
-
-def _target(output: str | None, version: Version) -> Path:
-    if output == "":
-        raise Failure("-o is given an empty name: say where to write", ExitCode.USAGE)
-    directory = Path(output or "")
-    if output is not None and not output.endswith(os.sep) and not directory.is_dir():
-        return directory
-    name = PurePosixPath(version.filename).name
-    if not name:
-        raise Failure(
-            f"'{visible(version.filename)}' is not the name of a file here: say where to write with -o", ExitCode.USAGE
-        )
-    target = directory / name
-    if output is None and target.exists():
-        raise Failure(f"{one_line(str(target))} is already here; -o overwrites it or names another place")
-    directory.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def _write(session: Session, backend: Backend, file: BinaryIO, version: Version, start: int, stop: int) -> None:
-    with session.terminal.progress(version.filename) as progress:
-        backend.write_to(file, version, start, stop, progress=progress)
 
 
 def ls(
@@ -342,12 +340,7 @@ def _spooled(source: str) -> Iterator[Path]:
 
 def rm(
     session: Session,
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            help="Ids or names of files.", metavar="ID|NAME", show_default=False, autocompletion=complete_file
-        ),
-    ],
+    files: FileReferences,
     yes: Annotated[
         bool,
         typer.Option(
@@ -365,12 +358,7 @@ def rm(
     """
     with session.backend() as backend:
         heads = _to_delete(session, backend, files, yes=yes)
-        with session.terminal.progress("delete", unit="objects") as progress:
-            for start in range(0, len(heads), _DELETED_TOGETHER):
-                together = heads[start : start + _DELETED_TOGETHER]
-                backend.delete_files([head.file_id for head in together])
-                if progress is not None:
-                    progress(start + len(together), len(heads))
+        delete_files(session, backend, heads)
     names = [visible(head.filename) for head in heads[:_NAMES_SHOWN]]
     more = f" and {len(heads) - len(names):,} more" if len(heads) > len(names) else ""
     session.terminal.result(
@@ -380,20 +368,11 @@ def rm(
 
 def _to_delete(session: Session, backend: Backend, files: list[str], *, yes: bool) -> list[Version]:
     """The heads of the files to delete, without duplicates; all are looked up before the first is deleted."""
-    heads: dict[str, Version] = {}
-    with session.terminal.progress("look up", unit="objects") as progress:
-        doubtful: list[tuple[Version, Version]] = []
-        for done, file in enumerate(files, start=1):
-            head = resolve_file(backend, file)
-            heads[head.file_id] = head
-            other = None if yes else namesake(backend, file, head)
-            if other is not None:
-                doubtful.append((head, other))
-            if progress is not None:
-                progress(done, len(files))
+    heads = heads_of(session, backend, files)
+    doubtful = [] if yes else namesakes(backend, heads)
     for head, other in doubtful:
         _ask_which(session, head, other)
-    return list(heads.values())
+    return list({head.file_id: head for head in heads.values()}.values())
 
 
 def _ask_which(session: Session, head: Version, other: Version) -> None:

@@ -27,14 +27,6 @@ def resolve_file(backend: Backend, reference: str) -> Version:
     return found
 
 
-def namesake(backend: Backend, reference: str, head: Version) -> Version | None:
-    """Another file whose name equals this id of ``head``, if there is one."""
-    from taskworker.client.references import may_be_id
-
-    other = backend.find(reference) if may_be_id(reference) and reference == head.file_id else None
-    return None if other is None or other.file_id == head.file_id else other
-
-
 def resolve_version(backend: Backend, file_reference: str, version_reference: str | None) -> Version:
     """A version of a file: its head, or the one whose id starts with the reference."""
     head = resolve_file(backend, file_reference)

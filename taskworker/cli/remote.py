@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from storage import (
     CollectReport,
+    DeleteOutcome,
     ErasureProfile,
+    GetOutcome,
     ManifestDiff,
+    PushOutcome,
     RebuildReport,
     RepairReport,
     ScrubReport,
@@ -128,8 +131,16 @@ class RemoteBackend:
     def list_files(self, prefix: str = "") -> Iterator[Version]:
         return self._client.iter_files(user_id=self._user, prefix=prefix)
 
-    def delete_files(self, file_ids: list[str]) -> None:
-        self._client.delete_files(file_ids, user_id=self._user)
+    def push_many(
+        self, files: Sequence[tuple[str, Path]], *, profile: ErasureProfile | None = None, note: str = ""
+    ) -> Iterator[PushOutcome]:
+        return self._client.push_many(files, user_id=self._user, profile=profile, note=note)
+
+    def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
+        return self._client.get_many(files, user_id=self._user, by_name=by_name, bytes_max=bytes_max)
+
+    def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
+        return self._client.delete_many(file_ids, user_id=self._user)
 
     def stats(self) -> StoreStats:
         return self._client.stats()

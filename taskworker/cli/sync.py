@@ -21,7 +21,8 @@ import typer
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.files import SHORT_ID_LENGTH, existing_file
+from taskworker.cli.files import existing_file
+from taskworker.cli.many import SHORT_ID_LENGTH
 from taskworker.cli.references import resolve_file
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, visible

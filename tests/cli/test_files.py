@@ -198,3 +198,48 @@ def test_a_directory_to_write_to_is_made(cli: Cli) -> None:
     cli.error("get", "a/b.txt", "-o", "new/file/", code=1)
     cli.error("get", "a/b.txt", "-o", "", code=2)
     assert (cli.directory / "new/file").read_bytes() == b"mine"
+
+
+def errors(cli: Cli, *arguments: str, code: int) -> list[str]:
+    """The lines that a command says about files that failed."""
+    return cli.run(*arguments, code=code).stderr.decode().splitlines()
+
+
+def test_many_files_in_one_call(cli: Cli) -> None:
+    files = {f"f{number}": content(number * 700) for number in range(60)} | {"large": content(3 * MIB), "日本": b"x"}
+    for name, data in files.items():
+        cli.write(name, data)
+    said = cli.text("push", *files, "--note", "together").splitlines()
+    assert sum(line.endswith(" stored") for line in said) == 62
+    assert said[-1].startswith("62 files: ")
+    assert cli.json("stat", "large")["note"] == "together"
+    assert "unchanged" in cli.text("push", "f1", "f2")
+    ids = {each["filename"]: each["file_id"] for each in cli.json("ls")}
+    asked = [ids[name] if name > "f3" else name for name in files]
+    assert cli.text("get", *asked, "-o", "there/").splitlines()[-1].startswith("62 files: ")
+    assert {name: (cli.directory / "there" / name).read_bytes() for name in files} == files
+    assert errors(cli, "get", "f1", "f2", code=1)[-1].endswith("2 of 2 files were not fetched")
+    (cli.directory / "f1").unlink()
+    assert errors(cli, "get", "f1", "f2", code=1)[-1].endswith("1 of 2 files were not fetched")
+    assert cli.read("f1") == files["f1"]
+    assert cli.text("rm", *asked).startswith("deleted 62 files")
+    assert cli.names() == []
+
+
+def test_files_that_fail_do_not_keep_the_others(cli: Cli) -> None:
+    for name in ("a", "b", "c"):
+        cli.write(name, name.encode())
+    (cli.directory / "b").chmod(0)
+    if not os.access(cli.directory / "b", os.R_OK):
+        assert "b: " in errors(cli, "push", "a", "b", "c", code=1)[0]
+        assert cli.names() == ["a", "c"]
+    cli.run("push", "a", "c")
+    said = errors(cli, "get", "a", "nothing", "c", "-o", "there/", code=3)
+    assert "there is no file 'nothing'" in said[0]
+    assert said[1:] == ["taskworker: 1 of 3 files were not fetched"]
+    assert sorted(os.listdir(cli.directory / "there")) == ["a", "c"]
+    cli.run("push", "a", "--name", "dir/a")
+    assert "written already" in errors(cli, "get", "a", "dir/a", "-o", "there/", code=1)[0]
+    for arguments in (["--version", "abcd"], ["--range", "0-1"], ["-o", "-"], ["-o", "file"], ["-o", ""]):
+        cli.error("get", "a", "c", *arguments, code=2)
+    assert [each["filename"] for each in cli.json("get", "a", "c", "-o", "json/")] == ["a", "c"]
