@@ -24,7 +24,6 @@ from storage.errors import (
     FormatError,
     InsufficientWorkers,
     InvalidArgument,
-    StorageError,
     StoreFull,
     StoreUnavailable,
 )
@@ -49,11 +48,11 @@ from storage.write.batch import Basis, BatchPlan, DeletePlan
 from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
+from storage.write.queue import BATCH_MAX, CommitQueue
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
 
 log = logging.getLogger(__name__)
 
-_BATCH_MAX = 256
 _PLANS_MAX = 16  # commits and deletes of one process wait for each other, so nearly always the first plan succeeds
 _TOO_FEW_STORES = (InsufficientWorkers, StoreFull)
 _RESERVE = 60_000_000  # sequence numbers, one for each microsecond
@@ -63,7 +62,7 @@ _ID_RANDOM_BYTES = FILE_ID_BYTES - _ID_TIME_BYTES
 
 
 class GroupCommit:
-    """Commits pending versions in batches. The first thread to arrive leads; the others wait for it.
+    """Commits pending versions in batches; see :class:`~storage.write.queue.CommitQueue`.
 
     Args:
         catalog: the store's catalog.
@@ -86,10 +85,9 @@ class GroupCommit:
         self._runtime = runtime
         self._lineage = lineage
         self._authority = authority
-        self._mutex = threading.Lock()
         self._ordering = threading.Lock()  # held from planning until the plan is entered
-        self._queue: list[PendingVersion] = []
-        self._leader: PendingVersion | None = None
+        self._queue = CommitQueue(lambda batch: self._commit_batch(batch), runtime.monotonic_s)
+        self._mutex = threading.Lock()  # guards the list of tombstones
         self._written_tombstones: list[bytes] = []
         counters = catalog.counters()
         self._reserved = counters.reserved
@@ -132,58 +130,7 @@ class GroupCommit:
 
         The outcome of each is in its :meth:`PendingVersion.result`; this method raises no error of a commit.
         """
-        if not pending:
-            return
-        with self._mutex:
-            self._queue += pending
-            if self._leader is None:
-                self._leader = pending[0]
-            leads = self._leader is pending[0]
-        try:
-            for one in pending:
-                if not leads:
-                    one.wait()
-                if not one.settled:
-                    self._lead(one)
-                leads = False
-        except BaseException:
-            self._withdraw(pending)
-            raise
-
-    def _withdraw(self, pending: Sequence[PendingVersion]) -> None:
-        """Take an interrupted thread's versions out of the queue. If one of them was to lead, another one leads."""
-        withdrawn = set(pending)
-        with self._mutex:
-            self._queue = [queued for queued in self._queue if queued not in withdrawn]
-            successor = self._succeed() if self._leader in withdrawn else None
-        if successor is not None:
-            successor.wake()
-
-    def _succeed(self) -> PendingVersion | None:
-        """Make the first in the queue the leader. The caller holds the mutex, and wakes the new leader afterwards."""
-        self._leader = self._queue[0] if self._queue else None
-        return self._leader
-
-    def _lead(self, leader: PendingVersion) -> None:
-        with self._mutex:
-            batch, self._queue = self._queue[:_BATCH_MAX], self._queue[_BATCH_MAX:]
-        try:
-            self._commit_batch(batch)
-        except BaseException as error:
-            outcome = error if isinstance(error, Exception) else StorageError("the commit was interrupted; try again")
-            for pending in batch:
-                if not pending.settled:
-                    pending.settle(outcome)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            with self._mutex:
-                successor = self._succeed()
-            for pending in batch:
-                if pending is not leader:
-                    pending.wake()
-            if successor is not None:
-                successor.wake()
+        self._queue.commit_all(pending)
 
     def _commit_batch(self, batch: list[PendingVersion]) -> None:
         self._lineage.begin()
@@ -294,7 +241,7 @@ class GroupCommit:
             file_id = self._new_file_id()
         # Checked again after the flush; if it fails here, only this version fails.
         volumes.require_writable(pending.root.profile, pending.epoch)
-        plan.sequence = self._next_sequence(plan.sequence, self._reserved - _BATCH_MAX)
+        plan.sequence = self._next_sequence(plan.sequence, self._reserved - BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
         plan.add(pending, stored, entry)
         plan.add_shards(pending.shards)
@@ -400,7 +347,7 @@ class GroupCommit:
         clock was set back meanwhile, only the catalog knows which numbers were used. Each commit reserves those of the
         next minute, so that a transaction is only needed here after a pause.
         """
-        at_least = max(self._sequence, self._clock_us()) + _BATCH_MAX
+        at_least = max(self._sequence, self._clock_us()) + BATCH_MAX
         if at_least <= self._reserved:
             return
 

@@ -46,10 +46,18 @@ class PendingVersion:
     upload: int | None = None
     written: Callable[[], Iterable[StripeKey]] | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)
+    _woken: bool = False
     _outcome: StoredVersion | BaseException | None = None
 
     def __post_init__(self) -> None:
         self._wake.acquire()
+
+    def prepare(self) -> None:
+        """Make what is missing for the commit. The thread that commits the batch calls this once, before anything else.
+
+        Raises:
+            Exception: becomes the outcome of this version; the others of the batch are not affected.
+        """
 
     def settle(self, outcome: StoredVersion | BaseException) -> None:
         """Set what :meth:`result` returns or raises."""
@@ -65,8 +73,10 @@ class PendingVersion:
         self._wake.acquire()
 
     def wake(self) -> None:
-        """Wake the waiting thread."""
-        self._wake.release()
+        """Wake the waiting thread. Calls after the first one do nothing."""
+        if not self._woken:
+            self._woken = True
+            self._wake.release()
 
     def result(self) -> StoredVersion:
         """Return the committed version, or raise the error of its commit."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode
-from storage.formats.versions import Version
+from storage.formats.versions import StoredVersion, Version
 from storage.keys import BYTE, Kind, StripeKey, data_shards, object_id_of
 from storage.limits import BytesLike
 from storage.shards import Shard
@@ -17,27 +17,106 @@ from storage.write.pending import PendingVersion
 from storage.write.target import PushTarget
 
 
-def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
-    """Push up to 64 KiB in one step, like an :class:`Upload` without what only large files need."""
-    stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1])
-    root = root_of_one(target, data, [stripe])
-    context.activity.note()
-    context.pins.pin(stripe)
-    try:
-        shards = inline_shards(context, stripe, data)
-        pending = PendingVersion(
+class SmallVersion(PendingVersion):
+    """A version of one small chunk. The thread that commits its batch also hashes and encodes it.
+
+    With 16 threads, this is faster than if each of them does so for itself, since they take Python's lock from each
+    other (measured with 2 cores: 1.3 times the pushes of 4 KiB, 1.5 times those of 64 KiB).
+
+    Args:
+        context: parts of the store.
+        target: the file.
+        data: the content, 1 byte or more; must not change until the commit has ended.
+        file_id: see :class:`PendingVersion`.
+        base: see :class:`PendingVersion`.
+    """
+
+    __slots__ = ("_context", "_data")
+
+    def __init__(
+        self, context: PushContext, target: PushTarget, data: BytesLike, file_id: bytes | None, base: bytes | None
+    ) -> None:
+        super().__init__(
             target=target,
-            root=root,
+            root=_UNKNOWN,
             nodes=[],
-            stripes=[stripe],
-            shards=shards,
-            file_id=None,
-            base=None,
+            stripes=[],
+            shards={},
+            file_id=file_id,
+            base=base,
             epoch=target.epoch,
         )
-        return context.commits.commit(pending).public()
+        self._context = context
+        self._data = data
+
+    def prepare(self) -> None:
+        """See :class:`PendingVersion`.
+
+        Raises:
+            MayBeStored: the content may be stored already. Looking for it takes longer than others should wait.
+        """
+        context, profile = self._context, self.target.profile
+        stripe = inline_stripe(self._data, BYTE[Kind.CHUNK] + BYTE[profile.k - 1] + BYTE[profile.n - 1])
+        self.root = root_of_one(self.target, self._data, [stripe])
+        context.pins.pin(stripe)
+        self.stripes.append(stripe)
+        if not is_new(context, stripe):
+            raise MayBeStored
+        self.shards = context.stripes.by_volume(stripe, _all_shards(context, stripe, self._data))
+
+
+class MayBeStored(Exception):
+    """The content of a small file may be stored already; see :meth:`SmallVersion.prepare`."""
+
+
+_UNKNOWN = RootNode(ROOT_FORMAT, 0, 0, 1, 1, TRANSFORM_IDENTITY, 0, b"")
+
+
+def push_small(context: PushContext, target: PushTarget, data: BytesLike) -> Version:
+    """Push up to 64 KiB in one step, like an :class:`Upload` without what only large files need."""
+    return commit_small(context, target, data).public()
+
+
+def commit_small(
+    context: PushContext,
+    target: PushTarget,
+    data: BytesLike,
+    *,
+    file_id: bytes | None = None,
+    base: bytes | None = None,
+) -> StoredVersion:
+    """Commit a version of one small chunk.
+
+    Args:
+        context: parts of the store.
+        target: the file.
+        data: the content, 1 byte or more.
+        file_id: the file to revise; None: find the file by name, or make a new one.
+        base: version that must be the head; None: any.
+
+    Raises:
+        StoreFull, InsufficientWorkers, ConflictError: see :meth:`~storage.write.commit.GroupCommit.commit`.
+    """
+    context.activity.note()
+    version = SmallVersion(context, target, data, file_id, base)
+    try:
+        try:
+            return context.commits.commit(version)
+        except MayBeStored:
+            (stripe,) = version.stripes
+        pending = PendingVersion(
+            target=target,
+            root=version.root,
+            nodes=[],
+            stripes=version.stripes,
+            shards=inline_shards(context, stripe, data),
+            file_id=file_id,
+            base=base,
+            epoch=target.epoch,
+        )
+        return context.commits.commit(pending)
     finally:
-        context.pins.unpin([stripe])
+        context.pins.unpin(version.stripes)
 
 
 def root_of_one(target: PushTarget, data: BytesLike, stripes: Sequence[StripeKey]) -> RootNode:
@@ -67,10 +146,14 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
     unsound = absent == [] and not stripes.is_sound(stripe, len(data))
     if absent == [] and not unsound:
         return {}
-    k, length = data_shards(stripe), len(data)
-    whole = k * -(-length // k)
-    padded = data if whole == length else bytes(data) + bytes(whole - length)
-    shards = stripes.shards_of(stripe, padded, length)
+    shards = _all_shards(context, stripe, data)
     if unsound:
         absent, targets = stripes.unsound_slots(stripe, shards), None
     return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent], targets)
+
+
+def _all_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> list[Shard]:
+    k, length = data_shards(stripe), len(data)
+    whole = k * -(-length // k)
+    padded = data if whole == length else bytes(data) + bytes(whole - length)
+    return context.stripes.shards_of(stripe, padded, length)

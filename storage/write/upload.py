@@ -20,11 +20,10 @@ from storage.catalog import CatalogTransaction
 from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode
-from storage.formats.versions import FILE_ID_BYTES, Version
+from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version
 from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, object_id_of
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
-from storage.shards import Shard
 from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
 from storage.write.claims import require_claims, stripes_of
@@ -32,7 +31,7 @@ from storage.write.context import PushContext
 from storage.write.known import held_length, is_new
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
-from storage.write.small import inline_shards, inline_stripe
+from storage.write.small import commit_small
 from storage.write.sources import check_filled
 from storage.write.target import PushTarget
 
@@ -362,21 +361,30 @@ class Upload:
         if base is not None and file_id is None:
             raise InvalidArgument("a base is of a file; say its file_id as well")
         try:
-            shards = self._finish_input()
+            small = self._small_content()
+            if small is None:
+                self._finish_input()
             self._check(size)
-            root = self._builder.root(self._size, self.chunk_size, self._target.profile)
-
-            def made_whole() -> PendingVersion:
-                if not shards:  # otherwise the commit writes and checks them
-                    self._make_durable(root)
-                return self._pending(root, shards, file_id, base)
-
-            stored = self._context.commits.commit_whole(made_whole)
+            if small is None:
+                stored = self._commit_chunks(file_id, base)
+            else:
+                stored = commit_small(self._context, self._target, small, file_id=file_id, base=base)
         except BaseException:
             self.abort(keep_chunks=False)
             raise
         self._end()
         return stored.public()
+
+    def _commit_chunks(self, file_id: bytes | None, base: bytes | None) -> StoredVersion:
+        if self._accepted != self._size or self._builder.count != -(-self._size // self.chunk_size):
+            raise IncompletePush("a part of this push could not be stored, so nothing was stored; push again")
+        root = self._builder.root(self._size, self.chunk_size, self._target.profile)
+
+        def made_whole() -> PendingVersion:
+            self._make_durable(root)
+            return self._pending(root, file_id, base)
+
+        return self._context.commits.commit_whole(made_whole)
 
     def _make_durable(self, root: RootNode) -> None:
         """Sync appended shards, unless they are so few that the commit's sync is enough; make lost ones again."""
@@ -392,51 +400,42 @@ class Upload:
     def _written(self, root: RootNode) -> Iterator[StripeKey]:
         return stripes_of(self._context, root, self._nodes)
 
-    def _finish_input(self) -> dict[int, list[Shard]]:
-        """Store the chunk in the buffer. The shards of a small file are returned instead, for the commit to append."""
+    def _small_content(self) -> bytearray | None:
+        """Return the content if it is so little that the commit writes it; otherwise None."""
         if self._buffer is not None and self._nothing_submitted() and 0 < self._filled <= INLINE_BYTES_MAX:
             self._small, self._filled = bytearray(memoryview(self._buffer)[: self._filled]), 0
-        if self._small and self._nothing_submitted():
-            return self._inline()
+        if not self._small or not self._nothing_submitted():
+            return None
+        data, self._small = self._small, bytearray()
+        return data
+
+    def _finish_input(self) -> None:
+        """Store the chunk in the buffer, and wait for those under way."""
         self._spill_small()
         if self._filled:
             self._submit_buffer()
         self._drain(0)
-        return {}
-
-    def _inline(self) -> dict[int, list[Shard]]:
-        data, self._small = self._small, bytearray()
-        stripe = inline_stripe(data, self._suffix)
-        self._context.pins.pin(stripe)
-        self._stripes.append(stripe)
-        self._builder.add(object_id_of(stripe))
-        self._accepted += len(data)
-        return inline_shards(self._context, stripe, data)
 
     def _check(self, size: int | None) -> None:
         if size is not None and size != self._size:
             raise InvalidArgument(f"{shown(size)} bytes were announced, {self._size} arrived; send the file again")
-        if self._accepted != self._size or self._builder.count != -(-self._size // self.chunk_size):
-            raise IncompletePush("a part of this push could not be stored, so nothing was stored; push again")
         if self._digest is not None and self._digest.digest() != self._target.sha256:
             raise InvalidArgument(
                 f"the content's SHA-256 is {self._digest.hexdigest()}, not the one given; nothing was stored"
             )
 
-    def _pending(
-        self, root: RootNode, shards: dict[int, list[Shard]], file_id: bytes | None, base: bytes | None
-    ) -> PendingVersion:
+    def _pending(self, root: RootNode, file_id: bytes | None, base: bytes | None) -> PendingVersion:
         return PendingVersion(
             target=self._target,
             root=root,
             nodes=self._nodes,
             stripes=self._stripes,
-            shards=shards,
+            shards={},
             file_id=file_id,
             base=base,
             epoch=self._epoch,
             upload=self._number,
-            written=None if shards else lambda: self._written(root),
+            written=lambda: self._written(root),
         )
 
     def abort(self, *, keep_chunks: bool = True) -> None:
