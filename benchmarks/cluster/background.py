@@ -18,7 +18,7 @@ from benchmarks.workload import USER
 from taskworker import Client
 from taskworker.client.pool import PoolClient, PoolStatus
 
-_FILLED = 4  # files pushed first, so that shards are still being moved when push and get are done
+_FILLED = 8  # files pushed first, so that shards are still being moved when push and get are done
 
 # -- beside background work -----------------------------------------------------------------------
 
