@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from io import BufferedWriter
@@ -107,49 +107,64 @@ class Rounds:
     # -- a round -----------------------------------------------------------------------------------
 
     def _push(self, number: int) -> None:
-        source, samples = self._sources[number], self._samples
-        self._through_pool(self._healthy, "pool", samples.pool.push, "push", number, source=source)
-        settle()
-        samples.engine.push.append(self._engine.run_in_pool("push", name=f"file-{number}", source=source)["took"])
-        settle()
-        meter = Meter({"client": [self._plain.client_pid], "sinks": self._plain.sink_pids})
-        seconds, usage = meter.during(lambda: self._plain.push(source))
-        samples.plain.push.append(seconds)
-        samples.costs["plain", "push"].add(usage, self._size)
-        settle()
-        samples.bare.push.append(seconds_of(lambda: self._bare.push(source)))
-        settle()
-        if self._former is not None:
-            self._through_pool(self._former, "before", samples.before.push, "push", number, source=source)
-            settle()
+        source = self._sources[number]
+        self._in_turn(
+            number,
+            partial(self._through_pool, self._healthy, "pool", "push", number, source=source),
+            partial(self._by_engine, "push", number, source=source),
+            partial(self._by_plain_sockets, "push", lambda: self._plain.push(source)),
+            lambda: self._samples.bare.push.append(seconds_of(lambda: self._bare.push(source))),
+            partial(self._through_former, "push", number, source=source),
+        )
 
     def _get(self, number: int) -> None:
-        samples = self._samples
-        self._through_pool(self._healthy, "pool", samples.pool.get, "get", number)
-        samples.engine.get.append(self._engine.run_in_pool("get", name=f"file-{number}")["took"])
-        meter = Meter({"client": [self._plain.client_pid], "sinks": self._plain.sink_pids})
-        seconds, usage = meter.during(self._plain.get)
-        samples.plain.get.append(seconds)
-        samples.costs["plain", "get"].add(usage, self._size)
-        samples.bare.get.append(seconds_of(lambda: self._bare.get(self._size)))
-        if self._former is not None:
-            self._through_pool(self._former, "before", samples.before.get, "get", number)
-        degraded = self._client.run("get", address=self._degraded.address, name=f"file-{number}")
-        samples.pool.degraded.append(degraded["took"])
-        self._degraded.await_healed()  # healing uses the disk that the next measurements use
+        self._in_turn(
+            number,
+            partial(self._through_pool, self._healthy, "pool", "get", number),
+            partial(self._by_engine, "get", number),
+            partial(self._by_plain_sockets, "get", self._plain.get),
+            lambda: self._samples.bare.get.append(seconds_of(lambda: self._bare.get(self._size))),
+            partial(self._through_former, "get", number),
+            partial(self._degraded_get, number),
+        )
         self._bare.forget()
         self._plain.forget()
 
-    def _through_pool(
-        self, pool: Cluster, who: str, seconds: list[float], task: str, number: int, **arguments: object
-    ) -> None:
-        """Push or get a file, and add the time and the cost."""
+    def _in_turn(self, number: int, *steps: Callable[[], None]) -> None:
+        """Make the steps of a round. Each round begins with another one, as earlier ones may slow down later ones."""
+        first = number % len(steps)
+        for step in (*steps[first:], *steps[:first]):
+            step()
+            settle()
+
+    def _through_pool(self, pool: Cluster, who: str, task: str, number: int, **arguments: object) -> None:
+        """Push or get a file through a pool, and add the time and the cost."""
         meter = Meter({"client": [self._client.pid], "pool": [pool.pool_pid], "workers": pool.worker_pids})
         outcome, usage = meter.during(
             lambda: self._client.run(task, address=pool.address, name=f"file-{number}", **arguments)
         )
-        seconds.append(outcome["took"])
+        series = self._samples.pool if who == "pool" else self._samples.before
+        getattr(series, task).append(outcome["took"])
         self._samples.costs[who, task].add(usage, self._size)
+
+    def _through_former(self, task: str, number: int, **arguments: object) -> None:
+        if self._former is not None:
+            self._through_pool(self._former, "before", task, number, **arguments)
+
+    def _by_engine(self, task: str, number: int, **arguments: object) -> None:
+        outcome = self._engine.run_in_pool(task, name=f"file-{number}", **arguments)
+        getattr(self._samples.engine, task).append(outcome["took"])
+
+    def _by_plain_sockets(self, task: str, action: Callable[[], float]) -> None:
+        meter = Meter({"client": [self._plain.client_pid], "sinks": self._plain.sink_pids})
+        seconds, usage = meter.during(action)
+        getattr(self._samples.plain, task).append(seconds)
+        self._samples.costs["plain", task].add(usage, self._size)
+
+    def _degraded_get(self, number: int) -> None:
+        outcome = self._client.run("get", address=self._degraded.address, name=f"file-{number}")
+        self._samples.pool.degraded.append(outcome["took"])
+        self._degraded.await_healed()  # healing uses the disk that the next measurements use
 
     def _small(self, number: int) -> None:
         count, samples = self._session.sizes.cluster_small_pushes, self._samples
