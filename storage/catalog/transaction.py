@@ -84,10 +84,8 @@ class RecordTransaction:
         return self._txn.delete("files", key)
 
     def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
-        raw, before = encode(entry), None
-        if not self._txn.put("files", file_id, raw, overwrite=False):
-            before = self._head_profile(file_id)
-            self._txn.put("files", file_id, raw)
+        before = self._head_profile(file_id)
+        self._txn.put("files", file_id, encode(entry))
         self._txn.put("names", key, file_id)
         after = self._version_profile(file_id, entry.head)
         if after != before:

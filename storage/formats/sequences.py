@@ -6,7 +6,6 @@ bytes against its key; the caller checks who made it.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -22,6 +21,10 @@ _decode = msgspec.msgpack.Decoder().decode
 _decode_object = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 
 
+# The copies of an object go to all volumes in succession, so it is decoded once. A tuple, so that threads see a pair.
+_last: tuple[BytesLike, int] = (b"", 0)
+
+
 def bears_sequence(key: ShardKey) -> bool:
     """Whether objects of this kind have a sequence."""
     return kind_of(key) in _AT
@@ -29,8 +32,13 @@ def bears_sequence(key: ShardKey) -> bool:
 
 def sequence_in(key: ShardKey, payload: BytesLike) -> int:
     """The sequence in the bytes of a version or tombstone; 0 if they are malformed."""
-    # Other buffers than bytes may change.
-    return _known(kind_of(key), payload) if isinstance(payload, bytes) else _decoded(kind_of(key), payload)
+    global _last
+    known, sequence = _last
+    if payload is not known:
+        sequence = _decoded(Kind(kind_of(key)), payload)
+        if isinstance(payload, bytes):  # other buffers may change
+            _last = payload, sequence
+    return sequence
 
 
 def is_own(key: ShardKey, payload: BytesLike) -> bool:
@@ -45,15 +53,10 @@ def is_own(key: ShardKey, payload: BytesLike) -> bool:
     return named and msgspec.msgpack.encode((record, root)) == raw
 
 
-def _decoded(kind: int, payload: BytesLike) -> int:
+def _decoded(kind: Kind, payload: BytesLike) -> int:
     try:
-        fields: Any = _decode(_decode_object(payload)[0] if kind == Kind.VERSION else payload)
+        fields: Any = _decode(_decode_object(payload)[0] if kind is Kind.VERSION else payload)
         sequence = fields[_AT[kind]]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return 0
     return sequence if type(sequence) is int and 0 < sequence <= SEQUENCE_MAX else 0
-
-
-# The copies of the objects of a batch go to all volumes in succession, so each is decoded once. Large files' versions
-# have up to 32 KiB.
-_known = lru_cache(maxsize=256)(_decoded)

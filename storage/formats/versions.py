@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -182,26 +184,23 @@ def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersio
     Raises:
         InvalidArgument: the record could not be decoded again.
     """
-    try:
+    with _keepable():
         return _named(_encoder.encode(record), root, root_raw)
-    except _UNKEEPABLE as error:
-        raise _unkeepable(error) from error
 
 
 def seal_signed(unsigned: SignedRecord, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
     """Like :func:`seal`, with the store's MAC in place of :data:`NO_MAC`."""
-    try:
+    with _keepable():
         body = _encoder.encode(unsigned)[:-MAC_BYTES]
         return _named(body + authority.sign(body), root, root_raw)
-    except _UNKEEPABLE as error:
-        raise _unkeepable(error) from error
 
 
-_UNKEEPABLE = (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError)
-
-
-def _unkeepable(error: Exception) -> InvalidArgument:
-    return InvalidArgument(f"this cannot be stored in a version's record: {error}")
+@contextmanager
+def _keepable() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError) as error:
+        raise InvalidArgument(f"this cannot be stored in a version's record: {error}") from error
 
 
 def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:

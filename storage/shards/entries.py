@@ -31,18 +31,17 @@ class Entries:
         Writers check first whether a shard exists, so a second copy can only come from a race between them. Then the
         replaced entry is recent, and it is enough to look for it in memory.
         """
-        index = self._index
-        for replaced in index.replace_all(shards, segment, offset):
-            self._table.release(replaced)
-        if index.has_aside:
-            for shard in shards:
-                self._drop_any_aside(shard.key)
-        size = 0
-        for key, _, _, payload in shards:
-            size += HEADER_BYTES + len(payload)
+        start = offset
+        for key, object_length, _, payload in shards:
+            length = len(payload)
             if bears_sequence(key):
                 self._note_sequence(key, payload)
-        self._table[segment].live += size
+            replaced = self._index.replace(key, segment, offset, length, object_length)
+            if replaced is not None:
+                self._table.release(replaced)
+            self._drop_any_aside(key)
+            offset += HEADER_BYTES + length
+        self._table[segment].live += offset - start
         self._appended = True
 
     def enter_found(self, shard: Shard, segment: int, offset: int) -> None:

@@ -10,7 +10,7 @@ import heapq
 import logging
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from storage.errors import FormatError, StoreReadOnly, StoreUnavailable
 from storage.keys import SHARD_KEY_BYTES, ShardKey
 from storage.shards.filesystem import FileSystem
-from storage.shards.port import Location, Shard, VolumeFailed, VolumeReadOnly, VolumeUnavailable
+from storage.shards.port import Location, VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from storage.shards.record import HEADER_BYTES
 from storage.system.faults import Fault, fault_of
 from storage.system.lmdb_env import Database, Environment, Transaction
@@ -239,24 +239,16 @@ class ShardIndex:
         """Add or move an entry (in memory until the next flush)."""
         self._pending[key] = _LOCATION.pack(*location)
 
-    def replace_all(self, shards: Iterable[Shard], segment: int, offset: int) -> list[Location]:
-        """Add entries for records that were written one after another.
-
-        Returns:
-            The replaced entries, of those that had not reached LMDB yet.
-        """
-        pending, flushing, pack = self._pending, self._flushing, _LOCATION.pack
-        replaced = []
-        for key, object_length, _, payload in shards:
-            old = pending.get(key, b"")
-            if old == b"":
-                old = flushing.get(key)
-            if old is not None:
-                replaced.append(Location(*_LOCATION.unpack(old)))
-            length = len(payload)
-            pending[key] = pack(segment, offset, length, object_length)
-            offset += HEADER_BYTES + length
-        return replaced
+    def replace(
+        self, key: ShardKey, segment: int, offset: int, payload_length: int, object_length: int
+    ) -> Location | None:
+        """Like :meth:`put`; returns the replaced entry if it had not reached LMDB yet."""
+        pending = self._pending
+        old = pending.get(key, b"")
+        if old == b"":
+            old = self._flushing.get(key)
+        pending[key] = _LOCATION.pack(segment, offset, payload_length, object_length)
+        return None if old is None else Location(*_LOCATION.unpack(old))
 
     def remove(self, key: ShardKey) -> None:
         """Remove an existing entry (in memory until the next flush)."""
@@ -405,11 +397,6 @@ class ShardIndex:
                 for key, value in page:
                     *place, wrong = _ASIDE.unpack(value)
                     self._aside[ShardKey(key)] = Aside(Location(*place), bool(wrong))
-
-    @property
-    def has_aside(self) -> bool:
-        """Whether any record is set aside."""
-        return bool(self._aside)
 
     def aside(self, key: ShardKey) -> Aside | None:
         """Return a shard's record that was set aside, if there is one."""

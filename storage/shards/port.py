@@ -125,6 +125,29 @@ class ShardStore(Protocol):
             wanted: key and payload length of each shard. One that is not there or has another length gives None.
         """
 
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Sequence[bool] | StorageError], None],
+    ) -> Callable[[], None]:
+        """Begin to read payloads into memory, WITHOUT checking them.
+
+        Args:
+            wanted: key and payload length of each shard.
+            into: memory for each payload, with its length. What is in the place of a shard that is not read is
+                undefined.
+            done: called once, maybe before this returns, maybe by another thread, in which it must not wait: with
+                whether each payload is in its place, or with the error if nothing is known of any.
+
+        Returns:
+            A function that gives the fetch up if it has not ended. Once that returns, the memory is not written to any
+            more; ``done`` is called all the same, once the store has answered.
+
+        Raises:
+            VolumeFailed: the volume is unusable.
+        """
+
     def read(self, key: ShardKey) -> Shard | None:
         """Return the shard after checking its header and digest; None if it is not there.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from storage.errors import StorageError
 from storage.keys import ShardKey
 from storage.shards.durability import Durability
+from storage.shards.filesystem import VolumeFile
 from storage.shards.index import ShardIndex
 from storage.shards.port import CorruptShard, Location, Shard
 from storage.shards.quarantine import Quarantine
@@ -57,6 +59,38 @@ class Reader:
             payload = memoryview(bytearray(length))
             payloads.append(payload if self.read_into(key, [payload], length) else None)
         return payloads
+
+    def payload_file(self, key: ShardKey, length: int) -> tuple[VolumeFile, int] | None:
+        """Return the open file that has a payload, and where it begins there.
+
+        The payload stays there while the file is held, even if a compaction moves the shard meanwhile.
+
+        Returns:
+            None if the shard is not there, has another length, or its file has no descriptor.
+        """
+        location = self._index.get(key)
+        if location is None or location.payload_length != length:
+            return None
+        file = self._files.file(location.segment)
+        if file is None or file.descriptor() < 0:
+            return None
+        return file, location.offset + HEADER_BYTES
+
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Sequence[bool] | StorageError], None],
+    ) -> Callable[[], None]:
+        """See :meth:`ShardStore.begin_fetch`. It has ended when this returns."""
+        try:
+            outcome: Sequence[bool] | StorageError = [
+                self.read_into(key, [place], length) for (key, length), place in zip(wanted, into, strict=True)
+            ]
+        except StorageError as error:
+            outcome = error
+        done(outcome)
+        return lambda: None
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""

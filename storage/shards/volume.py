@@ -37,7 +37,7 @@ from storage.shards.condition import Condition
 from storage.shards.durability import Durability, PendingSync
 from storage.shards.entries import Entries
 from storage.shards.evacuation import Evacuation
-from storage.shards.filesystem import FileSystem, LocalFileSystem
+from storage.shards.filesystem import FileSystem, LocalFileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, VolumeIdentity, lacks_identity, write_identity
 from storage.shards.index import Aside, ShardIndex
 from storage.shards.moving import Mover
@@ -352,6 +352,19 @@ class LocalVolume:
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
         return self._reader.fetch_all(wanted)
+
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Sequence[bool] | StorageError], None],
+    ) -> Callable[[], None]:
+        """See :meth:`ShardStore.begin_fetch`."""
+        return self._reader.begin_fetch(wanted, into, done)
+
+    def payload_file(self, key: ShardKey, length: int) -> tuple[VolumeFile, int] | None:
+        """Return the open file that has a payload, and where it begins; None if it cannot be read this way."""
+        return self._reader.payload_file(key, length)
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from blake3 import blake3
@@ -14,7 +15,7 @@ from storage.limits import MIB
 from storage.runtime import Runtime
 from storage.shards import ShardStore
 from storage.stripes.decoding import is_object
-from storage.stripes.hedging import HedgedReader, StripeRead, Wanted
+from storage.stripes.hedging import HedgedReader, Outcome, StripeRead, Wanted
 from storage.stripes.quarantine import HealRequests
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.soundness import Soundness
@@ -44,7 +45,7 @@ class HedgedReads:
         self._fleet = fleet
         self._soundness = soundness
         self._heal_requests = heal_requests
-        self._reader = HedgedReader(self._fetch_all, runtime)
+        self._reader = HedgedReader(self._begin_fetch, runtime)
 
     def together(self, object_bytes: int) -> int:
         """Return as many as fit into the memory limit."""
@@ -66,13 +67,17 @@ class HedgedReads:
     def read_together(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Iterator[tuple[StripeKey, memoryview]]:
         """Read all objects when the first item is requested; yield those that failed."""
         wanted = [StripeRead(stripe, self._fleet.places(stripe), target) for stripe, target in reads]
-        for read, missing in zip(wanted, self._reader.read_all(wanted), strict=True):
+        failed: list[StripeRead] = []
+        for at, missing in self._reader.read_each(wanted):
+            read = wanted[at]
             if missing is None or blake3(read.target).digest() != object_id_of(read.stripe):
-                yield read.stripe, read.target
+                failed.append(read)
                 continue
             self._soundness.note_read(read.stripe)
             if missing:
                 self._note_missing(read.stripe, read.holders, missing)
+        for read in failed:
+            yield read.stripe, read.target
 
     def read_located(self, wanted: Sequence[tuple[StripeKey, ShardMap]]) -> dict[StripeKey, memoryview]:
         """See :class:`~storage.stripes.fast_reads.FastReads`. All objects with a known length are read."""
@@ -90,8 +95,7 @@ class HedgedReads:
         }
 
     def close(self) -> None:
-        """End the threads; see :meth:`HedgedReader.close`."""
-        self._reader.close()
+        """See :class:`~storage.stripes.fast_reads.FastReads`. There are no threads."""
 
     def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
         """Request healing of a stripe if present stores lack shards of it."""
@@ -99,12 +103,22 @@ class HedgedReads:
         if any(store is not None and self._fleet.state(store) == "ok" for store in stores):
             self._heal_requests.missing(stripe)
 
-    def _fetch_all(self, holder: int, wanted: Sequence[Wanted]) -> Sequence[memoryview | None]:
-        volume: ShardStore | None = self._fleet.volume(holder)
+    def _begin_fetch(
+        self, slot: int, wanted: Sequence[Wanted], into: Sequence[memoryview], done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        volume: ShardStore | None = self._fleet.volume(slot)
         if volume is None:
-            return [None] * len(wanted)
+            done([False] * len(wanted))
+            return lambda: None
+
+        def ended(outcome: Sequence[bool] | StorageError) -> None:
+            if isinstance(outcome, StorageError):
+                done(partial(self._fleet.could_not_read, slot, volume, outcome))
+            else:
+                done(outcome)
+
         try:
-            return volume.fetch_all(wanted)
-        except (StorageError, OSError) as error:
-            self._fleet.could_not_read(holder, volume, error)
-            return [None] * len(wanted)
+            return volume.begin_fetch(wanted, into, ended)
+        except StorageError as error:
+            ended(error)
+            return lambda: None

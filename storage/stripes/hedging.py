@@ -2,8 +2,8 @@
 
 The k likeliest shards are requested at the same time. If one has not arrived in the time within which 95 % of recent
 calls of similar size have ended, another shard is requested as well (Dean and Barroso, "The Tail at Scale", 2013). The
-slow store is then asked last for a while, and at least until it has answered. Each store has its own threads, so that a
-store which hangs does not delay others.
+slow store is then asked last for a while, and at least until it has answered. Payloads arrive in their places in the
+target; what is still under way once enough have arrived is cancelled.
 """
 
 from __future__ import annotations
@@ -12,27 +12,35 @@ import bisect
 import queue
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey, data_shards, shard_count
+from storage.limits import MIB
 from storage.runtime import Runtime
 
-_THREADS_PER_STORE = 8
 _SAMPLES = 256
 _HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
 _HEDGE_S_MAX = 1.0
 _HEDGE_S_FIRST = 0.05  # until there are enough samples
 _SHUNNED_S = 2.0
+_CALL_BYTES = 4 * MIB
+_CALL_SHARDS_MAX = 1024
 
 Wanted = tuple[ShardKey, int]
 """A shard to fetch: its key, and the length of its payload in bytes."""
 
-FetchAll = Callable[[int, Sequence[Wanted]], Sequence[memoryview | None]]
-"""Fetches payloads from the store in a slot. Returns None for each shard that the store does not give."""
+Outcome = Sequence[bool] | Callable[[], None]
+"""Which payloads are in their places; or, if nothing is known of any, a function that reports why."""
+
+Begin = Callable[[int, Sequence[Wanted], Sequence[memoryview], Callable[[Outcome], None]], Callable[[], None]]
+"""(store, wanted, into, done) → a function to cancel; begins to fetch payloads from the store in a slot.
+
+See :meth:`storage.shards.port.ShardStore.begin_fetch`; raises nothing.
+"""
 
 
 class StripeRead(NamedTuple):
@@ -58,6 +66,7 @@ class _Reading:
     length: int
     spare: deque[int]
     asked: set[int] = field(default_factory=set)
+    places: dict[int, memoryview] = field(default_factory=dict)
     payloads: dict[int, memoryview] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)
 
@@ -66,9 +75,26 @@ class _Reading:
         """Whether enough shards have arrived."""
         return len(self.payloads) >= self.k
 
+    def place(self, slot: int) -> memoryview:
+        """Return the memory for a shard: where it belongs in the target, if it is data and lies within."""
+        place = self.places.get(slot)
+        if place is None:
+            inside = slot < self.k and (slot + 1) * self.length <= len(self.read.target)
+            place = (
+                self.read.target[slot * self.length : (slot + 1) * self.length]
+                if inside
+                else memoryview(bytearray(self.length))
+            )
+            self.places[slot] = place
+        return place
+
     def wanted(self, slot: int) -> Wanted:
         """Return the shard in a stripe slot, as needed for a call."""
         return ShardKey(self.read.stripe + BYTE[slot]), self.length
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +104,7 @@ class _Call:
     store: int
     shards: list[tuple[_Reading, int]]
     asked_s: float
+    cancel: Callable[[], None] = _nothing
     hedged: bool = False
     ended: bool = False
 
@@ -87,7 +114,7 @@ class _Call:
         return sum(reading.length for reading, _ in self.shards)
 
 
-_Arrivals = queue.SimpleQueue[tuple[_Call, Sequence[memoryview | None]]]
+_Arrivals = queue.SimpleQueue[tuple[_Call, Outcome]]
 
 
 class _Slowness:
@@ -164,17 +191,13 @@ class HedgedReader:
     """Reads stripes with hedged requests. Thread-safe.
 
     Args:
-        fetch_all: fetches shards from one store; called from this object's threads.
-        runtime: provides threads and the clock.
+        begin: fetches shards from the stores.
+        runtime: provides the clock.
     """
 
-    def __init__(self, fetch_all: FetchAll, runtime: Runtime) -> None:
-        self._fetch_all = fetch_all
-        self._runtime = runtime
+    def __init__(self, begin: Begin, runtime: Runtime) -> None:
+        self._begin_fetch = begin
         self._clock_s = runtime.monotonic_s
-        self._threads: dict[int, Executor] = {}  # by store
-        self._closed = False
-        self._lock = threading.Lock()
         self._patience = _Patience()
         self._slowness = _Slowness(runtime.monotonic_s)
 
@@ -183,29 +206,47 @@ class HedgedReader:
         return self.read_all([StripeRead(stripe, holders, target)])[0]
 
     def read_all(self, reads: Sequence[StripeRead]) -> list[list[int] | None]:
-        """Fill the targets with their objects, unverified. Each store is asked for all its shards in one call.
+        """Fill the targets with their objects, unverified.
 
         Returns:
             For each stripe, the slots that could not be read and were not needed; None if fewer than k shards could be
             read.
         """
+        outcomes: list[list[int] | None] = [None] * len(reads)
+        for at, missing in self.read_each(reads):
+            outcomes[at] = missing
+        return outcomes
+
+    def read_each(self, reads: Sequence[StripeRead]) -> Iterator[tuple[int, list[int] | None]]:
+        """Like :meth:`read_all`, but yield the position and outcome of each stripe as soon as it is there.
+
+        The others go on arriving meanwhile.
+        """
         readings = [self._begin(read) for read in reads]
+        positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = queue.SimpleQueue()
         under_way = self._ask([(reading, slot) for reading in readings for slot in _first(reading)], arrivals)
-        while under_way and not all(reading.complete for reading in readings):
-            self._await_one(under_way, arrivals)
-        for reading in readings:
-            if reading.complete:
-                _assemble(reading)
-        return [sorted(reading.failed) if reading.complete else None for reading in readings]
+        try:
+            yield from self._ended(readings, positions)
+            while under_way and positions:
+                ready = self._await_one(under_way, arrivals)
+                yield from self._ended(ready, positions)
+        finally:
+            self._give_up(under_way)
+        for at in positions.values():
+            yield at, None
 
-    def close(self) -> None:
-        """End the threads after their current calls. Reads that need further calls fail."""
-        with self._lock:
-            self._closed = True
-        for wait in (False, True):  # first stop all from taking new calls, then wait
-            for threads in self._threads.values():
-                threads.shutdown(wait)
+    def _ended(self, readings: Iterable[_Reading], positions: dict[int, int]) -> Iterator[tuple[int, list[int] | None]]:
+        """Assemble the objects of which enough has arrived, and take their positions out."""
+        for reading in readings:
+            if reading.complete and (at := positions.pop(id(reading), None)) is not None:
+                _assemble(reading)
+                yield at, sorted(reading.failed)
+
+    def _give_up(self, under_way: list[_Call]) -> None:
+        """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
+        for call in under_way:
+            call.cancel()
 
     def _begin(self, read: StripeRead) -> _Reading:
         k = data_shards(read.stripe)
@@ -213,62 +254,54 @@ class HedgedReader:
         return _Reading(read, k, -(-len(read.target) // k), spare)
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
-        """Request shards, with one call to each store."""
+        """Request shards. Calls are small enough for stripes to be complete one after another."""
         by_store: dict[int, list[tuple[_Reading, int]]] = {}
         for reading, slot in shards:
             reading.asked.add(slot)
             store = reading.read.holders[slot]
             assert store is not None, "slots without a store are not among the spare ones"
             by_store.setdefault(store, []).append((reading, slot))
-        calls = [_Call(store, wanted, self._clock_s()) for store, wanted in by_store.items()]
+        calls = [
+            _Call(store, shards, self._clock_s()) for store, all_of in by_store.items() for shards in _calls_of(all_of)
+        ]
         for call in calls:
-            try:
-                self._threads_for(call.store).submit(self._run, call, arrivals)
-            except RuntimeError:  # closed
-                arrivals.put((call, [None] * len(call.shards)))
+            wanted = [reading.wanted(slot) for reading, slot in call.shards]
+            into = [reading.place(slot) for reading, slot in call.shards]
+            call.cancel = self._begin_fetch(call.store, wanted, into, partial(self._end, call, arrivals))
         return calls
 
-    def _threads_for(self, store: int) -> Executor:
-        """Return the threads for calls to one store.
+    def _end(self, call: _Call, arrivals: _Arrivals, outcome: Outcome) -> None:
+        """Pass an outcome on to the reader. May be called by any thread."""
+        self._slowness.note_ended(call)
+        arrivals.put((call, outcome))
 
-        Raises:
-            RuntimeError: the reader is closed.
+    def _await_one(self, under_way: list[_Call], arrivals: _Arrivals) -> list[_Reading]:
+        """Handle the next answer; request other shards in place of those that failed or take too long.
+
+        Returns:
+            The stripes that the answer has shards of.
         """
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("closed")
-            threads = self._threads.get(store)
-            if threads is None:
-                threads = self._threads[store] = self._runtime.executor(_THREADS_PER_STORE, f"fetch-from-{store}")
-            return threads
-
-    def _run(self, call: _Call, arrivals: _Arrivals) -> None:
-        payloads: Sequence[memoryview | None] = [None] * len(call.shards)
         try:
-            payloads = self._fetch_all(call.store, [reading.wanted(slot) for reading, slot in call.shards])
-        finally:
-            self._slowness.note_ended(call)
-            arrivals.put((call, payloads))
-
-    def _await_one(self, under_way: list[_Call], arrivals: _Arrivals) -> None:
-        """Handle the next answer; request other shards in place of those that failed or take too long."""
-        try:
-            call, payloads = arrivals.get(timeout=self._patience_s(under_way))
+            call, outcome = arrivals.get(timeout=self._patience_s(under_way))
         except queue.Empty:
             under_way += self._ask(self._overdue(under_way), arrivals)
-            return
+            return []
         under_way.remove(call)
+        if callable(outcome):
+            outcome()
+            outcome = [False] * len(call.shards)
         again: list[tuple[_Reading, int]] = []
-        for (reading, slot), payload in zip(call.shards, payloads, strict=True):
-            if payload is not None:
-                reading.payloads[slot] = payload
+        for (reading, slot), present in zip(call.shards, outcome, strict=True):
+            if present:
+                reading.payloads[slot] = reading.place(slot)
                 continue
             reading.failed.append(slot)
             if not reading.complete and reading.spare:
                 again.append((reading, reading.spare.popleft()))
-        if len(call.shards) > sum(payload is None for payload in payloads):
+        if any(outcome):
             self._patience.note(call.size, self._clock_s() - call.asked_s)
         under_way += self._ask(again, arrivals)
+        return [reading for reading, _ in call.shards]
 
     def _patience_s(self, under_way: list[_Call]) -> float | None:
         """Return how long to wait before requesting other shards; None if there are no others."""
@@ -291,6 +324,20 @@ class HedgedReader:
         return instead
 
 
+def _calls_of(shards: list[tuple[_Reading, int]]) -> Iterator[list[tuple[_Reading, int]]]:
+    """The shards to fetch from one store, by call."""
+    call: list[tuple[_Reading, int]] = []
+    size = 0
+    for reading, slot in shards:
+        if call and (size + reading.length > _CALL_BYTES or len(call) == _CALL_SHARDS_MAX):
+            yield call
+            call, size = [], 0
+        call.append((reading, slot))
+        size += reading.length
+    if call:
+        yield call
+
+
 def _first(reading: _Reading) -> list[int]:
     """Remove and return the k likeliest stripe slots."""
     return [reading.spare.popleft() for _ in range(min(reading.k, len(reading.spare)))]
@@ -301,17 +348,15 @@ def _replaceable(call: _Call) -> bool:
 
 
 def _assemble(reading: _Reading) -> None:
-    """Assemble the object from k shards."""
+    """Assemble the object from k shards. Those that lie in the target are in their places."""
     k, length, target = reading.k, reading.length, reading.read.target
     slots = sorted(reading.payloads)[:k]
     missing = [slot for slot in range(k) if slot not in slots]
-    whole = target if len(target) == k * length else memoryview(bytearray(k * length))
-    cut = [whole[slot * length : (slot + 1) * length] for slot in range(k)]
-    for slot in slots:
-        if slot < k:
-            cut[slot][:] = reading.payloads[slot]
     if missing:
         code = code_for_key(k, shard_count(reading.read.stripe))
-        code.decode_into([reading.payloads[slot] for slot in slots], slots, missing, [cut[slot] for slot in missing])
-    if whole is not target:
-        target[:] = whole[: len(target)]
+        made = [reading.place(slot) for slot in missing]
+        code.decode_into([reading.payloads[slot] for slot in slots], slots, missing, made)
+    for slot in range(k):
+        part = target[slot * length : (slot + 1) * length]
+        if len(part) < length and part:  # the end of the object, without padding
+            part[:] = reading.place(slot)[: len(part)]

@@ -99,7 +99,6 @@ class KernelFlusher:
         addresses = [ctypes.addressof(request) for request in self._requests]
         self._pointers = (ctypes.c_void_p * _BATCH_MAX)(*addresses)
         self._events = (_IoEvent * _BATCH_MAX)()
-        self._counts = [ctypes.c_long(count) for count in range(_BATCH_MAX + 1)]
         for index, request in enumerate(self._requests):
             request.aio_data = index
             request.aio_lio_opcode = _FDSYNC
@@ -131,7 +130,7 @@ class KernelFlusher:
         count = len(descriptors)
         for request, descriptor in zip(self._requests, descriptors, strict=False):
             request.aio_fildes = descriptor
-        submitted = self._syscall(self._submit, self._context, self._counts[count], self._pointers)
+        submitted = self._syscall(self._submit, self._context, ctypes.c_long(count), self._pointers)
         outcomes: list[OSError | None] = [None] * count
         self._reap(max(submitted, 0), outcomes)
         for index in range(max(submitted, 0), count):
@@ -142,15 +141,14 @@ class KernelFlusher:
     def _reap(self, count: int, outcomes: list[OSError | None]) -> None:
         reaped = 0
         while reaped < count:
-            wanted = self._counts[count - reaped]
+            wanted = ctypes.c_long(count - reaped)
             got = self._syscall(self._getevents, self._context, wanted, wanted, self._events, None)
             if got < 0:
                 number = ctypes.get_errno()
                 if number == errno.EINTR:
                     continue
                 raise OSError(number, os.strerror(number), "io_getevents")
-            for at in range(got):
-                event = self._events[at]
+            for event in self._events[:got]:
                 if event.res < 0:
                     outcomes[event.data] = OSError(-event.res, os.strerror(-event.res), "fdatasync")
             reaped += got

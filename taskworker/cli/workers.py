@@ -162,7 +162,13 @@ def worker(
         watch_parent(wanted=supervised)
         member.start(listen)
         session.terminal.result(
-            {"worker": worker_id, "address": member.address, "dir": str(path.resolve()), "pid": os.getpid()},
+            {
+                "worker": worker_id,
+                "address": member.address,
+                "shard_address": member.shard_address,
+                "dir": str(path.resolve()),
+                "pid": os.getpid(),
+            },
             f"worker {worker_id} at {member.address} joined the pool at {pool_address}, shards in "
             f"{one_line(str(path))}; Ctrl-C stops it",
         )

@@ -82,7 +82,7 @@ class WorkerAdmission:
         self._check_copy(application)
         self._drop_dead_rival(application)
         self._membership.check(application)
-        volume = self._connect(application.address, application.worker, application.instance)
+        volume = self._connect(application.shard_address, application.worker, application.instance)
         try:
             self._check_answer(volume, application)
             stale = self._is_older_copy(application, volume)
@@ -122,7 +122,7 @@ class WorkerAdmission:
 
         A delayed request may come from an earlier process.
         """
-        worker, address = application.worker, application.address
+        worker, address = application.worker, application.shard_address
         try:
             answering = volume.instance()
         except StorageError as error:
@@ -183,8 +183,8 @@ class WorkerAdmission:
 
 def _check_texts(application: Application) -> None:
     """Check the texts in a request: they are stored, sent back and displayed, so they must be short and printable."""
-    for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address"):
+    for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address", "shard_address"):
         text: str = getattr(application, what)
-        most = _ADDRESS_MAX if what == "address" else _TEXT_MAX
+        most = _ADDRESS_MAX if what.endswith("address") else _TEXT_MAX
         if len(text.encode()) > most or not text.isprintable():
             raise InvalidArgument(f"a worker's {what.replace('_', ' ')} must be printable text of at most {most} bytes")

@@ -77,6 +77,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
         standing: whether it is in the layout.
         allowed: while it is on trial, how much of its capacity counts in the layout; 0: all of it.
         owner: the owner of its machine, if given.
+        shard_address: the last address of its volume.
     """
 
     slot: int
@@ -88,6 +89,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
     standing: Standing = Standing.IN
     allowed: int = 0
     owner: str = ""
+    shard_address: str = ""
 
     @property
     def member(self) -> Member:
@@ -132,6 +134,7 @@ class Application:
     k: int = 0
     n: int = 0
     owner: str = ""
+    shard_address: str = ""
 
 
 @dataclass(slots=True)
@@ -158,7 +161,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """Another process with the same id."""
+    """Another process with the same id, and the address of its volume."""
 
     instance: str
     address: str
@@ -244,7 +247,7 @@ class Membership:
             presence = self._presence.get(application.worker)
             if presence is None or presence.instance == application.instance or not self._is_alive(presence):
                 return None
-            return Rival(presence.instance, self._records[application.worker].address)
+            return Rival(presence.instance, self._records[application.worker].shard_address)
 
     def check(self, application: Application) -> None:
         """Raise the error that :meth:`join` would raise now; changes nothing."""
@@ -282,6 +285,7 @@ class Membership:
                 standing,
                 allowed if known is None else known.allowed,
                 application.owner,
+                application.shard_address,
             )
             emptied = known is not None and known.volume_id != application.volume_id
             changes = known is None or known.member != record.member or known.standing != standing

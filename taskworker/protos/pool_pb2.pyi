@@ -84,6 +84,7 @@ class JoinRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    SHARD_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where the pool reaches the worker: host:port or unix:path"""
@@ -105,6 +106,8 @@ class JoinRequest(_message.Message):
     n: _builtins.int
     owner: _builtins.str
     """owner of the machine: the outermost failure domain"""
+    shard_address: _builtins.str
+    """where the pool reaches the worker's volume, over the shard transport"""
     def __init__(
         self,
         *,
@@ -120,10 +123,11 @@ class JoinRequest(_message.Message):
         k: _builtins.int = ...,
         n: _builtins.int = ...,
         owner: _builtins.str = ...,
+        shard_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "owner", b"owner", "pool_id", b"pool_id", "protocol", b"protocol", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "owner", b"owner", "pool_id", b"pool_id", "protocol", b"protocol", "shard_address", b"shard_address", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,6 +402,7 @@ class Worker(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     LIES_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    SHARD_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     slot: _builtins.int
     address: _builtins.str
@@ -414,6 +419,7 @@ class Worker(_message.Message):
     lies: _builtins.int
     """wrong shards that it sent as good ones"""
     owner: _builtins.str
+    shard_address: _builtins.str
     @_builtins.property
     def load(self) -> Global___Load: ...
     def __init__(
@@ -431,10 +437,11 @@ class Worker(_message.Message):
         share: _builtins.float = ...,
         lies: _builtins.int = ...,
         owner: _builtins.str = ...,
+        shard_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "complete", b"complete", "lies", b"lies", "load", b"load", "owner", b"owner", "seen_ms", b"seen_ms", "share", b"share", "slot", b"slot", "state", b"state", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "complete", b"complete", "lies", b"lies", "load", b"load", "owner", b"owner", "seen_ms", b"seen_ms", "shard_address", b"shard_address", "share", b"share", "slot", b"slot", "state", b"state", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -138,41 +138,6 @@ def _method_handler(
     )
 
 
-def raw_handler(
-    service_name: str, servicer: object, *, unary: Sequence[str], streams: Sequence[str], hide: Sequence[str] = ()
-) -> grpc.GenericRpcHandler:
-    """Handlers of a service whose messages are plain bytes.
-
-    Args:
-        service_name: full name of the service.
-        servicer: has a method ``Name(request, caller)`` for each.
-        unary: names of methods that answer once.
-        streams: names of methods that answer with a stream.
-        hide: paths that must not appear in texts sent to callers.
-    """
-    handlers = {name: _raw_method(service_name, name, getattr(servicer, name), hide, streamed=False) for name in unary}
-    handlers |= {
-        name: _raw_method(service_name, name, getattr(servicer, name), hide, streamed=True) for name in streams
-    }
-    return grpc.method_handlers_generic_handler(service_name, handlers)
-
-
-def _raw_method(
-    service: str, name: str, behave: Callable[..., Any], hide: Sequence[str], *, streamed: bool
-) -> grpc.RpcMethodHandler[Any, Any]:
-    def answer_once(request: bytes, context: grpc.ServicerContext) -> object:
-        with _failures_sent(context, f"{service}.{name}", hide):
-            return behave(request, context)
-
-    def answer_many(request: bytes, context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, f"{service}.{name}", hide):
-            yield from behave(request, context)
-
-    if streamed:
-        return grpc.unary_stream_rpc_method_handler(answer_many)
-    return grpc.unary_unary_rpc_method_handler(answer_once)
-
-
 def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 

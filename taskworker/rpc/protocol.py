@@ -1,4 +1,4 @@
 """The version of the protocol between pool and workers."""
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Covers the pool service and the shard transport; both ends must have the same version."""

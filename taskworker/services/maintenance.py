@@ -16,7 +16,7 @@ from taskworker.rpc.conversion import (
     scrub_to_proto,
     stats_to_proto,
 )
-from taskworker.services.running import Run
+from taskworker.rpc.running import Run
 
 
 class MaintenanceService:

@@ -72,6 +72,7 @@ class PoolService:
                 k=request.k,
                 n=request.n,
                 owner=request.owner,
+                shard_address=request.shard_address,
             )
         )
         lease_ms = int(self._pool.membership.lease_s * 1000)
@@ -204,6 +205,7 @@ def _worker(worker: WorkerView, view: PoolView, shares: dict[int, float]) -> poo
         worker_id=record.worker,
         slot=record.slot,
         address=record.address,
+        shard_address=record.shard_address,
         zone=record.zone,
         owner=record.owner,
         capacity=record.capacity,

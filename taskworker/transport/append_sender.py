@@ -1,40 +1,36 @@
-"""Appends that are being sent to a worker.
+"""Appends that are on their way to a worker.
 
-While one frame is being sent, further appends are gathered in the next. So large pushes travel in large messages, and a
-small one on its own is sent at once.
+Each append is a frame of its own, sent by the thread that appends: from the caller's memory, as far as the kernel takes
+it at once. Frames on their way are remembered by their keys, until the worker has confirmed them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 
 from storage.errors import StorageError
 from storage.keys import ShardKey
-from storage.limits import MIB
 from storage.shards import Location, Shard, VolumeFailed
-from taskworker.transport.frames import FLAG_SYNC, FLAG_URGENT, AppendFrame
-from taskworker.transport.shard_calls import ShardCalls
-
-# Bytes queued for one worker. Beyond this, appends wait, which bounds the pool's memory.
-_QUEUED_BYTES_MAX = 4 * MIB
-# Measured with 256 KiB shards: four in a message halve the cost per shard, eight gain nothing more.
-_FILLED_BYTES = 900 * 1024
-_FILL_S = 0.02
+from taskworker.transport.frames import FLAG_SYNC, FLAG_URGENT, AppendFrame, Call
+from taskworker.transport.shard_calls import Lane, ShardCalls
+from taskworker.transport.wire.answers import Refused
+from taskworker.transport.wire.connection import Signal
+from taskworker.transport.wire.framing import Header
 
 
 class SyncTicket:
     """A running sync of a remote volume.
 
     Args:
+        signal: for which the caller waits.
         clock_s: monotonic seconds.
     """
 
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, signal: Signal, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
-        self._done = threading.Event()
+        self._signal = signal
         self._error: StorageError | None = None
         self._began_s = clock_s()
         self.took_s = 0.0
@@ -43,7 +39,7 @@ class SyncTicket:
         """Set the outcome."""
         self._error = error
         self.took_s = self._clock_s() - self._began_s
-        self._done.set()
+        self._signal.set()
 
     def wait(self) -> None:
         """Wait until everything appended before is durable.
@@ -51,16 +47,47 @@ class SyncTicket:
         Raises:
             StoreFull, VolumeUnavailable, VolumeFailed: some of it could not be stored.
         """
-        self._done.wait()
+        self._signal.wait()
         if self._error is not None:
             raise self._error
 
 
-class AppendSender:
-    """A queue of frames and the thread that sends them. Thread-safe.
+class _Sent:
+    """A frame on its way. See :class:`taskworker.transport.wire.connection.Answer`."""
 
-    One condition guards the queue, the tickets, and the end of ``calls`` (:meth:`ShardCalls.fail`,
-    :meth:`ShardCalls.end`). It is not held while a frame is being sent.
+    __slots__ = ("_sender", "bytes_max", "frame", "ticket")
+
+    def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
+        self._sender = sender
+        self.bytes_max = 0
+        self.frame = frame
+        self.ticket = ticket
+
+    def memory(self, header: Header) -> Sequence[memoryview]:
+        """See :class:`Answer`. There is nothing but the confirmation."""
+        return ()
+
+    def arrived(self, header: Header) -> None:
+        """See :class:`Answer`."""
+        self._sender.delivered(self, None)
+
+    def refused(self, description: bytes) -> None:
+        """See :class:`Answer`."""
+        self.lost(Refused(description))
+
+    def dropped(self) -> None:
+        """See :class:`Answer`. Appends are never given up."""
+
+    def lost(self, error: Exception) -> None:
+        """See :class:`Answer`."""
+        self._sender.delivered(self, error)
+
+
+class AppendSender:
+    """Sends appends and syncs, and knows which of them are on their way. Thread-safe.
+
+    One condition guards the frames and the end of ``calls`` (:meth:`ShardCalls.fail`, :meth:`ShardCalls.end`). It is
+    not held while a frame is being sent.
 
     Args:
         calls: makes the calls to the worker.
@@ -72,152 +99,104 @@ class AppendSender:
         self._clock_s = clock_s
         self._calls = calls
         self._instance = instance
-        self._changed = threading.Condition()
-        self._frame = AppendFrame(instance)
-        self._full: deque[AppendFrame] = deque()  # full frames, to be sent before that one
-        self._delivered = 0  # number of frames whose sending has ended
-        self._awaited = 0  # number of threads that wait for delivery
-        self._tickets: list[SyncTicket] = []
-        self._sent: AppendFrame | None = None
+        self._lock = threading.Lock()
+        self._changed = calls.poller.room(self._lock)
+        self._under_way: dict[_Sent, None] = {}  # in the order of sending
         self._unreported: StorageError | None = None
-        self._thread = threading.Thread(target=self._send_all, name=f"append-{calls.name}", daemon=True)
-        self._thread.start()
 
-    # -- queueing --------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        """Queue shards, once there is room. A failure is raised by the next sync."""
-        with self._changed:
-            while self._calls.failure is None and not self._calls.ending and self._is_crowded():
-                self._changed.wait()
-            self._put(shards, FLAG_URGENT if urgent else 0)
+        """Send shards, once the worker has room. A failure is raised by the next sync."""
+        for frame in self._frames(shards):
+            self._send(frame, FLAG_URGENT if urgent else 0, None)
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
-        """Queue ``shards``, and make them and everything before durable, in one message if they fit."""
-        ticket = SyncTicket(self._clock_s)
-        with self._changed:
-            self._put(shards, FLAG_SYNC)
-            self._tickets.append(ticket)
+        """Send ``shards``, and make them and everything before durable, in one message if they fit."""
+        ticket = SyncTicket(self._calls.poller.signal(), self._clock_s)
+        *first, last = list(self._frames(shards)) or [AppendFrame(self._instance)]
+        for frame in first:
+            self._send(frame, 0, None)
+        self._send(last, FLAG_SYNC, ticket)
         return ticket
 
-    def _put(self, shards: Sequence[Shard], flags: int) -> None:
-        self._calls.check_usable()
+    def _frames(self, shards: Sequence[Shard]) -> Iterator[AppendFrame]:
+        if not shards:
+            return
+        frame = AppendFrame(self._instance)
         for shard in shards:
-            if not self._frame.takes(shard):
-                self._frame.mark(flags & FLAG_URGENT)
-                self._full.append(self._frame)
-                self._frame = AppendFrame(self._instance)
-                if self._tickets:
-                    self._frame.mark(FLAG_SYNC)  # the last frame settles them
-            self._frame.add(shard)
-        self._frame.mark(flags)
-        self._changed.notify_all()
+            if not frame.takes(shard):
+                yield frame
+                frame = AppendFrame(self._instance)
+            frame.add(shard)
+        yield frame
 
-    def _is_crowded(self) -> bool:
-        return bool(self._full) or self._frame.size > _QUEUED_BYTES_MAX
+    def _send(self, frame: AppendFrame, flags: int, ticket: SyncTicket | None) -> None:
+        sent = _Sent(self, frame, ticket)
+        with self._lock:
+            self._calls.check_usable()
+            self._under_way[sent] = None
+        try:
+            self._calls.send(Call.APPEND, frame.parts(flags), sent, Lane.APPENDS)
+        except StorageError as error:
+            self._settle(sent, error)
+
+    def delivered(self, sent: _Sent, error: Exception | None) -> None:
+        """Note the worker's answer to a frame, or why there is none. Called by the receiving thread."""
+        self._settle(sent, None if error is None else self._calls.meaning(error, Call.APPEND))
+
+    def _settle(self, sent: _Sent, error: StorageError | None) -> None:
+        with self._lock:
+            self._under_way.pop(sent, None)
+            if isinstance(error, VolumeFailed):
+                self._calls.fail(error)
+            self._unreported = self._unreported or error
+            outcome = self._unreported
+            if sent.ticket is not None and not isinstance(outcome, VolumeFailed):
+                self._unreported = None
+            self._changed.notify_all()
+        if sent.ticket is not None:
+            sent.ticket.settle(outcome)
 
     # -- frames under way ------------------------------------------------------------------------
 
     def places(self) -> dict[ShardKey, Location]:
         """The locations of shards that are not delivered yet, with segment and offset 0."""
-        with self._changed:
-            return {key: place for frame in self._on_its_way() for key, place in frame.keys.items()}
+        with self._lock:
+            return {key: place for sent in self._under_way for key, place in sent.frame.keys.items()}
 
     def queued(self) -> list[Container[ShardKey]]:
         """The keys of these shards, one container for each frame."""
-        with self._changed:
-            return [frame.keys for frame in self._on_its_way()]
+        with self._lock:
+            return [sent.frame.keys for sent in self._under_way]
 
     def await_delivery(self, keys: Collection[ShardKey] | None = None) -> None:
         """Wait until everything appended so far has been sent, so that the worker knows of it.
 
         Args:
-            keys: wait only if one of these shards is not delivered yet.
+            keys: wait only for these shards.
         """
-        with self._changed:
-            frames = self._on_its_way()
-            if keys is not None and not any(key in frame.keys for frame in frames for key in keys):
-                return
-            until = self._delivered + len(frames)
-            self._awaited += 1
-            self._changed.notify_all()
-            try:
-                while self._calls.failure is None and self._delivered < until:
-                    self._changed.wait()
-            finally:
-                self._awaited -= 1
-
-    def _on_its_way(self) -> list[AppendFrame]:
-        """The frames not delivered yet; the caller holds the lock."""
-        sent = [self._sent] if self._sent is not None else []
-        return [*sent, *self._full, *([self._frame] if self._frame.pending else [])]
-
-    # -- sending ---------------------------------------------------------------------------------
-
-    def _send_all(self) -> None:
-        """The thread: sends one frame after another, until the connection is closed or has failed."""
-        while True:
-            with self._changed:
-                while self._calls.failure is None and not self._on_its_way() and not self._calls.ending:
-                    self._changed.wait()
-                self._let_it_fill()
-                if self._calls.failure is not None or not self._on_its_way():
-                    return
-                tickets: list[SyncTicket] = []
-                if self._full:
-                    frame = self._full.popleft()
-                else:
-                    frame, self._frame = self._frame, AppendFrame(self._instance)
-                    tickets, self._tickets = self._tickets, []
-                self._sent = frame
-                self._changed.notify_all()
-            error = self._send(frame)
-            with self._changed:
-                self._sent = None
-                self._delivered += 1
-                self._changed.notify_all()
-                if isinstance(error, VolumeFailed):
-                    self._fail(error)
-                self._unreported = self._unreported or error
-                outcome = self._unreported
-                if tickets:
-                    self._unreported = None
-            for ticket in tickets:
-                ticket.settle(outcome)
-
-    def _let_it_fill(self) -> None:
-        """Wait a moment for more shards, unless a frame is full or urgent: few large messages cost less than many."""
-        until_s = self._clock_s() + _FILL_S
-        while self._calls.failure is None and not self._calls.ending and not self._full and not self._awaited:
-            left_s = until_s - self._clock_s()
-            if self._frame.urgent or self._frame.size >= _FILLED_BYTES or left_s <= 0:
-                return
-            self._changed.wait(left_s)
-
-    def _send(self, frame: AppendFrame) -> StorageError | None:
-        try:
-            answer = self._calls.send("Append", frame.message())
-        except StorageError as error:
-            return error
-        return self._calls.broken(ValueError(f"{len(answer)} bytes instead of none")) if answer else None
+        with self._lock:
+            frames = [sent for sent in self._under_way if keys is None or any(key in sent.frame.keys for key in keys)]
+            while self._calls.failure is None and any(sent in self._under_way for sent in frames):
+                self._changed.wait(self._calls.timeout_s)
 
     # -- ending ----------------------------------------------------------------------------------
 
     def fail(self, error: VolumeFailed) -> None:
         """Make all further calls fail, and everybody who waits."""
-        with self._changed:
-            self._fail(error)
-
-    def _fail(self, error: VolumeFailed) -> None:
-        self._calls.fail(error)
-        tickets, self._tickets = self._tickets, []
-        for ticket in tickets:
-            ticket.settle(self._calls.failure)
-        self._changed.notify_all()
+        with self._lock:
+            self._calls.fail(error)
+            under_way, self._under_way = self._under_way, {}
+            self._changed.notify_all()
+        for sent in under_way:
+            if sent.ticket is not None:
+                sent.ticket.settle(self._calls.failure)
 
     def close(self, within_s: float) -> None:
-        """Take no more appends, and send what is queued, for at most ``within_s`` seconds."""
-        with self._changed:
+        """Take no more appends, and wait until those under way are delivered, for at most ``within_s`` seconds."""
+        until_s = self._clock_s() + within_s
+        with self._lock:
             self._calls.end()
-            self._changed.notify_all()
-        self._thread.join(within_s)
+            while self._under_way and self._calls.failure is None and self._clock_s() < until_s:
+                self._changed.wait(until_s - self._clock_s())

@@ -1,6 +1,7 @@
-"""Frames of the shard transport: raw bytes with small fixed headers, so that payloads are never re-coded.
+"""Messages of the shard transport: raw bytes with small fixed headers, so that payloads are never re-coded.
 
-All numbers are little-endian. docs/format.md has the complete format.
+They are the bodies of the frames in :mod:`taskworker.transport.wire.framing`. All numbers are little-endian.
+docs/format.md has the complete format.
 
 =========  ====================================================================  ==========================
 method     request                                                               response
@@ -9,7 +10,7 @@ Append     flags (1), for which process (length (1), name), then shards:        
            entry (80), payload
 Locate     keys (36 each)                                                        a location (25) each
 Missing    keys                                                                  positions (4) of those not there
-Fetch      key and payload length (40) each                                      a byte each, then payloads
+Fetch      key and payload length (40) each                                      payloads, then a byte each
 Read       keys                                                                  what it is (45) each,
                                                                                  then payloads
 Newest     empty                                                                 its newest version or
@@ -22,22 +23,21 @@ Instance   empty                                                                
 
 from __future__ import annotations
 
-import io
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from itertools import pairwise
 from typing import NamedTuple
 
 from storage.errors import InvalidArgument
 from storage.keys import ID_BYTES, SHARD_KEY_BYTES, Kind, PackedKeys, ShardKey, packed_keys
-from storage.limits import CHUNK_SIZE_MAX, MIB
+from storage.limits import CHUNK_SIZE_MAX, BytesLike
 from storage.shards import Location, Shard
+from taskworker.transport.wire.framing import BODY_BYTES_MAX
 
-# The largest single shard (k = 1, the largest chunk) with its headers must fit into one message.
-MESSAGE_BYTES_MAX = CHUNK_SIZE_MAX + 2 * MIB
+MESSAGE_BYTES_MAX = BODY_BYTES_MAX
 KEYS_MAX = 4096
 _POSITION_BYTES = 4
-SHARD_SERVICE = "taskworker.shards.ShardService"
 # No object is larger than a chunk; a larger claim would only make the reader allocate memory for it.
 OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
 # No machine has more bytes or shards; the sum of a thousand such numbers fits into 64 bits.
@@ -52,6 +52,29 @@ _WANTED = struct.Struct("<36sI")  # key, payload length
 _FOUND = struct.Struct("<BQ32sI")  # state, object length, digest, payload length
 
 ABSENT, PRESENT, CORRUPT, UNREADABLE = 0, 1, 2, 3
+
+
+class Call(IntEnum):
+    """The methods, by the number with which they travel. A number is never used for anything else."""
+
+    APPEND = 1
+    LOCATE = 2
+    MISSING = 3
+    FETCH = 4
+    READ = 5
+    REMOVE = 6
+    DISCARD = 7
+    JUDGE = 8
+    CHECK = 9
+    COMPACT = 10
+    USAGE = 11
+    NEWEST = 12
+    INSTANCE = 13
+    KEYS = 14
+    RECORDS = 15
+    VERIFY = 16
+    REST = 17
+
 
 _KINDS = frozenset(int(kind) for kind in Kind)
 
@@ -76,52 +99,33 @@ class Append(NamedTuple):
 
 
 class AppendFrame:
-    """An append frame being built; each payload is copied once.
+    """An append being put together. Payloads are not copied: they are sent from where they are.
 
     Args:
         instance: name of the worker's process that is to take the shards, at most 255 bytes; empty: any.
     """
 
     def __init__(self, instance: bytes = b"") -> None:
-        self._buffer = io.BytesIO()
-        self._buffer.write(bytes((0, len(instance))) + instance)
-        self._flags = 0
+        self._instance = instance
+        self._parts: list[BytesLike] = []
+        self.size = 2 + len(instance)
         self.keys: dict[ShardKey, Location] = {}
-
-    @property
-    def size(self) -> int:
-        """The number of bytes so far."""
-        return self._buffer.tell()
 
     def takes(self, shard: Shard) -> bool:
         """Whether a shard still fits into the message; an empty message takes any shard."""
         return not self.keys or self.size + _ENTRY.size + _length(shard) <= MESSAGE_BYTES_MAX
 
     def add(self, shard: Shard) -> None:
-        """Add a shard; its payload is copied, and may be reused afterwards."""
+        """Add a shard; its payload must not change before the message is sent."""
         length = _length(shard)
-        self._buffer.write(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
-        self._buffer.write(shard.payload)
+        self._parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
+        self._parts.append(shard.payload)
+        self.size += _ENTRY.size + length
         self.keys[shard.key] = Location(0, 0, length, shard.object_length)
 
-    def mark(self, flags: int) -> None:
-        """Set flags."""
-        self._flags |= flags
-
-    @property
-    def urgent(self) -> bool:
-        """Whether somebody waits for it to be sent."""
-        return self._flags != 0
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is anything to send."""
-        return bool(self.keys) or bool(self._flags & FLAG_SYNC)
-
-    def message(self) -> bytes:
-        """The finished frame, without another copy."""
-        self._buffer.getbuffer()[0] = self._flags
-        return self._buffer.getvalue()
+    def parts(self, flags: int) -> list[BytesLike]:
+        """The finished message."""
+        return [bytes((flags, len(self._instance))) + self._instance, *self._parts]
 
 
 def _length(shard: Shard) -> int:
@@ -129,7 +133,7 @@ def _length(shard: Shard) -> int:
     return payload.nbytes if isinstance(payload, memoryview) else len(payload)
 
 
-def parse_append(message: bytes) -> Append:
+def parse_append(message: memoryview) -> Append:
     """Read an append frame; payloads are views of ``message``.
 
     Raises:
@@ -140,10 +144,10 @@ def parse_append(message: bytes) -> Append:
     flags, at = message[0], 2 + message[1]
     if flags & ~(FLAG_URGENT | FLAG_SYNC):
         raise FrameError(f"unknown flags {flags:#x}: the sender is newer than this worker")
-    return Append(flags, message[2:at], _parse_entries(message, at))
+    return Append(flags, bytes(message[2:at]), _parse_entries(message, at))
 
 
-def _parse_entries(message: bytes, at: int) -> list[Shard]:
+def _parse_entries(message: BytesLike, at: int) -> list[Shard]:
     """Read the shards that follow one another from position ``at``."""
     view = memoryview(message)
     shards: list[Shard] = []
@@ -257,7 +261,7 @@ def pack_wanted(wanted: Sequence[Wanted]) -> bytes:
     return b"".join(_WANTED.pack(key, length) for key, length in wanted)
 
 
-def parse_wanted(message: bytes) -> list[Wanted]:
+def parse_wanted(message: BytesLike) -> list[Wanted]:
     """Inverse of :func:`pack_wanted`.
 
     Raises:
@@ -271,52 +275,33 @@ def parse_wanted(message: bytes) -> list[Wanted]:
     return wanted
 
 
-class FetchReply:
-    """A fetch reply, into which payloads are read directly."""
-
-    def __init__(self, wanted: Sequence[Wanted]) -> None:
-        self._wanted = wanted
-        self._buffer = io.BytesIO(bytes(len(wanted) + sum(length for _, length in wanted)))
-        self._view = self._buffer.getbuffer()
-        self._missing: list[int] = []
-
-    def slots(self) -> Iterator[tuple[int, Wanted, memoryview]]:
-        """(index, wanted shard, buffer for its payload) of each shard."""
-        at = len(self._wanted)
-        for index, want in enumerate(self._wanted):
-            yield index, want, self._view[at : at + want.length]
-            at += want.length
-
-    def note(self, index: int, *, present: bool) -> None:
-        """Record whether a shard was read."""
-        self._view[index] = PRESENT if present else ABSENT
-        if not present:
-            self._missing.append(index)
-
-    def message(self) -> bytes:
-        """The reply; copied only if a shard is missing."""
-        if self._missing:
-            parts: list[bytes | memoryview] = [self._view[: len(self._wanted)]]
-            parts += [part for index, _, part in self.slots() if index not in self._missing]
-            return b"".join(parts)
-        self._view.release()
-        return self._buffer.getvalue()
-
-
-def parse_fetched(message: bytes, wanted: Sequence[Wanted]) -> list[memoryview | None]:
+def parse_fetched(message: memoryview, wanted: Sequence[Wanted]) -> list[memoryview | None]:
     """The payloads of a fetch reply, as views of it.
+
+    A reply that is as long as if all shards were there has room for all payloads: those of shards that turned out to be
+    unreadable are zeros, and marked as absent. Otherwise, absent shards have no payloads.
 
     Raises:
         FrameError: it is not a reply to this request.
     """
-    states, view, at = message[: len(wanted)], memoryview(message), len(wanted)
+    if len(message) < len(wanted):
+        raise FrameError("a reply of another length than was asked for")
+    states = message[len(message) - len(wanted) :]
+    whole = len(message) == fetched_bytes(wanted)
     payloads: list[memoryview | None] = []
-    for state, want in zip(states, wanted, strict=False):
-        payloads.append(view[at : at + want.length] if state == PRESENT else None)
-        at += want.length if state == PRESENT else 0
-    if len(payloads) != len(wanted) or at != len(message):
+    at = 0
+    for state, want in zip(states, wanted, strict=True):
+        present = state == PRESENT
+        payloads.append(message[at : at + want.length] if present else None)
+        at += want.length if present or whole else 0
+    if at != len(message) - len(wanted):
         raise FrameError("a reply of another length than was asked for")
     return payloads
+
+
+def fetched_bytes(wanted: Sequence[Wanted]) -> int:
+    """The length of a fetch reply that has all shards."""
+    return sum(length for _, length in wanted) + len(wanted)
 
 
 def pack_found(found: Sequence[Shard | int | None]) -> bytes:
@@ -336,7 +321,7 @@ def pack_found(found: Sequence[Shard | int | None]) -> bytes:
     return b"".join((*heads, *payloads))
 
 
-def parse_found(message: bytes, keys: Sequence[ShardKey]) -> list[Shard | int | None]:
+def parse_found(message: memoryview, keys: Sequence[ShardKey]) -> list[Shard | int | None]:
     """Inverse of :func:`pack_found`; digests are not checked here.
 
     Raises:

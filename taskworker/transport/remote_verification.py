@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from storage.batching import batched
@@ -10,8 +11,8 @@ from storage.errors import InvalidArgument
 from storage.keys import ShardKey
 from storage.shards import VolumeFailed
 from storage.shards.port import Verdict
-from taskworker.transport.frames import KEYS_MAX, join_keys, parse_keys
-from taskworker.transport.shard_calls import ShardCalls
+from taskworker.transport.frames import KEYS_MAX, Call, join_keys, parse_keys
+from taskworker.transport.shard_calls import Lane, ShardCalls
 
 ResultT = TypeVar("ResultT")
 
@@ -32,13 +33,15 @@ class RemoteVerification:
         """See :meth:`storage.shards.port.Verification.judge`."""
         verdicts: list[Verdict] = []
         for batch in batched(keys, KEYS_MAX):
-            answer = self._ask(lambda batch=batch: self._calls.call("Judge", self._token + join_keys(batch)))  # type: ignore[misc]
-            verdicts += self._calls.verdicts(answer, batch)
+            verdicts += self._calls.verdicts(self._ask(partial(self._judge, batch)), batch)
         return verdicts
+
+    def _judge(self, keys: Sequence[ShardKey]) -> bytes:
+        return self._calls.call(Call.JUDGE, self._token, join_keys(keys), lane=Lane.LONG)
 
     def quarantine_rest(self) -> Iterator[ShardKey]:
         """See :meth:`storage.shards.port.Verification.quarantine_rest`."""
-        messages = self._calls.stream("Rest", self._token)
+        messages = self._calls.stream(Call.REST, self._token)
         while (message := self._ask(lambda: next(messages, None))) is not None:
             yield from self._calls.checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
+from math import inf
 from operator import lt
 
 import msgspec
 from blake3 import blake3
 
 from storage.batching import batched
-from storage.keys import Kind, ShardKey
+from storage.errors import StorageError
+from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
 from storage.limits import MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.transport.append_sender import AppendSender, SyncTicket
+from taskworker.transport.fetches import Fetch, Outcome
 from taskworker.transport.frames import (
     CORRUPT,
     KEYS_MAX,
     MESSAGE_BYTES_MAX,
     UNREADABLE,
+    Call,
     Wanted,
     join_keys,
     pack_locations,
-    pack_wanted,
-    parse_fetched,
     parse_found,
     parse_keys,
     parse_locations,
@@ -34,7 +37,10 @@ from taskworker.transport.frames import (
     parse_shards,
 )
 from taskworker.transport.remote_verification import RemoteVerification
-from taskworker.transport.shard_calls import LONG_TIMEOUT_S, ShardCalls
+from taskworker.transport.shard_calls import LONG_TIMEOUT_S, Lane, ShardCalls
+from taskworker.transport.wire.connection import Poller
+from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.streams import Dial, dial
 
 # A worker that takes longer than this for one message counts as away, and the data goes elsewhere.
 CALL_TIMEOUT_S = 5.0
@@ -68,7 +74,9 @@ class RemoteVolume:
         address: the worker's address, ``host:port`` or ``unix:path``.
         name: the worker's name, for texts.
         instance: name of the worker's process that is to take appends; those sent to another process fail. Empty: any.
-        timeout_s: seconds for an ordinary call.
+        timeout_s: seconds without a sign of life after which the worker counts as away.
+        poller: receives for the connections.
+        dial: connects to an address.
         clock_s: monotonic seconds.
     """
 
@@ -79,11 +87,13 @@ class RemoteVolume:
         instance: str = "",
         *,
         timeout_s: float = CALL_TIMEOUT_S,
+        poller: Poller = SHARED,
+        dial: Dial = dial,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._clock_s = clock_s
-        self._calls = ShardCalls(address, name, timeout_s)
+        self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s)
         self._sender = AppendSender(self._calls, instance.encode(), clock_s)
 
     @property
@@ -126,7 +136,7 @@ class RemoteVolume:
         return found
 
     def _ask_locations(self, keys: list[ShardKey]) -> list[Location | None]:
-        return self._calls.checked(lambda: parse_locations(self._calls.call("Locate", join_keys(keys)), len(keys)))
+        return self._calls.checked(lambda: parse_locations(self._calls.call(Call.LOCATE, join_keys(keys)), len(keys)))
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
         """See :meth:`ShardStore.missing`. Shards that are being sent count as present."""
@@ -141,7 +151,7 @@ class RemoteVolume:
         return found
 
     def _ask_missing(self, keys: Sequence[ShardKey]) -> list[int]:
-        return self._calls.checked(lambda: parse_positions(self._calls.call("Missing", join_keys(keys)), len(keys)))
+        return self._calls.checked(lambda: parse_positions(self._calls.call(Call.MISSING, join_keys(keys)), len(keys)))
 
     def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
         """See :meth:`ShardStore.read_into`."""
@@ -156,18 +166,61 @@ class RemoteVolume:
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
-        payloads: list[memoryview | None] = []
-        for batch in _fitting(wanted):
-            self._sender.await_delivery([want.key for want in batch])
-            payloads += self._calls.checked(
-                lambda batch=batch: parse_fetched(self._calls.call("Fetch", pack_wanted(batch)), batch)  # type: ignore[misc]
-            )
-        return payloads
+        into = [memoryview(bytearray(length)) for _, length in wanted]
+        signal = self._calls.poller.signal()
+        outcomes: list[Outcome] = []
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            signal.set()
+
+        cancel = self.begin_fetch(wanted, into, done)
+        try:
+            signal.wait()
+        finally:
+            cancel()
+        (outcome,) = outcomes
+        if isinstance(outcome, StorageError):
+            raise outcome
+        return [place if present else None for place, present in zip(into, outcome, strict=True)]
+
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        """See :meth:`ShardStore.begin_fetch`."""
+        batches = list(_fitting(wanted))
+        joint = _Joint(len(batches), done)
+        fetches: list[Fetch] = []
+        at = 0
+        try:
+            for number, batch in enumerate(batches):
+                self._sender.await_delivery([want.key for want in batch])
+                fetch = Fetch(self._calls, batch, into[at : at + len(batch)], partial(joint.note, number))
+                fetch.begin()
+                fetches.append(fetch)
+                at += len(batch)
+        except StorageError:
+            for fetch in fetches:
+                fetch.cancel()
+            raise
+        if not batches:
+            done(())
+
+        def cancel() -> None:
+            for fetch in fetches:
+                fetch.cancel()
+
+        return cancel
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`. Only the worker vouches that the digest is the one that was written."""
         self._sender.await_delivery([key])
-        found = self._calls.checked(lambda: parse_found(self._calls.call("Read", key), [key]))[0]
+        found = self._calls.checked(
+            lambda: parse_found(self._calls.call_raw(Call.READ, key, lane=Lane.FETCHES), [key])
+        )[0]
         if found == UNREADABLE:
             raise VolumeUnavailable(f"worker {self.name} cannot read its shard {key.hex()} now")
         if found == CORRUPT:
@@ -184,7 +237,9 @@ class RemoteVolume:
         request, most = bytes([len(start)]) + start + (stop or b""), _keys_max(start, stop)
         before, count, waited_s = b"", 0, 0.0
         asked_s = self._clock_s()
-        for message in self._calls.stream("Keys", request, each_s=self._calls.timeout_s):
+        for message in self._calls.stream(
+            Call.KEYS, request, each_s=self._calls.timeout_s, bytes_max=KEYS_MAX * SHARD_KEY_BYTES
+        ):
             waited_s += self._clock_s() - asked_s
             page = self._calls.checked(lambda message=message: parse_keys(message))  # type: ignore[misc]
             count += len(page)
@@ -201,18 +256,14 @@ class RemoteVolume:
         """See :meth:`ShardStore.records`. The caller has to limit the total time."""
         self._sender.await_delivery()
         most = MESSAGE_BYTES_MAX if Kind.CHUNK in kinds else _PAGE_OF_RECORDS_BYTES_MAX
-        # A separate connection that reads little ahead, since many workers may be asked at once.
-        with self._calls.connected(most) as channel:
-            request = bytes(sorted(kinds))
-            for message in self._calls.stream("Records", request, each_s=_SCAN_TIMEOUT_S, all_s=None, channel=channel):
-                if len(message) > most:
-                    raise self._calls.broken(ValueError(f"a page of records of {len(message):,} bytes"))
-                yield self._calls.checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
+        request = bytes(sorted(kinds))
+        for message in self._calls.stream(Call.RECORDS, request, each_s=_SCAN_TIMEOUT_S, all_s=inf, bytes_max=most):
+            yield self._calls.checked(lambda message=message: parse_shards(message))  # type: ignore[misc]
 
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
         self._sender.await_delivery()
-        found = self._calls.checked(lambda: parse_shards(self._calls.call("Newest", b"")))
+        found = self._calls.checked(lambda: parse_shards(self._calls.call(Call.NEWEST, lane=Lane.LONG)))
         if len(found) > 1:
             raise self._calls.broken(ValueError("several newest records"))
         return found[0] if found else None
@@ -224,13 +275,13 @@ class RemoteVolume:
         self._sender.await_delivery()
         removed = 0
         for batch in batched(keys, KEYS_MAX):
-            (told,) = self._calls.number(_PROGRESS, self._calls.call("Remove", join_keys(batch)))
+            (told,) = self._calls.number(_PROGRESS, self._calls.call(Call.REMOVE, join_keys(batch), lane=Lane.LONG))
             removed += min(told, len(batch))
         return removed
 
     def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
         """See :meth:`ShardStore.discard`."""
-        answer = self._calls.call("Discard", key + pack_locations([location]) + bytes([wrong]))
+        answer = self._calls.call(Call.DISCARD, key + pack_locations([location]) + bytes([wrong]))
         if answer not in (b"\0", b"\1"):
             raise self._calls.broken(ValueError("neither yes nor no"))
         return answer == b"\1"
@@ -238,7 +289,7 @@ class RemoteVolume:
     def verify(self, progress: Callable[[int], None]) -> Verification:
         """See :meth:`ShardStore.verify`."""
         self._sender.await_delivery()
-        for message in self._calls.stream("Verify", b""):
+        for message in self._calls.stream(Call.VERIFY, b""):
             if len(message) == 1 + _PROGRESS.size:
                 return RemoteVerification(self._calls, message[1:])
             progress(self._calls.believable(self._calls.number(_PROGRESS, message)[0]))
@@ -249,20 +300,21 @@ class RemoteVolume:
         self._sender.await_delivery()
         verdicts: list[Verdict] = []
         for batch in batched(keys, _CHECKED_TOGETHER):
-            verdicts += self._calls.verdicts(self._calls.call("Check", join_keys(batch)), batch)
+            verdicts += self._calls.verdicts(self._calls.call(Call.CHECK, join_keys(batch), lane=Lane.LONG), batch)
         return verdicts
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
         """See :meth:`ShardStore.compact`."""
         segments, freed = self._calls.number(
-            _COMPACTED, self._calls.call("Compact", _RATIO.pack(live_ratio_max), timeout_s=LONG_TIMEOUT_S)
+            _COMPACTED,
+            self._calls.call(Call.COMPACT, _RATIO.pack(live_ratio_max), timeout_s=LONG_TIMEOUT_S, lane=Lane.LONG),
         )
         return segments, self._calls.believable(freed)
 
     def usage(self) -> VolumeUsage:
         """See :meth:`ShardStore.usage`."""
         try:
-            told = _usages.decode(self._calls.call("Usage", b""))
+            told = _usages.decode(self._calls.call(Call.USAGE))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._calls.broken(error) from None
         for number in (told.segments, told.bytes_used, told.bytes_live, told.bytes_free, told.shards):
@@ -276,7 +328,8 @@ class RemoteVolume:
             patient: keep trying to connect for as long as a call may take, since one attempt may fail on a busy
                 machine.
         """
-        return self._calls.call("Instance", b"", wait_for_ready=patient).decode("ascii", "replace")
+        call = self._calls.call_patiently if patient else self._calls.call
+        return call(Call.INSTANCE).decode("ascii", "replace")
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -289,6 +342,28 @@ class RemoteVolume:
         """Send what is queued, then disconnect."""
         self._sender.close(2 * self._calls.timeout_s)
         self.abandon(f"the connection to worker {self.name} was closed")
+
+
+class _Joint:
+    """Gathers the outcomes of several fetches into one. Called by the receiving thread only, or before it may be."""
+
+    def __init__(self, count: int, done: Callable[[Outcome], None]) -> None:
+        self._outcomes: dict[int, Sequence[bool]] = {}
+        self._count = count
+        self._done: Callable[[Outcome], None] | None = done
+
+    def note(self, number: int, outcome: Outcome) -> None:
+        """Note the outcome of one fetch."""
+        if self._done is None:
+            return
+        if isinstance(outcome, StorageError):
+            done, self._done = self._done, None
+            done(outcome)
+            return
+        self._outcomes[number] = outcome
+        if len(self._outcomes) == self._count:
+            done, self._done = self._done, None
+            done([present for at in range(self._count) for present in self._outcomes[at]])
 
 
 def _keys_max(start: bytes, stop: bytes | None) -> int:

@@ -1,54 +1,61 @@
-"""Calls of one worker's shard service: every failure and every wrong answer becomes an error."""
+"""Calls of one worker's volume: every failure and every wrong answer becomes an error."""
 
 from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from enum import IntEnum
 from typing import Any, TypeVar
-
-import grpc
 
 from storage.errors import InvalidArgument, StorageError, StoreClosed, StoreFull
 from storage.keys import ShardKey
-from storage.limits import KIB, MIB
+from storage.limits import BytesLike
 from storage.shards import VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from taskworker.errors import DeadlineExceeded, MessageTooLarge, StorageUnavailable
 from taskworker.rpc import status
-from taskworker.rpc.dialling import dial
-from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
-from taskworker.transport.frames import COUNT_MAX, MESSAGE_BYTES_MAX, SHARD_SERVICE
+from taskworker.transport.frames import COUNT_MAX, MESSAGE_BYTES_MAX, Call
+from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
+from taskworker.transport.wire.connection import Answer, CallsLost, Connection, Poller, Unused
+from taskworker.transport.wire.framing import WireError
+from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.streams import Dial, dial
 
 ResultT = TypeVar("ResultT")
 
-_CHANNEL_OPTIONS = (
-    *WINDOW_OPTIONS,
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MIB),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MIB),
-    ("grpc.enable_retries", 0),
-    # Not shared with other channels to the same address: a stalled channel must not stall them.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_http_proxy", 0),
-)
-_SCAN_AHEAD_BYTES = 256 * KIB
 # Walks and compactions read and write whole segments between two messages.
 LONG_TIMEOUT_S = 600.0
+_CONNECT_S_MAX = 2.0
+_PATIENT_PAUSE_S = 0.1
 # Calls that a sound worker may refuse, since it keeps few verifications.
-_REFUSABLE = ("Judge", "Rest")
+_REFUSABLE = (Call.JUDGE, Call.REST)
+
+
+class Lane(IntEnum):
+    """The connections to a worker. Nothing waits behind something of another lane."""
+
+    URGENT = 1
+    """Small requests with small answers."""
+    APPENDS = 2
+    """Shards to store, in order."""
+    FETCHES = 3
+    """Large payloads."""
+    LONG = 4
+    """What a worker does for a while."""
 
 
 class ShardCalls:
     """Calls one worker. Thread-safe, except :meth:`fail` and :meth:`end`, which are called under the sender's lock.
 
     Args:
-        address: the worker's address, ``host:port`` or ``unix:path``.
+        address: the address of the worker's volume, ``host:port`` or ``unix:path``.
         name: the worker's name, for texts.
-        timeout_s: seconds for an ordinary call.
+        timeout_s: seconds without a sign of life after which the worker counts as away.
+        poller: receives for the connections.
+        dial: connects to an address.
+        clock_s: monotonic seconds.
 
     Attributes:
         misbehaved: how the worker misbehaved; empty: it did not.
@@ -56,19 +63,28 @@ class ShardCalls:
         ending: whether the connection is being closed; queued appends are still sent.
     """
 
-    def __init__(self, address: str, name: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        timeout_s: float,
+        poller: Poller = SHARED,
+        dial: Dial = dial,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.timeout_s = timeout_s
         self.misbehaved = ""
         self.failure: StorageError | None = None
         self.ending = False
+        self.poller = poller
         self._address = address
-        self._channel = dial(address, _CHANNEL_OPTIONS)
-        self._methods: dict[str, Any] = {}
-        self._lock = threading.Lock()  # guards the further connections
-        self._further: set[grpc.Channel] = set()
+        self._dial = dial
+        self._clock_s = clock_s
+        self._lanes: dict[Lane, Connection] = {}
+        self._dialling = threading.Lock()
 
-    # -- the connection --------------------------------------------------------------------------
+    # -- the connections -------------------------------------------------------------------------
 
     def fail(self, error: VolumeFailed) -> None:
         """Make all further calls fail."""
@@ -87,102 +103,142 @@ class ShardCalls:
 
     def disconnect(self) -> None:
         """Close all connections; running calls fail."""
-        with self._lock:
-            further = list(self._further)
-        for channel in (self._channel, *further):
-            channel.close()
+        with self._dialling:
+            connections = list(self._lanes.values())
+        for connection in connections:
+            connection.close()
 
-    @contextmanager
-    def connected(self, message_bytes_max: int) -> Iterator[grpc.Channel]:
-        """A further connection to the worker, which is closed with the first one at the latest.
+    def _lane(self, lane: Lane) -> Connection:
+        """The connection of a lane; dials if there is none, or if it was closed because nobody used it."""
+        connection = self._lanes.get(lane)
+        if connection is not None and connection.is_usable:
+            return connection
+        with self._dialling:
+            connection = self._lanes.get(lane)
+            if connection is None or not connection.is_usable:
+                if self.failure is not None:
+                    raise VolumeFailed(str(self.failure))
+                stream = self._dial(self._address, min(_CONNECT_S_MAX, self.timeout_s))
+                connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s)
+                self._lanes[lane] = connection
+            return connection
 
-        Args:
-            message_bytes_max: largest message that it accepts. It reads few bytes ahead.
-        """
-        others = {**dict(_CHANNEL_OPTIONS), "grpc.http2.lookahead_bytes": _SCAN_AHEAD_BYTES}
-        options = [*(others | {"grpc.max_receive_message_length": message_bytes_max}).items()]
-        channel = dial(self._address, options)
-        with self._lock:
-            self._further.add(channel)
-        try:
-            yield channel
-        finally:
-            with self._lock:
-                self._further.discard(channel)
-            channel.close()
+    def _on_ended(self, error: Exception) -> None:
+        """Note that a connection failed. Others are made only for connections that nobody used."""
+        if not isinstance(error, Unused):
+            self.failure = self.failure or self.meaning(error)
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def call(self, name: str, request: bytes, timeout_s: float | None = None, *, wait_for_ready: bool = False) -> bytes:
-        """Make a call, and return the answer."""
-        self.check_usable()
-        return self.send(name, request, timeout_s, wait_for_ready=wait_for_ready)
+    def call(
+        self,
+        call: Call,
+        *request: BytesLike,
+        timeout_s: float | None = None,
+        lane: Lane = Lane.URGENT,
+        bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> bytes:
+        """Make a call, and return the answer.
 
-    def send(self, name: str, request: bytes, timeout_s: float | None = None, *, wait_for_ready: bool = False) -> bytes:
-        """Like :meth:`call`, but also while the connection is being closed."""
-        timeout_s = timeout_s or self.timeout_s
+        Args:
+            call: the method.
+            request: parts of the request.
+            timeout_s: seconds without a sign of life; default: that of this object.
+            lane: the connection to use.
+            bytes_max: the largest answer that can be right.
+        """
+        return bytes(self.call_raw(call, *request, timeout_s=timeout_s, lane=lane, bytes_max=bytes_max))
+
+    def call_raw(
+        self,
+        call: Call,
+        *request: BytesLike,
+        timeout_s: float | None = None,
+        lane: Lane = Lane.URGENT,
+        bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> memoryview:
+        """Like :meth:`call`, without copying the answer."""
+        self.check_usable()
+        answer = OneAnswer(self.poller.signal(), bytes_max)
+        self.send(call, request, answer, lane, timeout_s)
         try:
-            answer: bytes = self._method(name)(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
-        except (grpc.RpcError, ValueError) as error:
-            raise self._translated(name, error) from None
-        return answer
+            return memoryview(answer.wait())
+        except (Refused, OSError, WireError) as error:
+            raise self.meaning(error, call) from None
+
+    def send(
+        self, call: Call, request: Sequence[BytesLike], answer: Answer, lane: Lane, timeout_s: float | None = None
+    ) -> tuple[Connection, int]:
+        """Send a call; return the connection and the number of the call there. Works also while it is being closed.
+
+        Raises:
+            VolumeFailed: it cannot be sent.
+        """
+        try:
+            while True:
+                connection = self._lane(lane)
+                with suppress(Unused):
+                    return connection, connection.call(call, request, answer, timeout_s or self.timeout_s)
+        except (OSError, WireError) as error:
+            raise self.meaning(error, call) from None
+
+    def call_patiently(self, call: Call) -> bytes:
+        """Like :meth:`call`, but keep trying to connect for as long as a call may take."""
+        until_s = self._clock_s() + self.timeout_s
+        while True:
+            try:
+                self._lane(Lane.URGENT)
+                break
+            except OSError as error:
+                if self._clock_s() > until_s or self.failure is not None:
+                    raise self.meaning(error) from None
+                self.poller.signal().wait(_PATIENT_PAUSE_S)
+        return self.call(call)
 
     def stream(
         self,
-        name: str,
+        call: Call,
         request: bytes,
         each_s: float = LONG_TIMEOUT_S,
-        all_s: float | None = LONG_TIMEOUT_S,
-        channel: grpc.Channel | None = None,
+        all_s: float = LONG_TIMEOUT_S,
+        bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> Iterator[bytes]:
         """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``."""
         self.check_usable()
-        overdue = threading.Event()
+        answers = ManyAnswers(self.poller.room, bytes_max)
+        connection, number = self.send(call, [request], answers, Lane.LONG, LONG_TIMEOUT_S)
+        until_s = self._clock_s() + all_s
         try:
-            begin = self._method(name, streamed=True) if channel is None else channel.unary_stream(_path(name))
-            call = begin(request, timeout=all_s)
-            try:
-                while (message := _next_within(call, each_s, overdue)) is not None:
-                    yield message
-            finally:
-                call.cancel()
-        except (grpc.RpcError, ValueError) as error:
-            if overdue.is_set():
-                raise self.misbehaves(f"took longer than {each_s:g} s over a part of {name}") from None
-            raise self._translated(name, error) from None
-
-    def _method(self, name: str, *, streamed: bool = False) -> Any:
-        method = self._methods.get(name)
-        if method is None:
-            make = self._channel.unary_stream if streamed else self._channel.unary_unary
-            method = self._methods[name] = make(_path(name))
-        return method
+            yield from answers.take(connection, number, lambda: min(each_s, until_s - self._clock_s()))
+        except TimeoutError:
+            raise self.misbehaves(f"took longer than {each_s:g} s over a part of {call.name.title()}") from None
+        except (Refused, OSError, WireError) as error:
+            raise self.meaning(error, call) from None
 
     # -- errors ----------------------------------------------------------------------------------
 
-    def _translated(self, name: str, error: grpc.RpcError | ValueError) -> StorageError:
-        """The error that a failed call means.
+    def meaning(self, error: Exception, call: Call | None = None) -> StorageError:
+        """The error that a failed call or connection means.
 
         The volume becomes unusable, unless the error is a full disk, a temporary failure or a permitted refusal.
         """
         if self.failure is not None:
             return VolumeFailed(str(self.failure))
-        if isinstance(error, ValueError):  # gRPC's error for a closed channel
-            return VolumeFailed(f"the connection to worker {self.name} was closed")
-        return self._meaning(name, error)
+        if isinstance(error, Refused):
+            return self._refusal(error.description, call)
+        if isinstance(error, WireError):
+            return self.broken(error)
+        if isinstance(error, CallsLost):
+            return VolumeFailed(f"worker {self.name} took longer than {error.waited_s:g} s to answer")
+        return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
 
-    def _meaning(self, name: str, error: grpc.RpcError) -> StorageError:
-        failure = status.decode(error, self._address)
-        if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and name in _REFUSABLE):
+    def _refusal(self, description: bytes, call: Call | None) -> StorageError:
+        kind, _, text = description.decode("utf-8", "replace").partition("\0")
+        failure = status.error_of(kind, text)
+        if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and call in _REFUSABLE):
             return failure
-        if isinstance(failure, MessageTooLarge):
-            return self.broken(failure)
         if isinstance(failure, VolumeUnavailable):  # it lacks descriptors, for example; the volume stays usable
             return VolumeUnavailable(f"worker {self.name}: {failure}")
-        if type(failure) is StorageUnavailable:
-            return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
-        if isinstance(failure, DeadlineExceeded):
-            return VolumeFailed(f"worker {self.name} took longer than {self.timeout_s:g} s to answer")
         return VolumeFailed(f"worker {self.name}: {failure}")
 
     def checked(self, parse: Callable[[], ResultT]) -> ResultT:
@@ -222,24 +278,3 @@ class ShardCalls:
         """Note that the worker keeps its caller waiting as no sound one does, and return the error for it."""
         self.misbehaved = how
         return VolumeFailed(f"worker {self.name} {how}")
-
-
-def _path(method: str) -> str:
-    return f"/{SHARD_SERVICE}/{method}"
-
-
-def _next_within(call: Any, within_s: float, overdue: threading.Event) -> bytes | None:
-    """The next message of a stream; None at its end. Cancels the stream after ``within_s`` seconds."""
-
-    def give_up() -> None:
-        overdue.set()
-        call.cancel()
-
-    timer = threading.Timer(within_s, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        message: bytes | None = next(call, None)
-    finally:
-        timer.cancel()
-    return message

@@ -32,8 +32,8 @@ from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.dialling import dial
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.rpc.serving import Server
-from taskworker.services.shards import shard_handler
-from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.transport.shard_service import shard_server
+from taskworker.transport.wire.server import WireServer
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.own_volume import OwnVolume
 from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
@@ -63,6 +63,7 @@ class VolumeWorker:
         capacity: its weight in the layout, in bytes; default: the size of the disk.
         scrub_bytes_per_s: rate of its scrub; 0: never scrub.
         functions: the functions that it also runs for the pool.
+        shard_port: the port for its volume, on the host that it listens on; 0: any free one.
         clock_s: monotonic seconds.
         now_ms: milliseconds since 1970.
         rng: varies the pauses between heartbeats.
@@ -79,6 +80,7 @@ class VolumeWorker:
         capacity: int | None = None,
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
         functions: HostedFunctions | None = None,
+        shard_port: int = 0,
         clock_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
@@ -95,6 +97,7 @@ class VolumeWorker:
         self.owner = owner
         self.address = ""
         self._capacity = capacity
+        self._shard_port = shard_port
         self._channel = dial(pool_address)
         self._pool = PoolServiceStub(self._channel)
         self._stopping = threading.Event()
@@ -103,6 +106,7 @@ class VolumeWorker:
         self._gave_up = ""
         self._lock: StoreLock | None = None
         self._server: Server | None = None
+        self._shards: WireServer | None = None
         self._instance = ""  # the instance name under which it has joined
         self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
@@ -111,6 +115,11 @@ class VolumeWorker:
         )
         self._heartbeat_s = 1.0
         self._cpu_s = (clock_s(), 0.0)
+
+    @property
+    def shard_address(self) -> str:
+        """The address at which the pool reaches the volume; empty before :meth:`start`."""
+        return "" if self._shards is None else self._shards.address
 
     @property
     def joined(self) -> bool:
@@ -136,14 +145,12 @@ class VolumeWorker:
         try:
             volume = self._open_volume(description)
             self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity), self._clock_s)
-            handler = shard_handler(None, hide=(str(self.directory),), current=own.current)
-            added = {SHARD_SERVICE: handler}
-            if self._functions is not None:
-                added |= self._functions.services(self.directory)
+            added = {} if self._functions is None else self._functions.services(self.directory)
             functions_calls = 0 if self._functions is None else FUNCTION_CALLS
             self._server = Server(added, calls=DEFAULT_CALLS + functions_calls, clock_s=self._clock_s)
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+            self._shards = self._serve_volume(own)
             self._when_it_answers(lambda: self._join(description.pool_id))
             self._instance = own.current().instance
         except BaseException:
@@ -154,6 +161,22 @@ class VolumeWorker:
         if self._functions is not None:
             self._functions.start(self.worker_id, own.current().instance)
         return port
+
+    def _serve_volume(self, own: OwnVolume) -> WireServer:
+        """Serve the volume at an address beside the worker's own."""
+        host = self.address.rpartition(":")[0]
+        address = f"{self.address}.shards" if self.address.startswith("unix:") else f"{host}:{self._shard_port}"
+        server = shard_server(None, hide=(str(self.directory),), current=own.current)
+        try:
+            server.start(address)
+        except OSError as error:
+            server.stop(0.0)
+            raise StorageUnavailable(
+                f"cannot listen on {address} ({error.strerror}): is another server running there? Stop it, or choose "
+                "another address"
+            ) from None
+        log.info("serving the volume on %s", server.address)
+        return server
 
     def give_up(self) -> None:
         """Make a :meth:`start` that waits for the pool stop waiting."""
@@ -184,6 +207,8 @@ class VolumeWorker:
         self._stopping.set()
         if self._joined.is_set():
             self._leave()
+        if self._shards is not None:
+            self._shards.stop(grace_s)
         if self._server is not None:
             self._server.stop(grace_s)
         if self._functions is not None:
@@ -261,6 +286,7 @@ class VolumeWorker:
         request = pool_pb2.JoinRequest(
             worker_id=self.worker_id,
             address=self.address,
+            shard_address=self.shard_address,
             zone=self.zone,
             owner=self.owner,
             capacity=self._capacity or self._own_capacity(),

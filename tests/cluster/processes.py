@@ -66,6 +66,11 @@ class Process:
         return str(self.announced["address"])
 
     @property
+    def shard_address(self) -> str:
+        """Where a worker's volume is reached."""
+        return str(self.announced["shard_address"])
+
+    @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid

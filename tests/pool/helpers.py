@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
-import grpc
 
 from storage.keys import Kind, ShardKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard
 from storage.shards.filesystem import FileSystem
 from storage.shards.identity import VolumeIdentity
-from taskworker.rpc.serving import Server
-from taskworker.services.shards import STREAMS, UNARY, shard_handler
-from taskworker.transport.frames import SHARD_SERVICE
+from taskworker.transport.frames import Call
+from taskworker.transport.shard_service import shard_server
+from taskworker.transport.wire.answering import Caller, Method, Parts, Style
+from taskworker.transport.wire.server import WireServer
 from tests.storage.helpers import content, digest
 
 IDENTITY = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
@@ -40,46 +38,59 @@ def open_volume(path: Path, filesystem: FileSystem | None = None) -> LocalVolume
 
 
 @contextmanager
-def served(volume: LocalVolume, instance: str = "", port: int = 0) -> Iterator[str]:
-    """The address of a server that offers a volume as a worker does."""
-    server = Server({SHARD_SERVICE: shard_handler(volume, instance)})
-    port = server.start(f"127.0.0.1:{port}")
+def served(volume: LocalVolume, instance: str = "", port: int = 0, path: Path | None = None) -> Iterator[str]:
+    """The address of a server that offers a volume as a worker does: a socket file, or a port."""
+    server = shard_server(volume, instance)
+    address = server.start(f"127.0.0.1:{port}" if path is None else f"unix:{path}")
     try:
-        yield f"127.0.0.1:{port}"
+        yield address
     finally:
         server.stop(0.0)
 
 
-Answer = Callable[[str, bytes, grpc.ServicerContext], bytes]
-"""What a made-up server says: (method, request, context) → message."""
+Answer = Callable[[str, bytes, Caller], bytes]
+"""What a made-up server says: (method, request, caller) → message. It may raise :class:`Refusal`."""
+
+
+class Refusal(Exception):
+    """A failure as a server describes it."""
+
+    def __init__(self, description: bytes) -> None:
+        super().__init__()
+        self.description = description
+
+
+STREAMED = (Call.KEYS, Call.RECORDS, Call.VERIFY, Call.REST)
 
 
 @contextmanager
-def made_up_server(answer: Answer) -> Iterator[tuple[str, grpc.Server]]:
+def made_up_server(answer: Answer) -> Iterator[tuple[str, WireServer]]:
     """A server that answers calls of the shard service with whatever it likes, and its address."""
 
-    def once(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: answer(name, request, context))
+    def once(name: str) -> Method:
+        return Method(name, Style.SLOW, lambda request, caller: (answer(name, bytes(request), caller),))
 
-    def stream(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
-        def behave(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            yield answer(name, request, context)
+    def stream(name: str) -> Method:
+        def behave(request: memoryview, caller: Caller) -> Iterator[Parts]:
+            yield (answer(name, bytes(request), caller),)
 
-        return grpc.unary_stream_rpc_method_handler(behave)
+        return Method(name, Style.STREAM, behave)
 
-    handlers = {name: once(name) for name in UNARY} | {name: stream(name) for name in STREAMS}
-    with ThreadPoolExecutor(16) as threads:
-        server = grpc.server(
-            threads,
-            handlers=[grpc.method_handlers_generic_handler(SHARD_SERVICE, handlers)],
-            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)],
-        )
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            yield f"127.0.0.1:{port}", server
-        finally:
-            server.stop(None).wait()
+    names = {call: call.name.title() for call in Call}
+    methods: dict[int, Method] = {
+        call: stream(name) if call in STREAMED else once(name) for call, name in names.items()
+    }
+    server = WireServer(methods, described)
+    address = server.start("127.0.0.1:0")
+    try:
+        yield address, server
+    finally:
+        server.stop(0.0)
+
+
+def described(error: Exception) -> bytes:
+    """How a made-up server describes a failure."""
+    return error.description if isinstance(error, Refusal) else repr(error).encode()
 
 
 def noise(seed: int, size: int) -> bytes:

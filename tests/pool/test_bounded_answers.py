@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -12,7 +11,6 @@ from random import Random
 from threading import Event
 from typing import cast
 
-import grpc
 import msgspec
 import pytest
 
@@ -22,11 +20,13 @@ from taskworker.pool.background.rot_reports import RotReports
 from taskworker.pool.membership import WorkerLoad
 from taskworker.protos import pool_pb2
 from taskworker.services.pool import told
-from taskworker.transport.frames import SHARD_SERVICE, join_keys, pack_shards
+from taskworker.transport.frames import Call, join_keys, pack_shards
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.slowness import Slowness
 from taskworker.transport.trust import Trust
-from tests.pool.helpers import made_up_server
+from taskworker.transport.wire.answering import Caller, Method, Parts, Style
+from taskworker.transport.wire.server import WireServer
+from tests.pool.helpers import described, made_up_server
 from tests.pool.test_fleet import attach, batches_of, manned, stripe_of
 from tests.storage.helpers import digest
 
@@ -94,7 +94,7 @@ def test_a_worker_that_stalls_again_and_again_is_doubted_and_has_given_out_no_wr
 
 def test_a_scan_for_records_shows_that_it_goes_on() -> None:
     shard = Shard(key(1), 5, digest(b"hello"), b"hello")
-    with streaming(iter([b"", pack_shards([shard]), b""]), "Records") as address:
+    with streaming(iter([b"", pack_shards([shard]), b""]), Call.RECORDS) as address:
         volume = RemoteVolume(address, "w")
         assert list(volume.records(frozenset({Kind.VERSION}))) == [[], [shard], []]
         volume.abandon("end of the test")
@@ -103,7 +103,7 @@ def test_a_scan_for_records_shows_that_it_goes_on() -> None:
 @pytest.mark.timeout(20)
 def test_a_scan_for_records_that_stalls_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskworker.transport.remote_volume._SCAN_TIMEOUT_S", 0.3)
-    with streaming(iter(lambda: None, 0), "Records") as address:
+    with streaming(iter(lambda: None, 0), Call.RECORDS) as address:
         volume = RemoteVolume(address, "w")
         with pytest.raises(VolumeFailed, match="took longer than"):
             list(volume.records(frozenset({Kind.VERSION})))
@@ -114,7 +114,7 @@ def test_a_scan_for_records_that_stalls_ends(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("size", [6 << 20, 12 << 20])
 def test_a_page_of_records_is_not_large(size: int) -> None:
     page = pack_shards([Shard(key(1), size, bytes(32), bytes(size))])
-    with streaming(iter([page]), "Records") as address:
+    with streaming(iter([page]), Call.RECORDS) as address:
         volume = RemoteVolume(address, "w")
         with pytest.raises(VolumeFailed, match="nonsense"):
             list(volume.records(frozenset({Kind.VERSION, Kind.TOMBSTONE})))
@@ -123,26 +123,25 @@ def test_a_page_of_records_is_not_large(size: int) -> None:
 
 
 @contextmanager
-def streaming(pages: Iterator[bytes | None], method: str = "Keys") -> Iterator[str]:
+def streaming(pages: Iterator[bytes | None], call: Call = Call.KEYS) -> Iterator[str]:
     """The address of a server of which a method gives these pages, None for one that does not come."""
     ended = Event()
 
-    def keys(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def give(_request: memoryview, caller: Caller) -> Iterator[Parts]:
         for page in pages:
             if page is None:
                 ended.wait(10)
-            if page is None or not context.is_active():
+            if page is None or not caller.is_active():
                 return
-            yield page
+            yield (page,)
 
-    handler = grpc.method_handlers_generic_handler(SHARD_SERVICE, {method: grpc.unary_stream_rpc_method_handler(keys)})
-    with ThreadPoolExecutor(2) as threads:
-        server = grpc.server(threads, handlers=[handler])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
+    server = WireServer({call: Method(call.name, Style.STREAM, give)}, described)
+    address = server.start("127.0.0.1:0")
+    try:
+        yield address
+    finally:
         ended.set()
-        server.stop(None).wait()
+        server.stop(0.0)
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ from storage.fleet.members import Member, by_owner
 from storage.fleet.placement import PARTITIONS, partition_of
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Shard, VolumeFailed
-from taskworker.rpc.serving import Server
-from taskworker.services.shards import shard_handler
 from taskworker.transport.append_sender import SyncTicket
-from taskworker.transport.frames import SHARD_SERVICE
 from taskworker.transport.port import Ticket
 from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.shard_service import shard_server
+from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.server import WireServer
 from taskworker.transport.worker_fleet import WorkerFleet
 from tests.pool.helpers import open_volume
 from tests.storage.helpers import content, digest
@@ -88,7 +88,7 @@ class MemoryVolume:
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
         self.on_sync()
         self._maybe_fail("start_sync")
-        ticket = SyncTicket()
+        ticket = SyncTicket(SHARED.signal())
         error: StorageError | None = None
         if self.fails_at == "sync":
             error = self.failure = VolumeFailed(f"{self.name} failed")
@@ -384,7 +384,7 @@ def test_the_failure_of_a_connection_is_none_of_the_next_one(moment: str) -> Non
 
         def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
             self.replace("start_sync")
-            ticket = SyncTicket()
+            ticket = SyncTicket(SHARED.signal())
             if moment == "sync":
                 attach(fleet, 2, fresh)
                 ticket.settle(self.failure)
@@ -821,23 +821,23 @@ def test_losses_survivable_count_workers_that_are_away_or_lack_shards() -> None:
 
 
 class Crew:
-    """Members with volumes on the disk, served over gRPC."""
+    """Members with volumes on the disk, served as workers serve them."""
 
     def __init__(self, directory: Path, count: int, exits: ExitStack) -> None:
         self.fleet = WorkerFleet()
         self.fleet.use_layouts(Layout.first(members_of(count), 6))
         self.volumes: dict[int, LocalVolume] = {}
-        self.servers: dict[int, Server] = {}
+        self.servers: dict[int, WireServer] = {}
         exits.callback(self.close)
         for slot in range(count):
             self.volumes[slot] = open_volume(directory / str(slot))
             self.start(slot)
 
     def start(self, slot: int) -> None:
-        server = Server({SHARD_SERVICE: shard_handler(self.volumes[slot])})
-        port = server.start("127.0.0.1:0")
+        server = shard_server(self.volumes[slot])
+        address = server.start("127.0.0.1:0")
         self.servers[slot] = server
-        self.fleet.attach(slot, RemoteVolume(f"127.0.0.1:{port}", f"w{slot}"))
+        self.fleet.attach(slot, RemoteVolume(address, f"w{slot}"))
 
     def kill(self, slot: int) -> None:
         self.servers.pop(slot).stop(0.0)

@@ -14,11 +14,9 @@ from grpc_health.v1 import health_pb2
 from storage import FileStorage
 from storage.shards import VolumeFailed, VolumeUnavailable
 from taskworker.errors import WorkerReadOnly
-from taskworker.rpc.serving import Server
 from taskworker.services.file_server import FileServer
-from taskworker.services.shards import shard_handler
-from taskworker.transport.frames import SHARD_SERVICE
 from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.shard_service import shard_server
 from taskworker.worker.own_volume import OwnVolume
 from tests.pool.helpers import open_volume, shard_of
 from tests.storage.faulty_disk import FaultyDisk
@@ -79,8 +77,8 @@ def test_one_failed_flush(tmp_path: Path) -> None:
     """The pool's connection is meant for the volume as it was before: it learns that it has to look again."""
     disk = FaultyDisk()
     volume = own(tmp_path / "volume", disk)
-    server = Server({SHARD_SERVICE: shard_handler(None, current=volume.current)})
-    address = f"127.0.0.1:{server.start('127.0.0.1:0')}"
+    server = shard_server(None, current=volume.current)
+    address = server.start("127.0.0.1:0")
     remote = RemoteVolume(address, "w1", volume.current().instance)
     remote.append([shard_of(1)])
     remote.sync()
@@ -127,8 +125,8 @@ def test_a_disk_that_fails_again_and_again_is_not_opened_again_at_once(tmp_path:
 def test_a_disk_that_takes_no_writes_gives_out_what_it_has(tmp_path: Path) -> None:
     disk = FaultyDisk()
     volume = own(tmp_path / "volume", disk)
-    server = Server({SHARD_SERVICE: shard_handler(None, current=volume.current)})
-    remote = RemoteVolume(f"127.0.0.1:{server.start('127.0.0.1:0')}", "w1")
+    server = shard_server(None, current=volume.current)
+    remote = RemoteVolume(server.start("127.0.0.1:0"), "w1")
     remote.append([shard_of(1)])
     remote.sync()
     disk.fail(errno.EROFS, "write", "create", "open_writable", "truncate")

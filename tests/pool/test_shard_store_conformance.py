@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import grpc
 import msgspec
 import pytest
 from blake3 import blake3
@@ -35,12 +35,12 @@ from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
 from taskworker.errors import WorkerReadOnly
-from taskworker.protos.store_pb2 import ErrorDetail
 from taskworker.rpc import status
 from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.shard_calls import ShardCalls
-from tests.pool.helpers import key_of, made_up_server, noise, open_volume, served, shard_of
+from taskworker.transport.wire.answering import Caller
+from tests.pool.helpers import Refusal, key_of, made_up_server, noise, open_volume, served, shard_of
 from tests.storage.helpers import flip, records
 
 ALL_KINDS = frozenset(Kind)
@@ -91,17 +91,18 @@ class Stand:
         return volume
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(params=["local", "tcp", "unix"])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     with ExitStack() as exits:
         disk = CrampedDisk()
         volume = open_volume(tmp_path / "volume", disk)
         exits.callback(volume.close)
         store: ShardStore = volume
-        if request.param == "remote":
-            store = RemoteVolume(exits.enter_context(served(volume)), "w1")
+        if request.param != "local":
+            path = tmp_path / "socket" if request.param == "unix" else None
+            store = RemoteVolume(exits.enter_context(served(volume, path=path)), "w1")
             exits.callback(store.close)
-        yield Stand(store, tmp_path / "volume", disk, request.param == "remote", exits)
+        yield Stand(store, tmp_path / "volume", disk, request.param != "local", exits)
 
 
 @pytest.fixture
@@ -341,7 +342,7 @@ def test_a_scan_that_finds_no_records_for_a_while_tells_that_it_goes_on(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.shards.record_walk._SCANNED_TOGETHER_BYTES", 100_000)
-    monkeypatch.setattr("taskworker.services.shards._SIGN_OF_LIFE_S", 0.0)
+    monkeypatch.setattr("taskworker.transport.shard_service._SIGN_OF_LIFE_S", 0.0)
     version = shard_of(99, 100, kind=Kind.VERSION)
     stand.store.append([*(shard_of(seed, 50_000) for seed in range(10)), version])
     stand.store.sync()
@@ -610,7 +611,7 @@ def test_a_killed_server_fails_those_who_wait_for_it(exits: ExitStack) -> None:
     """Syncs, appends beyond what is queued, and reads of what is on its way."""
     asked, over = threading.Event(), threading.Event()
 
-    def hang(_method: str, _request: bytes, _context: grpc.ServicerContext) -> bytes:
+    def hang(_method: str, _request: bytes, _caller: Caller) -> bytes:
         asked.set()
         over.wait()
         return b""
@@ -620,20 +621,22 @@ def test_a_killed_server_fails_those_who_wait_for_it(exits: ExitStack) -> None:
         volume = connect(exits, address)
         sent = volume.start_sync([shard_of(1)])
         asked.wait()
-        volume.append([shard_of(2, 5 * MIB)])
+        for seed in range(10, 13):
+            volume.append([shard_of(seed, 5 * MIB)])
         queued = volume.start_sync([shard_of(3)])
         waiting = [
             in_thread(sent.wait),
             in_thread(queued.wait),
             in_thread(volume.sync),
-            in_thread(lambda: volume.append([shard_of(4)])),
+            in_thread(lambda: _append_and_sync(volume, shard_of(4, 5 * MIB))),
             in_thread(lambda: volume.read(key_of(1))),
             in_thread(lambda: volume.keys().__next__()),
         ]
-        server.stop(None)
+        stopping, _ = in_thread(lambda: server.stop(0.0))
         for thread, _ in waiting:
             thread.join()
         over.set()
+        stopping.join()
     assert all(isinstance(error, VolumeFailed) for _, (error,) in waiting)
 
 
@@ -642,7 +645,7 @@ def test_a_server_that_hangs(exits: ExitStack, call: Callable[[ShardStore], obje
     """Calls end when their time is up; walks, which may take long, when the worker is given up."""
     over, asked = threading.Event(), threading.Event()
 
-    def hang(_method: str, _request: bytes, _context: grpc.ServicerContext) -> bytes:
+    def hang(_method: str, _request: bytes, _caller: Caller) -> bytes:
         asked.set()
         over.wait()
         return b""
@@ -662,13 +665,13 @@ def test_a_server_that_hangs(exits: ExitStack, call: Callable[[ShardStore], obje
 
 
 def test_a_worker_given_up_just_before_a_frame_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up between taking a frame from the queue and sending it."""
+    """It is given up between the look whether it can be used and the sending."""
     volume = RemoteVolume("127.0.0.1:1", "w1")
     send = ShardCalls.send
 
-    def give_up_first(calls: ShardCalls, name: str, request: bytes) -> bytes:
+    def give_up_first(calls: ShardCalls, *arguments: Any) -> object:
         volume.abandon("its heartbeats stopped")
-        return send(calls, name, request)
+        return send(calls, *arguments)
 
     monkeypatch.setattr(ShardCalls, "send", give_up_first)
     ticket = volume.start_sync([shard_of(1)])
@@ -764,26 +767,13 @@ def test_a_shard_that_does_not_match_its_digest(exits: ExitStack) -> None:
         connect(exits, address).read(key_of(1))
 
 
-@every_call
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_every_status_but_a_full_disk_is_a_failed_volume(
-    exits: ExitStack, code: grpc.StatusCode, call: Callable[[ShardStore], object]
-) -> None:
-    def fail(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.abort(code, "because")
-
-    with made_up_server(fail) as (address, _), pytest.raises(VolumeFailed):
-        call(connect(exits, address))
-
-
 PASSING = (VolumeUnavailable, VolumeReadOnly)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (StoreFull, WorkerReadOnly, *PASSING)])
 def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: type[StorageError]) -> None:
-    def fail(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))
-        context.abort(grpc.StatusCode.UNKNOWN, "because")
+    def fail(_method: str, _request: bytes, _caller: Caller) -> bytes:
+        raise Refusal(f"{kind.__name__}\0because".encode())
 
     with made_up_server(fail) as (address, _):
         for name in ("append", "locate", "fetch", "remove", "keys", "usage"):
@@ -796,9 +786,8 @@ def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: 
 def test_what_a_worker_cannot_do_now_is_no_failure(
     exits: ExitStack, kind: type[StorageError], call: Callable[[ShardStore], object]
 ) -> None:
-    def refuse(_method: str, _request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.set_trailing_metadata(((status.DETAIL_KEY, ErrorDetail(kind=kind.__name__).SerializeToString()),))
-        context.abort(grpc.StatusCode.UNAVAILABLE, "too many open files")
+    def refuse(_method: str, _request: bytes, _caller: Caller) -> bytes:
+        raise Refusal(f"{kind.__name__}\0too many open files".encode())
 
     with made_up_server(refuse) as (address, _):
         volume = connect(exits, address)

@@ -246,6 +246,23 @@ class Connection:
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         return self.call(lambda volume: [volume.fetch(key, length) for key, length in wanted])
 
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Sequence[bool] | StorageError], None],
+    ) -> Callable[[], None]:
+        try:
+            payloads = self.fetch_all(wanted)
+        except StorageError as error:
+            done(error)
+            return lambda: None
+        for payload, place in zip(payloads, into, strict=True):
+            if payload is not None:
+                place[:] = payload
+        done([payload is not None for payload in payloads])
+        return lambda: None
+
     def read(self, key: ShardKey) -> Shard | None:
         return self.call(lambda volume: volume.read(key))
 

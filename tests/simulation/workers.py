@@ -166,4 +166,5 @@ class Worker:
             pool_id=pool.pool_id,
             protocol=PROTOCOL,
             version="simulated",
+            shard_address=self.address,
         )

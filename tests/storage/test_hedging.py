@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from storage.keys import Kind, ShardKey, StripeKey, stripe_key
 from storage.runtime import Runtime
 from storage.stripes import hedging
-from storage.stripes.hedging import HedgedReader
+from storage.stripes.hedging import HedgedReader, Outcome
 from tests.storage.helpers import content
 
 
@@ -42,8 +41,11 @@ class Workers:
         self.failing: set[int] = set()
         self.hanging: dict[int, threading.Event] = {}
         self.asked: list[int] = []
+        self.cancelled: list[int] = []
+        self.reported: list[int] = []
         self.answered = [threading.Event() for _ in range(n)]
         self.before_answer: Callable[[int], None] = lambda slot: None
+        self._threads: list[threading.Thread] = []
 
     def hang(self, *slots: int) -> None:
         self.hanging |= {slot: threading.Event() for slot in slots}
@@ -52,24 +54,49 @@ class Workers:
         for event in self.hanging.values():
             event.set()
 
-    def fetch_all(self, store: int, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
-        return [self.fetch(store, key, length) for key, length in wanted]
+    def end(self) -> None:
+        """Let all fetches end."""
+        self.let_go()
+        for thread in self._threads:
+            thread.join()
 
-    def fetch(self, store: int, key: ShardKey, length: int) -> memoryview | None:
+    def begin(
+        self,
+        store: int,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        """Fetch in a thread, as :data:`storage.stripes.hedging.Begin` tells."""
+        (key, length), (place,) = wanted[0], into
         slot = key[35]
         assert store == self.holders[slot]
         assert key[:35] == self.stripe
-        assert length == len(self.shards[slot])
+        assert length == len(self.shards[slot]) == len(place)
         self.asked.append(slot)
-        try:
+        writing, is_cancelled = threading.Lock(), threading.Event()
+
+        def cancel() -> None:
+            with writing:
+                is_cancelled.set()
+            self.cancelled.append(slot)
+
+        def fetch() -> None:
             if slot in self.hanging:
                 self.hanging[slot].wait()
             self.before_answer(slot)
-            if slot in self.failing:
-                raise OSError("the connection broke")
-            return None if slot in self.missing else memoryview(self.shards[slot])
-        finally:
+            present = slot not in self.missing
+            if present and slot not in self.failing:
+                with writing:
+                    if not is_cancelled.is_set():
+                        place[:] = self.shards[slot]
+            done((lambda: self.reported.append(slot)) if slot in self.failing else [present])
             self.answered[slot].set()
+
+        thread = threading.Thread(target=fetch)
+        self._threads.append(thread)
+        thread.start()
+        return cancel
 
     def read(self, reader: HedgedReader, size: int) -> tuple[bytearray, list[int] | None]:
         target = bytearray(b"?" * size)
@@ -83,13 +110,11 @@ def exits() -> Iterator[ExitStack]:
 
 
 def set_up(exits: ExitStack, size: int = 1000, k: int = 4, n: int = 6) -> tuple[bytes, Workers, HedgedReader]:
-    """Provide an object, its workers and a reader; at the end, release all workers and close the reader."""
+    """Provide an object, its workers and a reader; at the end, release all workers."""
     data = content(size, size)
     workers = Workers(data, k, n)
-    reader = HedgedReader(workers.fetch_all, Runtime())
-    exits.callback(reader.close)
-    exits.callback(workers.let_go)
-    return data, workers, reader
+    exits.callback(workers.end)
+    return data, workers, HedgedReader(workers.begin, Runtime())
 
 
 def test_the_data_shards_are_asked_for_first(exits: ExitStack) -> None:
@@ -101,7 +126,7 @@ def test_the_data_shards_are_asked_for_first(exits: ExitStack) -> None:
 
 
 def test_a_store_that_hangs_keeps_no_other_from_being_asked(exits: ExitStack) -> None:
-    """There are more reads than threads, and each asks the store that hangs."""
+    """Each read asks the store that hangs, among others."""
     data, workers, reader = set_up(exits)
     workers.hang(2)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,13 +153,17 @@ def test_what_small_reads_take_says_nothing_of_large_ones(exits: ExitStack) -> N
     small, few, _ = set_up(exits)
     large = content(7, 1_000_000)
     many = Workers(large, 4, 6)
-    exits.callback(many.let_go)
+    exits.callback(many.end)
 
-    def fetch_all(store: int, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
-        return (few if wanted[0][1] == len(few.shards[0]) else many).fetch_all(store, wanted)
+    def begin(
+        store: int,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        return (few if wanted[0][1] == len(few.shards[0]) else many).begin(store, wanted, into, done)
 
-    both = HedgedReader(fetch_all, Runtime())
-    exits.callback(both.close)
+    both = HedgedReader(begin, Runtime())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)
         for _ in range(100):
@@ -173,13 +202,13 @@ def test_any_k_shards_make_the_object_and_fewer_make_none(k: int, extra: int, si
         workers.missing, workers.failing = gone, broken
         target, missing = workers.read(reader, size)
         if len(gone | broken) > extra:
-            assert missing is None
-            assert bytes(target) == b"?" * size
+            assert missing is None  # payloads that arrived are in their places; the caller throws them away
             assert sorted(workers.asked) == list(range(n))
         else:
             assert bytes(target) == whole
             assert missing is not None
             assert {*range(k)} & (gone | broken) <= {*missing} <= gone | broken
+        assert {*workers.reported} == {*workers.asked} & broken
 
 
 @pytest.mark.parametrize("hanging", [(0,), (1, 3), (0, 5)])
@@ -229,7 +258,6 @@ def test_a_late_answer_never_touches_the_object(exits: ExitStack) -> None:
     workers.let_go()
     for slot in (0, 1):
         workers.answered[slot].wait()
-    reader.close()
     assert bytes(target) == bytes(len(data))
     assert missing == []
 
@@ -276,28 +304,21 @@ def test_many_reads_at_once_while_one_worker_hangs(exits: ExitStack) -> None:
     assert all((bytes(target), missing) == (data, []) for target, missing in outcomes)
 
 
-def test_a_read_that_waits_for_a_thread_ends_when_the_reader_is_closed(exits: ExitStack) -> None:
-    """All threads hang in other reads; closing the reader must end reads whose requests were never sent."""
+def test_what_is_not_needed_any_more_is_cancelled(exits: ExitStack) -> None:
     data, workers, reader = set_up(exits)
-    workers.hang(*range(6))
-    threads = [threading.Thread(target=workers.read, args=(reader, len(data))) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    while len(workers.asked) < 32:  # all threads are busy with the four stores that are asked first
-        workers.hanging[0].wait(0.01)
-    closing = threading.Thread(target=reader.close)
-    closing.start()
-    threads_of_reader = list(reader._threads.values())
-    while not all(isinstance(each, ThreadPoolExecutor) and each._shutdown for each in threads_of_reader):
-        workers.hanging[0].wait(0.01)
-    workers.let_go()
-    for thread in (*threads, closing):
-        thread.join()
+    workers.hang(0, 3)
+    target, missing = workers.read(reader, len(data))
+    assert (bytes(target), missing) == (data, [])
+    assert {0, 3} <= {*workers.cancelled}
 
 
-def test_a_closed_reader_reads_nothing(exits: ExitStack) -> None:
+def test_a_read_that_fails_leaves_nothing_behind_that_writes(exits: ExitStack) -> None:
     data, workers, reader = set_up(exits)
-    reader.close()
+    workers.missing = {1, 2, 4, 5}
+    workers.hang(0)
+    workers.before_answer = lambda slot: workers.let_go() if slot == 5 else None
     target, missing = workers.read(reader, len(data))
     assert missing is None
-    assert bytes(target) == b"?" * len(data)
+    target[:] = bytes(len(data))
+    workers.end()
+    assert bytes(target) == bytes(len(data))

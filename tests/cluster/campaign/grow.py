@@ -112,7 +112,7 @@ def _owners(cluster: Cluster, watched: Owners | None = None) -> Owners:
     """
     owners: dict[ShardKey, str] = {}
     for name, process in cluster.workers.items():
-        for key in keys_at(process.address):
+        for key in keys_at(process.shard_address):
             if watched is None or key in watched:
                 assert key not in owners, f"{name} and {owners[key]} both have the shard {key.hex()}"
                 owners[key] = name

@@ -106,7 +106,7 @@ def _round(cluster: Cluster, users: Users, rng: Random, seen: _Seen) -> None:
     cluster.await_survivable(2)
     seen.whole_again_s.append(time.monotonic() - began_s)
     for name, places in zip(names, kept, strict=True):
-        _compare(places, places_at(cluster.workers[name].address), seen)
+        _compare(places, places_at(cluster.workers[name].shard_address), seen)
 
 
 def _await_redundancy(cluster: Cluster) -> None:
@@ -125,7 +125,7 @@ def _start(cluster: Cluster, names: Sequence[str]) -> list[Places]:
     """Start workers again; what each of them still had, before anything was given to it by repair."""
 
     def start(name: str) -> Places:
-        return places_at(cluster.start_worker(name).address)
+        return places_at(cluster.start_worker(name).shard_address)
 
     with ThreadPoolExecutor(len(names)) as threads:
         return list(threads.map(start, names))

@@ -46,15 +46,17 @@ class LyingVolume:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._volume, name)
 
-    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
-        """See :meth:`ShardStore.read_into`."""
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
+        """See :meth:`ShardStore.fetch_all`."""
         if self.conduct == "other-chunks":
-            key = self._other(key, length)
-        found = self._volume.read_into(key, buffers, length)
+            wanted = [(self._other(key, length), length) for key, length in wanted]
+        payloads = list(self._volume.fetch_all(wanted))
         if self.conduct == "wrong-bytes":
-            for buffer in buffers:
-                buffer[:] = bytes(buffer).translate(_FLIPPED)
-        return found
+            return [None if payload is None else memoryview(bytes(payload).translate(_FLIPPED)) for payload in payloads]
+        return payloads
+
+    def payload_file(self, _key: ShardKey, _length: int) -> None:
+        """See :class:`HasPayloadFiles`. Payloads from files would be true ones."""
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`."""
@@ -85,9 +87,13 @@ class Misfit(VolumeWorker):
 
     def _join(self, pool_id: str) -> None:
         if not hasattr(self, "line"):
-            self.line = Line(self.address)
-            self.address = self.line.address
+            self.line = Line(super().shard_address)
         super()._join(pool_id)
+
+    @property
+    def shard_address(self) -> str:
+        """The line's."""
+        return self.line.address
 
     def behave(self, conduct: str) -> None:
         """From now on."""
@@ -109,7 +115,10 @@ def main() -> None:
     worker = Misfit(arguments.id, arguments.pool, Path(arguments.dir), capacity=arguments.capacity << 30)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     worker.start(arguments.listen)
-    print(json.dumps({"worker": arguments.id, "address": worker.address}), flush=True)
+    print(
+        json.dumps({"worker": arguments.id, "address": worker.address, "shard_address": worker.shard_address}),
+        flush=True,
+    )
     with contextlib.suppress(KeyboardInterrupt):
         for line in sys.stdin:
             worker.behave(line.strip())

@@ -12,7 +12,7 @@ from taskworker.transport.remote_volume import RemoteVolume
 
 @contextmanager
 def volume_at(address: str) -> Iterator[RemoteVolume]:
-    """A connection to the worker at an address, beside the pool's."""
+    """A connection to the volume at a shard address, beside the pool's."""
     volume = RemoteVolume(address, "looked at", timeout_s=30.0)
     try:
         yield volume

@@ -6,7 +6,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from blake3 import blake3
@@ -18,8 +18,6 @@ from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey, shard_key, stripe_key
 from storage.shards import LocalVolume, Location, Shard
 from storage.shards.identity import VolumeIdentity
 from taskworker.errors import WorkerRestarted
-from taskworker.rpc.binding import InProcess
-from taskworker.services.shards import STREAMS, UNARY, ShardService
 from taskworker.transport.frames import (
     ABSENT,
     CORRUPT,
@@ -29,10 +27,13 @@ from taskworker.transport.frames import (
     MESSAGE_BYTES_MAX,
     OBJECT_BYTES_MAX,
     PRESENT,
+    UNREADABLE,
+    Append,
     AppendFrame,
-    FetchReply,
+    Call,
     FrameError,
     Wanted,
+    fetched_bytes,
     join_keys,
     pack_found,
     pack_locations,
@@ -49,6 +50,8 @@ from taskworker.transport.frames import (
     parse_wanted,
     split_keys,
 )
+from taskworker.transport.shard_service import ShardService
+from taskworker.transport.wire.answering import FilePart, Parts, Style
 
 HEAD_BYTES = 2
 ENTRY_BYTES = 80
@@ -94,8 +97,19 @@ def frame_of(sent: list[Shard], flags: int = 0, instance: bytes = b"") -> bytes:
     frame = AppendFrame(instance)
     for shard in sent:
         frame.add(shard)
-    frame.mark(flags)
-    return frame.message()
+    return b"".join(frame.parts(flags))
+
+
+def append_of(raw: bytes) -> Append:
+    return parse_append(memoryview(raw))
+
+
+def fetched_of(raw: bytes, wanted: list[Wanted]) -> list[memoryview | None]:
+    return parse_fetched(memoryview(raw), wanted)
+
+
+def found_of(raw: bytes, asked: list[ShardKey]) -> list[Shard | int | None]:
+    return parse_found(memoryview(raw), asked)
 
 
 # -- round trips -----------------------------------------------------------------------------------
@@ -107,7 +121,7 @@ def frame_of(sent: list[Shard], flags: int = 0, instance: bytes = b"") -> bytes:
     instance=st.binary(max_size=255),
 )
 def test_append(sent: list[Shard], flags: int, instance: bytes) -> None:
-    received = parse_append(frame_of(sent, flags, instance))
+    received = append_of(frame_of(sent, flags, instance))
     assert (received.flags, received.instance) == (flags, instance)
     assert plain(received.shards) == plain(sent)
 
@@ -115,21 +129,35 @@ def test_append(sent: list[Shard], flags: int, instance: bytes) -> None:
 @given(sent=st.lists(shards, max_size=5), instance=st.binary(max_size=255))
 def test_an_append_frame_knows_its_keys_and_its_size(sent: list[Shard], instance: bytes) -> None:
     frame = AppendFrame(instance)
-    assert not frame.pending
     for shard in sent:
         frame.add(shard)
     assert (
         frame.size
         == HEAD_BYTES + len(instance) + sum(ENTRY_BYTES + len(shard.payload) for shard in sent)
-        == len(frame.message())
+        == len(b"".join(frame.parts(0)))
     )
-    assert frame.pending == bool(sent)
     assert set(frame.keys) == {shard.key for shard in sent}
     for key, place in frame.keys.items():
         last = [shard for shard in sent if shard.key == key][-1]
         assert place == Location(0, 0, len(last.payload), last.object_length)
-    frame.mark(FLAG_SYNC)
-    assert frame.pending
+
+
+def test_an_append_frame_takes_any_shard_but_no_more_than_a_message_holds() -> None:
+    frame = AppendFrame(b"instance")
+    largest = SHARD._replace(payload=bytes(OBJECT_BYTES_MAX))
+    assert frame.takes(largest)
+    frame.add(largest)
+    assert not frame.takes(largest)
+    rest = MESSAGE_BYTES_MAX - frame.size - ENTRY_BYTES
+    assert frame.takes(SHARD._replace(payload=bytes(rest)))
+    assert not frame.takes(SHARD._replace(payload=bytes(rest + 1)))
+
+
+def test_an_append_frame_sends_payloads_from_where_they_are() -> None:
+    frame = AppendFrame()
+    payload = memoryview(bytearray(100))
+    frame.add(SHARD._replace(payload=payload))
+    assert any(part is payload for part in frame.parts(0))
 
 
 @given(sent=st.lists(shards, max_size=5))
@@ -179,20 +207,29 @@ def test_wanted(sent: list[Wanted]) -> None:
 @given(sent=st.lists(st.tuples(keys(), st.none() | st.binary(max_size=50)), max_size=8))
 def test_fetched(sent: list[tuple[ShardKey, bytes | None]]) -> None:
     wanted = [Wanted(key, 9 if payload is None else len(payload)) for key, payload in sent]
-    reply = FetchReply(wanted)
-    for index, want, place in reply.slots():
-        payload = sent[index][1]
-        assert len(place) == want.length
-        place[:] = b"?" * want.length if payload is None else payload
-        reply.note(index, present=payload is not None)
-    payloads = parse_fetched(reply.message(), wanted)
-    assert [None if payload is None else bytes(payload) for payload in payloads] == [payload for _, payload in sent]
+    there = [payload for _, payload in sent if payload is not None]
+    states = bytes(ABSENT if payload is None else PRESENT for _, payload in sent)
+    received = fetched_of(b"".join(there) + states, wanted)
+    assert [payload if payload is None else bytes(payload) for payload in received] == [payload for _, payload in sent]
 
 
-@given(sent=st.lists(shards | st.none() | st.just(CORRUPT), max_size=8))
+@given(sent=st.lists(st.tuples(keys(), st.binary(max_size=50), st.booleans()), max_size=8))
+def test_fetched_with_room_for_payloads_that_could_not_be_read(sent: list[tuple[ShardKey, bytes, bool]]) -> None:
+    """The length of an answer is told before its payloads are read from their files."""
+    wanted = [Wanted(key, len(payload)) for key, payload, _ in sent]
+    payloads = [payload if good else bytes(len(payload)) for _, payload, good in sent]
+    raw = b"".join(payloads) + bytes(PRESENT if good else ABSENT for _, _, good in sent)
+    assert len(raw) == fetched_bytes(wanted)
+    received = fetched_of(raw, wanted)
+    assert [payload if payload is None else bytes(payload) for payload in received] == [
+        payload if good else None for _, payload, good in sent
+    ]
+
+
+@given(sent=st.lists(shards | st.none() | st.sampled_from([CORRUPT, UNREADABLE]), max_size=8))
 def test_found(sent: list[Shard | int | None]) -> None:
     asked = [shard.key if isinstance(shard, Shard) else KEY for shard in sent]
-    received = parse_found(pack_found(sent), asked)
+    received = found_of(pack_found(sent), asked)
     assert [plain([each]) if isinstance(each, Shard) else each for each in received] == [
         plain([each]) if isinstance(each, Shard) else each for each in sent
     ]
@@ -201,13 +238,13 @@ def test_found(sent: list[Shard | int | None]) -> None:
 # -- what is no frame ------------------------------------------------------------------------------
 
 PARSERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
-    "append": (frame_of([SHARD, SHARD], FLAG_SYNC), parse_append),
+    "append": (frame_of([SHARD, SHARD], FLAG_SYNC), append_of),
     "shards": (pack_shards([SHARD, SHARD]), parse_shards),
     "keys": (join_keys([KEY, KEY]), parse_keys),
     "locations": (pack_locations([None, Location(1, 2, 3, 4)]), lambda raw: parse_locations(raw, 2)),
     "wanted": (pack_wanted([Wanted(KEY, 3)]), parse_wanted),
-    "fetched": (b"\1\0abc", lambda raw: parse_fetched(raw, [Wanted(KEY, 3)] * 2)),
-    "found": (pack_found([SHARD, None, CORRUPT]), lambda raw: parse_found(raw, [KEY] * 3)),
+    "fetched": (b"abc\1\0", lambda raw: fetched_of(raw, [Wanted(KEY, 3)] * 2)),
+    "found": (pack_found([SHARD, None, CORRUPT]), lambda raw: found_of(raw, [KEY] * 3)),
 }
 each_parser = pytest.mark.parametrize(("good", "parse"), PARSERS.values(), ids=PARSERS)
 
@@ -237,7 +274,7 @@ def test_frames_with_a_few_bytes_changed(good: bytes, parse: Callable[[bytes], A
 def test_frames_cut_anywhere_or_too_long(good: bytes, parse: Callable[[bytes], Any]) -> None:
     shard_bytes = ENTRY_BYTES + 3
     whole = {len(join_keys([KEY])), shard_bytes, HEAD_BYTES, HEAD_BYTES + shard_bytes}  # what is a frame as well
-    whole |= {0} if parse is not parse_append else set()
+    whole |= {0} if parse is not append_of else set()
     for length in range(len(good)):
         if length not in whole:
             with pytest.raises(FrameError):
@@ -265,7 +302,7 @@ def test_what_is_no_key(key: bytes) -> None:
     for parse, raw in (
         (parse_keys, key),
         (parse_wanted, key + bytes(4)),
-        (parse_append, bytes(HEAD_BYTES) + key + bytes(ENTRY_BYTES - SHARD_KEY_BYTES)),
+        (append_of, bytes(HEAD_BYTES) + key + bytes(ENTRY_BYTES - SHARD_KEY_BYTES)),
     ):
         with pytest.raises(FrameError, match="no shard key"):
             parse(raw)
@@ -273,16 +310,16 @@ def test_what_is_no_key(key: bytes) -> None:
 
 def test_flags_of_a_newer_sender() -> None:
     with pytest.raises(FrameError, match="newer"):
-        parse_append(b"\4\0")
+        append_of(b"\4\0")
 
 
 def test_objects_larger_than_any() -> None:
     too_large = SHARD._replace(object_length=OBJECT_BYTES_MAX + 1)
     payload_too_large = SHARD._replace(payload=bytes(OBJECT_BYTES_MAX + 1))
     for parse, raw in (
-        (parse_append, frame_of([too_large])),
-        (parse_append, frame_of([payload_too_large])),
-        (lambda raw: parse_found(raw, [KEY]), pack_found([too_large])),
+        (append_of, frame_of([too_large])),
+        (append_of, frame_of([payload_too_large])),
+        (lambda raw: found_of(raw, [KEY]), pack_found([too_large])),
         (lambda raw: parse_locations(raw, 1), pack_locations([Location(0, 0, 0, OBJECT_BYTES_MAX + 1)])),
         (lambda raw: parse_locations(raw, 1), pack_locations([Location(0, 0, OBJECT_BYTES_MAX + 1, 0)])),
     ):
@@ -312,13 +349,13 @@ HUGE = struct.pack("<I", 2**32 - 1)
 @pytest.mark.parametrize(
     ("parse", "raw"),
     [
-        (parse_append, frame_of([SHARD])[: HEAD_BYTES + ENTRY_BYTES - 4] + HUGE + b"abc"),
+        (append_of, frame_of([SHARD])[: HEAD_BYTES + ENTRY_BYTES - 4] + HUGE + b"abc"),
         (parse_shards, pack_shards([SHARD])[: ENTRY_BYTES - 4] + HUGE + b"abc"),
         (parse_wanted, KEY + HUGE),
         (parse_wanted, (KEY + HUGE) * KEYS_MAX),
-        (lambda raw: parse_found(raw, [KEY]), pack_found([SHARD])[: FOUND_BYTES - 4] + HUGE + b"abc"),
-        (lambda raw: parse_fetched(raw, [Wanted(KEY, 2**32 - 1)]), bytes([PRESENT]) + b"abc"),
-        (lambda raw: parse_fetched(raw, [Wanted(KEY, 2**32 - 1)] * 2), bytes([PRESENT, ABSENT])),
+        (lambda raw: found_of(raw, [KEY]), pack_found([SHARD])[: FOUND_BYTES - 4] + HUGE + b"abc"),
+        (lambda raw: fetched_of(raw, [Wanted(KEY, 2**32 - 1)]), b"abc" + bytes([PRESENT])),
+        (lambda raw: fetched_of(raw, [Wanted(KEY, 2**32 - 1)] * 2), bytes([PRESENT, ABSENT])),
         (lambda raw: parse_locations(raw, 2**40), bytes(LOCATION_BYTES)),
     ],
 )
@@ -353,20 +390,31 @@ REQUESTS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("method", [*UNARY, *STREAMS])
+class Waiting:
+    """A caller that waits for its answer."""
+
+    def is_active(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("call", list(Call), ids=[call.name.lower() for call in Call])
 @given(raw=REQUESTS)
 @example(raw=b"")
 @example(raw=KEY)
 @example(raw=b"\xff" * 1000)
 @example(raw=b"\x00\x02\x00\x00")  # the start of a worker: not this one
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_method_answers_or_refuses_whatever_it_is_sent(service: ShardService, method: str, raw: bytes) -> None:
-    if method == "Verify":
+def test_a_method_answers_or_refuses_whatever_it_is_sent(service: ShardService, call: Call, raw: bytes) -> None:
+    if call is Call.VERIFY:
         raw = b""  # it takes none, and reads all there is
+    method = service.methods()[call]
+    style = method.style_of(memoryview(raw))
     # A well-formed request may name another start of the worker, which is refused as such.
     with suppress(InvalidArgument, WorkerRestarted):
-        answer = getattr(service, method)(raw, InProcess())
-        if method in STREAMS:
-            assert all(isinstance(message, bytes) for message in answer)
-        else:
-            assert isinstance(answer, bytes)
+        answer = method.serve(memoryview(raw), Waiting())
+        messages = [answer] if style is not Style.STREAM else list(answer)
+        assert all(_are_sendable(cast(Parts, parts)) for parts in messages)
+
+
+def _are_sendable(parts: Parts) -> bool:
+    return all(isinstance(part, bytes | bytearray | memoryview | FilePart) for part in parts)

@@ -9,22 +9,18 @@ import pytest
 
 from storage.shards import LocalVolume, VolumeFailed
 from storage.shards.identity import VolumeIdentity, new_volume_key
-from taskworker.rpc.serving import Server
-from taskworker.services.shards import shard_handler
-from taskworker.transport.frames import SHARD_SERVICE
 from taskworker.transport.remote_volume import RemoteVolume
+from tests.pool.helpers import served
 
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[RemoteVolume]:
     (tmp_path / "volume").mkdir()
     local = LocalVolume(tmp_path / "volume", VolumeIdentity("ab" * 16, 0, 1, new_volume_key(), 4, 6, 65536))
-    server = Server({SHARD_SERVICE: shard_handler(local)})
-    server.start(f"unix:{tmp_path}/s")
-    volume = RemoteVolume(f"unix:{tmp_path}/s", "w")
-    yield volume
-    volume.close()
-    server.stop(0.0)
+    with served(local, path=tmp_path / "s") as address:
+        volume = RemoteVolume(address, "w")
+        yield volume
+        volume.close()
     local.close()
 
 

@@ -1,34 +1,40 @@
-"""ShardService: serves a worker's volume to its pool, in raw frames (see ``transport.frames``)."""
+"""Serves a worker's volume to its pool over the shard transport."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
 
-import grpc
 import msgspec
 
 from storage.batching import batched
-from storage.errors import InvalidArgument
-from storage.keys import SHARD_KEY_BYTES, Kind
+from storage.errors import InvalidArgument, StorageError
+from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
+from storage.limits import KIB, BytesLike
 from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
+from storage.shards.filesystem import VolumeFile
 from storage.shards.port import Verification
-from taskworker.errors import WorkerReadOnly, WorkerRestarted
-from taskworker.rpc.binding import Caller, raw_handler, require_active
-from taskworker.services.running import Run
+from taskworker.errors import CallAbandoned, ServerFault, WorkerReadOnly, WorkerRestarted
+from taskworker.rpc import status
+from taskworker.rpc.running import Run
 from taskworker.transport.frames import (
+    ABSENT,
     CORRUPT,
     FLAG_SYNC,
     FLAG_URGENT,
     KEYS_MAX,
-    SHARD_SERVICE,
+    PRESENT,
     UNREADABLE,
-    FetchReply,
+    Call,
+    Wanted,
     join_keys,
     pack_found,
     pack_locations,
@@ -40,10 +46,18 @@ from taskworker.transport.frames import (
     parse_wanted,
     split_keys,
 )
+from taskworker.transport.wire.answering import Caller, FilePart, Method, Parts, Style
+from taskworker.transport.wire.server import WireServer
+
+log = logging.getLogger(__name__)
 
 _VERIFICATIONS_KEPT = 2
 _TOKEN_BYTES = 8
 _SIGN_OF_LIFE_S = 1.0
+# Sending from the file saves a copy, but is a system call more.
+_FROM_FILE_BYTES_MIN = 32 * KIB
+# A sync of less is done in the thread that reads the connection: handing it over takes longer than the flush.
+_QUICK_SYNC_BYTES_MAX = 256 * KIB
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
 _COMPACTED = struct.Struct("<IQ")
@@ -53,8 +67,16 @@ Current = Callable[[], tuple[ShardStore, str]]
 """Returns the volume to serve, and its random instance name, which changes when the volume is reopened."""
 
 
+@runtime_checkable
+class HasPayloadFiles(Protocol):
+    """A shard store on this machine, whose payloads can be sent from their files."""
+
+    def payload_file(self, key: ShardKey, length: int) -> tuple[VolumeFile, int] | None:
+        """The open file that has a payload, and where it begins; None if it cannot be read this way."""
+
+
 class ShardService:
-    """Serves one volume. Every method takes and returns frames, or iterators of them.
+    """Serves one volume. Every method takes a request, and returns an answer or an iterator of messages.
 
     Args:
         volume: the volume to serve.
@@ -74,6 +96,7 @@ class ShardService:
         self._current = current or (lambda: _unchanging(volume, instance))
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
+        self._unsynced = 0  # bytes appended since the last sync; need not be exact
 
     @property
     def _volume(self) -> ShardStore:
@@ -83,11 +106,11 @@ class ShardService:
     def _instance(self) -> bytes:
         return self._current()[1].encode()
 
-    def Instance(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
+    def instance(self, _request: bytes, _caller: Caller) -> bytes:
         """The instance name of this process."""
         return self._instance
 
-    def Append(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802 - the names are the contract's
+    def append(self, request: memoryview, _caller: Caller) -> Parts:
         """Store shards; if requested, make them and all earlier ones durable.
 
         Raises:
@@ -99,33 +122,56 @@ class ShardService:
             raise WorkerRestarted("this worker restarted, or reopened its volume, since it joined; it joins again")
         try:
             if shards:
+                self._unsynced += len(request)
                 volume.append(shards, urgent=bool(flags & FLAG_URGENT))
             if flags & FLAG_SYNC:
+                self._unsynced = 0
                 volume.sync()
         except VolumeReadOnly as error:
             raise WorkerReadOnly(str(error)) from error
-        return b""
+        return ()
 
-    def Locate(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def _style_of_append(self, request: memoryview) -> Style:
+        """A flush of much takes long, and appends that follow need not wait for it."""
+        syncs = len(request) > 0 and request[0] & FLAG_SYNC
+        return Style.SLOW if syncs and self._unsynced + len(request) > _QUICK_SYNC_BYTES_MAX else Style.QUICK
+
+    def locate(self, request: bytes, _caller: Caller) -> bytes:
         """Which shards are here."""
         return pack_locations(self._volume.locate_all(parse_keys(request)))
 
-    def Missing(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def missing(self, request: bytes, _caller: Caller) -> bytes:
         """Which shards are not here."""
         return pack_positions(self._volume.missing(split_keys(request)))
 
-    def Fetch(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def fetch(self, request: memoryview, _caller: Caller) -> Parts:
         """Payloads, not verified: the reader verifies the whole object."""
-        reply = FetchReply(parse_wanted(request))
-        for index, want, place in reply.slots():
-            try:
-                present = self._volume.read_into(want.key, [place], want.length)
-            except (CorruptShard, VolumeUnavailable):
-                present = False  # the reader asks other workers; Read reports what is wrong here
-            reply.note(index, present=present)
-        return reply.message()
+        wanted = parse_wanted(request)
+        states = bytearray(len(wanted))
+        parts: list[BytesLike | FilePart] = []
+        for at, want in enumerate(wanted):
+            payload = self._payload(want, partial(states.__setitem__, at, ABSENT))
+            if payload is not None:
+                states[at] = PRESENT
+                parts.append(payload)
+        parts.append(states)
+        return parts
 
-    def Read(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def _payload(self, want: Wanted, failed: Callable[[], None]) -> BytesLike | FilePart | None:
+        """A payload, from its file if it is large; None if it cannot be read."""
+        volume = self._volume
+        try:
+            if want.length >= _FROM_FILE_BYTES_MIN and isinstance(volume, HasPayloadFiles):
+                found = volume.payload_file(want.key, want.length)
+                if found is not None:
+                    file, offset = found
+                    return FilePart(file, file.descriptor(), offset, want.length, failed)
+            (payload,) = volume.fetch_all([want])
+        except (CorruptShard, VolumeUnavailable):
+            return None  # the reader asks other workers; Read reports what is wrong here
+        return payload
+
+    def read(self, request: bytes, _caller: Caller) -> bytes:
         """Shards, with header and digest verified."""
         return pack_found([self._read(key) for key in parse_keys(request)])
 
@@ -137,11 +183,11 @@ class ShardService:
         except VolumeUnavailable:
             return UNREADABLE
 
-    def Remove(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def remove(self, request: bytes, _caller: Caller) -> bytes:
         """Forget shards."""
         return _PROGRESS.pack(self._volume.remove(parse_keys(request)))
 
-    def Discard(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def discard(self, request: bytes, _caller: Caller) -> bytes:
         """Set a bad shard aside if it is still at its location: key, location, whether it was proved wrong (1)."""
         if len(request) < SHARD_KEY_BYTES:
             raise InvalidArgument("a discard request is a key and a location")
@@ -151,29 +197,29 @@ class ShardService:
             raise InvalidArgument("a location to discard is needed")
         return bytes([self._volume.discard(key, location, wrong=request[-1] != 0)])
 
-    def Keys(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+    def keys(self, request: bytes, caller: Caller) -> Iterator[bytes]:
         """Keys from ``start`` up to ``stop``: length of start (1), start, stop (empty: no end)."""
         start, stop = _parse_range(request)
         for batch in batched(self._volume.keys(start, stop), KEYS_MAX):
-            require_active(caller)
+            _require_active(caller)
             yield join_keys(batch)
 
-    def Records(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+    def records(self, request: bytes, caller: Caller) -> Iterator[bytes]:
         """All intact shards of these kinds (a byte each), found by a scan; empty frames show that it is running."""
         kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
         told_s = self._clock_s()
         for page in self._volume.records(kinds):
-            require_active(caller)
+            _require_active(caller)
             if page or self._clock_s() - told_s >= _SIGN_OF_LIFE_S:
                 yield pack_shards(page)
                 told_s = self._clock_s()
 
-    def Newest(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def newest(self, _request: bytes, _caller: Caller) -> bytes:
         """The readable version or tombstone with the highest sequence number; nothing if there is none."""
         shard = self._volume.newest()
         return pack_shards([shard] if shard is not None else [])
 
-    def Verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:  # noqa: N802
+    def verify(self, _request: bytes, _caller: Caller) -> Iterator[bytes]:
         """Verify everything: sends the numbers of bytes read (8), and at last a token for Judge and Rest (9)."""
         with Run(self._verify) as run:
             told = 0
@@ -198,16 +244,16 @@ class ShardService:
 
         return self._volume.verify(add)
 
-    def Judge(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def judge(self, request: bytes, _caller: Caller) -> bytes:
         """Verdicts (a byte each) on keys, from a verification: token (8), keys."""
         verification = self._verification(request[:_TOKEN_BYTES])
         return bytes(verification.judge(parse_keys(request[_TOKEN_BYTES:])))
 
-    def Rest(self, request: bytes, caller: Caller) -> Iterator[bytes]:  # noqa: N802
+    def rest(self, request: bytes, caller: Caller) -> Iterator[bytes]:
         """Forget the other shards that a verification found corrupt, end it, and return their keys."""
         verification = self._verification(request)
         for batch in batched(verification.quarantine_rest(), KEYS_MAX):
-            require_active(caller)
+            _require_active(caller)
             yield join_keys(batch)
         with self._lock:
             self._verifications.pop(request, None)
@@ -219,46 +265,81 @@ class ShardService:
             raise InvalidArgument("this verification has ended; verify again")
         return found
 
-    def Check(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def check(self, request: bytes, _caller: Caller) -> bytes:
         """Verdicts (a byte each) on keys, by reading them now; corrupt shards are set aside."""
         return bytes(self._volume.check(parse_keys(request)))
 
-    def Compact(self, request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def compact(self, request: bytes, _caller: Caller) -> bytes:
         """Rewrite segments with at most this share of live bytes (a double)."""
         if len(request) != _RATIO.size:
             raise InvalidArgument("a compact request is one double")
         segments, freed = self._volume.compact(*_RATIO.unpack(request))
         return _COMPACTED.pack(segments, freed)
 
-    def Usage(self, _request: bytes, _caller: Caller) -> bytes:  # noqa: N802
+    def usage(self, _request: bytes, _caller: Caller) -> bytes:
         """Space and contents, as a MessagePack map."""
         return msgspec.msgpack.encode(self._volume.usage())
 
+    def methods(self) -> dict[int, Method]:
+        """All methods, as the server of the transport takes them."""
+        quick: Mapping[Call, Callable[[bytes, Caller], bytes]] = {
+            Call.LOCATE: self.locate,
+            Call.MISSING: self.missing,
+            Call.READ: self.read,
+            Call.DISCARD: self.discard,
+            Call.USAGE: self.usage,
+            Call.INSTANCE: self.instance,
+        }
+        slow: Mapping[Call, Callable[[bytes, Caller], bytes]] = {
+            Call.REMOVE: self.remove,
+            Call.JUDGE: self.judge,
+            Call.CHECK: self.check,
+            Call.COMPACT: self.compact,
+            Call.NEWEST: self.newest,
+        }
+        streams: Mapping[Call, Callable[[bytes, Caller], Iterator[bytes]]] = {
+            Call.KEYS: self.keys,
+            Call.RECORDS: self.records,
+            Call.VERIFY: self.verify,
+            Call.REST: self.rest,
+        }
+        return {
+            Call.APPEND: Method(Call.APPEND.name, self._style_of_append, self.append),
+            Call.FETCH: Method(Call.FETCH.name, Style.QUICK, self.fetch),
+            **{call: Method(call.name, Style.QUICK, _once(serve)) for call, serve in quick.items()},
+            **{call: Method(call.name, Style.SLOW, _once(serve)) for call, serve in slow.items()},
+            **{call: Method(call.name, Style.STREAM, _each(serve)) for call, serve in streams.items()},
+        }
 
-UNARY = (
-    "Append",
-    "Locate",
-    "Missing",
-    "Fetch",
-    "Read",
-    "Remove",
-    "Discard",
-    "Judge",
-    "Check",
-    "Compact",
-    "Usage",
-    "Newest",
-    "Instance",
-)
-STREAMS = ("Keys", "Records", "Verify", "Rest")
+
+def _once(serve: Callable[[bytes, Caller], bytes]) -> Callable[[memoryview, Caller], Parts]:
+    return lambda request, caller: (serve(bytes(request), caller),)
 
 
-def shard_handler(
+def _each(serve: Callable[[bytes, Caller], Iterator[bytes]]) -> Callable[[memoryview, Caller], Iterator[Parts]]:
+    return lambda request, caller: ((message,) for message in serve(bytes(request), caller))
+
+
+def shard_server(
     volume: ShardStore | None, instance: str = "", hide: tuple[str, ...] = (), current: Current | None = None
-) -> grpc.GenericRpcHandler:
-    """The handlers of a volume's service; see :class:`ShardService`. ``hide``: paths not to show to callers."""
-    service = ShardService(volume, instance, current)
-    return raw_handler(SHARD_SERVICE, service, unary=UNARY, streams=STREAMS, hide=hide)
+) -> WireServer:
+    """A server of a volume; see :class:`ShardService`. ``hide``: paths not to show to callers."""
+    return WireServer(ShardService(volume, instance, current).methods(), lambda error: describe(error, hide))
+
+
+def describe(error: Exception, hide: tuple[str, ...] = ()) -> bytes:
+    """An error as it travels: the name of its class, and its text. Unforeseen ones are only logged."""
+    if not isinstance(error, StorageError) or not status.is_foreseen(error):
+        reference = secrets.token_hex(4)
+        log.error("a call of the shard transport failed (reference %s)", reference, exc_info=error)
+        error = ServerFault(f"the worker failed unexpectedly; see reference {reference} in its log")
+    failure = status.encode(error, hide)
+    return f"{status.kind_of(error)}\0{failure.text}".encode()
+
+
+def _require_active(caller: Caller) -> None:
+    if not caller.is_active():
+        raise CallAbandoned("the caller went away or its time ran out; nothing was changed")
 
 
 def _unchanging(volume: ShardStore | None, instance: str) -> tuple[ShardStore, str]:

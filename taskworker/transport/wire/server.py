@@ -1,0 +1,227 @@
+"""The answering end: a server with few threads for many connections.
+
+One thread waits for all connections that are quiet. A connection on which something arrives gets a thread, keeps it
+while calls follow one another, and gives it back after a tenth of a second. So a small call costs two system calls
+(``recv`` and ``sendmsg``), and a thousand quiet connections cost no thread. Calls that may take long have threads of
+their own, and are answered out of order.
+
+A byte of a call's body is copied by the kernel alone, into memory that the connection uses again. Bytes of files are
+sent with ``sendfile``, which copies none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from storage.limits import MIB
+from storage.system.forks import HomeProcess
+from taskworker.transport.wire.answering import AnsweringConnection, Method
+from taskworker.transport.wire.budget import Budget
+from taskworker.transport.wire.framing import BODY_BYTES_MAX
+from taskworker.transport.wire.streams import SocketStream, Stream, listen, split_address
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 2048
+_QUICK_THREADS = 48
+_SLOW_THREADS = 24
+# All large bodies that are being received or handled; one of the largest always finds room.
+_MEMORY_BYTES = 48 * MIB
+assert _MEMORY_BYTES >= BODY_BYTES_MAX
+_LOOK_S = 1.0
+_IDLE_S = 600.0  # callers close their own idle connections long before
+_EVENTS = 256
+
+Describe = Callable[[Exception], bytes]
+"""How an error of a method travels."""
+
+
+class WireServer:
+    """Serves methods on one address. ``start`` and ``stop`` may be called once each.
+
+    Args:
+        methods: what to serve, by number.
+        describe: how errors of methods travel.
+        secure: makes an accepted socket a stream.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        methods: Mapping[int, Method],
+        describe: Describe,
+        *,
+        secure: Callable[[socket.socket], Stream] = SocketStream,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._home = HomeProcess("this server")
+        self._methods = methods
+        self._describe = describe
+        self._secure = secure
+        self._clock_s = clock_s
+        self._memory = Budget(_MEMORY_BYTES)
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="shards")
+        self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="shards-slow")
+        self._lock = threading.Lock()
+        self._connections: dict[int, AnsweringConnection] = {}
+        self._starved: deque[AnsweringConnection] = deque()
+        self._epoll = select.epoll()
+        self._listening: socket.socket | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="shards-wait", daemon=True)
+        self.address = ""
+
+    def start(self, address: str) -> str:
+        """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.
+
+        Returns:
+            The address at which the server is reached.
+
+        Raises:
+            InvalidArgument: the address is malformed.
+            OSError: the address is taken.
+        """
+        self._home.check()
+        self._listening = listen(address)
+        if split_address(address)[0] is None:
+            address = f"{address.rpartition(':')[0]}:{self._listening.getsockname()[1]}"
+        self.address = address
+        self._epoll.register(self._listening.fileno(), select.EPOLLIN)
+        self._thread.start()
+        return address
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Accept no new connections, let running calls end within ``grace_s`` seconds, and close all connections.
+
+        Does nothing in a forked child: the server belongs to the parent.
+        """
+        if not self._home.is_here:
+            return
+        self._stopping = True
+        if self._thread.is_alive():
+            self._thread.join()
+        until_s = self._clock_s() + grace_s
+        connections = list(self._connections.values())
+        while any(connection.is_busy for connection in connections) and self._clock_s() < until_s:
+            time.sleep(0.01)
+        for connection in connections:
+            connection.end()
+        self._quick.shutdown()
+        self._slow.shutdown()
+        for connection in connections:
+            connection.close()
+        if self._listening is not None:
+            self._listening.close()
+            path = split_address(self.address)[0]
+            if path is not None:
+                path.unlink(missing_ok=True)
+        self._epoll.close()
+
+    # -- what connections call -------------------------------------------------------------------
+
+    def watch(self, connection: AnsweringConnection) -> None:
+        """Call the connection again when something arrives for it."""
+        with self._lock:
+            if not self._stopping and self._connections.get(connection.descriptor) is connection:
+                self._epoll.modify(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def starve(self, connection: AnsweringConnection) -> None:
+        """Call the connection again when memory was freed."""
+        with self._lock:
+            self._starved.append(connection)
+        if self._memory.is_free:
+            self.feed()
+
+    def feed(self) -> None:
+        """Call connections that wait for memory."""
+        with self._lock:
+            starved, self._starved = self._starved, deque()
+        for connection in starved:
+            self._submit(connection)
+
+    def forget(self, connection: AnsweringConnection) -> None:
+        """Close a connection that has ended. Nobody uses it any more."""
+        with self._lock:
+            if self._connections.get(connection.descriptor) is not connection:
+                return
+            del self._connections[connection.descriptor]
+            if not self._stopping:
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(connection.descriptor)
+        connection.close()
+
+    # -- the waiting thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        assert self._listening is not None
+        look_s = self._clock_s() + _LOOK_S
+        while not self._stopping:
+            for descriptor, _ in self._epoll.poll(0.1, _EVENTS):
+                if descriptor == self._listening.fileno():
+                    self._accept(self._listening)
+                elif (connection := self._connections.get(descriptor)) is not None:
+                    self._submit(connection)
+            if self._clock_s() >= look_s:
+                look_s = self._clock_s() + _LOOK_S
+                self._look()
+
+    def _submit(self, connection: AnsweringConnection) -> None:
+        with contextlib.suppress(RuntimeError):  # the server is stopping
+            self._quick.submit(connection.run)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_EVENTS):
+            try:
+                accepted, _peer = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptors, or the caller has gone away
+                log.warning("a connection could not be accepted: %s", error.strerror)
+                return
+            if len(self._connections) >= CONNECTIONS_MAX and not self._drop_one():
+                accepted.close()
+                continue
+            self._begin(accepted)
+
+    def _begin(self, accepted: socket.socket) -> None:
+        try:
+            stream = self._secure(accepted)
+        except OSError:  # the caller has gone away
+            accepted.close()
+            return
+        connection = AnsweringConnection(
+            stream, self._methods, self._describe, self, self._memory, self._slow, self._clock_s
+        )
+        with self._lock:
+            self._connections[connection.descriptor] = connection
+            self._epoll.register(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def _drop_one(self) -> bool:
+        """End the connection that has been quiet for longest, in favour of a new one."""
+        quiet = [connection for connection in list(self._connections.values()) if not connection.is_busy]
+        if not quiet:
+            return False
+        min(quiet, key=lambda connection: connection.heard_s).end()
+        return True
+
+    def _look(self) -> None:
+        """End connections that are stuck in the middle of something, or idle for too long."""
+        now_s = self._clock_s()
+        connections = list(self._connections.values())
+        for connection in connections:
+            if connection.is_stuck(now_s) or (not connection.is_busy and now_s - connection.heard_s > _IDLE_S):
+                connection.end()
+        if self._starved:
+            hog = max(connections, key=lambda connection: connection.hogged(now_s))
+            if hog.hogged(now_s):
+                log.warning("a connection was closed: it sends too slowly while others wait for memory")
+                hog.end()
+            self.feed()
