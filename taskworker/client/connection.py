@@ -68,12 +68,14 @@ class Connection:
         """Make a call with one request and one response, within ``timeout_s`` seconds."""
         self.home.check()
         scope = scope or current_scope.get()
-        with self.errors_decoded():
+        try:
             if scope is None:
                 return method(request, timeout=timeout_s)
             call = method.future(request, timeout=timeout_s)
             with scope.holding(call):
                 return call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
+            raise self._decoded(error) from None
 
     def receive(
         self, method: grpc.UnaryStreamMultiCallable[Any, ResponseT], request: Message, timeout_s: float | None
@@ -98,14 +100,19 @@ class Connection:
     def errors_decoded(self) -> Iterator[None]:
         """Within this context, raise the engine's errors instead of gRPC's."""
         try:
-            with status.errors_decoded(self.address):
-                yield
-        except grpc.FutureCancelledError:
-            raise CallAbandoned("the call was cancelled") from None
-        except ValueError as error:
-            if "closed channel" not in str(error):
-                raise
-            raise StorageUnavailable("this client is closed; make a new one") from None
+            yield
+        except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
+            raise self._decoded(error) from None
+
+    def _decoded(self, error: Exception) -> Exception:
+        """The error to raise for one of gRPC's."""
+        if isinstance(error, grpc.RpcError):
+            return status.decode(error, self.address)
+        if isinstance(error, grpc.FutureCancelledError):
+            return CallAbandoned("the call was cancelled")
+        if "closed channel" in str(error):
+            return StorageUnavailable("this client is closed; make a new one")
+        return error
 
 
 class _Responses(Protocol[ResponseT_co]):

@@ -12,12 +12,12 @@ from storage.limits import BytesLike, sought
 from storage.reports import Progress
 from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
-from taskworker.client.deadline import Deadline
+from taskworker.client.deadline import Deadline, retried
 from taskworker.client.local_files import write_all
 from taskworker.errors import ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
-from taskworker.rpc.limits import KIB, MIB
+from taskworker.rpc.limits import GET_FILE_BYTES_MAX, KIB, MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,25 @@ class Wanted:
     version_id: str | None = None
     offset: int = 0
     length: int | None = None
+
+
+def get_small(
+    channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_max: int
+) -> tuple[str, bytes | None]:
+    """The id of a version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
+
+    The range of ``wanted`` is not used.
+    """
+    request = store_pb2.GetFileRequest(
+        user_id=wanted.user_id, file_id=wanted.file_id, version_id=wanted.version_id or "", bytes_max=bytes_max
+    )
+    part = retried(lambda: channel.unary(channel.store.GetFile, request, deadline), deadline, retries)
+    version, data = part.version, part.data
+    if len(data) == version.size:
+        return version.version_id, data
+    if data or version.size <= min(bytes_max, GET_FILE_BYTES_MAX):
+        raise ServerFault(f"the server sent {len(data)} of {version.size} bytes; get the file again")
+    return version.version_id, None
 
 
 class Fetch:

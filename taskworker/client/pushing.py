@@ -42,6 +42,8 @@ def push(
 ) -> Version:
     """Push ``source``; retry an interrupted push if that cannot store it twice."""
     attempt = 0
+    if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
+        return _push_small(channel, source, options, deadline, retries, progress)
     while True:
         messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
         try:
@@ -52,6 +54,35 @@ def push(
             if attempt > retries or not _may_repeat(source, error, committed=messages.last_sent):
                 raise
         deadline.back_off(attempt)
+
+
+def _push_small(
+    channel: Channel,
+    source: SeekableSource,
+    options: PushOptions,
+    deadline: Deadline,
+    retries: int,
+    progress: Progress | None,
+) -> Version:
+    """Push content in one message. A server that refused the call did nothing, so it is asked again."""
+    part = store_pb2.PushPart(
+        header=push_header(options, size_hint=source.size),
+        data=bytes(source.read(0, source.size)),
+        commit=store_pb2.PushCommit(size=source.size),
+    )
+    attempt = 0
+    while True:
+        try:
+            response = channel.unary(channel.store.PushFile, part, deadline)
+        except ServerBusy:
+            attempt += 1
+            if attempt > retries:
+                raise
+            deadline.back_off(attempt)
+            continue
+        if progress is not None and source.size:
+            progress(source.size, source.size)
+        return version_from_proto(response.version, unchanged=response.unchanged)
 
 
 def push_messages(channel: Channel, source: Source, options: PushOptions, deadline: Deadline) -> Iterator[bytes]:

@@ -160,7 +160,7 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PushFile(self, request, context):
-        """PushStream for a file that fits into one message, which carries header, data and commit.
+        """PushStream for a small file: one message of at most 2 MiB carries header, data and commit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class StoreServiceStub:
     stream never makes a version. Complete chunks that were received stay known to MissingChunks for a day.
     """
     PushFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]
-    """PushStream for a file that fits into one message, which carries header, data and commit."""
+    """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
     MissingChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]
     """Returns which of these chunks the user has to send."""
     GetStream: _grpc.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]
@@ -88,7 +88,7 @@ class StoreServiceAsyncStub(StoreServiceStub):
     stream never makes a version. Complete chunks that were received stay known to MissingChunks for a day.
     """
     PushFile: _aio.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]  # type: ignore[assignment]
-    """PushStream for a file that fits into one message, which carries header, data and commit."""
+    """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
     MissingChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]  # type: ignore[assignment]
     """Returns which of these chunks the user has to send."""
     GetStream: _aio.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]  # type: ignore[assignment]
@@ -149,7 +149,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.PushPart,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.PushStreamResponse, _abc.Awaitable[_store_pb2.PushStreamResponse]]:
-        """PushStream for a file that fits into one message, which carries header, data and commit."""
+        """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
 
     @_abc_1.abstractmethod
     def MissingChunks(

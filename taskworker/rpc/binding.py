@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, cast
@@ -90,6 +91,7 @@ def generic_handler(
     codecs: Mapping[str, Codec] | None = None,
     hide: Sequence[str] = (),
     gate: Gate | None = None,
+    quick: Mapping[str, ThreadPoolExecutor] | None = None,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -99,12 +101,14 @@ def generic_handler(
         codecs: by method name, for messages that protobuf does not convert.
         hide: paths that must not appear in texts sent to callers.
         gate: limits how many calls run at once; None: only the server's own limit.
+        quick: by method name, threads to use instead of the server's.
     """
 
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         admit = nullcontext if gate is None else gate.place
         codec = (codecs or {}).get(method.name, Codec())
-        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit)
+        threads = (quick or {}).get(method.name)
+        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit, threads)
 
     handlers = {method.name: handler(method) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -116,6 +120,7 @@ def _method_handler(
     codec: Codec,
     hide: Sequence[str],
     admit: Callable[[], AbstractContextManager[None]],
+    threads: ThreadPoolExecutor | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     def answer_once(request: object, context: grpc.ServicerContext) -> object:
         with _failures_sent(context, method.full_name, hide), admit():
@@ -125,6 +130,10 @@ def _method_handler(
         with _failures_sent(context, method.full_name, hide), admit():
             yield from behave(_readable(request, streamed=method.client_streaming), context)
 
+    behavior = answer_many if method.server_streaming else answer_once
+    if threads is not None:
+        # gRPC calls this experimental. A release without it would use the server's threads.
+        behavior.experimental_thread_pool = threads  # type: ignore[attr-defined]
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
@@ -132,7 +141,7 @@ def _method_handler(
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
     return make(
-        answer_many if method.server_streaming else answer_once,
+        behavior,
         request_deserializer=_reader(method, codec),
         response_serializer=codec.serialize or _serialized,
     )

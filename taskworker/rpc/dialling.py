@@ -13,7 +13,7 @@ from storage.errors import InvalidArgument
 from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
 
 STORE_SERVICE = "taskworker.store.StoreService"
-_READS = ("Describe", "MissingChunks", "GetManifest", "Stat", "History", "ListFiles", "Stats")
+_READS = ("Describe", "MissingChunks", "GetFile", "GetManifest", "Stat", "History", "ListFiles", "Stats")
 
 # gRPC itself retries only calls that change nothing, or that may be repeated without harm. For others, it cannot
 # know whether a server that went away had already carried them out.

@@ -27,8 +27,8 @@ GET_DATA_BYTES = 512 * KIB
 # Files up to this size are returned in one message with their version: as much as one message of a push carries.
 GET_FILE_BYTES_MAX = MIB
 
-# Messages of a push of many files have about 1 MiB. A message may hold many tiny files, each of which takes far more
-# memory than its bytes, so they are not as large as others may be.
+# Messages of a push of many files, or of one small file, have about 1 MiB at most. A message may hold many tiny files,
+# each of which takes far more memory than its bytes, so it may not be as large as others.
 MANY_BYTES_MAX = 2 * MIB
 
 # Files in one message of a call on many files. Their results take 1 MiB or so.

@@ -46,6 +46,7 @@ def _write_get_message(message: GetMessage) -> bytes:
 CODECS = {
     "PushStream": Codec(deserialize=_read_push_message),
     "GetStream": Codec(serialize=_write_get_message),
+    "PushFile": Codec(bytes_max=MANY_BYTES_MAX),
     "PushMany": Codec(bytes_max=MANY_BYTES_MAX),
     "GetMany": Codec(serialize=_write_get_message),
 }

@@ -26,6 +26,7 @@ from taskworker.services.file_server import FileServer
 from tests.services.conftest import CHUNK, Raw, Serve
 
 USER = "u1"
+MIB = 1 << 20
 MIB = 1024 * 1024
 SERVING = health_pb2.HealthCheckResponse.SERVING
 Part = store_pb2.PushPart
@@ -195,11 +196,12 @@ def test_more_transfers_than_allowed_are_turned_away_and_short_calls_are_not(sto
         held = [HeldPush(stub, "a"), HeldPush(stub, "b")]
         assert all(push.begun.wait(30) for push in held)
         with pytest.raises(ServerBusy, match="2 transfers"):
-            client.push(bytes(10), filename="c", user_id=USER, timeout_s=30)
+            client.push(bytes(MIB), filename="c", user_id=USER, timeout_s=30)
+        client.push(bytes(10), filename="small", user_id=USER)
         assert client.find("c", user_id=USER) is None
         for push in held:
             push.finish()
-        client.push(bytes(10), filename="c", user_id=USER)
+        client.push(bytes(MIB), filename="c", user_id=USER)
 
 
 def test_a_client_waits_a_moment_for_a_busy_server(store: FileStorage, serve: Serve) -> None:
@@ -209,9 +211,9 @@ def test_a_client_waits_a_moment_for_a_busy_server(store: FileStorage, serve: Se
         assert held.begun.wait(30)
         timer = threading.Timer(0.3, held.finish)
         timer.start()
-        version = client.push(bytes(10), filename="c", user_id=USER)
+        version = client.push(bytes(MIB), filename="c", user_id=USER)
         timer.join()
-    assert store.get(version.file_id, user_id=USER) == bytes(10)
+    assert store.get(version.file_id, user_id=USER) == bytes(MIB)
 
 
 def test_calls_past_the_last_thread_are_turned_away(store: FileStorage, serve: Serve) -> None:

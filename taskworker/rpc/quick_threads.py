@@ -1,0 +1,108 @@
+"""An executor for calls that mostly take a fraction of a millisecond.
+
+With a thread for each running call, every call wakes a thread, which then contends with all others for the GIL.
+Measured with 16 callers on two cores: calls whose handler takes 55 µs ran at 3,900 a second in up to 80 threads, and at
+7,400 in four. But a call may also have to wait, for a disk or a worker, and must not hold up others meanwhile. So few
+threads make all calls as long as calls keep ending, and more help them while none is taken from the queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
+
+_FEW = 4
+_TICK_S = 0.002
+_IDLE_S = 0.05  # a helper that found nothing to do for so long ends
+
+
+class QuickThreads(ThreadPoolExecutor):
+    """Makes calls in few threads while they are quick, and in up to ``most`` otherwise.
+
+    Args:
+        most: how many threads at most.
+        few: how many threads while no call takes long.
+    """
+
+    def __init__(self, most: int, few: int = _FEW) -> None:
+        super().__init__(few, thread_name_prefix="quick")
+        self._helpers_max = max(0, most - few)
+        self._guard = threading.Lock()
+        self._helpers: set[threading.Thread] = set()
+        self._allowed = 0  # how many helpers may run
+        self._submitted = 0
+        self._watcher: threading.Thread | None = None
+        self._crowded = threading.Event()
+        self._ended = False
+
+    def submit(self, fn: Callable[P, ResultT], /, *args: P.args, **kwargs: P.kwargs) -> Future[ResultT]:
+        """See ``Executor.submit``."""
+        future = super().submit(fn, *args, **kwargs)
+        self._submitted += 1  # by gRPC's one thread; if another one interfered, the watcher would look once more
+        if self._work_queue.qsize() and not self._crowded.is_set():
+            self._watch()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See ``Executor.shutdown``."""
+        self._ended = True
+        self._crowded.set()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if wait:
+            with self._guard:
+                helpers = list(self._helpers)
+            for thread in helpers:
+                thread.join()
+
+    def _watch(self) -> None:
+        with self._guard:
+            if self._watcher is None and not self._ended:
+                self._watcher = threading.Thread(target=self._look, name="quick-watch", daemon=True)
+                self._watcher.start()
+        self._crowded.set()
+
+    def _look(self) -> None:
+        """While calls wait, add helpers if none of the calls is taken, and let helpers end if calls flow."""
+        before = -1
+        while not self._ended:
+            self._crowded.wait()
+            time.sleep(_TICK_S)
+            waiting = self._work_queue.qsize()
+            taken = self._submitted - waiting
+            if not waiting:
+                self._allowed = 0
+                self._crowded.clear()
+            elif taken == before:
+                self._help(waiting)
+            else:
+                self._allowed = max(0, self._allowed - 1)
+            before = taken
+
+    def _help(self, waiting: int) -> None:
+        self._allowed = min(self._helpers_max, len(self._helpers) + waiting)
+        with self._guard:
+            while len(self._helpers) < self._allowed:
+                helper = threading.Thread(target=self._make_calls, name="quick-helper", daemon=True)
+                self._helpers.add(helper)
+                helper.start()
+
+    def _make_calls(self) -> None:
+        while len(self._helpers) <= self._allowed:
+            try:
+                item: Any = self._work_queue.get(timeout=_IDLE_S)
+            except Empty:
+                break
+            if item is None:
+                self._work_queue.put(item)  # type: ignore[arg-type]  # the sign to end is for the base class's threads
+                break
+            item.run()
+            del item
+        with self._guard:
+            self._helpers.discard(threading.current_thread())
