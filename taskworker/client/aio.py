@@ -95,6 +95,30 @@ class AsyncClient(AsyncCalls):
             )
         )
 
+    async def get_into(
+        self,
+        file_id: str,
+        buffer: BytesLike,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        offset: int = 0,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """See :meth:`Client.get_into`."""
+        return await self._run(
+            lambda: self._client.get_into(
+                file_id,
+                buffer,
+                user_id=user_id,
+                version_id=version_id,
+                offset=offset,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
+
     async def download(
         self,
         file_id: str,

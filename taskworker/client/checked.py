@@ -69,6 +69,7 @@ _RULES = {
     "since_ms": whole_number("since_ms", 0),
     "tail": whole_number("tail", 0, TAIL_MAX),
     "follow": instance(bool, "follow"),
+    "buffer": anything,  # checked by fetching.writable
     "options": anything,  # checked by spec_from_options
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from storage import Version
+from storage.errors import InvalidArgument
 from storage.limits import BytesLike, sought
 from storage.reports import Progress
 from taskworker.client.channel import Channel, GetMessage
@@ -131,6 +132,21 @@ class Fetch:
         if self._attempt > self._retries:
             raise error
         self._deadline.back_off(self._attempt)
+
+
+def writable(buffer: BytesLike) -> memoryview:
+    """A view of memory to write to, as bytes.
+
+    Raises:
+        InvalidArgument: it is not contiguous memory that can be written to.
+    """
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise InvalidArgument(f"buffer must be memory such as a bytearray, not {type(buffer).__name__}") from None
+    if view.readonly or not view.c_contiguous:
+        raise InvalidArgument("buffer must be contiguous memory that can be written to, such as a bytearray")
+    return view.cast("B")
 
 
 def write_to(fetch: Fetch, target: BinaryIO, progress: Progress | None) -> None:

@@ -10,7 +10,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -511,3 +511,39 @@ def test_listing_page_by_page(client: Client, store: FileStorage, monkeypatch: p
     assert client.list_files(user_id=USER, limit=0) == []
     versions = [store.push(bytes([n]), filename="long", user_id=USER) for n in range(8)]
     assert client.history(versions[0].file_id, user_id=USER) == versions[::-1]
+
+
+def test_content_is_read_into_the_callers_memory(client: Client) -> None:
+    version = client.push(CONTENT, filename="f", user_id=USER)
+    buffer = bytearray(b"x" * (len(CONTENT) + 5))
+    assert client.get_into(version.file_id, buffer, user_id=USER) == len(CONTENT)
+    assert buffer == CONTENT + b"x" * 5
+    told: list[tuple[int, int]] = []
+    part = memoryview(bytearray(1000))[100:300]
+    assert (
+        client.get_into(
+            version.file_id, part, user_id=USER, version_id=version.version_id, offset=7,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        == 200
+    )  # fmt: skip
+    assert part == CONTENT[7:207]
+    assert told == [(200, 200)]
+    assert client.get_into(version.file_id, bytearray(0), user_id=USER) == 0
+    assert client.get_into(version.file_id, bytearray(9), user_id=USER, offset=len(CONTENT) - 2) == 2
+    with pytest.raises(InvalidArgument):
+        client.get_into(version.file_id, bytearray(9), user_id=USER, offset=len(CONTENT) + 1)
+    wrongs: list[Any] = [b"read-only", "text", 5, memoryview(bytearray(9))[::2]]
+    for wrong in wrongs:
+        with pytest.raises(InvalidArgument, match="buffer"):
+            client.get_into(version.file_id, wrong, user_id=USER)
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, MIB, 3 * MIB])
+def test_get_of_any_size_reports_its_progress(client: Client, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    version = client.push(content, filename="f", user_id=USER)
+    told: list[tuple[int, int]] = []
+    found = client.get(version.file_id, user_id=USER, progress=lambda done, total: told.append((done, total)))
+    assert found == content
+    assert told[-1:] == ([(size, size)] if size else [])

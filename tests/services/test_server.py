@@ -26,7 +26,6 @@ from taskworker.services.file_server import FileServer
 from tests.services.conftest import CHUNK, Raw, Serve
 
 USER = "u1"
-MIB = 1 << 20
 MIB = 1024 * 1024
 SERVING = health_pb2.HealthCheckResponse.SERVING
 Part = store_pb2.PushPart
