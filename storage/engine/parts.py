@@ -48,6 +48,7 @@ class StoreParts:
         needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
         runtime: threads, clocks and random bytes.
         opening_s: see :class:`~storage.write.registry.Uploads`.
+        hot_bytes: memory for small objects that were read lately, in bytes.
 
     Attributes:
         home: the process that opened the store.
@@ -57,7 +58,7 @@ class StoreParts:
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
-        *, needs_rebuild: bool, runtime: Runtime, opening_s: float,
+        *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.home = HomeProcess(f"the store at {path}")
         self.path = path
@@ -70,7 +71,7 @@ class StoreParts:
         self.closed = False
         self.files = Files(catalog)
         self.figures = Figures(catalog, volumes, settings)
-        self.stripes = StripeStore(volumes, runtime)
+        self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes)
         self._recount()
         self.healer = Healer(self.stripes, runtime, self._is_needed)
         self.stripes.heal_requests.damaged = self.healer.request

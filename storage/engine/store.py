@@ -59,7 +59,7 @@ class FileStorage(ManyFiles):
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0,
+        *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0, hot_bytes: int = 0,
     ) -> None:  # fmt: skip
         parts = StoreParts(
             path,
@@ -69,6 +69,7 @@ class FileStorage(ManyFiles):
             needs_rebuild=needs_rebuild,
             runtime=runtime or Runtime(),
             opening_s=opening_s,
+            hot_bytes=hot_bytes,
         )
         super().__init__(parts)
         self.path = path
@@ -142,7 +143,7 @@ class FileStorage(ManyFiles):
     @classmethod
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        runtime: Runtime | None = None, *, needs_rebuild: bool = False,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0,
     ) -> FileStorage:  # fmt: skip
         """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 
@@ -156,8 +157,12 @@ class FileStorage(ManyFiles):
             lock: the lock on ``path``, held.
             runtime: threads, clocks and random bytes; the machine's own by default.
             needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
+            hot_bytes: memory for small objects that were read lately, in bytes; see
+                :class:`~storage.stripes.hot_objects.HotObjects`.
         """
-        return cls(path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime)
+        return cls(
+            path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime, hot_bytes=hot_bytes
+        )
 
     def close(self) -> None:
         """Finish running work, write the indexes to disk and release the directory.

@@ -20,6 +20,7 @@ from storage.stripes.encoding import Encoder
 from storage.stripes.fast_reads import FastReads
 from storage.stripes.healing import StripeHealer, Written
 from storage.stripes.hedged_reads import HedgedReads
+from storage.stripes.hot_objects import HotObjects
 from storage.stripes.known_content import KnownContent
 from storage.stripes.local_reads import LocalReads
 from storage.stripes.lookup import Absent, ShardLookup
@@ -41,10 +42,12 @@ class StripeStore:
         volumes: the shard stores.
         shard_mapper: looks up shards of many stripes.
         heal_requests: called by reads to request healing.
+        hot: small objects that users read lately.
     """
 
-    def __init__(self, volumes: Fleet[Any], runtime: Runtime) -> None:
+    def __init__(self, volumes: Fleet[Any], runtime: Runtime, *, hot_bytes: int = 0) -> None:
         self.volumes = volumes
+        self.hot = HotObjects(hot_bytes)
         self.heal_requests = HealRequests()
         self._making = Making()
         self._encoder = Encoder()
@@ -202,11 +205,16 @@ class StripeStore:
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """Like :meth:`read_into` for several objects. Remote stores are asked for all their shards at once.
 
+        Those that are :attr:`hot` are not read from stores.
+
         Raises:
             DataLossError: fewer than k intact shards of one of them are left.
             ShardsUnavailable: too many shards of one of them are out of reach for now.
         """
-        self._reader.read_all(reads)
+        left = self.hot.fill(reads)
+        if left:
+            self._reader.read_all(left)
+            self.hot.keep(left)
 
     def together(self, object_bytes: int) -> int:
         """Return how many objects of this size to pass to :meth:`read_all` at a time."""

@@ -94,6 +94,15 @@ def pool(
             min=0,
         ),
     ] = 512,
+    cache: Annotated[
+        int,
+        typer.Option(
+            help="Memory for small objects that were read lately, so that they are not fetched from workers again, in "
+            "MiB; 0: none.",
+            metavar="MIB",
+            min=0,
+        ),
+    ] = 32,
     rebuild: Annotated[
         str,
         typer.Option(
@@ -172,6 +181,7 @@ def pool(
         collect_every_s=collect_every,
         capacity_max=capacity_max << 30,
         audit_bytes_per_s=audit_rate << 10,
+        hot_bytes=cache << 20,
         rebuild=rebuild,
     )
     keep_private()

@@ -112,7 +112,16 @@ class PoolCore:
             # The last run was cut off, so its record of which members lack shards may be incomplete.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         needs_rebuild = self._settings.needs_rebuild()
-        self.store = FileStorage.over(root, settings, catalog, self.fleet, lock, runtime, needs_rebuild=needs_rebuild)
+        self.store = FileStorage.over(
+            root,
+            settings,
+            catalog,
+            self.fleet,
+            lock,
+            runtime,
+            needs_rebuild=needs_rebuild,
+            hot_bytes=self._options.hot_bytes,
+        )
         self.store.upkeep.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run
         # Running workers notice within a heartbeat that the pool is back, so waiting for one lease is enough.

@@ -24,6 +24,7 @@ class PoolOptions:
         collect_every_s: seconds between collects; 0: none are scheduled.
         capacity_max: the most bytes that count of a worker's stated capacity.
         audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
+        hot_bytes: memory for small objects that were read lately, which are then not fetched from workers again.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
             is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
@@ -36,4 +37,5 @@ class PoolOptions:
     collect_every_s: float = COLLECT_EVERY_S
     capacity_max: int = _CAPACITY_MAX
     audit_bytes_per_s: int = AUDIT_BYTES_PER_S
+    hot_bytes: int = 32 << 20
     rebuild: str = ""
