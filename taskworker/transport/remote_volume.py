@@ -219,7 +219,9 @@ class RemoteVolume:
         """See :meth:`ShardStore.read`. Only the worker vouches that the digest is the one that was written."""
         self._sender.await_delivery([key])
         found = self._calls.checked(
-            lambda: parse_found(self._calls.call_raw(Call.READ, key, lane=Lane.FETCHES), [key])
+            lambda: parse_found(
+                self._calls.call_raw(Call.READ, key, lane=Lane.FETCHES, bytes_max=MESSAGE_BYTES_MAX), [key]
+            )
         )[0]
         if found == UNREADABLE:
             raise VolumeUnavailable(f"worker {self.name} cannot read its shard {key.hex()} now")
@@ -263,7 +265,9 @@ class RemoteVolume:
     def newest(self) -> Shard | None:
         """See :meth:`ShardStore.newest`."""
         self._sender.await_delivery()
-        found = self._calls.checked(lambda: parse_shards(self._calls.call(Call.NEWEST, lane=Lane.LONG)))
+        found = self._calls.checked(
+            lambda: parse_shards(self._calls.call(Call.NEWEST, lane=Lane.LONG, bytes_max=_PAGE_OF_RECORDS_BYTES_MAX))
+        )
         if len(found) > 1:
             raise self._calls.broken(ValueError("several newest records"))
         return found[0] if found else None

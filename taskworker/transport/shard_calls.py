@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from storage.errors import InvalidArgument, StorageError, StoreClosed, StoreFull
 from storage.keys import ShardKey
-from storage.limits import BytesLike
+from storage.limits import KIB, BytesLike
 from storage.shards import VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
 from taskworker.rpc import status
@@ -21,6 +21,7 @@ from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
 from taskworker.transport.wire.connection import Answer, CallsLost, Connection, Poller, Unused
 from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.reading import ConnectionEnded
 from taskworker.transport.wire.streams import Dial, dial
 
 ResultT = TypeVar("ResultT")
@@ -29,6 +30,10 @@ ResultT = TypeVar("ResultT")
 LONG_TIMEOUT_S = 600.0
 _CONNECT_S_MAX = 2.0
 _PATIENT_PAUSE_S = 0.1
+# A connection that nobody used may have been closed; another one that is closed at once shows that something is wrong.
+_DIALS_MAX = 4
+# The largest answer of most calls: a location for each of 4096 keys. A worker has little time for a small answer.
+_ANSWER_BYTES_MAX = 128 * KIB
 # Calls that a sound worker may refuse, since it keeps few verifications.
 _REFUSABLE = (Call.JUDGE, Call.REST)
 
@@ -136,7 +141,7 @@ class ShardCalls:
         *request: BytesLike,
         timeout_s: float | None = None,
         lane: Lane = Lane.URGENT,
-        bytes_max: int = MESSAGE_BYTES_MAX,
+        bytes_max: int = _ANSWER_BYTES_MAX,
     ) -> bytes:
         """Make a call, and return the answer.
 
@@ -155,7 +160,7 @@ class ShardCalls:
         *request: BytesLike,
         timeout_s: float | None = None,
         lane: Lane = Lane.URGENT,
-        bytes_max: int = MESSAGE_BYTES_MAX,
+        bytes_max: int = _ANSWER_BYTES_MAX,
     ) -> memoryview:
         """Like :meth:`call`, without copying the answer."""
         self.check_usable()
@@ -167,20 +172,35 @@ class ShardCalls:
             raise self.meaning(error, call) from None
 
     def send(
-        self, call: Call, request: Sequence[BytesLike], answer: Answer, lane: Lane, timeout_s: float | None = None
+        self,
+        call: Call,
+        request: Sequence[BytesLike],
+        answer: Answer,
+        lane: Lane,
+        timeout_s: float | None = None,
+        limit_s: float | None = None,
     ) -> tuple[Connection, int]:
         """Send a call; return the connection and the number of the call there. Works also while it is being closed.
+
+        Args:
+            call: the method.
+            request: parts of the request.
+            answer: receives the answer.
+            lane: the connection to use.
+            timeout_s: seconds without a sign of life; default: that of this object.
+            limit_s: seconds for the whole call, see :meth:`Connection.call`.
 
         Raises:
             VolumeFailed: it cannot be sent.
         """
         try:
-            while True:
+            for _ in range(_DIALS_MAX):
                 connection = self._lane(lane)
                 with suppress(Unused):
-                    return connection, connection.call(call, request, answer, timeout_s or self.timeout_s)
+                    return connection, connection.call(call, request, answer, timeout_s or self.timeout_s, limit_s)
         except (OSError, WireError) as error:
             raise self.meaning(error, call) from None
+        raise self.meaning(ConnectionEnded("it closes every connection"), call)
 
     def call_patiently(self, call: Call) -> bytes:
         """Like :meth:`call`, but keep trying to connect for as long as a call may take."""
@@ -206,7 +226,7 @@ class ShardCalls:
         """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``."""
         self.check_usable()
         answers = ManyAnswers(self.poller.room, bytes_max)
-        connection, number = self.send(call, [request], answers, Lane.LONG, LONG_TIMEOUT_S)
+        connection, number = self.send(call, [request], answers, Lane.LONG, LONG_TIMEOUT_S, all_s)
         until_s = self._clock_s() + all_s
         try:
             yield from answers.take(connection, number, lambda: min(each_s, until_s - self._clock_s()))

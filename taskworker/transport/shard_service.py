@@ -46,8 +46,9 @@ from taskworker.transport.frames import (
     parse_wanted,
     split_keys,
 )
-from taskworker.transport.wire.answering import Caller, FilePart, Method, Parts, Style
+from taskworker.transport.wire.outgoing import FilePart, Parts
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.serving import Caller, Method, Style
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from storage.shards.filesystem import FileSystem
 from storage.shards.identity import VolumeIdentity
 from taskworker.transport.frames import Call
 from taskworker.transport.shard_service import shard_server
-from taskworker.transport.wire.answering import Caller, Method, Parts, Style
+from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.serving import Caller, Method, Style
 from tests.storage.helpers import content, digest
 
 IDENTITY = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)

@@ -24,8 +24,9 @@ from taskworker.transport.frames import Call, join_keys, pack_shards
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.slowness import Slowness
 from taskworker.transport.trust import Trust
-from taskworker.transport.wire.answering import Caller, Method, Parts, Style
+from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.serving import Caller, Method, Style
 from tests.pool.helpers import described, made_up_server
 from tests.pool.test_fleet import attach, batches_of, manned, stripe_of
 from tests.storage.helpers import digest

@@ -39,7 +39,7 @@ from taskworker.rpc import status
 from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.shard_calls import ShardCalls
-from taskworker.transport.wire.answering import Caller
+from taskworker.transport.wire.serving import Caller
 from tests.pool.helpers import Refusal, key_of, made_up_server, noise, open_volume, served, shard_of
 from tests.storage.helpers import flip, records
 

@@ -51,7 +51,8 @@ from taskworker.transport.frames import (
     split_keys,
 )
 from taskworker.transport.shard_service import ShardService
-from taskworker.transport.wire.answering import FilePart, Parts, Style
+from taskworker.transport.wire.outgoing import FilePart, Parts
+from taskworker.transport.wire.serving import Style
 
 HEAD_BYTES = 2
 ENTRY_BYTES = 80

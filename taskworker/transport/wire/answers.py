@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from taskworker.transport.wire.connection import Connection, Room, Signal
-from taskworker.transport.wire.framing import LAST, STREAM_AHEAD, Header, WireError
+from taskworker.transport.wire.framing import LAST, Header, WireError
 
 
 class Refused(Exception):
@@ -84,16 +84,11 @@ class ManyAnswers:
         self._changed = room(self._lock)
         self._messages: deque[bytes] = deque()
         self._memory = bytearray()
-        self._allowed = STREAM_AHEAD
         self._ended = False
         self._error: Exception | None = None
 
     def memory(self, header: Header) -> Sequence[memoryview]:
         """See :class:`Answer`."""
-        if not header.flags & LAST:
-            self._allowed -= 1
-        if self._allowed < 0:
-            raise WireError("more messages of an answer than were asked for")
         self._memory = bytearray(header.length)
         return [memoryview(self._memory)]
 
@@ -135,7 +130,6 @@ class ManyAnswers:
         try:
             while (message := self._next(patience_s())) is not None:
                 yield message
-                self._allowed += 1
                 connection.more(number, 1)
         finally:
             if not self._ended:

@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from storage.limits import KIB, BytesLike
+from storage.limits import KIB, MIB, BytesLike
 from taskworker.transport.wire.framing import (
     BODY_BYTES_MAX,
     CALLS_MIN,
     LAST,
+    STREAM_AHEAD,
     WELCOME_BYTES,
     Header,
     Kind,
@@ -43,6 +44,7 @@ _BYTES_PER_S_MIN = 16 * KIB
 _NUMBERS = 1 << 32
 _BEFORE_WELCOME = Welcome(BODY_BYTES_MAX, CALLS_MIN)
 _IDLE_S = 60.0
+_RECEIVED_TOGETHER_BYTES = MIB
 
 
 class Answer(Protocol):
@@ -112,10 +114,11 @@ class Room(Protocol):
 class _Call:
     """A call under way."""
 
-    __slots__ = ("answer", "bytes_max", "cancelled", "failing", "limit_s", "patience_s", "sent_s", "size")
+    __slots__ = ("allowed", "answer", "bytes_max", "cancelled", "failing", "limit_s", "patience_s", "sent_s", "size")
 
     def __init__(self, answer: Answer, size: int, sent_s: float, patience_s: float, limit_s: float) -> None:
         self.answer = answer
+        self.allowed = STREAM_AHEAD  # messages that may come, besides the last one
         self.cancelled = False
         self.bytes_max = answer.bytes_max
         self.size = size
@@ -196,6 +199,7 @@ class Connection:
             answer: receives the answer.
             patience_s: seconds without any progress on this connection after which it counts as dead.
             limit_s: seconds for the whole call; default: as much more as its bytes take at 16 KiB/s.
+                `math.inf`: no limit.
 
         Returns:
             The number of the call, for :meth:`cancel`.
@@ -240,6 +244,11 @@ class Connection:
 
     def more(self, number: int, count: int) -> None:
         """Ask for more messages of an answer."""
+        with self._lock:
+            call = self._calls.get(number)
+            if call is None:
+                return  # it has ended
+            call.allowed += count
         self._control(Kind.MORE, number, count)
 
     def _control(self, kind: Kind, number: int, value: int) -> None:
@@ -277,13 +286,16 @@ class Connection:
     # -- what the poller calls -------------------------------------------------------------------
 
     def readable(self) -> None:
-        """Receive all that has arrived, and pass it on."""
+        """Receive what has arrived, and pass it on; if it is much, only a part, as other connections wait."""
         try:
             with self._reading:
                 if self._welcome is _BEFORE_WELCOME and not self._greet():
                     return
+                until = self._reader.received + _RECEIVED_TOGETHER_BYTES
                 while self._ended is None and (header := self._reader.read(wait=False)) is not None:
                     self._pass_on(header)
+                    if self._reader.received >= until and not self._reader.is_inside:
+                        return  # the poller calls again, as nothing was received ahead
         except (OSError, WireError) as error:
             self.fail(error)
 
@@ -345,6 +357,11 @@ class Connection:
             call.answer.lost(error)
         self._on_ended(error)
 
+    def forked(self) -> None:
+        """Leave the connection to the parent, in a forked child, where others can be made instead."""
+        self._ended = Unused("the connection belongs to the parent process")
+        self.stream.close()
+
     def close(self) -> None:
         """End the connection."""
         self.fail(ConnectionEnded("the connection was closed"))
@@ -370,6 +387,11 @@ class Connection:
             return [memoryview(call.failing)]
         if header.length > call.bytes_max:
             raise WireError(f"an answer of {header.length:,} bytes; at most {call.bytes_max:,} were asked for")
+        if not header.flags & LAST:
+            with self._lock:
+                call.allowed -= 1
+                if call.allowed < 0:
+                    raise WireError("more messages of an answer than were asked for")
         return None if call.cancelled else call.answer.memory(header)
 
     def _pass_on(self, header: Header) -> None:
@@ -390,7 +412,7 @@ class Connection:
         else:
             try:
                 call.answer.arrived(header)
-            except WireError as error:
+            except Exception as error:
                 if ends:  # the call is not among those that fail with the connection
                     call.answer.lost(error)
                 raise

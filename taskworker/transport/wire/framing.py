@@ -45,7 +45,10 @@ _WELCOME = struct.Struct("<4sBxxxII")  # magic, version chosen (0: none), bytes 
 GREETING_BYTES = _GREETING.size
 WELCOME_BYTES = _WELCOME.size
 _WINDOW_BYTES_MIN = BODY_BYTES_MAX
+# What a caller keeps for a server that does not take it, whatever that server allows.
+_WINDOW_BYTES_MAX = 4 * BODY_BYTES_MAX
 CALLS_MIN = 16
+_CALLS_MAX = 4096
 
 
 class WireError(InvalidArgument):
@@ -147,7 +150,7 @@ def pack_welcome(version: int, window: int, calls: int) -> bytes:
 
 
 def parse_welcome(raw: bytes | bytearray | memoryview) -> Welcome:
-    """Inverse of :func:`pack_welcome`.
+    """Inverse of :func:`pack_welcome`, but with no more allowed than a caller makes use of.
 
     Raises:
         WireError: it is none, or the server speaks other versions only, or allows too little for any work.
@@ -159,4 +162,4 @@ def parse_welcome(raw: bytes | bytearray | memoryview) -> Welcome:
         raise WireError(f"the worker does not speak version {VERSION}; install the same version of taskworker on both")
     if window < _WINDOW_BYTES_MIN or calls < CALLS_MIN:
         raise WireError(f"the worker allows {window:,} bytes and {calls} calls under way, which is too little")
-    return Welcome(window, calls)
+    return Welcome(min(window, _WINDOW_BYTES_MAX), min(calls, _CALLS_MAX))

@@ -61,6 +61,8 @@ class ThreadPoller:
     def forked(self) -> None:
         """Forget everything in a forked child: the connections belong to the parent, and the thread is not there."""
         self._lock = threading.Lock()
+        for connection in (*self._connections.values(), *self._removed):
+            connection.forked()
         self._begin_anew()
 
     def room(self, lock: threading.Lock) -> Room:

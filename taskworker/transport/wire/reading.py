@@ -11,6 +11,7 @@ from taskworker.transport.wire.streams import Stream
 # Headers and small bodies arrive in one system call. Of a large body, this many bytes at most are copied once more.
 _AHEAD_BYTES = 8 * KIB
 _SCRAP_BYTES = 64 * KIB
+_WAITS_MAX = 4
 
 
 class ConnectionEnded(ConnectionError):
@@ -78,24 +79,28 @@ class FrameReader:
         """Read on; return the header of a frame that is complete now, or None if its rest has not arrived.
 
         Args:
-            wait: wait a moment for bytes, see :class:`Stream`.
+            wait: wait a moment for bytes, see :class:`Stream`; a few times if few of them arrive each time.
 
         Raises:
             WireError: the frame is not allowed.
             ConnectionEnded, OSError: the connection ended.
         """
         self.starved = False
+        waits = 0
         while self._header is None:
             if self._stop - self._start >= HEADER_BYTES:
                 self._header = unpack_header(self._ahead, self._start)
                 self._start += HEADER_BYTES
-            elif not self._refill(wait):
+            elif waits >= _WAITS_MAX or not self._refill(wait):
                 return None
+            else:
+                waits += wait
         if not self._opened and not self._open(self._header):
             return None
         while self._missing:
-            if not self._fill(wait):
+            if waits >= _WAITS_MAX or not self._fill(wait):
                 return None
+            waits += wait
         header, self._header, self._opened = self._header, None, False
         return header
 

@@ -23,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from storage.limits import MIB
 from storage.system.forks import HomeProcess
-from taskworker.transport.wire.answering import AnsweringConnection, Method
+from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
+from taskworker.transport.wire.serving import Method, Resources
 from taskworker.transport.wire.streams import SocketStream, Stream, listen, split_address
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,13 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 2048
 _QUICK_THREADS = 48
 _SLOW_THREADS = 24
-# All large bodies that are being received or handled; one of the largest always finds room.
-_MEMORY_BYTES = 48 * MIB
-assert _MEMORY_BYTES >= BODY_BYTES_MAX
+_STREAM_THREADS = 16
+# All calls that are being received or carried out; one of the largest always finds room.
+_BODIES_BYTES = 48 * MIB
+assert _BODIES_BYTES >= BODY_BYTES_MAX + CALL_BYTES
+# All answers that callers do not take.
+_ANSWERS_BYTES = 32 * MIB
+_PAUSE_S = 0.05
 _LOOK_S = 1.0
 _IDLE_S = 600.0  # callers close their own idle connections long before
 _EVENTS = 256
@@ -67,10 +72,14 @@ class WireServer:
         self._describe = describe
         self._secure = secure
         self._clock_s = clock_s
-        self._memory = Budget(_MEMORY_BYTES)
+        self._memory = Budget(_BODIES_BYTES)
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="shards")
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="shards-slow")
+        self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
+        self._resources = Resources(self._memory, Budget(_ANSWERS_BYTES), self._slow, self._streams, clock_s)
         self._lock = threading.Lock()
+        self._waiting = 0  # connections that wait for a thread; guarded by a lock of its own
+        self._counting = threading.Lock()
         self._connections: dict[int, AnsweringConnection] = {}
         self._starved: deque[AnsweringConnection] = deque()
         self._epoll = select.epoll()
@@ -116,6 +125,7 @@ class WireServer:
             connection.end()
         self._quick.shutdown()
         self._slow.shutdown()
+        self._streams.shutdown()
         for connection in connections:
             connection.close()
         if self._listening is not None:
@@ -127,11 +137,21 @@ class WireServer:
 
     # -- what connections call -------------------------------------------------------------------
 
-    def watch(self, connection: AnsweringConnection) -> None:
-        """Call the connection again when something arrives for it."""
+    @property
+    def is_crowded(self) -> bool:
+        """Whether connections wait for a thread."""
+        return self._waiting > 0
+
+    def watch(self, connection: AnsweringConnection, *, writes: bool) -> None:
+        """Call the connection again when something arrives for it; or, for ``writes``, when its caller takes more."""
+        events = (select.EPOLLOUT if writes else select.EPOLLIN) | select.EPOLLONESHOT
         with self._lock:
             if not self._stopping and self._connections.get(connection.descriptor) is connection:
-                self._epoll.modify(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+                self._epoll.modify(connection.descriptor, events)
+
+    def call_soon(self, connection: AnsweringConnection) -> None:
+        """Call the connection again after others that wait for a thread."""
+        self._submit(connection)
 
     def starve(self, connection: AnsweringConnection) -> None:
         """Call the connection again when memory was freed."""
@@ -174,8 +194,19 @@ class WireServer:
                 self._look()
 
     def _submit(self, connection: AnsweringConnection) -> None:
-        with contextlib.suppress(RuntimeError):  # the server is stopping
-            self._quick.submit(connection.run)
+        self._count(1)
+        try:
+            self._quick.submit(self._serve, connection)
+        except RuntimeError:  # the server is stopping
+            self._count(-1)
+
+    def _serve(self, connection: AnsweringConnection) -> None:
+        self._count(-1)
+        connection.run()
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._waiting += change
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_EVENTS):
@@ -183,8 +214,12 @@ class WireServer:
                 accepted, _peer = listening.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # no descriptors, or the caller has gone away
+            except ConnectionError:  # the caller has gone away
+                continue
+            except OSError as error:  # no descriptors
                 log.warning("a connection could not be accepted: %s", error.strerror)
+                self._drop_one()
+                time.sleep(_PAUSE_S)  # it is tried again at once
                 return
             if len(self._connections) >= CONNECTIONS_MAX and not self._drop_one():
                 accepted.close()
@@ -197,19 +232,18 @@ class WireServer:
         except OSError:  # the caller has gone away
             accepted.close()
             return
-        connection = AnsweringConnection(
-            stream, self._methods, self._describe, self, self._memory, self._slow, self._clock_s
-        )
+        connection = AnsweringConnection(stream, self._methods, self._describe, self, self._resources)
         with self._lock:
             self._connections[connection.descriptor] = connection
             self._epoll.register(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _drop_one(self) -> bool:
-        """End the connection that has been quiet for longest, in favour of a new one."""
-        quiet = [connection for connection in list(self._connections.values()) if not connection.is_busy]
+        """End a connection in favour of a new one: one that has not greeted, or has been quiet for longest."""
+        connections = list(self._connections.values())
+        quiet = [each for each in connections if not each.is_busy and not each.has_ended]
         if not quiet:
             return False
-        min(quiet, key=lambda connection: connection.heard_s).end()
+        min(quiet, key=lambda each: (each.is_greeted, each.heard_s)).end()
         return True
 
     def _look(self) -> None:
@@ -219,6 +253,8 @@ class WireServer:
         for connection in connections:
             if connection.is_stuck(now_s) or (not connection.is_busy and now_s - connection.heard_s > _IDLE_S):
                 connection.end()
+            else:
+                connection.wake_streams(now_s)
         if self._starved:
             hog = max(connections, key=lambda connection: connection.hogged(now_s))
             if hog.hogged(now_s):

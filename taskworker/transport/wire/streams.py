@@ -215,11 +215,14 @@ def split_address(address: str) -> tuple[Path | None, str, int]:
     if address.startswith("unix:") and len(address) > len("unix:"):
         return Path(address.removeprefix("unix:").removeprefix("//")), "", 0
     host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
-    return None, host.removeprefix("[").removesuffix("]"), int(port)
+    return None, host, int(port)
 
 
 def milliseconds(within_s: float | None) -> int:
     """A time limit as it travels: at least one millisecond; 0 if there is none."""
-    return 0 if within_s is None else max(1, min(math.ceil(within_s * 1000), 0xFFFFFFFF))
+    if within_s is None or within_s == math.inf:
+        return 0
+    return max(1, min(math.ceil(within_s * 1000), 0xFFFFFFFF))
