@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 from storage.errors import InvalidArgument
+from taskworker.cli.allocator import keep_one_arena
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
@@ -81,6 +82,7 @@ def echo_server() -> WireServer:
 
 
 if __name__ == "__main__":
+    keep_one_arena()  # as workers do
     server = echo_server()
     print(server.start(sys.argv[1]), flush=True)
     sys.stdin.read()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
 from taskworker.transport.wire.connection import CallsLost, Connection
-from taskworker.transport.wire.framing import Header, WireError
+from taskworker.transport.wire.framing import LAST, Header, Kind, WireError
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.poller import SHARED, ThreadPoller
 from taskworker.transport.wire.server import WireServer
@@ -111,45 +112,49 @@ def test_each_answer_belongs_to_its_call(address: str, plan: list[tuple[str, int
     """Calls, cancellations, streams and failures, begun one after another and ended in any order."""
     rng = Random(seed)
     with connected(address) as connection:
-        expected: list[tuple[Noted, set[str], bytes]] = []
-        streams: list[tuple[Iterator[bytes], int, int]] = []
-        for what, do, size in plan:
-            body = rng.randbytes(size) if do != Do.LARGE else NUMBER.pack(size)
-            if what == "stream":
-                streams.append((counted(connection, size), size, size))
-            elif what == "part of a stream":
-                streams.append((counted(connection, size), size, rng.randint(0, size)))
-            else:
-                answer = Noted(max(size, len(body), 1))
-                number = connection.call(do, [body[: size // 2], body[size // 2 :]], answer, WITHIN_S)
-                outcomes = {"arrived"}
-                if what == "refuse":
-                    outcomes = {f"refused: {body.decode('latin-1')}"}
-                elif what == "unknown":
-                    outcomes = {"refused: there is no method 99"}
-                elif what == "cancel":
-                    outcomes |= {"dropped"}
-                    connection.cancel(number)
-                    before = bytes(answer.place)
-                    time.sleep(rng.choice([0.0, 0.002]))
-                    assert bytes(answer.place) == before, "memory was written after a cancellation"
-                expected.append((answer, outcomes, body if what == "call" else b""))
-        rng.shuffle(streams)
-        for messages, size, wanted in streams:
-            for number in range(wanted):
-                assert next(messages) == NUMBER.pack(number)
-            if wanted == size:
-                assert next(messages, None) is None
-            messages.close()  # type: ignore[attr-defined]
-        for answer, outcomes, body in expected:
-            assert answer.ended.wait(WITHIN_S)
-            assert len(answer.outcomes) == 1
-            assert answer.outcomes[0] in outcomes
-            assert bytes(answer.place[: len(body)]) == body
+        begun = [_begin(connection, what, do, size, rng) for what, do, size in plan]
+        rng.shuffle(begun)
+        for check in begun:
+            check()
         assert ask(connection, Do.ECHO, b"and then") == b"and then"
         until(lambda: not connection._calls)
         assert connection._size == 0
         assert connection.is_usable
+
+
+def _begin(connection: Connection, what: str, do: int, size: int, rng: Random) -> Callable[[], None]:
+    """Begin a call; return what waits for its end, and checks it."""
+    if do == Do.COUNT:
+        wanted = size if what == "stream" or not size else rng.randint(1, size)
+        return partial(_check_stream, counted(connection, size), size, wanted)
+    body = rng.randbytes(size) if do != Do.LARGE else NUMBER.pack(size)
+    answer = Noted(max(size, len(body), 1))
+    number = connection.call(do, [body[: size // 2], body[size // 2 :]], answer, WITHIN_S)
+    if what == "cancel":
+        connection.cancel(number)
+        return partial(_check_cancelled, answer, bytes(answer.place))
+    outcome = {"call": "arrived", "refuse": f"refused: {body.decode('latin-1')}"}
+    return partial(_check, answer, outcome.get(what, "refused: there is no method 99"), body if what == "call" else b"")
+
+
+def _check(answer: Noted, outcome: str, body: bytes) -> None:
+    assert answer.ended.wait(WITHIN_S)
+    assert answer.outcomes == [outcome]
+    assert bytes(answer.place[: len(body)]) == body
+
+
+def _check_cancelled(answer: Noted, place: bytes) -> None:
+    assert answer.ended.wait(WITHIN_S)
+    assert answer.outcomes in (["arrived"], ["dropped"])
+    assert bytes(answer.place) == place, "memory was written after a cancellation"
+
+
+def _check_stream(messages: Iterator[bytes], size: int, wanted: int) -> None:
+    for number in range(wanted):
+        assert next(messages) == NUMBER.pack(number)
+    if wanted == size:
+        assert next(messages, None) is None
+    messages.close()  # type: ignore[attr-defined]
 
 
 def test_many_threads_share_a_connection(address: str) -> None:
@@ -227,6 +232,7 @@ class Late:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.waits = threading.Event()
         self.go_on = threading.Event()
         self.ahead_s = 0.0
 
@@ -238,6 +244,7 @@ class Late:
         return ()
 
     def wait(self, _body: memoryview, _caller: Caller) -> Parts:
+        self.waits.set()
         self.go_on.wait(WITHIN_S)
         return ()
 
@@ -265,16 +272,17 @@ def late() -> Iterator[tuple[Late, str]]:
 def test_what_was_not_done_in_time_is_not_confirmed(late: tuple[Late, str]) -> None:
     """An empty answer would say that it was stored."""
     work, address = late
-    with connected(address) as connection:
-        before, stored = Noted(10), Noted(10)
-        connection.call(2, [], before, WITHIN_S)
-        connection.call(1, [], stored, WITHIN_S, limit_s=WITHIN_S)
-        time.sleep(0.05)  # until both calls have arrived
+    with caller(address) as peer:
+        peer.send(call(1, method=2), call(2, method=1, value=1000))
+        assert work.waits.wait(WITHIN_S)
         work.ahead_s = 3600.0
         work.go_on.set()
-        assert stored.ended.wait(WITHIN_S)
+        assert peer.frame() == (Header(0, 1, Kind.ANSWER, 0, LAST, 0), b"")
+        header, description = peer.frame() or (None, b"")
+        assert header is not None
+        assert (header.call, header.kind) == (2, Kind.FAILURE)
+        assert b"time of the call had run out" in description
         assert work.done == []
-        assert "time of the call had run out" in stored.outcomes[0]
 
 
 def test_a_list_that_was_cut_off_by_time_is_none(late: tuple[Late, str]) -> None:
@@ -282,9 +290,8 @@ def test_a_list_that_was_cut_off_by_time_is_none(late: tuple[Late, str]) -> None
     with connected(address) as connection:
         answers = ManyAnswers(SHARED.room, 100)
         number = connection.call(3, [], answers, WITHIN_S, limit_s=WITHIN_S)
-        with pytest.raises(Refused, match=""):
-            for _ in answers.take(connection, number, lambda: WITHIN_S):
-                pass
+        with pytest.raises(Refused):
+            list(answers.take(connection, number, lambda: WITHIN_S))
 
 
 def test_a_call_without_a_limit_may_take_any_time() -> None:
@@ -355,8 +362,8 @@ def test_a_server_stops_while_it_is_called(tmp_path: Path) -> None:
             next(messages)
         server.stop(0.2)
         for messages in streams:
-            with pytest.raises(OSError, match=""):
-                [*messages]
+            with pytest.raises(ConnectionError):
+                list(messages)
     assert not (tmp_path / "s").exists()
 
 

@@ -185,6 +185,7 @@ class AnsweringConnection:
 
     def close(self) -> None:
         """Close the stream. Nobody uses the connection any more."""
+        self._reader.forget()
         self._drop_body()
         self._outgoing.drop()
         self._stream.close()

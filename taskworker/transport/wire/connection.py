@@ -351,7 +351,7 @@ class Connection:
             self._room.notify_all()
         self.stream.shutdown()
         with self._reading:  # nothing is written to callers' memory after this
-            pass
+            self._reader.forget()
         self._poller.remove(self)
         for call in calls:
             call.answer.lost(error)

@@ -109,6 +109,10 @@ class FrameReader:
         if self.call == call and self._opened:
             self._buffers = None
 
+    def forget(self) -> None:
+        """Let the memory go that was given for a body. Nothing may be read any more."""
+        self._buffers, self._header, self._missing = None, None, 0
+
     def _open(self, header: Header) -> bool:
         try:
             buffers = self._open_body(header)

@@ -25,7 +25,14 @@ WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
 _IOV_MAX = 64
 _BACKLOG = 512
-_TIMEVAL = struct.Struct("@ll").pack(0, int(WAIT_S * 1_000_000))
+
+
+def _timeval(seconds: float) -> bytes:
+    microseconds = max(1, int(seconds * 1_000_000))  # 0 would mean for ever
+    return struct.pack("@ll", *divmod(microseconds, 1_000_000))
+
+
+_TIMEVAL = _timeval(WAIT_S)
 
 
 class Stream(Protocol):
@@ -159,7 +166,8 @@ def dial(address: str, within_s: float) -> Stream:
     if path is not None:
         connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connecting.settimeout(within_s)
+            # If the server's queue is full, this waits; with a time limit of Python's, it would fail at once.
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(within_s))
             connecting.connect(str(path))
             return SocketStream(connecting)
         except BaseException:
