@@ -79,7 +79,7 @@ class Poller(Protocol):
         """Begin to call ``readable`` and, from time to time, ``tick``."""
 
     def watch_writes(self, connection: Connection, *, watch: bool) -> None:
-        """Begin or stop to call ``writable`` whenever the stream takes more. The caller holds the connection's lock."""
+        """Begin or stop to call ``writable`` whenever the stream takes more. The caller holds one of its locks."""
 
     def remove(self, connection: Connection) -> None:
         """Stop calling the connection, and close its stream when nobody uses it."""
@@ -164,7 +164,8 @@ class Connection:
         self._poller = poller
         self._on_ended = on_ended
         self._clock_s = clock_s
-        self._lock = threading.Lock()  # sending, and the state below
+        self._lock = threading.Lock()  # the state of the calls; taken last
+        self._sending = threading.Lock()  # the outbox; held while a frame is passed to the kernel
         self._reading = threading.Lock()  # receiving; taken before the other one
         self._room = poller.room(self._lock)
         self._outbox = Outbox(stream)
@@ -175,8 +176,7 @@ class Connection:
         self._ended: Exception | None = None
         self._progress = (-1, -1)
         self._progress_s = self.used_s = clock_s()
-        with self._lock:
-            error = self._put([pack_greeting(lane)])
+        error = self._put([pack_greeting(lane)])
         poller.add(self)
         if error is not None:
             self.fail(error)
@@ -226,8 +226,8 @@ class Connection:
                 self._progress_s = now_s
             number = self._next_number()
             self._calls[number] = _Call(answer, size, now_s, patience_s, limit_s)
-            header = pack_header(Kind.CALL, number, size, method=method, value=milliseconds(limit_s))
-            error = self._put([header, *body])
+        header = pack_header(Kind.CALL, number, size, method=method, value=milliseconds(limit_s))
+        error = self._put([header, *body])
         if error is not None:
             self.fail(error)
         return number
@@ -252,21 +252,21 @@ class Connection:
         self._control(Kind.MORE, number, count)
 
     def _control(self, kind: Kind, number: int, value: int) -> None:
-        with self._lock:
-            if self._ended is not None:
-                return
-            error = self._put([pack_header(kind, number, 0, value=value)])
+        error = self._put([pack_header(kind, number, 0, value=value)])
         if error is not None:
             self.fail(error)
 
     def _put(self, frame: Sequence[BytesLike]) -> OSError | None:
-        """Send a frame under the lock; return the error that ends the connection, if any."""
-        try:
-            self._outbox.put(frame)
-        except OSError as error:
-            return error
-        if self._outbox:
-            self._poller.watch_writes(self, watch=True)
+        """Send a frame; return the error that ends the connection, if any."""
+        with self._sending:
+            if self._ended is not None:
+                return None
+            try:
+                self._outbox.put(frame)
+            except OSError as error:
+                return error
+            if self._outbox:
+                self._poller.watch_writes(self, watch=True)
         return None
 
     def _is_crowded(self, size: int) -> bool:
@@ -301,7 +301,7 @@ class Connection:
 
     def writable(self) -> None:
         """Send what waits, as much of it as the stream takes."""
-        with self._lock:
+        with self._sending:
             if self._ended is not None:
                 return
             try:
