@@ -350,7 +350,7 @@ class Connection:
             calls, self._calls = list(self._calls.values()), {}
             self._room.notify_all()
         self.stream.shutdown()
-        with self._reading:  # nothing is written to callers' memory after this
+        with self._reading, self._sending:  # nobody uses the stream or writes to callers' memory after this
             self._reader.forget()
         self._poller.remove(self)
         for call in calls:
