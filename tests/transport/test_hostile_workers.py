@@ -179,7 +179,7 @@ def test_a_worker_that_stops_in_the_middle_of_an_answer_is_away(sent: int, sound
 
 def test_a_worker_that_does_not_greet_is_away() -> None:
     with (
-        worker(lambda peer: peer.take(1000) and None) as address,  # type: ignore[arg-type, return-value]
+        worker(lambda peer: peer.take(1000) and None) as address,  # type: ignore[arg-type]
         volume_at(address, 0.5) as volume,
         pytest.raises(VolumeFailed, match=r"took longer than 0.5 s"),
     ):

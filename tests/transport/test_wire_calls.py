@@ -198,7 +198,7 @@ def test_more_calls_at_once_than_are_allowed_wait_for_others(address: str) -> No
                 connection.call(Do.SLOW, [NUMBER.pack(number)], answer, WITHIN_S)
             for number, answer in enumerate(answers):
                 assert answer.ended.wait(WITHIN_S)
-                assert (answer.outcomes, answer.place[:4]) == (["arrived"], NUMBER.pack(number))
+                assert (answer.outcomes, bytes(answer.place[:4])) == (["arrived"], NUMBER.pack(number))
 
 
 def test_a_stream_is_sent_no_further_than_was_asked_for(address: str) -> None:
