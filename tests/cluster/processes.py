@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +30,16 @@ class Process:
         arguments: of the command line.
         log: gets its error output.
         module: what ``python -m`` runs.
+        inside: what to write before the command.
     """
 
-    def __init__(self, arguments: list[str], log: Path, module: str = "taskworker") -> None:
+    def __init__(self, arguments: list[str], log: Path, module: str = "taskworker", inside: Sequence[str] = ()) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
         environment["PYTHONFAULTHANDLER"] = "1"
         self._log = log
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, "--json", "--supervised"],
+                [*inside, sys.executable, "-m", module, *arguments, "--json", "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -130,6 +131,8 @@ class Cluster:
         tranquility: of the pool; 0, as tests wait for what is mended.
         pool_module: what ``python -m`` runs as the pool.
         options: more of the pool's.
+        host: where the pool listens.
+        place: (worker's number) → what to write before its command, and the host that it listens on.
     """
 
     def __init__(
@@ -141,13 +144,16 @@ class Cluster:
         tranquility: float = 0.0,
         pool_module: str = "taskworker",
         options: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
+        place: Callable[[int], tuple[Sequence[str], str]] = lambda number: ((), "127.0.0.1"),
     ) -> None:
         self.directory = directory
+        self._place = place
         self.grace_s = grace_s
         self._tranquility = tranquility
         self._pool_module = pool_module
         self._options = options
-        self.pool_process = self._start_pool("127.0.0.1:0")
+        self.pool_process = self._start_pool(f"{host}:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
         self.client = Client(self.address, timeout_s=WAIT_S)
@@ -164,8 +170,10 @@ class Cluster:
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
         """Start a worker, new or again, by the command line or by another ``module``."""
         home = str(self.directory / name)
-        arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self.address]
-        self.workers[name] = Process([*arguments, "--capacity", "10", *more], self.directory / f"{name}.log", module)
+        inside, host = self._place(int(name.removeprefix("w")))
+        arguments = ["worker", "--id", name, "--dir", home, "--listen", f"{host}:0", "--pool", self.address]
+        log = self.directory / f"{name}.log"
+        self.workers[name] = Process([*arguments, "--capacity", "10", *more], log, module, inside)
         return self.workers[name]
 
     def restart_pool(self) -> None:

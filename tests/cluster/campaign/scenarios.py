@@ -9,6 +9,7 @@ from tests.cluster.campaign.grow import grow
 from tests.cluster.campaign.kill_pool import kill_pool
 from tests.cluster.campaign.kill_workers import kill_workers
 from tests.cluster.campaign.large import large
+from tests.cluster.campaign.links import links
 from tests.cluster.campaign.million import million
 from tests.cluster.campaign.misbehave import misbehave
 from tests.cluster.campaign.run import Run
@@ -29,5 +30,6 @@ SCENARIOS = {
     "misbehave": Scenario(misbehave, 3, "workers lie, hang and crawl; gets are timed N times in each condition"),
     "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
     "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
+    "links": Scenario(links, 300, "8 MiB are pushed and got over slow, lossy and distant links, N seconds over each"),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
 }

@@ -1,0 +1,201 @@
+"""Workers behind slow, lossy and distant links: nothing fails, nobody is suspected, and the links are used."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
+
+from storage.errors import StorageError
+from storage.limits import MIB
+from taskworker import Client
+from taskworker.client.pool import EventStatus
+from tests.cluster.campaign.run import Run
+from tests.cluster.campaign.verdicts import Verdicts
+from tests.cluster.links.network import POOL_HOST, Network, is_inside, run_inside, why_not
+from tests.cluster.links.plain import PlainConnections
+from tests.cluster.links.shape import Shape
+from tests.cluster.processes import Cluster
+
+_WORKERS = 6
+_K, _N = 4, 6
+_BYTES = 8 * MIB
+_USER = "u"
+_CALL_S = 600.0
+_PLAIN_SHARE = 0.2
+_RATIO_MIN = 0.7
+_WHOLE_S = 300.0
+_SLOW = 0  # the worker with another link than the others
+_SUSPICIONS = ("suspect", "lost", "joined", "left")
+
+_FAR = Shape(delay_ms=50, jitter_ms=20)
+
+
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """Links to all workers, and to one of them.
+
+    Attributes:
+        shape: of all links.
+        other: of one worker's link; None: like the others.
+        may_suspect: whether that worker may be suspected.
+    """
+
+    shape: Shape
+    other: Shape | None = None
+    may_suspect: bool = False
+
+
+CONDITIONS: Mapping[str, _Condition] = {
+    "50 ms ± 20": _Condition(_FAR),
+    "50 ms ± 20, 2 % lost": _Condition(Shape(delay_ms=50, jitter_ms=20, loss=0.02)),
+    "50 ms ± 20, 2 % lost, 5 % reordered": _Condition(Shape(delay_ms=50, jitter_ms=20, loss=0.02, reorder=0.05)),
+    "10 Mbit/s": _Condition(Shape(rate_kbit=10_000)),
+    "10 Mbit/s, one worker at 1 Mbit/s": _Condition(Shape(rate_kbit=10_000), Shape(rate_kbit=1_000)),
+    "one worker loses all for 2 s in every 4": _Condition(Shape(), Shape(outage_s=2.0), may_suspect=True),
+}
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen over some links."""
+
+    push_s: list[float] = field(default_factory=list)
+    get_s: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    plain_push_s: list[float] = field(default_factory=list)
+    plain_get_s: list[float] = field(default_factory=list)
+
+
+def links(run: Run) -> None:
+    """Push and get 8 MiB over and over, over links of each kind."""
+    if why := why_not():
+        run.verdicts.note(f"SKIPPED: {why}")
+        return
+    if not is_inside():
+        command = [sys.executable, "-m", "tests.cluster", "links", "--rounds", str(run.rounds)]
+        code = run_inside([*command, "--seed", str(run.seed), "--dir", str(run.directory.parent)])
+        run.verdicts.check("the scenario in a namespace of its own ended well", str(code), holds=code == 0)
+        return
+    with Network(_WORKERS) as network, PlainConnections(network, _WORKERS) as plain:
+        rng = run.rng
+
+        def place(number: int) -> tuple[tuple[str, ...], str]:
+            return network.inside(number), network.host(number)
+
+        with Cluster(run.directory, host=POOL_HOST, place=place, tranquility=4.0, grace_s=30.0) as cluster:
+            for name, condition in CONDITIONS.items():
+                network.shape_all(Shape())
+                _await_whole(cluster)
+                _measure(run, rng, name, condition, network, plain, cluster)
+        network.shape_all(Shape())
+
+
+def _measure(
+    run: Run,
+    rng: Random,
+    name: str,
+    condition: _Condition,
+    network: Network,
+    plain: PlainConnections,
+    cluster: Cluster,
+) -> None:
+    network.shape_all(condition.shape)
+    if condition.other is not None:
+        network.shape(_SLOW, condition.other)
+    time.sleep(0.5)
+    seen = _Seen()
+    with _watched(cluster) as events:
+        for _ in _during(run.rounds * _PLAIN_SHARE):
+            seen.plain_push_s.append(plain.send(_BYTES // _K))
+            seen.plain_get_s.append(plain.receive(_BYTES // _N))
+        with Client(cluster.address, timeout_s=_CALL_S) as client:
+            for _ in _during(run.rounds):
+                _push_and_get(client, rng.randbytes(_BYTES), seen)
+    _tell(run.verdicts, name, condition, seen, list(events.values()))
+
+
+def _push_and_get(client: Client, data: bytes, seen: _Seen) -> None:
+    try:
+        began_s = time.monotonic()
+        file_id = client.push(data, filename="file", user_id=_USER).file_id
+        pushed_s = time.monotonic()
+        got = client.get(file_id, user_id=_USER)
+        ended_s = time.monotonic()
+    except StorageError as error:
+        seen.errors.append(f"{type(error).__name__}: {error}")
+        return
+    if got != data:
+        seen.errors.append("the bytes are not those that were pushed")
+    seen.push_s.append(pushed_s - began_s)
+    seen.get_s.append(ended_s - pushed_s)
+
+
+def _tell(verdicts: Verdicts, name: str, condition: _Condition, seen: _Seen, events: list[EventStatus]) -> None:
+    verdicts.errors(f"{name}: failed operations", seen.errors)
+    suspicions = [event for event in events if event.kind in _SUSPICIONS]
+    if condition.may_suspect:
+        suspicions = [event for event in suspicions if f"w{_SLOW} " not in event.text]
+    verdicts.errors(f"{name}: false suspicions", [event.text for event in suspicions])
+    verdicts.note(f"events: {dict(Counter(event.kind for event in events))}")
+    for what, taken_s, plain_s in (
+        ("pushed", seen.push_s, seen.plain_push_s),
+        ("got", seen.get_s, seen.plain_get_s),
+    ):
+        rate, plain_rate = (_BYTES / 1e6 / statistics.fmean(each) if each else 0.0 for each in (taken_s, plain_s))
+        verdicts.check(
+            f"{name}: 8 MiB {what}, at least {_RATIO_MIN:g} times plain connections",
+            f"{rate / plain_rate:.2f} times; {rate:.2f} MB/s, plain {plain_rate:.2f} MB/s, {len(taken_s)} times, "
+            f"{min(taken_s, default=0):.2f} to {max(taken_s, default=0):.2f} s",
+            holds=rate >= _RATIO_MIN * plain_rate,
+        )
+
+
+@contextlib.contextmanager
+def _watched(cluster: Cluster) -> Iterator[dict[tuple[int, str], EventStatus]]:
+    """Gather the pool's events meanwhile; it keeps only the latest."""
+    events: dict[tuple[int, str], EventStatus] = {}
+    before = {(event.time_ms, event.text) for event in cluster.status().events}
+    going = True
+
+    def gather() -> None:
+        while going:
+            with contextlib.suppress(StorageError):
+                events.update({(event.time_ms, event.text): event for event in cluster.status().events})
+            time.sleep(1.0)
+
+    with ThreadPoolExecutor(1) as thread:
+        gathering = thread.submit(gather)
+        try:
+            yield events
+        finally:
+            going = False
+            gathering.result()
+            for event in before:
+                events.pop(event, None)
+
+
+def _during(seconds: float) -> Iterator[None]:
+    """Yield for a while, but at least twice."""
+    until_s = time.monotonic() + seconds
+    yield
+    yield
+    while time.monotonic() < until_s:
+        yield
+
+
+def _await_whole(cluster: Cluster) -> None:
+    cluster.await_status(
+        lambda status: (
+            all(worker.state == "alive" for worker in status.workers)
+            and status.workers_survivable >= _N - _K
+            and not status.is_mending
+        ),
+        _WHOLE_S,
+    )
