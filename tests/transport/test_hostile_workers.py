@@ -20,6 +20,8 @@ from storage.shards import VolumeFailed
 from taskworker.transport.fetches import Outcome
 from taskworker.transport.frames import PRESENT, join_keys
 from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.wire.answers import OneAnswer
+from taskworker.transport.wire.connection import Connection
 from taskworker.transport.wire.framing import (
     BODY_BYTES_MAX,
     GREETING_BYTES,
@@ -29,6 +31,8 @@ from taskworker.transport.wire.framing import (
     pack_header,
     pack_welcome,
 )
+from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.streams import dial
 from tests.pool.helpers import key_of, open_volume, served, shard_of
 from tests.transport.peers import WELCOME, Peer, answer, call, greeted, worker
 
@@ -204,6 +208,32 @@ def test_an_answer_that_trickles_in_is_waited_for_in_proportion_to_its_size(soun
         with pytest.raises(VolumeFailed, match="took longer than"):
             volume.usage()
         assert sound.missing([shard_of(1).key]) == []
+
+
+def test_a_call_waits_for_room_as_long_as_what_is_under_way_gets_on() -> None:
+    """A worker behind a slow line takes its time over what fills the window."""
+    body = bytes(BODY_BYTES_MAX)
+
+    def behave(peer: Peer) -> None:
+        greeted(peer)
+        left = HEADER_BYTES + len(body)
+        for _ in range(30):
+            left -= len(peer.take(256 * 1024))
+            time.sleep(0.05)
+        peer.take(left)
+        peer.send(answer(1))
+        assert peer.frame() is not None
+        peer.send(answer(2))
+
+    with worker(behave) as address:
+        connection = Connection(dial(address, 5.0), 1, SHARED)
+        try:
+            answers = [OneAnswer(SHARED.signal(), 0) for _ in range(2)]
+            connection.call(1, [body], answers[0], 1.0)
+            connection.call(1, [b"waits"], answers[1], 1.0)
+            assert [bytes(one.wait()) for one in answers] == [b"", b""]
+        finally:
+            connection.close()
 
 
 def test_a_worker_that_closes_every_connection_is_not_called_for_ever() -> None:

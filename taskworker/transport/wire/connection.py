@@ -210,7 +210,8 @@ class Connection:
         """
         size = bytes_of(body)
         with self._lock:
-            until_s = self._clock_s() + patience_s + self._slowest_s(size)
+            # All that is under way may have to be sent first. A connection that gets nowhere fails by itself before.
+            until_s = self._clock_s() + patience_s + self._slowest_s(self._size + size)
             while self._ended is None and self._is_crowded(size):
                 left_s = until_s - self._clock_s()
                 if left_s <= 0:
