@@ -266,6 +266,7 @@ RULES: Mapping[str, Rule] = {
     "file_id": identifier("file_id"),
     "file_ids": _file_ids,
     "files": _iterable("files"),
+    "file": text("file"),
     "by_name": instance(bool, "by_name"),
     "bytes_max": whole_number("bytes_max", 0),
     "version_id": identifier("version_id"),

@@ -15,6 +15,7 @@ from storage.engine.reading import ReadableStore
 from storage.erasure import ErasureProfile
 from storage.errors import FileNotFound, InvalidArgument, StorageError
 from storage.files import name_of, parsed_id, permitted
+from storage.formats.versions import Version
 from storage.limits import check_filename
 from storage.options import PushOptions
 from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
@@ -106,25 +107,50 @@ class ManyFiles(ReadableStore):
         """
         self._parts.check_open()
         self._parts.volumes.check_present()
-        reader = ManyReader(
-            self._parts.stripes,
-            self._parts.load_node,
-            self._parts.activity,
-            self._parts.readers,
-            lambda file_id, version_id: self._stream(file_id, user_id, version_id),
-        )
-        return reader.read(
-            self._wanted(position, file, user_id, by_name, bytes_max) for position, file in enumerate(files)
+        return self._reader().read(
+            self._wanted(position, file, user_id, None, by_name, bytes_max) for position, file in enumerate(files)
         )
 
-    def _wanted(self, position: int, file: str, user_id: str, by_name: bool, bytes_max: int | None) -> Wanted:
+    @checked
+    def get_small(
+        self, file: str, *, user_id: str, version_id: str | None = None, by_name: bool = False, bytes_max: int
+    ) -> tuple[Version, bytes | None]:
+        """A version of a file and, if it has at most ``bytes_max`` bytes, its content.
+
+        Args:
+            file: id of the file.
+            user_id: the owner.
+            version_id: the version; default: the head.
+            by_name: whether ``file`` is a name instead of an id.
+            bytes_max: larger content is not read.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            DataLossError: too few intact shards are left.
+        """
+        self._parts.check_open()
+        self._parts.volumes.check_present()
+        outcome = self._reader().read_one(self._wanted(0, file, user_id, version_id, by_name, bytes_max))
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.version is not None, "without an error there is a version"
+        return outcome.version, outcome.data
+
+    def _reader(self) -> ManyReader:
+        parts = self._parts
+        return ManyReader(parts.stripes, parts.load_node, parts.activity, parts.readers, self._stream)
+
+    def _wanted(
+        self, position: int, file: str, user_id: str, version_id: str | None, by_name: bool, bytes_max: int | None
+    ) -> Wanted:
         """Look up a file, and register the read."""
         done = _nothing
         try:
             file_id = self._id_of(file, user_id) if by_name else _text(file)
             # The read is registered before the lookup, so a collect that missed it found the file alive.
             done = self._parts.readings.begin(parsed_id(file_id) or b"")
-            stored = self._parts.files.version(file_id, user_id, None)
+            stored = self._parts.files.version(file_id, user_id, version_id)
         except StorageError as error:
             return Wanted(position, file, done, error=error)
         except BaseException:

@@ -67,7 +67,7 @@ class ManyReader:
         load_node: loads nodes of manifests.
         activity: is notified of reads.
         workers: reads batches ahead.
-        stream: opens a version, by the ids of its file and its own, to read it on its own.
+        stream: opens a version, by the ids of its file, its owner and its own, to read it on its own.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ManyReader:
         load_node: LoadNode,
         activity: Activity,
         workers: Executor,
-        stream: Callable[[str, str], VersionStream],
+        stream: Callable[[str, str, str], VersionStream],
     ) -> None:
         self._stripes = stripes
         self._load_node = load_node
@@ -98,6 +98,13 @@ class ManyReader:
             for batch, reading in ahead:
                 reading.exception()  # it still uses the shards
                 _end(batch)
+
+    def read_one(self, wanted: Wanted) -> GetOutcome:
+        """Read one file in this thread, and return its outcome."""
+        try:
+            return self._outcome(wanted, is_read=self._read_batch([wanted]))
+        finally:
+            wanted.done()
 
     def _submit(self, batch: list[Wanted]) -> Future[bool]:
         try:
@@ -145,7 +152,7 @@ class ManyReader:
         if is_read and (wanted.target is not None or not stored.record.size):
             return GetOutcome(wanted.position, wanted.file, version, bytes(wanted.target or b""))
         try:
-            with self._stream(version.file_id, version.version_id) as stream:
+            with self._stream(version.file_id, version.user_id, version.version_id) as stream:
                 return GetOutcome(wanted.position, wanted.file, version, stream.readall())
         except StorageError as error:
             return GetOutcome(wanted.position, wanted.file, version, error=error)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskworker.errors import ServerBusy
@@ -42,21 +41,30 @@ class Gate:
     """
 
     def __init__(self, places: int, what: str, ready: Callable[[], None] = lambda: None) -> None:
-        self._places = threading.Semaphore(places)
+        self._places = places
+        self._lock = threading.Lock()
         self._refusal = f"{what}; try again in a moment"
         self._ready = ready
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places.
+    def place(self) -> Gate:
+        """A context that holds one of the places.
 
         Raises:
-            ServerBusy: all are taken.
+            ServerBusy: (on entering) all are taken.
         """
-        if not self._places.acquire(blocking=False):
-            raise ServerBusy(self._refusal)
+        return self
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._places:
+                raise ServerBusy(self._refusal)
+            self._places -= 1
         try:
             self._ready()
-            yield
-        finally:
-            self._places.release()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._places += 1

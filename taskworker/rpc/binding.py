@@ -122,13 +122,18 @@ def _method_handler(
     admit: Callable[[], AbstractContextManager[None]],
     threads: ThreadPoolExecutor | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
+    name, streamed = method.full_name, method.client_streaming
+
     def answer_once(request: object, context: grpc.ServicerContext) -> object:
-        with _failures_sent(context, method.full_name, hide), admit():
-            return behave(_readable(request, streamed=method.client_streaming), context)
+        try:
+            with admit():
+                return behave(_readable(request, streamed=streamed), context)
+        except Exception as error:
+            _send_failure(error, context, name, hide)
 
     def answer_many(request: object, context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, method.full_name, hide), admit():
-            yield from behave(_readable(request, streamed=method.client_streaming), context)
+        with _failures_sent(context, name, hide), admit():
+            yield from behave(_readable(request, streamed=streamed), context)
 
     behavior = answer_many if method.server_streaming else answer_once
     if threads is not None:
@@ -186,10 +191,15 @@ def _one_readable(request: object) -> object:
 def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[str]) -> Iterator[None]:
     try:
         yield
-    except grpc.RpcError:
-        raise  # gRPC raises this itself to tell a method that the call is already over
     except Exception as error:
-        _abort(context, status.encode(foreseen(error, method), hide))
+        _send_failure(error, context, method, hide)
+
+
+def _send_failure(error: Exception, context: grpc.ServicerContext, method: str, hide: Sequence[str]) -> NoReturn:
+    """End a call with the status of an error."""
+    if isinstance(error, grpc.RpcError):
+        raise error  # gRPC raises this itself to tell a method that the call is already over
+    _abort(context, status.encode(foreseen(error, method), hide))
 
 
 def foreseen(error: Exception, method: str) -> StorageError:

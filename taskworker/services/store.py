@@ -144,14 +144,19 @@ class StoreService(ManyFilesService):
     ) -> store_pb2.GetPart:
         """A version, with its bytes if they are few enough."""
         require_active(caller)
-        file_id = request.file_id
-        if request.WhichOneof("file") == "filename":
+        by_name = request.WhichOneof("file") == "filename"
+        if by_name:
             _check_no_version(request.version_id)
-            file_id = self._named(request.filename, request.user_id).file_id
-        bytes_max = min(request.bytes_max, GET_FILE_BYTES_MAX) if request.HasField("bytes_max") else GET_FILE_BYTES_MAX
-        with self._store.open_file(file_id, user_id=request.user_id, version_id=request.version_id or None) as reader:
-            data = reader.read(reader.size) if reader.size <= bytes_max else b""
-            return store_pb2.GetPart(version=version_to_proto(reader.version), data=data)
+        version, data = self._store.get_small(
+            request.filename if by_name else request.file_id,
+            user_id=request.user_id,
+            version_id=request.version_id or None,
+            by_name=by_name,
+            bytes_max=min(request.bytes_max, GET_FILE_BYTES_MAX)
+            if request.HasField("bytes_max")
+            else GET_FILE_BYTES_MAX,
+        )
+        return store_pb2.GetPart(version=version_to_proto(version), data=data or b"")
 
     def GetManifest(  # noqa: N802
         self, request: store_pb2.GetManifestRequest, _caller: Caller

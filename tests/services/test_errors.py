@@ -107,7 +107,7 @@ def test_data_loss_in_the_client_has_its_figures(
     def fail(*_: object, **__: object) -> None:
         raise lost
 
-    monkeypatch.setattr(store, "open_file", fail)
+    monkeypatch.setattr(store, "get_small", fail)
     with pytest.raises(DataLossError) as raised:
         client.get("f", user_id="u")
     found = raised.value

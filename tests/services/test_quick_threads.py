@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, wait
+from typing import Any
 
 import pytest
 
-from storage import FileReader, FileStorage
+from storage import FileStorage, Version
 from taskworker import Client
 from taskworker.rpc.quick_threads import QuickThreads
 
@@ -80,12 +81,12 @@ def test_a_shutdown_waits_for_all_calls() -> None:
 def test_gets_of_small_files_use_them(client: Client, store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     version = client.push(b"small", filename="a", user_id="u1")
     names: list[str] = []
-    opening = FileStorage.open_file
+    getting = FileStorage.get_small
 
-    def noting(self: FileStorage, file_id: str, *, user_id: str, version_id: str | None = None) -> FileReader:
+    def noting(self: FileStorage, *arguments: Any, **options: Any) -> tuple[Version, bytes | None]:
         names.append(threading.current_thread().name)
-        return opening(self, file_id, user_id=user_id, version_id=version_id)
+        return getting(self, *arguments, **options)
 
-    monkeypatch.setattr(FileStorage, "open_file", noting)
+    monkeypatch.setattr(FileStorage, "get_small", noting)
     assert client.get(version.file_id, user_id="u1") == b"small"
     assert names[0].startswith("quick")

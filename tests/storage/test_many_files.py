@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import DataLossError, FileNotFound, FileStorage, InvalidArgument, StoreClosed, Version
+from storage import DataLossError, FileNotFound, FileStorage, InvalidArgument, StoreClosed, Version, VersionNotFound
 from storage.fleet.volumes import VolumeSet
 from tests.storage.helpers import CHUNK, USER, content, get, lose, lose_catalog, open_store, push, rot_shards
 
@@ -277,6 +277,22 @@ def test_what_is_not_there_or_too_large_is_an_outcome(store: FileStorage) -> Non
         outcomes[5].result()
     named = list(store.get_many(["small", "theirs", "", "x" * 2000], user_id=USER, by_name=True))
     assert [type(outcome.error) for outcome in named] == [type(None), FileNotFound, InvalidArgument, InvalidArgument]
+
+
+def test_one_small_file_is_got_with_its_version(store: FileStorage) -> None:
+    first, large, empty = pushed(store, [("f", b"1"), ("large", content(1, 3 * CHUNK)), ("empty", b"")])
+    second = push(store, b"22", "f")
+    assert store.get_small(first.file_id, user_id=USER, bytes_max=9) == (second, b"22")
+    assert store.get_small(first.file_id, user_id=USER, version_id=first.version_id, bytes_max=9) == (first, b"1")
+    assert store.get_small("f", user_id=USER, by_name=True, bytes_max=1) == (second, None)
+    assert store.get_small("empty", user_id=USER, by_name=True, bytes_max=0) == (empty, b"")
+    assert store.get_small(large.file_id, user_id=USER, bytes_max=1 << 20) == (large, content(1, 3 * CHUNK))
+    with pytest.raises(FileNotFound):
+        store.get_small(first.file_id, user_id="eve", bytes_max=9)
+    with pytest.raises(FileNotFound):
+        store.get_small("g", user_id=USER, by_name=True, bytes_max=9)
+    with pytest.raises(VersionNotFound):
+        store.get_small(first.file_id, user_id=USER, version_id=large.version_id, bytes_max=9)
 
 
 def test_deletes_report_each_file(store: FileStorage) -> None:
