@@ -1,13 +1,18 @@
-"""More users than a pool takes on at once do not keep its workers from their leases."""
+"""More users than a pool takes on at once, or more connections than a worker needs, keep nothing from its work."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
+
+import psutil
 
 from taskworker import Client
 from taskworker.errors import StorageUnavailable
+from tests.cluster.campaign.shards import volume_at
 from tests.cluster.processes import Cluster
+from tests.transport.peers import caller
 
 USERS = 120
 SECONDS = 6.0  # twice a lease
@@ -38,3 +43,15 @@ def test_a_crowd_of_users_costs_no_worker_its_lease(tmp_path: Path) -> None:
     assert served
     assert {worker.state for worker in status.workers} == {"alive"}
     assert not [event for event in status.events if event.kind == "suspect"]
+
+
+def test_a_thousand_idle_connections_cost_a_worker_little(tmp_path: Path) -> None:
+    with Cluster(tmp_path, options=("--allow-fragile",), workers=1) as cluster, ExitStack() as peers:
+        worker = cluster.workers["w0"]
+        for _ in range(1000):
+            peers.enter_context(caller(worker.shard_address))
+        cluster.client.push(bytes(1 << 20), filename="a", user_id="ann")
+        with volume_at(worker.shard_address) as volume:
+            assert volume.usage().shards > 0
+        assert psutil.Process(worker.pid).memory_info().rss <= 200 << 20
+        assert {each.state for each in cluster.status().workers} == {"alive"}

@@ -52,7 +52,13 @@ class SendFailed(Exception):
 
 def length_of(parts: Parts) -> int:
     """The length of all parts together, in bytes."""
-    return sum(part.length if isinstance(part, FilePart) else bytes_of([part]) for part in parts)
+    length = 0
+    for part in parts:
+        if isinstance(part, FilePart):
+            length += part.length
+        else:
+            length += part.nbytes if isinstance(part, memoryview) else len(part)
+    return length
 
 
 class Outgoing:
@@ -91,15 +97,12 @@ class Outgoing:
             SendFailed: the connection is broken, or there is no memory to keep the rest.
         """
         with self._lock:
-            was_idle = not self._waiting
-            self._waiting.extend(_pieces(parts))
-            if was_idle:
-                self._sent = 0
-                self._since_s = self._progress_s = self._clock_s()
-                self._send(wait=True)
-            self._blocked = bool(self._waiting)
             if self._waiting:
-                self._charge()
+                self._waiting.extend(_pieces(parts))
+            elif self._send_at_once(parts):
+                return
+            self._blocked = True
+            self._charge()
 
     def flush(self, *, wait: bool) -> bool:
         """Send what waits, as much of it as the caller takes; return whether that is all.
@@ -134,6 +137,24 @@ class Outgoing:
             self._give_back()
 
     # -- under the lock --------------------------------------------------------------------------
+
+    def _send_at_once(self, parts: Parts) -> bool:
+        """Send a frame when nothing waits; return whether the caller has taken all of it."""
+        pieces = _pieces(parts)
+        first = pieces[0] if pieces else []
+        if len(pieces) <= 1 and isinstance(first, list):  # most answers are small
+            try:
+                count = self._stream.send(first, wait=True)
+            except OSError as error:
+                raise SendFailed from error
+            if count == bytes_of(first):
+                return True
+            pieces = [[*rest_of(first, count)]]
+        self._waiting.extend(pieces)
+        self._sent = 0
+        self._since_s = self._progress_s = self._clock_s()
+        self._send(wait=not self._is_crowded())
+        return not self._waiting
 
     def _charge(self) -> None:
         waiting = sum(bytes_of(piece) for piece in self._waiting if isinstance(piece, list))
