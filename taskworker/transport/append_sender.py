@@ -55,12 +55,12 @@ class SyncTicket:
 class _Sent:
     """A frame on its way. See :class:`taskworker.transport.wire.connection.Answer`."""
 
-    __slots__ = ("_sender", "bytes_max", "frame", "ticket")
+    __slots__ = ("_sender", "bytes_max", "keys", "ticket")
 
     def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
         self._sender = sender
         self.bytes_max = 0
-        self.frame = frame
+        self.keys = frame.keys  # not the payloads, which have been sent, or copied
         self.ticket = ticket
 
     def memory(self, header: Header) -> Sequence[memoryview]:
@@ -163,12 +163,12 @@ class AppendSender:
     def places(self) -> dict[ShardKey, Location]:
         """The locations of shards that are not delivered yet, with segment and offset 0."""
         with self._lock:
-            return {key: place for sent in self._under_way for key, place in sent.frame.keys.items()}
+            return {key: place for sent in self._under_way for key, place in sent.keys.items()}
 
     def queued(self) -> list[Container[ShardKey]]:
         """The keys of these shards, one container for each frame."""
         with self._lock:
-            return [sent.frame.keys for sent in self._under_way]
+            return [sent.keys for sent in self._under_way]
 
     def await_delivery(self, keys: Collection[ShardKey] | None = None) -> None:
         """Wait until everything appended so far has been sent, so that the worker knows of it.
@@ -177,7 +177,7 @@ class AppendSender:
             keys: wait only for these shards.
         """
         with self._lock:
-            frames = [sent for sent in self._under_way if keys is None or any(key in sent.frame.keys for key in keys)]
+            frames = [sent for sent in self._under_way if keys is None or any(key in sent.keys for key in keys)]
             while self._calls.failure is None and any(sent in self._under_way for sent in frames):
                 self._changed.wait(self._calls.timeout_s)
 

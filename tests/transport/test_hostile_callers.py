@@ -19,7 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.answers import OneAnswer
+from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.connection import Connection
 from taskworker.transport.wire.framing import (
     BODY_BYTES_MAX,
@@ -33,8 +35,11 @@ from taskworker.transport.wire.framing import (
 )
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.serving import Resources
 from taskworker.transport.wire.streams import dial
-from tests.transport.echo import NUMBER, Do, echo_server
+from tests.transport.echo import METHODS, NUMBER, Do, describe, echo_server
+from tests.transport.fuzz_targets import Alone, Later
+from tests.transport.memory_stream import MemoryStream
 from tests.transport.peers import Peer, call, caller, connect
 
 MIB = 1 << 20
@@ -383,3 +388,21 @@ def test_more_connections_than_are_kept(process: Process) -> None:
             peers.callback(peer.close)
         for _ in range(3):
             assert ask(process.address)
+
+
+# -- who is slow -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arrived", "hogs"), [(2 * MIB, False), (100_000, True)])
+def test_only_a_slow_sender_gives_up_its_memory_for_others(arrived: int, hogs: bool) -> None:
+    now = [0.0]
+    stream = MemoryStream(pack_greeting(1) + call(1, bytes(4 * MIB))[:arrived])
+    budget, threads = Budget(1 << 30), Later()
+    resources = Resources(budget, budget, threads, threads, lambda: now[0])
+    connection = AnsweringConnection(stream, METHODS, describe, Alone(), resources)
+    connection.run()
+    assert not stream.incoming
+    now[0] = 1.9
+    assert connection.hogged(now[0]) == 0
+    now[0] = 4.0
+    assert connection.hogged(now[0]) == (4 * MIB if hogs else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 import tracemalloc
@@ -330,6 +331,14 @@ def test_a_worker_that_takes_nothing_has_little_kept_for_it() -> None:
             assert tracemalloc.get_traced_memory()[1] < 100 * MIB
         finally:
             tracemalloc.stop()
+
+
+def test_payloads_are_not_kept_until_a_worker_has_confirmed_them() -> None:
+    payload = bytearray(MIB)
+    with worker(answering(lambda _: b"")) as address, volume_at(address) as volume:
+        before = sys.getrefcount(payload)
+        volume.append([shard_of(1)._replace(payload=payload)])
+        assert sys.getrefcount(payload) == before
 
 
 def test_lists_that_are_announced_but_do_not_come_cost_no_memory() -> None:

@@ -78,7 +78,7 @@ class WireServer:
         self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
         self._resources = Resources(self._memory, Budget(_ANSWERS_BYTES), self._slow, self._streams, clock_s)
         self._lock = threading.Lock()
-        self._waiting = 0  # connections that wait for a thread; guarded by a lock of its own
+        self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
         self._counting = threading.Lock()
         self._connections: dict[int, AnsweringConnection] = {}
         self._starved: deque[AnsweringConnection] = deque()
@@ -140,7 +140,7 @@ class WireServer:
     @property
     def is_crowded(self) -> bool:
         """Whether connections wait for a thread."""
-        return self._waiting > 0
+        return self._submitted > _QUICK_THREADS
 
     def watch(self, connection: AnsweringConnection, *, writes: bool) -> None:
         """Call the connection again when something arrives for it; or, for ``writes``, when its caller takes more."""
@@ -201,12 +201,14 @@ class WireServer:
             self._count(-1)
 
     def _serve(self, connection: AnsweringConnection) -> None:
-        self._count(-1)
-        connection.run()
+        try:
+            connection.run()
+        finally:
+            self._count(-1)
 
     def _count(self, change: int) -> None:
         with self._counting:
-            self._waiting += change
+            self._submitted += change
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_EVENTS):
