@@ -96,7 +96,7 @@ class Rounds:
         for pool in pools[:-1]:
             self._client.run("push", address=pool.address, name="warm-up", source=warm)
             self._client.run("get", address=pool.address, name="warm-up")
-            self._client.run("push_small", address=pool.address, series="warm-up", count=1, size=SMALL_BYTES)
+        self._client.run("push_small", address=self._healthy.address, series="warm-up", count=1, size=SMALL_BYTES)
         self._engine.run_in_pool("push", name="warm-up", source=warm)
         self._engine.run_in_pool("get", name="warm-up")
         self._plain.push(warm)
