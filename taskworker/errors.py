@@ -25,6 +25,10 @@ class CallAbandoned(StorageError):
     """The caller cancelled or disconnected before the server was done; nothing was committed."""
 
 
+class CallNotOffered(StorageError):
+    """The server does not offer this call. It is older than the caller, or no TaskWorker server."""
+
+
 class MessageTooLarge(InvalidArgument):
     """A message exceeds the limit; the text names the streaming call to use instead."""
 

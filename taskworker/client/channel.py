@@ -36,12 +36,17 @@ def _read_many_message(raw: bytes) -> GetManyMessage:
 
 
 class Channel:
-    """A connection to a file server, and its stubs; each call must end by the deadline of its operation."""
+    """A connection to a file server, and its stubs; each call must end by the deadline of its operation.
+
+    Attributes:
+        has_small_calls: whether to use the calls for small files, which older servers do not offer.
+    """
 
     def __init__(self, address: str) -> None:
         self._connection = Connection(address)
         channel = self._connection.channel
         self.address = address
+        self.has_small_calls = True
         self.files = FileServiceStub(channel)
         self.store = StoreServiceStub(channel)
         self.rpc = RPCServiceStub(channel)

@@ -15,7 +15,7 @@ from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.local_files import write_all
-from taskworker.errors import ServerFault, StorageUnavailable
+from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
 from taskworker.rpc.limits import GET_FILE_BYTES_MAX, KIB, MIB
@@ -37,12 +37,18 @@ def get_small(
 ) -> tuple[str, bytes | None]:
     """The id of a version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
 
-    The range of ``wanted`` is not used.
+    The range of ``wanted`` is not used. The id is that of ``wanted``, maybe empty, if the server does not offer this.
     """
+    if not channel.has_small_calls:
+        return wanted.version_id or "", None
     request = store_pb2.GetFileRequest(
         user_id=wanted.user_id, file_id=wanted.file_id, version_id=wanted.version_id or "", bytes_max=bytes_max
     )
-    part = retried(lambda: channel.unary(channel.store.GetFile, request, deadline), deadline, retries)
+    try:
+        part = retried(lambda: channel.unary(channel.store.GetFile, request, deadline), deadline, retries)
+    except CallNotOffered:  # an older server
+        channel.has_small_calls = False
+        return wanted.version_id or "", None
     version, data = part.version, part.data
     if len(data) == version.size:
         return version.version_id, data

@@ -130,7 +130,7 @@ class FileCalls(ClientBase):
                 if progress is not None and data:
                     progress(len(data), len(data))
                 return data
-            wanted = Wanted(file_id, user_id, head)
+            wanted = Wanted(file_id, user_id, head or None)
         with Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES) as fetch:
             # Each message is copied and freed at once. Joining all of them at the end made 670 MB/s instead of 920.
             content = io.BytesIO()

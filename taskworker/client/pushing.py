@@ -16,7 +16,7 @@ from taskworker.client.deadline import Deadline
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import SeekableSource, Source
-from taskworker.errors import ServerBusy, StorageUnavailable
+from taskworker.errors import CallNotOffered, ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import profile_to_proto, push_header, version_from_proto
 from taskworker.rpc.data_frames import data_frame
@@ -42,8 +42,11 @@ def push(
 ) -> Version:
     """Push ``source``; retry an interrupted push if that cannot store it twice."""
     attempt = 0
-    if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
-        return _push_small(channel, source, options, deadline, retries, progress)
+    if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX and channel.has_small_calls:
+        try:
+            return _push_small(channel, source, options, deadline, retries, progress)
+        except CallNotOffered:  # an older server
+            channel.has_small_calls = False
     while True:
         messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
         try:

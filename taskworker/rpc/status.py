@@ -38,6 +38,7 @@ from taskworker.errors import (
     ApiLimitExceeded,
     ApiUnreachable,
     CallAbandoned,
+    CallNotOffered,
     CallUncertain,
     DeadlineExceeded,
     FunctionBroken,
@@ -96,6 +97,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallAbandoned: grpc.StatusCode.CANCELLED,
+    CallNotOffered: grpc.StatusCode.UNIMPLEMENTED,
     ServerFault: grpc.StatusCode.INTERNAL,
     WorkerRefused: grpc.StatusCode.FAILED_PRECONDITION,
     WorkerRestarted: grpc.StatusCode.FAILED_PRECONDITION,
@@ -249,7 +251,7 @@ def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | by
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the call to {address} took longer than its time limit; allow more time or try again")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return StorageError(f"the server at {address} does not offer this call ({text}); is it a TaskWorker server?")
+        return CallNotOffered(f"the server at {address} does not offer this call ({text}); is it a TaskWorker server?")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
         return MessageTooLarge(f"{text}; send or fetch files this large with PushStream or GetStream")
     head, base = str(metadata.get(HEAD_KEY, "")), str(metadata.get(BASE_KEY, ""))

@@ -29,6 +29,7 @@ from storage import (
 from taskworker import Client
 from taskworker.errors import (
     CallAbandoned,
+    CallNotOffered,
     DeadlineExceeded,
     MessageTooLarge,
     ServerBusy,
@@ -56,6 +57,7 @@ ERRORS: list[tuple[StorageError, grpc.StatusCode]] = [
     (FormatError("rebuild"), CODE.FAILED_PRECONDITION),
     (StoreClosed("closed"), CODE.UNAVAILABLE),
     (ServerBusy("busy"), CODE.RESOURCE_EXHAUSTED),
+    (CallNotOffered("an older server"), CODE.UNIMPLEMENTED),
     (DeadlineExceeded("late"), CODE.DEADLINE_EXCEEDED),
     (CallAbandoned("gone"), CODE.CANCELLED),
 ]

@@ -132,5 +132,8 @@ def test_the_client_understands_a_plain_server(store: FileStorage) -> None:
                 assert plain.received[0].header.filename == "a"
                 assert plain.received[-1].commit.size == len(data)
                 assert client.get("f", user_id="u") == data
+                assert client.push(b"small", filename="b", user_id="u").size == 5, (
+                    "by a stream, as it offers nothing else"
+                )
         finally:
             server.stop(None).wait()
