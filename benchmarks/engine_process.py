@@ -14,6 +14,7 @@ from benchmarks.pool_process import serve
 from benchmarks.processes import obey
 from benchmarks.workload import USER
 from taskworker.cli.allocator import keep_one_arena
+from taskworker.cli.turns import take_short_turns
 from taskworker.pool.node_pool import NodePool
 
 READ_BUFFER_BYTES = 4 * MIB
@@ -44,5 +45,6 @@ class _Tasks:
 
 if __name__ == "__main__":
     keep_one_arena()
+    take_short_turns()
     logging.disable(logging.ERROR)
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), lambda pool: obey(_Tasks(pool)))

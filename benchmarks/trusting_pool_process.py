@@ -13,6 +13,7 @@ from benchmarks.pool_process import serve
 from storage.maintenance.readback import Moved, ReadBack
 from storage.shards import ShardStore
 from taskworker.cli.allocator import keep_one_arena
+from taskworker.cli.turns import take_short_turns
 
 
 def _believed(self: ReadBack, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
@@ -22,5 +23,6 @@ def _believed(self: ReadBack, volume: ShardStore, written: Sequence[Moved]) -> I
 if __name__ == "__main__":
     ReadBack._given_back = _believed  # type: ignore[method-assign]
     keep_one_arena()
+    take_short_turns()
     logging.disable(logging.ERROR)
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

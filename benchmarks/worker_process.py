@@ -6,6 +6,7 @@ import logging
 import sys
 
 from taskworker.cli.allocator import keep_one_arena
+from taskworker.cli.turns import take_short_turns
 from taskworker.worker.volume import VolumeWorker
 
 
@@ -19,5 +20,6 @@ def serve(worker_id: str, pool_address: str, directory: str, capacity: int) -> N
 
 if __name__ == "__main__":
     keep_one_arena()  # as the commands do
+    take_short_turns()
     logging.disable(logging.ERROR)  # workers are killed on purpose here
     serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

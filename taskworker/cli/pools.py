@@ -165,6 +165,7 @@ def pool(
     from taskworker.apps.pool_server import PoolServer
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
+    from taskworker.cli.turns import take_short_turns
     from taskworker.functions.routing.policy import FunctionPolicy
     from taskworker.functions.routing.record_formats import RecordBounds
     from taskworker.outbound.secrets.process_memory import keep_private
@@ -172,6 +173,7 @@ def pool(
     from taskworker.worker.task_worker import default_store
 
     keep_one_arena()
+    take_short_turns()
     path = directory or default_store("pool")
     options = PoolOptions(
         grace_s=grace,

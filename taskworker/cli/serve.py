@@ -43,9 +43,11 @@ def serve(
     """
     from storage import ErasureProfile, FileStorage
     from taskworker.cli.allocator import keep_one_arena
+    from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
 
     keep_one_arena()
+    take_short_turns()
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:

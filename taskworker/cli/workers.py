@@ -109,9 +109,11 @@ def worker(
         taskworker worker app:worker
     """
     from taskworker.cli.allocator import keep_one_arena
+    from taskworker.cli.turns import take_short_turns
     from taskworker.outbound.secrets.process_memory import forbid_core_dumps
 
     keep_one_arena()
+    take_short_turns()
     forbid_core_dumps()  # secrets pass through this process on their way to functions
     if program is not None:
         run_program(session, program, listen)
