@@ -81,10 +81,10 @@ class _Outcome:
         samples = self._samples
         push, get, degraded, *_ = self._add_store("pool", samples.pool)
         for task, figure in (("push", push), ("get", get)):
-            self._target("18a", f"{task} / plain sockets", "at least", PLAIN_MIN[task], figure.ratios, figure)
+            self._target("a", f"{task} / plain sockets", "at least", PLAIN_MIN[task], figure.ratios, figure)
         slower = _ratios(degraded.samples, get.samples)
         text = f"get with {LOST} of 6 workers dead / healthy get"
-        self._target("18f", text, "at least", DEGRADED_MIN, slower, degraded)
+        self._target("f", text, "at least", DEGRADED_MIN, slower, degraded)
         self.figures.append(
             Figure(
                 "pool: from the kill to full redundancy",
@@ -98,7 +98,7 @@ class _Outcome:
         note = "an engine in the client's own process, over workers of its own"
         for figure, task in zip(self._add_store("engine", samples.engine, note), TASKS, strict=True):
             text = f"{task} by an engine in the client / plain sockets"
-            self._target("18a", text, "at least", ENGINE_MIN[task], figure.ratios, figure)
+            self._target("a", text, "at least", ENGINE_MIN[task], figure.ratios, figure)
         if samples.before.push:
             self._add_store("before", samples.before, "another version of this repository, its client excepted")
         bare = Series(samples.bare.push, samples.bare.get, small=samples.bare.small)
@@ -149,17 +149,17 @@ class _Outcome:
 
     def _peer_targets(self, name: str) -> None:
         texts = {"push": "push", "get": "get", "small": "pushes of 4 KiB", "repair": "repair of one lost worker"}
-        marks = {"SeaweedFS": "18a"}
+        marks = {"SeaweedFS": "a"}
         theirs = self._samples.peers[name]
         for task, factor in FACTORS[name].items():
-            mark = "h" if task == "repair" else marks.get(name, "18c")
+            mark = "h" if task == "repair" else marks.get(name, "c")
             faster = _ratios(getattr(theirs, task), getattr(self._samples.pool, task))
             text = f"{texts[task]}, times faster than {name}"
             self._target(mark, text, "at least", factor, faster, needs_full_size=task == "repair")
         for task, factor in ENGINE_FACTORS.get(name, {}).items():
             faster = _ratios(getattr(theirs, task), getattr(self._samples.engine, task))
             self._target(
-                "18a", f"{task} by an engine in the client, times faster than {name}", "at least", factor, faster
+                "a", f"{task} by an engine in the client, times faster than {name}", "at least", factor, faster
             )
 
     # -- what pushing and getting costs ------------------------------------------------------------
@@ -173,7 +173,7 @@ class _Outcome:
             if before is not None:
                 self._processor_time("before", task, before, plain)
                 less = _ratios(mine.cpu["pool"], before.cpu["pool"])
-                self._target("18e", f"processor time of the pool, {task} / before", "at most", BEFORE_MAX, less)
+                self._target("e", f"processor time of the pool, {task} / before", "at most", BEFORE_MAX, less)
             self._processor_time("plain sockets", task, plain, None)
         for task in TASKS:
             mine, plain = self._samples.costs["pool", task], self._samples.costs["plain", task]
@@ -204,7 +204,7 @@ class _Outcome:
             figure = Figure(f"pool: get of 4 KiB {text}, p99", "ms", tuple(p99_ms[state]), "lower", idle, chart=LATENCY)
             self.figures.append(figure)
             slower = _ratios(p99_ms[state], p99_ms["idle"])
-            self._target("18f", f"p99 of a 4 KiB get {text} / idle", "at most", LOADED_MAX[state], slower, figure)
+            self._target("f", f"p99 of a 4 KiB get {text} / idle", "at most", LOADED_MAX[state], slower, figure)
 
     # -- many clients, background work, memory -----------------------------------------------------
 
@@ -259,7 +259,7 @@ class _Outcome:
             process = who.split()[0]
             figure = Figure(f"{process}: {texts[who]}", "MiB", peaks, "lower", before, notes.get(who, ""))
             self.figures.append(figure)
-            mark = "h" if process == who else "18g"
+            mark = "h" if process == who else "g"
             self._target(mark, f"peak memory of the {who}", "at most", bound, peaks, figure, unit="MiB")
 
     def _target(

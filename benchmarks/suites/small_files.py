@@ -110,8 +110,8 @@ def _result(session: Session, samples: Samples) -> SuiteResult:
         figures.append(_figure(plain, sizes.small_pushes, samples.plain, commits))
     figures += figures_of(session, samples.pooled)
     targets = [
-        _target("18d", "4 KiB pushes, one after another / raw LMDB commits", SINGLE_MIN, "x", single.ratios, single),
-        _target("18d", "4 KiB pushes, 16 threads / raw LMDB commits", THREADED_MIN, "x", threaded.ratios, threaded),
+        _target("d", "4 KiB pushes, one after another / raw LMDB commits", SINGLE_MIN, "x", single.ratios, single),
+        _target("d", "4 KiB pushes, 16 threads / raw LMDB commits", THREADED_MIN, "x", threaded.ratios, threaded),
         _target("e", "gets of 4 KiB on one thread", GETS_MIN, "/s", gets.samples, gets),
         *targets_of(session, samples.pooled, figures),
     ]

@@ -45,6 +45,15 @@ def worker(
             help="Address at which the pool reaches it: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR"
         ),
     ] = DEFAULT_WORKER_ADDRESS,
+    shard_port: Annotated[
+        int,
+        typer.Option(
+            help="Port for its volume, on the host of --listen; 0: any free one.",
+            metavar="PORT",
+            min=0,
+            max=65535,
+        ),
+    ] = 0,
     owner: Annotated[
         str,
         typer.Option(
@@ -159,6 +168,7 @@ def worker(
         capacity=capacity_bytes,
         scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
         functions=hosted,
+        shard_port=shard_port,
     )
     try:
         watch_parent(wanted=supervised)

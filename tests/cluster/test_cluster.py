@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -348,6 +349,18 @@ def test_a_living_id_is_not_given_twice(standing: Cluster, tmp_path: Path) -> No
     arguments = ["worker", "--id", "w1", "--dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]
     with pytest.raises(AssertionError, match="a living worker has the id w1"):
         Process([*arguments, "--pool", standing.address], tmp_path / "other.log")
+
+
+def test_the_port_of_a_volume_can_be_chosen(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["worker", "--id", "w9", "--dir", str(tmp_path / "w9"), "--listen", "127.0.0.1:0", "--no-functions"]
+    (tmp_path / "pool").mkdir()
+    with Cluster(tmp_path / "pool", workers=1) as cluster:
+        worker = Process([*arguments, "--shard-port", str(port), "--pool", cluster.address], tmp_path / "w9.log")
+        assert worker.shard_address == f"127.0.0.1:{port}"
+        worker.stop()
 
 
 def test_a_volume_of_another_pool_is_refused(standing: Cluster, tmp_path: Path) -> None:
