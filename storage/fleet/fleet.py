@@ -311,13 +311,20 @@ class Fleet(ABC, Generic[StoreT]):
         """Sync all online stores in parallel."""
 
     def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
-        """:meth:`append`, then :meth:`sync`."""
+        """:meth:`append`, then :meth:`sync`; or, for what was appended before, :meth:`sync_most`."""
         self.append(batches)
         self.sync()
 
     @abstractmethod
     def sync_each(self) -> None:
         """Sync all online stores at low priority, leaving the fast path to commits."""
+
+    def sync_most(self) -> None:
+        """Like :meth:`sync_each`, but others may stand in for a store that takes too long.
+
+        If so, the :meth:`epoch` changes, and what was appended has to be made whole (:mod:`storage.write.redundancy`).
+        """
+        self.sync_each()
 
     def epoch(self) -> tuple[int, ...]:
         """A value from which :meth:`require_writable` can later tell which stores were offline at any time since."""

@@ -76,7 +76,7 @@ def make_whole(
                     # Raises StoreFull if too many stores are full.
                     volumes.require_writable(profile_for(data_shards(stripe), shard_count(stripe)))
                     raise _gone(lost)
-        volumes.sync_each()
+        volumes.sync_most()
     return since
 
 
@@ -104,7 +104,7 @@ def require_whole(stripes: StripeStore, written: Callable[[], Iterable[StripeKey
                     raise _not_whole(stripe, outcome)
                 made += outcome[0]
     if made:
-        volumes.sync_each()
+        volumes.sync_most()
         make_whole(stripes, written, since)  # stores may have refused these shards, or gone away with them
 
 

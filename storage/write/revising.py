@@ -61,7 +61,9 @@ class _Revision:
             changes = [(patch.index, patch.chunk_id) for patch in self._diff.patches]
             root = edited(self._manifest, self._diff.new_size, changes, self._store_node)
             volumes = self._context.stripes.volumes
-            if stored_bytes > _BULK_BYTES or volumes.stand_ins:
+            if volumes.stand_ins:
+                volumes.sync_most()
+            elif stored_bytes > _BULK_BYTES:
                 volumes.sync()
             return self._context.commits.commit_whole(lambda: self._made_whole(root)).public()
         finally:

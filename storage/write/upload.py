@@ -292,7 +292,7 @@ class Upload:
     def _start_sync(self) -> None:
         self._wait_for_sync()
         self._unsynced = 0
-        self._flushing = self._context.flusher.submit(self._context.stripes.volumes.sync_each)
+        self._flushing = self._context.flusher.submit(self._context.stripes.volumes.sync_most)
 
     def _wait_for_sync(self) -> None:
         flushing, self._flushing = self._flushing, None
@@ -391,7 +391,7 @@ class Upload:
         volumes = self._context.stripes.volumes
         self._wait_for_sync()
         if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
-            volumes.sync_each()
+            volumes.sync_most()
         removals = self._context.pins.removals != self._removals
         if removals:
             require_claims(self._context, self._target.user, self._written(root), pinned=set(self._stripes))

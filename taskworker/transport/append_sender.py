@@ -41,6 +41,10 @@ class SyncTicket:
         self.took_s = self._clock_s() - self._began_s
         self._signal.set()
 
+    def ended_within(self, within_s: float) -> bool:
+        """See :class:`taskworker.transport.port.Ticket`."""
+        return self._signal.wait(max(0.0, within_s))
+
     def wait(self) -> None:
         """Wait until everything appended before is durable.
 

@@ -1,13 +1,19 @@
-"""Appends to workers' volumes: shards that one cannot take go to another, and all are made durable."""
+"""Appends to workers' volumes: shards that one cannot take go to another, and all are made durable.
+
+A write does not wait for workers that are late (:mod:`taskworker.transport.lateness`): others take their shards, and
+the write is acknowledged once those are durable. What a late worker then has as well is dropped by the next repair.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from storage.errors import InsufficientWorkers, StorageError, StoreFull
-from storage.keys import Kind, ShardKey, StripeKey, kind_of, slot_of, stripe_of
+from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey, kind_of, slot_of, stripe_of
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
+from taskworker.transport.lateness import Lateness
 from taskworker.transport.port import Ticket, WorkerVolume
 
 
@@ -41,6 +47,9 @@ class Workers(Protocol):
     def full(self) -> frozenset[int]:
         """Workers that cannot take more shards."""
 
+    def slow(self) -> frozenset[int]:
+        """Workers that others stand in for, because they keep everybody waiting."""
+
     def why_no_space(self) -> StorageError:
         """The error for a write that too few workers can take."""
 
@@ -59,8 +68,11 @@ class Workers(Protocol):
     def note_durable(self, slot: int) -> None:
         """Note that a worker has made durable all that it was given."""
 
-    def note_taken(self, took_s: dict[int, float]) -> None:
-        """Note how long each worker took to make durable what it was given."""
+    def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
+        """Note how long each worker took to make durable what it was given, and which are late."""
+
+    def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
+        """Whether the other workers are enough to take all shards of stripes with these k and n."""
 
 
 class _Started(NamedTuple):
@@ -71,19 +83,30 @@ class _Started(NamedTuple):
     ticket: Ticket
 
 
+_PROFILES_MAX = 64
+_LOOK_S = 0.05
+
+
 class Appends:
-    """Sends shards to workers. Thread-safe: it takes no lock, and holds none when it calls ``workers``.
+    """Sends shards to workers. Thread-safe: it holds no lock when it calls ``workers``.
 
     Args:
         workers: the fleet, which is notified of every failure, so that it changes the targets.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, clock_s: Callable[[], float]) -> None:
         self._workers = workers
+        self._clock_s = clock_s
+        self._lateness = Lateness()
+        self._late: list[_Started] = []  # syncs that nobody waited for; replaced as a whole, under the lock
+        self._lock = threading.Lock()
+        self._profiles: set[tuple[int, int]] = set()  # of all shards appended so far
         self._unsynced: set[int] = set()  # slots that were given shards since their last sync
 
     def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
         """See :meth:`Fleet.append`. Shards that a worker cannot take go to its stand-ins."""
+        self._note_profiles(batches)
         while batches:
             left: list[Shard] = []
             for slot, shards in batches.items():
@@ -101,8 +124,14 @@ class Appends:
             batches = self._again(left)
         return ()
 
-    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
-        """See :meth:`Fleet.append_and_sync`. Each worker gets its shards in one message if they fit."""
+    def append_and_sync(self, batches: dict[int, list[Shard]], *, everywhere: bool = False) -> None:
+        """See :meth:`Fleet.append_and_sync`. Each worker gets its shards in one message if they fit.
+
+        Args:
+            batches: the shards for each worker.
+            everywhere: wait for late workers as well.
+        """
+        self._note_profiles(batches)
         others = True
         again: set[int] = set()  # refused shards now, but must sync what they took before
         while batches or others or again:
@@ -114,7 +143,11 @@ class Appends:
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
             refusals = again
             again = set()
-            for slot, error in self._await(tickets):
+            late = [] if everywhere else self._who_is_late(tickets)
+            for started in late:
+                self._unsynced.add(started.slot)
+                left += batches.get(started.slot, [])
+            for slot, error in self._await(tickets, late):
                 if error is None:
                     self._workers.note_durable(slot)
                     self._note_witness(slot, batches.get(slot, ()))
@@ -129,8 +162,20 @@ class Appends:
                         again.add(slot)
             batches, others = self._again(left), False
 
+    def _note_profiles(self, batches: dict[int, list[Shard]]) -> None:
+        suffixes = {shard.key[ID_BYTES:-1] for shards in batches.values() for shard in shards}
+        known = {(suffix[1] + 1, suffix[2] + 1) for suffix in suffixes}
+        if not known <= self._profiles:
+            self._profiles = self._profiles | known
+
     def _is_synced_with_all(self, slot: int) -> bool:
-        """Whether this worker is included when all workers are synced."""
+        """Whether this worker is included when all workers are synced.
+
+        A late one is not, while others stand in for it: no shard is counted on there. If that changes, so does the
+        fleet's epoch, and every push checks what it has written.
+        """
+        if any(late.slot == slot for late in self._late) and self._can_spare([slot]) and slot in self._workers.slow():
+            return False
         return slot in self._unsynced or self._workers.takes_new(slot)
 
     def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
@@ -153,30 +198,80 @@ class Appends:
             self._workers.note_write_refused(slot, error)
             left += shards
 
-    def _await(self, tickets: list[_Started]) -> list[tuple[int, StorageError | None]]:
-        """Wait for all syncs; return (slot, why it failed or refused) of each."""
+    def _who_is_late(self, tickets: list[_Started]) -> list[_Started]:
+        """Wait until all syncs have ended, or only late ones are left, which others can stand in for; return those."""
+        began_s = self._clock_s()
+        until_s = began_s + self._lateness.usual_s()
+        while True:
+            waiting = [one for one in tickets if not one.ticket.ended_within(until_s - self._clock_s())]
+            if not waiting:
+                return []
+            now_s = self._clock_s()
+            ended_s = [one.ticket.took_s for one in tickets if one not in waiting]
+            if (
+                ended_s
+                and now_s - began_s >= self._lateness.limit_s(ended_s)
+                and self._can_spare([one.slot for one in waiting])
+            ):
+                return waiting
+            until_s = now_s + _LOOK_S
+
+    def _can_spare(self, slots: Collection[int]) -> bool:
+        profiles = self._profiles
+        return 0 < len(profiles) <= _PROFILES_MAX and self._workers.can_spare(slots, profiles)
+
+    def _await(self, tickets: list[_Started], late: list[_Started]) -> list[tuple[int, StorageError | None]]:
+        """Wait for all syncs but the late ones; return (slot, why it failed or refused) of each."""
         outcomes: list[tuple[int, StorageError | None]] = []
         refused: StorageError | None = None
-        for slot, volume, ticket in tickets:
-            try:
-                ticket.wait()
-                outcomes.append((slot, None))
-            except VolumeFailed as error:
-                self._workers.set_offline(slot, str(error), volume)
-                outcomes.append((slot, error))
-            except (StoreFull, VolumeUnavailable) as error:
-                # The refused appends may be of another push.
-                self._unsynced.add(slot)
-                self._workers.note_write_refused(slot, error)
-                outcomes.append((slot, error))
-            except StorageError as error:
-                self._unsynced.add(slot)
-                self._workers.note_refusal()
+        for started in tickets:
+            if started in late:
+                continue
+            error = self._outcome(started)
+            if error is None or isinstance(error, (VolumeFailed, StoreFull, VolumeUnavailable)):
+                outcomes.append((started.slot, error))
+            else:
                 refused = refused or error
-        self._workers.note_taken({slot: ticket.took_s for slot, _, ticket in tickets})
+        took_s = {one.slot: one.ticket.took_s for one in tickets if one not in late}
+        self._lateness.note(took_s.values())
+        self._workers.note_taken(took_s, [one.slot for one in late])
+        self._settle_late(late, {slot for slot, error in outcomes if error is None})
         if refused is not None:
             raise refused
         return outcomes
+
+    def _outcome(self, started: _Started) -> StorageError | None:
+        """Wait for a sync; return why it failed or refused."""
+        slot, volume, ticket = started
+        try:
+            ticket.wait()
+        except VolumeFailed as error:
+            self._workers.set_offline(slot, str(error), volume)
+            return error
+        except (StoreFull, VolumeUnavailable) as error:
+            # The refused appends may be of another push.
+            self._unsynced.add(slot)
+            self._workers.note_write_refused(slot, error)
+            return error
+        except StorageError as error:
+            self._unsynced.add(slot)
+            self._workers.note_refusal()
+            return error
+        return None
+
+    def _settle_late(self, late: list[_Started], synced: Collection[int]) -> None:
+        """Remember late syncs, and act on the outcomes of earlier ones that have ended.
+
+        What these workers refused was maybe counted on by other pushes. Those that have synced since have answered.
+        """
+        with self._lock:
+            before, self._late = self._late, []
+        left = [one for one in before if one.slot not in synced and not one.ticket.ended_within(0)]
+        for started in before:
+            if started not in left:
+                self._outcome(started)
+        with self._lock:
+            self._late += left + late
 
     def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
         """The shards that could not be delivered, by the slot to write them to now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from storage.errors import InsufficientWorkers, StorageError, StoreFull
 from storage.shards import VolumeUnavailable
@@ -139,9 +139,14 @@ class Conduct:
         """Note that a worker could not read what it claims to hold; return whether it counts as slow from now on."""
         return self._slowness.note_unread(slot)
 
-    def note_taken(self, took_s: Mapping[int, float]) -> bool:
-        """Note how long each worker took over one common request; return whether one is slow from now on."""
-        return self._slowness.note(took_s)
+    def note_taken(self, took_s: Mapping[int, float], late: Collection[int] = ()) -> bool:
+        """Note how long each worker took over one common request; return whether one is slow from now on.
+
+        Args:
+            took_s: the seconds, by slot.
+            late: those for which nobody waited any longer.
+        """
+        return any([self._slowness.note(took_s), self._slowness.note_late(late)])
 
     def note_space(self, slot: int, free: int, used: int) -> bool:
         """Note a worker's report of its disk, in bytes; return whether it has room again."""

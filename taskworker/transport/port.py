@@ -17,6 +17,9 @@ class Ticket(Protocol):
 
     took_s: float
 
+    def ended_within(self, within_s: float) -> bool:
+        """Wait for its end, for at most this many seconds; return whether it has ended, well or not."""
+
     def wait(self) -> None:
         """Wait until everything appended before is durable.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from storage.fleet.layout import Layout
 
@@ -64,6 +64,17 @@ class Targets:
             other._avoided,
             other._unproved,
         )
+
+    def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
+        """Whether these members, too, can be avoided for all stripes with these k and n.
+
+        No more than n - k members are avoided for the sake of those that wait, so that the others have enough to do.
+        """
+        if not self._online.issuperset(slots):
+            return False  # full ones keep what they hold
+        avoided = self._avoided.union(slots)
+        others = self._online - avoided
+        return all(len(avoided) <= n - k and _enough(others, k, n) for k, n in profiles)
 
     def row(self, partition: int, k: int, n: int) -> _Row:
         """The slot that each shard of a partition's k-of-n stripes is written to."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
 
 from storage.clocks import wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
-from storage.fleet.fleet import Fleet
 from storage.fleet.layout import Layout
-from storage.fleet.members import Member, by_worker
+from storage.fleet.members import by_worker
 from storage.keys import StripeKey
 from storage.shards import Shard, ShardStore, VolumeUnavailable
 from taskworker.transport.absences import Absences, Expected
 from taskworker.transport.appends import Appends
 from taskworker.transport.conduct import Conduct
+from taskworker.transport.member_fleet import MemberFleet
 from taskworker.transport.places import Places
 from taskworker.transport.port import WorkerVolume
 from taskworker.transport.survival import Domain, Survival
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 _REPAIR_BYTES_MIN = 1 << 30
 
 
-class WorkerFleet(Fleet[WorkerVolume]):
+class WorkerFleet(MemberFleet):
     """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members.
 
     If a worker is away, its shards go to the next workers in the partition's order. So a push writes all n shards as
@@ -68,8 +67,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.margin = margin
         self._absences = Absences(grace_s, clock_s)
         self._expected: Expected | None = None
-        self._layouts: tuple[Layout, ...] = ()
-        self._owners: dict[int, str] = {}
         self._allow_fragile = allow_fragile
         self._epoch = 0
         self._rot = 0  # number of rotten shards found so far
@@ -77,7 +74,7 @@ class WorkerFleet(Fleet[WorkerVolume]):
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
         self._history = TargetHistory()
         self._places = Places()
-        self._appends = Appends(self)
+        self._appends = Appends(self, clock_s)
 
     # -- members and their conduct ---------------------------------------------------------------
 
@@ -250,14 +247,19 @@ class WorkerFleet(Fleet[WorkerVolume]):
                 self._conduct.note_durable(slot)
                 self._changed()
 
-    def note_taken(self, took_s: dict[int, float]) -> None:
-        """Note how long each worker took to make durable what it was given. Others stand in for slow ones."""
-        if self._note(lambda: self._conduct.note_taken(took_s)):
+    def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
+        """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
+        if self._note(lambda: self._conduct.note_taken(took_s, late)):
             log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
 
     def takes_new(self, slot: int) -> bool:
         """Whether a worker is given new shards: it is neither full, slow nor distrusted."""
         return slot not in self._conduct.avoided and slot not in self._conduct.full
+
+    def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
+        """Whether the other workers are enough to take all shards of stripes with these k and n."""
+        latest = self._history.latest
+        return latest is not None and latest.can_spare(slots, profiles)
 
     def why_no_space(self) -> StorageError:
         """The error for a write that too few workers can take."""
@@ -381,28 +383,6 @@ class WorkerFleet(Fleet[WorkerVolume]):
         """Whether any known worker, in a layout or not, is away and might come back."""
         return any(store is None for store in list(self._stores.values()))
 
-    def member(self, slot: int) -> Member | None:
-        """The member in a slot, from the newest layout that has it."""
-        return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
-
-    def name(self, slot: int) -> str:
-        """The worker's id."""
-        member = self.member(slot)
-        return member.worker if member is not None else f"#{slot}"
-
-    def owner(self, slot: int) -> str:
-        """See :meth:`Fleet.owner`. The owner by the last join, otherwise by the newest layout with this slot."""
-        member = self.member(slot)
-        return self._owners.get(slot, member.owner if member is not None else "")
-
-    def place(self, slot: int) -> str:
-        """The worker's id."""
-        return self.name(slot)
-
-    def directories(self) -> list[Path]:
-        """Empty: the volumes are on other machines or in other processes."""
-        return []
-
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.targets`. The same for all stripes of a partition with the same k and n."""
         return self._places.targets(stripe)
@@ -481,9 +461,13 @@ class WorkerFleet(Fleet[WorkerVolume]):
 
     def sync(self) -> None:
         """See :meth:`Fleet.sync`."""
-        self.append_and_sync({})
+        self._appends.append_and_sync({}, everywhere=True)
 
     sync_each = sync
+
+    def sync_most(self) -> None:
+        """See :meth:`Fleet.sync_most`."""
+        self._appends.append_and_sync({})
 
     def require_writable(self, profile: ErasureProfile, since: tuple[int, ...] | None = None) -> None:
         """See :meth:`Fleet.require_writable`. ``make_whole`` compensates for later losses."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from threading import Event
@@ -21,8 +22,9 @@ from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_owner
 from storage.fleet.placement import PARTITIONS, partition_of
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
-from storage.shards import LocalVolume, Shard, VolumeFailed
+from storage.shards import LocalVolume, Shard, VolumeFailed, VolumeUnavailable
 from taskworker.transport.append_sender import SyncTicket
+from taskworker.transport.lateness import Lateness
 from taskworker.transport.port import Ticket
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.shard_service import shard_server
@@ -80,6 +82,8 @@ class MemoryVolume:
         self.cannot_sync = False
         self.failure: VolumeFailed | None = None
         self.on_sync: Callable[[], None] = lambda: None
+        self.is_late = False  # its syncs end once the test settles them
+        self.late: list[SyncTicket] = []
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         self._maybe_fail("append")
@@ -90,6 +94,10 @@ class MemoryVolume:
         self._maybe_fail("start_sync")
         ticket = SyncTicket(SHARED.signal())
         error: StorageError | None = None
+        if self.is_late:
+            self.queued |= {shard.key: shard for shard in shards}
+            self.late.append(ticket)
+            return ticket
         if self.fails_at == "sync":
             error = self.failure = VolumeFailed(f"{self.name} failed")
         elif self.full and shards:
@@ -637,6 +645,92 @@ def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None
     assert fleet.losses_survivable(PROFILE) <= 1
     fleet.incomplete.update(range(9))  # where they are by the layout does not tell any more
     assert fleet.losses_survivable(PROFILE) == 0
+
+
+# -- late workers ----------------------------------------------------------------------------------
+
+
+def test_a_write_does_not_wait_for_late_workers_as_others_take_their_shards() -> None:
+    fleet = manned(9)
+    stripes = [stripe_of(seed) for seed in range(40)]
+    for slot in (3, 5):
+        volumes_of(fleet)[slot].is_late = True
+    epoch = fleet.epoch()
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    assert fleet.epoch() != epoch  # pushes under way check what they have written before
+    assert fleet.slow() == {3, 5}
+    for stripe in stripes:
+        assert durable_in(fleet, stripe) == Counter(range(6))
+        assert not {3, 5} & {*fleet.targets(stripe)}
+    asked = len(volumes_of(fleet)[3].late)
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    assert len(volumes_of(fleet)[3].late) == asked == 1  # nobody waits for it again meanwhile
+
+
+@pytest.mark.parametrize("error", [StoreFull("no space"), VolumeUnavailable("no descriptors"), VolumeFailed("gone")])
+def test_what_a_late_worker_did_not_take_is_known_once_it_answers(error: StorageError) -> None:
+    fleet = manned(9)
+    volume = volumes_of(fleet)[3]
+    volume.is_late = True
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(40)]))
+    volume.is_late = False
+    (late,) = volume.late
+    late.settle(error)
+    epoch = fleet.epoch()
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(40, 80)]))
+    assert fleet.epoch() != epoch
+    assert (3 in fleet.full(), fleet.volume(3) is None) == (
+        not isinstance(error, VolumeFailed),
+        isinstance(error, VolumeFailed),
+    )
+
+
+def test_a_late_worker_that_is_needed_after_all_is_synced() -> None:
+    fleet = manned(6)
+    volume = volumes_of(fleet)[0]
+    stripes = [stripe_of(seed) for seed in range(20)]
+    volume.is_late = True
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    assert fleet.slow() == {0}
+    for slot in (1, 2, 3):
+        fleet.set_offline(slot, "gone")
+    volume.is_late = False
+    volume.late[0].settle(None)
+    assert any(0 in fleet.targets(stripe) for stripe in stripes)
+    fleet.sync_most()
+    assert volume.durable == volume.queued != {}
+
+
+@pytest.mark.parametrize(
+    ("count", "late", "everywhere"), [(9, 1, True), (6, 3, False), (2, 1, False)], ids=["sync", "more than n-k", "few"]
+)
+def test_a_write_waits_for_late_workers_that_it_cannot_do_without(count: int, late: int, *, everywhere: bool) -> None:
+    fleet = manned(count, allow_fragile=True)
+    volumes = volumes_of(fleet)
+    stripes = [stripe_of(seed) for seed in range(20)]
+    for slot in range(late):
+        volumes[slot].is_late = True
+    if everywhere:
+        fleet.append(batches_of(fleet, stripes))
+    wait = fleet.sync if everywhere else partial(fleet.append_and_sync, batches_of(fleet, stripes))
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(2.0)
+    assert thread.is_alive()
+    for slot in range(late):
+        volumes[slot].durable |= volumes[slot].queued
+        volumes[slot].late[0].settle(None)
+    thread.join()
+    assert not fleet.slow()
+    assert all(durable_in(fleet, stripe) == Counter(range(6)) for stripe in stripes)
+
+
+def test_a_write_that_is_slow_everywhere_has_no_late_worker() -> None:
+    lateness = Lateness()
+    for _ in range(100):
+        lateness.note([0.01] * 5 + [3.0])
+    assert lateness.limit_s([0.01] * 5) < 1
+    assert lateness.limit_s([2.0, 3.0, 4.0]) >= 6
 
 
 def test_a_worker_that_comes_and_goes_all_the_time_changes_what_is_known_but_once() -> None:

@@ -28,6 +28,7 @@ class Network:
         instances: the worker's process at each address.
         calls: number of calls so far.
         injected: faults that have happened, by kind; see :class:`tests.simulation.faults.Faults`.
+        late: the share of syncs that are late.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -36,6 +37,8 @@ class Network:
         self.calls = 0
         self.injected: Counter[str] = Counter()
         self.rng = rng
+        self.late = 0.0
+        self.let_pass: Callable[[float], None] = lambda seconds: None  # advances the clock
         self._due: list[tuple[int, Callable[[], None]]] = []
 
     def after_calls(self, count: int, what: Callable[[], None]) -> None:
@@ -89,10 +92,20 @@ class Process:
 
 
 class Ticket:
-    """See :class:`taskworker.transport.port.Ticket`."""
+    """See :class:`taskworker.transport.port.Ticket`.
 
-    def __init__(self, work: Callable[[], StorageError | None]) -> None:
+    Args:
+        work: what the sync does.
+        late_s: for how many seconds it is waited for in vain.
+        let_pass: lets time pass.
+    """
+
+    def __init__(
+        self, work: Callable[[], StorageError | None], late_s: float, let_pass: Callable[[float], None]
+    ) -> None:
         self._work = work
+        self._late_s = late_s
+        self._let_pass = let_pass
         self._done = False
         self._error: StorageError | None = None
         self.took_s = 0.0
@@ -101,6 +114,14 @@ class Ticket:
         """Do the work now."""
         if not self._done:
             self._error, self._done = self._work(), True
+
+    def ended_within(self, within_s: float) -> bool:
+        if not self._done and self._late_s > 0:
+            self._late_s -= max(within_s, 0.01)
+            self._let_pass(max(0.0, within_s))
+            return False
+        self.settle()
+        return True
 
     def wait(self) -> None:
         self.settle()
@@ -193,8 +214,11 @@ class Connection:
         self._check_usable()
         if shards:
             self._queue.append((tuple(shard._replace(payload=bytes(shard.payload)) for shard in shards), False))
-        ticket = Ticket(self._sync)
-        if self._process.network.rng.random() < 0.5:
+        network = self._process.network
+        late_s = 3 * network.rng.random() if network.rng.random() < network.late else 0.0
+        network.injected["sync late"] += late_s > 0
+        ticket = Ticket(self._sync, late_s, network.let_pass)
+        if not late_s and network.rng.random() < 0.5:
             ticket.settle()
         return ticket
 

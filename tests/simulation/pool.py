@@ -50,6 +50,7 @@ class Cluster:
         self.profile = profile
         self.clock = Clock()
         self.network = Network(rng)
+        self.network.let_pass = self.clock.advance
         self.database = Database()
         self.wounds: set[ShardKey] = set()
         self.dropped: dict[ShardKey, str] = {}  # last good copies that the pool had honest workers drop

@@ -1,0 +1,42 @@
+"""A pool's members as the stores of a fleet: their names and owners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from storage.fleet.fleet import Fleet
+from storage.fleet.layout import Layout
+from storage.fleet.members import Member
+from taskworker.transport.port import WorkerVolume
+
+
+class MemberFleet(Fleet[WorkerVolume]):
+    """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members."""
+
+    def __init__(self, clock_s: Callable[[], float], now_ms: Callable[[], int]) -> None:
+        super().__init__(clock_s, now_ms)
+        self._layouts: tuple[Layout, ...] = ()  # the current one, then former ones
+        self._owners: dict[int, str] = {}
+
+    def member(self, slot: int) -> Member | None:
+        """The member in a slot, from the newest layout that has it."""
+        return next((layout.by_slot[slot] for layout in self._layouts if slot in layout.by_slot), None)
+
+    def name(self, slot: int) -> str:
+        """The worker's id."""
+        member = self.member(slot)
+        return member.worker if member is not None else f"#{slot}"
+
+    def owner(self, slot: int) -> str:
+        """See :meth:`Fleet.owner`. The owner by the last join, otherwise by the newest layout with this slot."""
+        member = self.member(slot)
+        return self._owners.get(slot, member.owner if member is not None else "")
+
+    def place(self, slot: int) -> str:
+        """The worker's id."""
+        return self.name(slot)
+
+    def directories(self) -> list[Path]:
+        """Empty: the volumes are on other machines or in other processes."""
+        return []
