@@ -24,7 +24,8 @@ from storage.runtime import Runtime
 
 _SAMPLES = 256
 _HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
-_HEDGE_S_MAX = 1.0
+_HEDGE_S_MAX = 1.0  # unless most calls take longer than a quarter of it, over links that are slow as a whole
+_TIMES_MEDIAN_MAX = 4
 _HEDGE_S_FIRST = 0.05  # until there are enough samples
 _SHUNNED_S = 2.0
 _CALL_BYTES = 4 * MIB
@@ -178,8 +179,8 @@ class _Patience:
             ordered = self._sorted[_magnitude(size)]
             if len(ordered) < _SAMPLES // 8:
                 return _HEDGE_S_FIRST
-            p95 = ordered[len(ordered) * 95 // 100]
-        return min(max(1.5 * p95, _HEDGE_S_MIN), _HEDGE_S_MAX)
+            p95, median = ordered[len(ordered) * 95 // 100], ordered[len(ordered) // 2]
+        return min(max(1.5 * p95, _HEDGE_S_MIN), max(_HEDGE_S_MAX, _TIMES_MEDIAN_MAX * median))
 
 
 def _magnitude(size: int) -> int:

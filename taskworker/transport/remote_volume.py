@@ -56,7 +56,7 @@ _WALK_KEYS_PER_S_MIN = 5_000
 # 256th.
 _KEYS_HELD_MAX = 1 << 30
 _RANGES = 256
-_PROBE_S = 1.0
+_PROBE_S = 4.0  # on a distant link, a connection whose first packet is lost takes more than 1 s
 # The worker reads them all before it answers: a slow disk reads this many of the largest within the time limit.
 _CHECKED_TOGETHER = 32
 _PROGRESS = struct.Struct("<Q")

@@ -28,7 +28,7 @@ ResultT = TypeVar("ResultT")
 
 # Walks and compactions read and write whole segments between two messages.
 LONG_TIMEOUT_S = 600.0
-_CONNECT_S_MAX = 2.0
+_CONNECT_S_MAX = 5.0  # a lost packet is sent again after 1 s, then after 2 s more
 _PATIENT_PAUSE_S = 0.1
 # A connection that nobody used may have been closed; another one that is closed at once shows that something is wrong.
 _DIALS_MAX = 4

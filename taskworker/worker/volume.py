@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 ResponseT = TypeVar("ResponseT")
 
-_CALL_TIMEOUT_S = 10.0
+_CALL_TIMEOUT_S = 30.0  # while a worker joins, the pool makes several calls to it, over a link that may be slow
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
 _SILENT_S = 5.0
