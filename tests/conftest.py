@@ -17,6 +17,7 @@ settings.load_profile("busy machine")
 LONGEST = (
     "simulation/test_seeds.py",
     "cli/test_files.py",
+    "cluster/test_links.py",
     "cluster/test_cluster.py",
     "storage/test_layout.py",
     "cli/test_sync.py",
