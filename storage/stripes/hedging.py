@@ -76,6 +76,11 @@ class _Reading:
         """Whether enough shards have arrived."""
         return len(self.payloads) >= self.k
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no shards are under way, so that nothing will be written to the target."""
+        return len(self.asked) == len(self.payloads) + len(self.failed)
+
     def place(self, slot: int) -> memoryview:
         """Return the memory for a shard: where it belongs in the target, if it is data and lies within."""
         place = self.places.get(slot)
@@ -221,7 +226,8 @@ class HedgedReader:
     def read_each(self, reads: Sequence[StripeRead]) -> Iterator[tuple[int, list[int] | None]]:
         """Like :meth:`read_all`, but yield the position and outcome of each stripe as soon as it is there.
 
-        The others go on arriving meanwhile.
+        The others go on arriving meanwhile. Nothing is written any more to the target of a stripe that was yielded: one
+        that has shards under way which are not needed is yielded at the end, when they have been cancelled.
         """
         readings = [self._begin(read) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
@@ -229,20 +235,21 @@ class HedgedReader:
         under_way = self._ask([(reading, slot) for reading in readings for slot in _first(reading)], arrivals)
         try:
             yield from self._ended(readings, positions)
-            while under_way and positions:
+            while under_way and not all(reading.complete for reading in readings):
                 ready = self._await_one(under_way, arrivals)
                 yield from self._ended(ready, positions)
         finally:
             self._give_up(under_way)
-        for at in positions.values():
-            yield at, None
+        for reading in readings:
+            at = positions.pop(id(reading), None)
+            if at is not None:
+                yield at, _outcome(reading)
 
     def _ended(self, readings: Iterable[_Reading], positions: dict[int, int]) -> Iterator[tuple[int, list[int] | None]]:
-        """Assemble the objects of which enough has arrived, and take their positions out."""
+        """Assemble the objects of which enough has arrived and nothing is under way; take their positions out."""
         for reading in readings:
-            if reading.complete and (at := positions.pop(id(reading), None)) is not None:
-                _assemble(reading)
-                yield at, sorted(reading.failed)
+            if reading.complete and reading.quiet and (at := positions.pop(id(reading), None)) is not None:
+                yield at, _outcome(reading)
 
     def _give_up(self, under_way: list[_Call]) -> None:
         """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
@@ -346,6 +353,14 @@ def _first(reading: _Reading) -> list[int]:
 
 def _replaceable(call: _Call) -> bool:
     return any(reading.spare and not reading.complete for reading, _ in call.shards)
+
+
+def _outcome(reading: _Reading) -> list[int] | None:
+    """Assemble the object if enough has arrived; return the slots that could not be read, or None."""
+    if not reading.complete:
+        return None
+    _assemble(reading)
+    return sorted(reading.failed)
 
 
 def _assemble(reading: _Reading) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage.keys import Kind, ShardKey, StripeKey, stripe_key
 from storage.runtime import Runtime
 from storage.stripes import hedging
-from storage.stripes.hedging import HedgedReader, Outcome
+from storage.stripes.hedging import HedgedReader, Outcome, StripeRead
 from tests.storage.helpers import content
 
 
@@ -260,6 +260,20 @@ def test_a_late_answer_never_touches_the_object(exits: ExitStack) -> None:
         workers.answered[slot].wait()
     assert bytes(target) == bytes(len(data))
     assert missing == []
+
+
+def test_an_object_is_not_written_to_after_it_was_handed_out(exits: ExitStack) -> None:
+    """A store that is late, and lies, answers as soon as the reader has checked the object."""
+    data, workers, reader = set_up(exits)
+    workers.hang(0)
+    workers.shards[0] = bytes(len(workers.shards[0]))  # not what was stored
+    target = bytearray(len(data))
+    for _, missing in reader.read_each([StripeRead(workers.stripe, workers.holders, memoryview(target))]):
+        assert missing == []
+        assert bytes(target) == data
+        workers.let_go()
+        workers.answered[0].wait()
+        assert bytes(target) == data
 
 
 def test_a_worker_that_was_slow_is_asked_last_for_a_while(exits: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
