@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+
+class Mailbox(Protocol[ItemT]):
+    """Where one thread waits for what others put in, in order. Thread-safe."""
+
+    def put(self, item: ItemT, /) -> None:
+        """Put something in. Never waits."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ItemT:
+        """Take something out.
+
+        Args:
+            block: wait for it.
+            timeout: seconds to wait; None: for ever.
+
+        Raises:
+            queue.Empty: nothing was put in in time.
+        """
 
 
 class Runtime:
     """The machine's threads, clocks and random bytes. A simulation replaces it with one that a seed determines."""
+
+    def mailbox(self) -> Mailbox[Any]:
+        """An empty mailbox."""
+        return queue.SimpleQueue()
 
     def executor(self, threads: int, name: str) -> Executor:
         """An executor with up to ``threads`` threads called ``name``."""

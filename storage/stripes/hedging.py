@@ -20,7 +20,7 @@ from typing import NamedTuple
 from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey, data_shards, shard_count
 from storage.limits import MIB
-from storage.runtime import Runtime
+from storage.runtime import Mailbox, Runtime
 
 _SAMPLES = 256
 _HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
@@ -120,7 +120,7 @@ class _Call:
         return sum(reading.length for reading, _ in self.shards)
 
 
-_Arrivals = queue.SimpleQueue[tuple[_Call, Outcome]]
+_Arrivals = Mailbox[tuple[_Call, Outcome]]
 
 
 class _Slowness:
@@ -198,11 +198,12 @@ class HedgedReader:
 
     Args:
         begin: fetches shards from the stores.
-        runtime: provides the clock.
+        runtime: provides the clock, and what to wait with.
     """
 
     def __init__(self, begin: Begin, runtime: Runtime) -> None:
         self._begin_fetch = begin
+        self._runtime = runtime
         self._clock_s = runtime.monotonic_s
         self._patience = _Patience()
         self._slowness = _Slowness(runtime.monotonic_s)
@@ -231,7 +232,7 @@ class HedgedReader:
         """
         readings = [self._begin(read) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
-        arrivals: _Arrivals = queue.SimpleQueue()
+        arrivals: _Arrivals = self._runtime.mailbox()
         under_way = self._ask([(reading, slot) for reading in readings for slot in _first(reading)], arrivals)
         try:
             yield from self._ended(readings, positions)
