@@ -336,3 +336,37 @@ def test_a_read_that_fails_leaves_nothing_behind_that_writes(exits: ExitStack) -
     target[:] = bytes(len(data))
     workers.end()
     assert bytes(target) == bytes(len(data))
+
+
+def test_what_a_slow_store_sends_late_changes_no_object_that_was_passed_on() -> None:
+    """It may send anything, and its shard's place is a part of the object, which was verified before."""
+    late: list[memoryview] = []
+    given_up: list[bool] = []
+
+    def begin(
+        store: int, wanted: Sequence[tuple[ShardKey, int]], into: Sequence[memoryview], done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        if store == 0 and not late:
+            late.extend(into)
+            return lambda: given_up.append(True)
+        for (key, _), place in zip(wanted, into, strict=True):
+            place[:] = shards[key]
+        done([True] * len(wanted))
+        return lambda: None
+
+    contents = [content(seed, 2000) for seed in range(2)]
+    stripes = [stripe_key(Kind.CHUNK, bytes([number]) * 32, 2, 3) for number in range(2)]
+    shards = {
+        stripe + bytes([slot]): shard
+        for stripe, data in zip(stripes, contents, strict=True)
+        for slot, shard in enumerate(coded(data, 2, 3))
+    }
+    targets = [memoryview(bytearray(2000)) for _ in stripes]
+    reader = HedgedReader(begin, Runtime())
+    reads = [StripeRead(stripe, (0, 1, 2), target) for stripe, target in zip(stripes, targets, strict=True)]
+    for at, missing in reader.read_each(reads):
+        assert missing is not None
+        if not given_up:
+            for place in late:
+                place[:] = bytes(len(place))
+        assert targets[at] == contents[at]
