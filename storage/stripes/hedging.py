@@ -113,7 +113,6 @@ class _Call:
     cancel: Callable[[], None] = _nothing
     hedged: bool = False
     ended: bool = False
-    given_up: bool = False
 
     @property
     def size(self) -> int:
@@ -239,7 +238,6 @@ class HedgedReader:
             yield from self._ended(readings, positions)
             while under_way and not all(reading.complete for reading in readings):
                 ready = self._await_one(under_way, arrivals)
-                self._keep_from(under_way, arrivals)
                 yield from self._ended(ready, positions)
         finally:
             self._give_up(under_way)
@@ -253,21 +251,6 @@ class HedgedReader:
         for reading in readings:
             if reading.complete and reading.quiet and (at := positions.pop(id(reading), None)) is not None:
                 yield at, _outcome(reading)
-
-    def _keep_from(self, under_way: list[_Call], arrivals: _Arrivals) -> None:
-        """Cancel calls for stripes that are complete without them, before these are verified: they share the memory.
-
-        What those calls were to fetch of other stripes is requested anew.
-        """
-        again: list[tuple[_Reading, int]] = []
-        for call in under_way:
-            if not call.given_up and any(one.complete and slot < one.k for one, slot in call.shards):
-                call.given_up = True
-                call.cancel()
-                again += [
-                    (one, one.spare.popleft() if one.spare else slot) for one, slot in call.shards if not one.complete
-                ]
-        under_way += self._ask(again, arrivals)
 
     def _give_up(self, under_way: list[_Call]) -> None:
         """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
@@ -313,8 +296,6 @@ class HedgedReader:
             under_way += self._ask(self._overdue(under_way), arrivals)
             return []
         under_way.remove(call)
-        if call.given_up:
-            return []
         if callable(outcome):
             outcome()
             outcome = [False] * len(call.shards)
@@ -334,9 +315,7 @@ class HedgedReader:
     def _patience_s(self, under_way: list[_Call]) -> float | None:
         """Return how long to wait before requesting other shards; None if there are no others."""
         waiting = [
-            call.asked_s + self._patience.of(call.size)
-            for call in under_way
-            if not call.hedged and not call.given_up and _replaceable(call)
+            call.asked_s + self._patience.of(call.size) for call in under_way if not call.hedged and _replaceable(call)
         ]
         return max(0.0, min(waiting) - self._clock_s()) if waiting else None
 
@@ -345,7 +324,7 @@ class HedgedReader:
         now = self._clock_s()
         instead: list[tuple[_Reading, int]] = []
         for call in under_way:
-            if call.hedged or call.given_up or now - call.asked_s < self._patience.of(call.size):
+            if call.hedged or now - call.asked_s < self._patience.of(call.size):
                 continue
             self._slowness.note_overdue(call)
             for reading, _ in call.shards:
