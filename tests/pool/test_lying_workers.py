@@ -455,12 +455,13 @@ class LateVolume(MemoryVolume):
 @pytest.mark.parametrize(("owners", "behind"), [("xxx", False), ("xyz", True)])
 def test_many_ids_of_one_owner_cannot_have_the_catalog_pass_for_an_older_one(owners: str, behind: bool) -> None:
     with simulated_surroundings():
-        cluster = Cluster(Random(1), ErasureProfile(4, 6), 6, zones=1, crowd=3)
+        cluster = Cluster(Random(2), ErasureProfile(4, 6), 6, zones=1, crowd=3)
         push_all(cluster)
         settle(cluster)
         for worker, owner in zip(cluster.workers[6:], owners, strict=True):
             late = LateVolume(worker.volume.volume_id, cluster.wounds)
             late.__dict__ = worker.volume.__dict__
+            assert late.newest() is not None, "a volume without a version would show none"
             worker.volume, worker.owner = late, owner
             worker.start()
         cluster.pass_time(3.0)
