@@ -14,9 +14,9 @@ from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey
 from storage.shards import ShardStore, VolumeUnavailable
 from taskworker.reports import WorkStatus
 from taskworker.transport.absences import Absences
+from taskworker.transport.remote_volume import RemoteVolume
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
-from tests.simulation.network import Connection
 from tests.simulation.pool import GRACE_S, LEASE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
@@ -284,10 +284,8 @@ def test_a_worker_whose_connection_breaks_while_it_is_asked_is_given_nothing_aga
         fleet.attach(slot, cluster.process.connect(worker.address, worker.name, worker.instance))
 
     monkeypatch.setattr(fleet, "set_offline", return_at_once)
-    connection = fleet.volume(0)
-    assert isinstance(connection, Connection)
     stripes = list(chunks_of(CONTENT, cluster.profile))
-    connection.lost_requests = 1
+    cluster.network.lost_requests[worker.address] = 1
     if question == "missing":
         assert cluster.pool.store._parts.stripes.heal_all(stripes) == [(0, 0)] * len(stripes)
     else:
@@ -304,9 +302,9 @@ def test_what_a_worker_that_does_not_answer_may_have_is_not_lost(monkeypatch: py
     for worker in cluster.workers[:6]:
         worker.volume.remove([key for key in worker.volume.records_by_key if key[:35] == stripe])
 
-    def refuse(connection: Connection, keys: Sequence[ShardKey]) -> NoReturn:
+    def refuse(volume: RemoteVolume, keys: Sequence[ShardKey]) -> NoReturn:
         raise VolumeUnavailable("too many open files")
 
-    monkeypatch.setattr(Connection, "locate_all", refuse)
+    monkeypatch.setattr(RemoteVolume, "locate_all", refuse)
     with pytest.raises(ShardsUnavailable, match="too many open files"):
         cluster.pool.store._parts.stripes.read(stripe)

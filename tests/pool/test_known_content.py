@@ -13,9 +13,10 @@ from storage import ErasureProfile
 from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, VolumeUnavailable
 from storage.stripes.encoding import Encoder
+from taskworker.transport.fetches import Outcome
+from taskworker.transport.remote_volume import RemoteVolume
 from tests.simulation.disk import Record
 from tests.simulation.model import chunks_of
-from tests.simulation.network import Connection
 from tests.simulation.pool import CHUNK_BYTES, LEASE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -72,20 +73,25 @@ def refuse_reads(
     refused = {
         ShardKey(stripe + bytes([slot])) for stripe in chunks_of(content, cluster.profile) for slot in range(UNREAD)
     }
-    fetch_all, read = Connection.fetch_all, Connection.read
+    begin_fetch, read = RemoteVolume.begin_fetch, RemoteVolume.read
 
-    def fetched(connection: Connection, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+    def begun(
+        volume: RemoteVolume,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
         if not is_over() and any(key in refused for key, _ in wanted):
             raise VolumeUnavailable("too many open files")
-        return fetch_all(connection, wanted)
+        return begin_fetch(volume, wanted, into, done)
 
-    def told(connection: Connection, key: ShardKey) -> Shard | None:
+    def told(volume: RemoteVolume, key: ShardKey) -> Shard | None:
         if not is_over() and key in refused:
             raise VolumeUnavailable("too many open files")
-        return read(connection, key)
+        return read(volume, key)
 
-    patch.setattr(Connection, "fetch_all", fetched)
-    patch.setattr(Connection, "read", told)
+    patch.setattr(RemoteVolume, "begin_fetch", begun)
+    patch.setattr(RemoteVolume, "read", told)
     return refused
 
 

@@ -507,9 +507,9 @@ def test_a_worker_that_cannot_be_reached_is_lost_however_often_it_says_that_it_i
     settle(cluster)
     worker.cut_off = True  # so it neither answers nor joins again
     worker.listen()
-    for file_id in ids.values():
-        cluster.pool.store.get(file_id, user_id="u")
     for _ in range(4):
+        for file_id in ids.values():
+            cluster.pool.store.get(file_id, user_id="u")
         for _ in range(5):
             cluster.pass_time(2.0)
             cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())

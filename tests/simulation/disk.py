@@ -64,7 +64,6 @@ class MemoryVolume:
     ) -> None:
         self.volume_id = volume_id
         self.full = False
-        self.boots = 0  # how often a worker was started with this volume
         self.records_by_key: dict[ShardKey, Record] = {}
         self.durable: set[ShardKey] = set()
         self.made_up: set[tuple[ShardKey, bytes]] = set()
@@ -118,6 +117,9 @@ class MemoryVolume:
         if record is None or len(record.shard.payload) != length:
             return None
         return memoryview(record.shard.payload)
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
+        return [self.fetch(key, length) for key, length in wanted]
 
     def read(self, key: ShardKey) -> Shard | None:
         record = self.records_by_key.get(key)

@@ -24,7 +24,6 @@ from tests.simulation.invariants import (
 )
 from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
-from tests.simulation.network import Connection
 from tests.simulation.operations import Users
 from tests.simulation.pool import CROWD, GRACE_S, LEASE_S, Cluster
 from tests.simulation.workers import Worker
@@ -194,24 +193,12 @@ class Faults:
     def lose_reply(self) -> str:
         """Let the next call take effect, but fail by a timeout."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
-        return self._soon(worker, lambda: self._lose_reply(worker))
-
-    def _lose_reply(self, worker: Worker) -> None:
-        for connection in self._connections(worker):
-            connection.lost_replies = 1
+        return self._soon(worker, lambda: self.cluster.network.lost_replies.__setitem__(worker.address, 1))
 
     def lose_request(self) -> str:
         """Let the next call fail without effect."""
         worker = self._one_of([worker for worker in self.cluster.workers if worker.reachable])
-        return self._soon(worker, lambda: self._lose_request(worker))
-
-    def _lose_request(self, worker: Worker) -> None:
-        for connection in self._connections(worker):
-            connection.lost_requests = 1
-
-    def _connections(self, worker: Worker) -> list[Connection]:
-        online = (connection for _, connection in self.cluster.pool.fleet.online())
-        return [one for one in online if isinstance(one, Connection) and one.address == worker.address]
+        return self._soon(worker, lambda: self.cluster.network.lost_requests.__setitem__(worker.address, 1))
 
     def lose_heartbeat(self) -> str:
         """Lose the next heartbeats of a worker."""

@@ -32,6 +32,7 @@ from tests.simulation.disk import MemoryVerification, MemoryVolume
 
 _HUGE = 1 << 62
 _SEGMENTS = 1000
+_SEGMENTS_MAX = (1 << 32) - 1
 _LATE = 1 << 60
 
 
@@ -144,7 +145,7 @@ class LyingVolume(MemoryVolume):
         return _verdicts(len(keys), self._rng)
 
     def compact(self, live_ratio_max: float) -> tuple[int, int]:
-        return self._rng.choice(((0, 0), (_HUGE, _HUGE)))
+        return self._rng.choice(((0, 0), (_SEGMENTS_MAX, _HUGE)))
 
     def usage(self) -> VolumeUsage:
         return VolumeUsage(*(self._rng.choice((0, 1, _HUGE)) for _ in range(5)))

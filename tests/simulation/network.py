@@ -1,354 +1,397 @@
-"""The network between the pool and its workers: calls that may fail before or after their effect."""
+"""The network between the pool and its workers. Whoever waits lets it act, one step after another."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import heapq
+import math
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from itertools import count
 from random import Random
-from typing import TypeVar
+from typing import Protocol
 
-from storage.errors import StorageError, StoreFull
-from storage.keys import Kind, ShardKey
-from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
-from storage.shards.port import Verdict, Verification
-from tests.simulation.disk import MemoryVerification, MemoryVolume
+from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.shard_calls import Lane
+from taskworker.transport.wire.connection import Connection
+from tests.simulation.clock import Clock
+from tests.simulation.links import ClientStream, Link
+from tests.simulation.servers import Server
 
-T = TypeVar("T")
+TIMEOUT_S = 1.0  # shorter than a lease
+_TICK_S = 0.25
+_LOOK_S = 10.0
+_WAIT_S_MAX = 3000.0  # nobody waits longer than for a walk over a worker's volume
 
 
 class PoolCrashed(BaseException):
     """The pool's process has crashed. Everything that it still tries to do raises this."""
 
 
+class Actor(Protocol):
+    """Something that may happen."""
+
+    queued: bool
+    lane: int
+
+    def act(self) -> bool:
+        """Let it happen; return False if there is nothing."""
+
+
 class Network:
-    """Addresses of workers, and events scheduled for later calls.
+    """Processes of workers by address, the connections to them, and events scheduled for later calls.
+
+    Args:
+        rng: decides what happens next.
+        clock: advances when nothing else can happen.
 
     Attributes:
-        answering: reachable volumes, by address.
-        instances: the worker's process at each address.
-        calls: number of calls so far.
+        servers: the worker's process at each address.
+        calls: number of calls that have arrived so far.
+        lost_requests: by address, how many of the next calls fail without effect.
+        lost_replies: by address, how many of the next calls take effect but fail.
+        now_s: monotonic seconds.
         injected: faults that have happened, by kind; see :class:`tests.simulation.faults.Faults`.
-        late: the share of syncs that are late.
+        lazy: appends arrive only when nothing else can happen.
+        punctual: no frame is late.
+        bugs: what went wrong in a worker's process without being noticed.
     """
 
-    def __init__(self, rng: Random) -> None:
-        self.answering: dict[str, MemoryVolume] = {}
-        self.instances: dict[str, str] = {}
+    def __init__(self, rng: Random, clock: Clock) -> None:
+        self.servers: dict[str, Server] = {}
         self.calls = 0
+        self.lost_requests: Counter[str] = Counter()
+        self.lost_replies: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.rng = rng
-        self.late = 0.0
-        self.let_pass: Callable[[float], None] = lambda seconds: None  # advances the clock
+        self.now_s = clock.monotonic_s
+        self.lazy = False
+        self.punctual = True
+        self.bugs: list[Exception] = []
+        self._random = rng.random
+        self._clock = clock
         self._due: list[tuple[int, Callable[[], None]]] = []
+        self._ready: list[Actor] = []
+        self._later: list[tuple[float, int, Actor]] = []
+        self._order = count()
+        self._links: dict[int, Link] = {}
+        self._look_s = 0.0
+
+    # -- chance and time -------------------------------------------------------------------------
+
+    def chance(self, probability: float) -> bool:
+        """Whether something happens that is so likely."""
+        return self._random() < probability
+
+    def below(self, limit: int) -> int:
+        """A number from 0 to ``limit`` - 1."""
+        return int(self._random() * limit)
+
+    def some_of(self, number: int) -> int:
+        """How many of so many bytes arrive before something ends: often all or none."""
+        if not number or self.chance(0.4):
+            return 0
+        return number if self.chance(0.6) else self.below(number)
+
+    # -- events ----------------------------------------------------------------------------------
 
     def after_calls(self, count: int, what: Callable[[], None]) -> None:
-        """Schedule ``what`` just before the ``count``-th call from now."""
+        """Schedule ``what`` just before the arrival of the ``count``-th call from now."""
         self._due.append((self.calls + count, what))
 
-    def happen(self) -> None:
-        """Count a call, and run all events that are due."""
+    def happen(self) -> bool:
+        """Count a call, and run all events that are due; return whether there were any."""
         self.calls += 1
+        happened = False
         while self._due and (at := min(self._due, key=lambda due: due[0]))[0] <= self.calls:
             self._due.remove(at)
             at[1]()
+            happened = True
+        return happened
 
     def forget_due(self) -> None:
         """Drop all scheduled events."""
         self._due.clear()
+        self.lost_requests.clear()
+        self.lost_replies.clear()
+
+    def loses_request(self, address: str) -> bool:
+        """Whether the call that arrives at an address now is lost instead."""
+        if not self.lost_requests[address]:
+            return False
+        self.lost_requests[address] -= 1
+        self.injected["request lost"] += 1
+        return True
+
+    def loses_reply(self, address: str) -> bool:
+        """Whether the answer to the call that arrives at an address now will be lost."""
+        if not self.lost_replies[address]:
+            return False
+        self.lost_replies[address] -= 1
+        return True
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def dial(self, process: Process, address: str) -> ClientStream:
+        """Connect to a worker's process.
+
+        Raises:
+            ConnectionRefusedError: it cannot be reached.
+        """
+        server = self.servers.get(address)
+        if server is None or not server.reachable:
+            raise ConnectionRefusedError
+        link = Link(self, process, server, next(self._order))
+        server.accept(link)
+        self._links[link.number] = link
+        return link.stream
+
+    def forget(self, link: Link) -> None:
+        """Note that the pool has left a connection."""
+        self._links.pop(link.number, None)
+
+    # -- acting ----------------------------------------------------------------------------------
+
+    def queue(self, actor: Actor) -> None:
+        """Let something happen at the next opportunity, or at a later one."""
+        if not actor.queued:
+            actor.queued = True
+            self._ready.append(actor)
+
+    def queue_later(self, at_s: float, actor: Actor) -> None:
+        """Let something happen from this time on."""
+        heapq.heappush(self._later, (at_s, next(self._order), actor))
+
+    def step(self) -> bool:
+        """Let one thing happen; return False if nothing can."""
+        if self.bugs:
+            raise self.bugs.pop(0)
+        ready = self._ready
+        while ready:
+            at = int(self._random() * len(ready)) if not self.lazy else self._laziest()
+            actor = ready[at]
+            if actor.act():
+                return True
+            actor.queued = False
+            ready[at] = ready[-1]
+            ready.pop()
+        return False
+
+    def _laziest(self) -> int:
+        return next((at for at, actor in enumerate(self._ready) if actor.lane != Lane.APPENDS), 0)
+
+    def flow(self) -> None:
+        """Let everything happen that can."""
+        self._wake()
+        while self.step():
+            pass
+        if self.now_s() >= self._look_s:
+            self._tick()
+
+    def idle(self, until_s: float) -> None:
+        """Let time pass, as nothing can happen now, until something can, or somebody has to look at the clock."""
+        now_s = self.now_s()
+        at_s = min(until_s, now_s + _TICK_S)
+        if self._later:
+            at_s = min(at_s, self._later[0][0])
+        self._clock.advance(max(0.0, at_s - now_s))
+        self.pass_a_moment()
+        if not self._wake():
+            self._tick()
+
+    def pass_a_moment(self) -> None:
+        """Let a microsecond pass."""
+        self._clock.advance(1e-6)
+
+    def _wake(self) -> bool:
+        woken = False
+        while self._later and self._later[0][0] <= self.now_s():
+            self.queue(heapq.heappop(self._later)[2])
+            woken = True
+        return woken
+
+    def _tick(self) -> None:
+        """Let everybody look at the clock."""
+        for link in list(self._links.values()):
+            if link.connection is not None:
+                link.connection.tick()
+        if self.now_s() >= self._look_s:
+            self._look_s = self.now_s() + _LOOK_S
+            for server in self.servers.values():
+                server.look(self._look_s - _LOOK_S)
 
 
 class Process:
     """The pool's process, which may be dead or alive.
 
+    Also the poller of its connections, see :class:`taskworker.transport.wire.connection.Poller`.
+
     Args:
         network: network of the simulation.
+
+    Attributes:
+        dead: whether it has ended.
+        failures: number of connections that could not be made or have ended.
+        dies_at: the moment at which it will die.
     """
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.dead = False
-        self.failures = 0  # calls that failed for the caller
-        self.dies_at = ""  # the moment at which it will die
+        self.failures = 0
+        self.dies_at = ""
+        self._links: dict[int, Link] = {}
 
     def reach(self, moment: str) -> None:
         """Raise `PoolCrashed` if the process is dead. Called before every effect outside of the process."""
         if moment and moment == self.dies_at:
-            self.dead = True
+            self.die()
         if self.dead:
             raise PoolCrashed(moment)
 
-    def call(self, address: str, name: str, work: Callable[[MemoryVolume], T]) -> T:
-        """Call a worker's volume, if the worker is reachable."""
-        self.network.happen()
-        self.reach("")
-        volume = self.network.answering.get(address)
-        if volume is None:
-            raise VolumeFailed(f"worker {name} does not answer")
-        return work(volume)
+    def die(self) -> None:
+        """End the process. What it has sent may still arrive."""
+        if self.dead:
+            return
+        self.dead = True
+        links, self._links = self._links, {}
+        for link in links.values():
+            self.network.forget(link)
+            link.hang_up()
 
-    def connect(self, address: str, name: str, instance: str) -> Connection:
+    # -- connecting ------------------------------------------------------------------------------
+
+    def connect(self, address: str, name: str, instance: str) -> RemoteVolume:
         """See :data:`taskworker.transport.port.Connect`."""
-        return Connection(self, address, name, instance)
+        clock_s = self.network.now_s
+        return RemoteVolume(address, name, instance, timeout_s=TIMEOUT_S, poller=self, dial=self._dial, clock_s=clock_s)
 
-
-class Ticket:
-    """See :class:`taskworker.transport.port.Ticket`.
-
-    Args:
-        work: what the sync does.
-        late_s: for how many seconds it is waited for in vain.
-        let_pass: lets time pass.
-    """
-
-    def __init__(
-        self, work: Callable[[], StorageError | None], late_s: float, let_pass: Callable[[float], None]
-    ) -> None:
-        self._work = work
-        self._late_s = late_s
-        self._let_pass = let_pass
-        self._done = False
-        self._error: StorageError | None = None
-        self.took_s = 0.0
-
-    def settle(self) -> None:
-        """Do the work now."""
-        if not self._done:
-            self._error, self._done = self._work(), True
-
-    def ended_within(self, within_s: float) -> bool:
-        if not self._done and self._late_s > 0:
-            self._late_s -= max(within_s, 0.01)
-            self._let_pass(max(0.0, within_s))
-            return False
-        self.settle()
-        return True
-
-    def wait(self) -> None:
-        self.settle()
-        if self._error is not None:
-            raise self._error
-
-
-class Connection:
-    """See :class:`taskworker.transport.port.WorkerVolume`. Like the real one, it sends appended shards later.
-
-    When the worker goes away, a frame that is on its way may or may not have been received.
-    """
-
-    def __init__(self, process: Process, address: str, name: str, instance: str) -> None:
-        self._process = process
-        self._address = address
-        self._name = name
-        self._instance = instance
-        self._queue: list[tuple[tuple[Shard, ...], bool]] = []
-        self._failure: VolumeFailed | None = None
-        self.misbehaved = ""
-        self._unreported: StorageError | None = None
-        self._tickets: list[Ticket] = []
-        self.lost_replies = 0  # how many of the next calls take effect but fail
-        self.lost_requests = 0  # how many of the next calls fail without effect
-
-    @property
-    def address(self) -> str:
-        """Address of the worker."""
-        return self._address
-
-    @property
-    def usable(self) -> bool:
-        """Whether no call has failed so far."""
-        return self._failure is None
-
-    def call(self, work: Callable[[MemoryVolume], T]) -> T:
-        """Call the worker to do something with its volume."""
-        self._check_usable()
+    def identify(self, address: str, name: str) -> str:
+        """See :data:`taskworker.transport.port.Identify`."""
+        probe = self.connect(address, name, "")
         try:
-            if self.lost_requests:
-                self.lost_requests -= 1
-                self._process.network.injected["request lost"] += 1
-                raise VolumeFailed(f"worker {self._name} does not answer")
-            outcome = self._process.call(self._address, self._name, work)
-            if self.lost_replies:
-                self.lost_replies -= 1
-                self._process.network.injected["reply lost"] += 1
-                raise VolumeFailed(f"worker {self._name} took too long")
-        except VolumeFailed:
-            self._process.failures += 1
+            return probe.instance(patient=False)
+        finally:
+            probe.abandon("the connection only identified the process")
+
+    def _dial(self, address: str, within_s: float) -> ClientStream:
+        self.reach("")
+        try:
+            return self.network.dial(self, address)
+        except OSError:
+            self.failures += 1
             raise
-        return outcome
 
-    def write(self, work: Callable[[MemoryVolume], T]) -> T:
-        """Like :meth:`call`, but fails if the worker was restarted."""
+    # -- as a poller -----------------------------------------------------------------------------
 
-        def guarded(volume: MemoryVolume) -> T:
-            if self._process.network.instances.get(self._address) != self._instance:
-                raise VolumeFailed(f"worker {self._name} was started anew")
-            return work(volume)
+    def add(self, connection: Connection) -> None:
+        """See :class:`Poller`."""
+        link = _link_of(connection)
+        self._links[link.number] = link
+        link.greeted(connection)
 
-        return self.call(guarded)
+    def watch_writes(self, connection: Connection, *, watch: bool) -> None:
+        """See :class:`Poller`."""
+        link = _link_of(connection)
+        link.client_waits = watch
+        if watch:
+            self.network.queue(link)
 
-    def _check_usable(self) -> None:
-        self._process.reach("")
-        if self._failure is not None:
-            raise VolumeFailed(str(self._failure))
+    def remove(self, connection: Connection) -> None:
+        """See :class:`Poller`."""
+        link = _link_of(connection)
+        if self._links.pop(link.number, None) is not None:
+            self.failures += 1
+            self.network.forget(link)
 
-    # -- writing ---------------------------------------------------------------------------------
+    def room(self, lock: threading.Lock) -> _Room:
+        """See :class:`Poller`."""
+        return _Room(self, lock)
 
-    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        self._check_usable()
-        self._queue.append((tuple(shard._replace(payload=bytes(shard.payload)) for shard in shards), urgent))
-        if self._process.network.rng.random() < 0.5:
-            self._deliver()
+    def signal(self) -> _Signal:
+        """See :class:`Poller`."""
+        return _Signal(self)
 
-    def _deliver(self) -> None:
-        queue, self._queue = self._queue, []
-        for shards, urgent in queue:
-            try:
-                self.write(lambda volume, shards=shards, urgent=urgent: volume.append(shards, urgent=urgent))  # type: ignore[misc]
-            except (StoreFull, VolumeUnavailable) as error:
-                self._unreported = self._unreported or error
-            except VolumeFailed as error:
-                self._failure = self._failure or error
-                return
+    def wait(self, happened: Callable[[], bool], within_s: float) -> bool:
+        """Let the network act until something has happened; return False if the time ran out first."""
+        network = self.network
+        began_s = network.now_s()
+        until_s = math.inf if within_s < 0 else began_s + within_s
+        while True:
+            if self.dead:
+                self.reach("")
+            if happened():
+                return True
+            if network.step():
+                continue
+            now_s = network.now_s()
+            if now_s >= until_s:
+                network.pass_a_moment()  # for those who look at the clock until it is late enough
+                return False
+            assert now_s < began_s + _WAIT_S_MAX, "somebody waits for ever"
+            network.idle(until_s)
 
-    def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
-        self._check_usable()
-        if shards:
-            self._queue.append((tuple(shard._replace(payload=bytes(shard.payload)) for shard in shards), False))
-        network = self._process.network
-        late_s = 3 * network.rng.random() if network.rng.random() < network.late else 0.0
-        network.injected["sync late"] += late_s > 0
-        ticket = Ticket(self._sync, late_s, network.let_pass)
-        if not late_s and network.rng.random() < 0.5:
-            ticket.settle()
-        return ticket
 
-    def sync(self) -> None:
-        self.start_sync().wait()
+class _Signal:
+    """See :class:`taskworker.transport.wire.connection.Signal`."""
 
-    def _sync(self) -> StorageError | None:
-        if self._failure is None:
-            self._deliver()
-        if self._failure is None and self._unreported is None:
-            try:
-                self.write(lambda volume: volume.sync())
-            except VolumeFailed as error:
-                self._failure = error
-            except (StoreFull, VolumeUnavailable) as error:
-                self._unreported = error
-        outcome, self._unreported = self._failure or self._unreported, None
-        return outcome
+    __slots__ = ("_happened", "_process")
 
-    # -- reading ---------------------------------------------------------------------------------
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._happened = False
 
-    def locate(self, key: ShardKey) -> Location | None:
-        return self.locate_all([key])[0]
+    def wait(self, within_s: float = -1) -> bool:
+        return self._process.wait(lambda: self._happened, within_s)
 
-    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
-        there = self.call(lambda volume: volume.locate_all(keys))
-        queued = {
-            shard.key: Location(0, 0, len(shard.payload), shard.object_length)
-            for shards, _ in self._queue
-            for shard in shards
-        }
-        return [queued.get(key) or place for key, place in zip(keys, there, strict=True)]
+    def set(self) -> None:
+        self._happened = True
 
-    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
-        absent = self.call(lambda volume: volume.missing(keys))
-        queued = {shard.key for shards, _ in self._queue for shard in shards}
-        return [at for at in absent if keys[at] not in queued]
 
-    def read_into(self, key: ShardKey, buffers: Sequence[memoryview], length: int) -> bool:
-        payload = self.fetch_all([(key, length)])[0]
-        if payload is None:
-            return False
-        at = 0
-        for buffer in buffers:
-            buffer[:] = payload[at : at + len(buffer)]
-            at += len(buffer)
-        return True
+class _Room:
+    """See :class:`taskworker.transport.wire.connection.Room`."""
 
-    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
-        return self.call(lambda volume: [volume.fetch(key, length) for key, length in wanted])
+    __slots__ = ("_lock", "_process", "_turn")
 
-    def begin_fetch(
-        self,
-        wanted: Sequence[tuple[ShardKey, int]],
-        into: Sequence[memoryview],
-        done: Callable[[Sequence[bool] | StorageError], None],
-    ) -> Callable[[], None]:
+    def __init__(self, process: Process, lock: threading.Lock) -> None:
+        self._process = process
+        self._lock = lock
+        self._turn = 0
+
+    def wait(self, within_s: float) -> bool:
+        turn = self._turn
+        self._lock.release()
         try:
-            payloads = self.fetch_all(wanted)
-        except StorageError as error:
-            done(error)
-            return lambda: None
-        for payload, place in zip(payloads, into, strict=True):
-            if payload is not None:
-                place[:] = payload
-        done([payload is not None for payload in payloads])
-        return lambda: None
+            return self._process.wait(lambda: self._turn != turn, max(0.0, within_s))
+        finally:
+            self._lock.acquire()
 
-    def read(self, key: ShardKey) -> Shard | None:
-        return self.call(lambda volume: volume.read(key))
-
-    def keys(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[ShardKey]:
-        return iter(self.call(lambda volume: list(volume.keys(start, stop))))
-
-    def records(self, kinds: frozenset[Kind]) -> Iterator[list[Shard]]:
-        pages = self.call(lambda volume: volume.records(kinds))
-        while (page := self.call(lambda _: next(pages, None))) is not None:
-            yield page
-
-    def newest(self) -> Shard | None:
-        return self.call(lambda volume: volume.newest())
-
-    # -- maintenance ----------------------------------------------------------------------------------
-
-    def remove(self, keys: Iterable[ShardKey]) -> int:
-        doomed = list(keys)
-        return self.call(lambda volume: volume.remove(doomed))
-
-    def discard(self, key: ShardKey, location: Location, *, wrong: bool = False) -> bool:
-        return self.call(lambda volume: volume.discard(key, location, wrong=wrong))
-
-    def verify(self, progress: Callable[[int], None]) -> Verification:
-        return _Verification(self, *self.call(lambda volume: (volume.verify(progress), volume.boots)))
-
-    def check(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        return self.call(lambda volume: volume.check(keys))
-
-    def compact(self, live_ratio_max: float) -> tuple[int, int]:
-        return self.call(lambda volume: volume.compact(live_ratio_max))
-
-    def instance(self) -> str:
-        return self.call(lambda _: self._process.network.instances[self._address])
-
-    def usage(self) -> VolumeUsage:
-        return self.call(lambda volume: volume.usage())
-
-    def abandon(self, reason: str) -> None:
-        self._failure = self._failure or VolumeFailed(reason)
-
-    def close(self) -> None:
-        if self._failure is None:
-            self._deliver()
-        self.abandon(f"the connection to worker {self._name} was closed")
+    def notify_all(self) -> None:
+        self._turn += 1
 
 
-class _Verification:
-    """See :class:`storage.shards.port.Verification`. A restarted worker does not know it any more."""
+class Mailbox:
+    """See :class:`storage.runtime.Mailbox`."""
 
-    def __init__(self, connection: Connection, verification: MemoryVerification, boots: int) -> None:
-        self._connection = connection
-        self._verification = verification
-        self._boots = boots
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._items: deque[object] = deque()
 
-    def judge(self, keys: Sequence[ShardKey]) -> list[Verdict]:
-        return self._connection.call(lambda volume: self._of(volume).judge(keys))
+    def put(self, item: object, /) -> None:
+        self._items.append(item)
 
-    def quarantine_rest(self) -> Iterator[ShardKey]:
-        return iter(self._connection.call(lambda volume: list(self._of(volume).quarantine_rest())))
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        if not self._process.wait(lambda: bool(self._items), -1 if timeout is None else timeout):
+            raise queue.Empty
+        return self._items.popleft()
 
-    def _of(self, volume: MemoryVolume) -> MemoryVerification:
-        if volume.boots != self._boots:
-            raise VolumeFailed("the worker was started anew during a verification")
-        return self._verification
+
+def _link_of(connection: Connection) -> Link:
+    assert isinstance(connection.stream, ClientStream)
+    return connection.stream.link
+
+
+def is_usable(volume: object) -> bool:
+    """Whether no call of a volume has failed so far."""
+    return isinstance(volume, RemoteVolume) and volume._calls.failure is None

@@ -8,14 +8,13 @@ from random import Random
 from storage import ErasureProfile
 from storage.catalog.table_catalog import TableCatalog
 from storage.keys import ShardKey
-from storage.shards import VolumeFailed
 from storage.system.locking import StoreLock
 from taskworker.pool.node_pool import PoolCore
 from taskworker.pool.options import PoolOptions
 from tests.simulation.catalog import Database, ReachedTables
 from tests.simulation.clock import Clock
 from tests.simulation.disk import MemoryVolume
-from tests.simulation.network import Connection, Network, Process
+from tests.simulation.network import Network, Process, is_usable
 from tests.simulation.runtime import SimulatedRuntime
 from tests.simulation.workers import Worker
 
@@ -49,8 +48,7 @@ class Cluster:
         self.rng = rng
         self.profile = profile
         self.clock = Clock()
-        self.network = Network(rng)
-        self.network.let_pass = self.clock.advance
+        self.network = Network(rng, self.clock)
         self.database = Database()
         self.wounds: set[ShardKey] = set()
         self.dropped: dict[ShardKey, str] = {}  # last good copies that the pool had honest workers drop
@@ -99,7 +97,7 @@ class Cluster:
     def start_pool(self, rebuild: str = "") -> None:
         """Start the pool's process with its catalog, or to rebuild the pool ``rebuild``, whose catalog is lost."""
         self.process = Process(self.network)
-        self.runtime = SimulatedRuntime(self.clock, self.rng)
+        self.runtime = SimulatedRuntime(self.clock, self.rng, self.process)
         self.tables = ReachedTables(self.database, self.process.reach)
         self.pool = PoolCore(
             Path("/nonexistent/pool"),
@@ -109,20 +107,13 @@ class Cluster:
             chunk_size=CHUNK_BYTES,
             options=PoolOptions(LEASE_S, GRACE_S, tranquility=0.0, rebuild=rebuild),
             connect=self.process.connect,
-            identify=self._identify,
+            identify=self.process.identify,
             runtime=self.runtime,
         )
 
-    def _identify(self, address: str, name: str) -> str:
-        """Return the instance of the worker's process that answers."""
-        worker = next((one for one in self.workers if one.address == address and one.reachable), None)
-        if worker is None:
-            raise VolumeFailed(f"worker {name} does not answer at {address}")
-        return worker.instance
-
     def crash_pool(self) -> None:
         """End the pool's process in the middle of what it is doing."""
-        self.process.dead = True
+        self.process.die()
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -132,6 +123,7 @@ class Cluster:
             step_s = min(seconds, _BEAT_S)
             seconds -= step_s
             self.clock.advance(step_s)
+            self.network.flow()
             for worker in self.workers:
                 worker.beat(self.pool)
             self.pool.tick()
@@ -143,9 +135,6 @@ class Cluster:
         for worker in self.workers:
             worker.cut_off, worker.volume.full, worker.lost_beats = False, False, 0
             worker.listen()
-        for _, connection in self.pool.fleet.online():
-            if isinstance(connection, Connection):
-                connection.lost_replies = connection.lost_requests = 0
         self.pass_time(10.0)
         for worker in self.workers:
             if not worker.up:
@@ -163,6 +152,6 @@ class Cluster:
         found = []
         for record in self.pool.membership.records:
             worker, connection = by_name.get(record.worker), fleet.volume(record.slot)
-            if worker is not None and worker.reachable and isinstance(connection, Connection) and connection.usable:
+            if worker is not None and worker.reachable and is_usable(connection):
                 found.append(worker.volume)
         return found

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from storage.runtime import Runtime
 from tests.simulation.clock import Clock
+from tests.simulation.network import Mailbox, Process
 
 T = TypeVar("T")
 
@@ -77,10 +78,15 @@ class DeferredExecutor(Executor):
 class SimulatedRuntime(Runtime):
     """The runtime of one process of the pool."""
 
-    def __init__(self, clock: Clock, rng: Random) -> None:
+    def __init__(self, clock: Clock, rng: Random, process: Process) -> None:
         self._clock = clock
         self._rng = rng
+        self._process = process
         self.background = DeferredExecutor()
+
+    def mailbox(self) -> Mailbox:
+        """See :meth:`Runtime.mailbox`."""
+        return Mailbox(self._process)
 
     def executor(self, threads: int, name: str) -> Executor:
         """See :meth:`Runtime.executor`. Healing waits; everything else is done at once."""

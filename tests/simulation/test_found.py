@@ -334,7 +334,7 @@ def test_a_wrong_copy_on_one_worker_hides_no_right_one_on_another() -> None:
 @pytest.mark.parametrize("full", range(7))
 def test_what_a_collect_took_from_a_push_is_made_up_for_though_a_worker_is_full(full: int) -> None:
     cluster = cluster_of(7)
-    cluster.network.rng = Lazy(1)
+    cluster.network.lazy = True
     before = cluster.pool.store.push(CONTENT, filename="before", user_id="u")
     cluster.pool.store.delete(before.file_id, user_id="u")
     data = Random(2).randbytes(14 * cluster.pool.store.chunk_size)
@@ -354,13 +354,6 @@ def test_what_a_collect_took_from_a_push_is_made_up_for_though_a_worker_is_full(
     assert cluster.pool.store.get(version.file_id, user_id="u") == data
 
 
-class Lazy(Random):
-    """Makes connections send everything as late as possible."""
-
-    def random(self) -> float:
-        return 1.0
-
-
 @pytest.mark.parametrize("calls", range(20))
 @pytest.mark.parametrize("collected", [False, True])
 def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_commit(
@@ -368,7 +361,7 @@ def test_a_push_made_while_others_were_away_is_spread_if_they_are_back_for_its_c
 ) -> None:
     """Only one worker was there for its chunks. With only this one, the commit would be refused."""
     cluster = cluster_of(4, 2, 4)
-    cluster.network.rng = Lazy(1)
+    cluster.network.lazy = True
     data = Random(2).randbytes(3 * cluster.pool.store.chunk_size)
     former = cluster.pool.store.push(CONTENT, filename="former", user_id="u")
     cluster.pool.store.delete(former.file_id, user_id="u")

@@ -14,6 +14,7 @@ from taskworker.rpc.protocol import PROTOCOL
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.liars import LyingVolume
 from tests.simulation.network import Network
+from tests.simulation.servers import Server
 
 CAPACITY = 1 << 30
 _HUGE = 1 << 40
@@ -48,6 +49,7 @@ class Worker:
     owner: str = ""
     former: list[str] = field(default_factory=list)
     _instance: str = ""
+    _server: Server | None = None
     _joined: bool = field(default=False)
     _rotten: int = 0
 
@@ -74,10 +76,12 @@ class Worker:
     def start(self) -> None:
         """Start its process."""
         self.up = True
-        self.volume.boots += 1
+        if self._server is not None:
+            self._server.stop()
         if self._instance:
             self.former.append(self._instance)
         self._instance = self.rng.randbytes(8).hex()
+        self._server = Server(self.network, self.address, self._instance, self.volume)
         self._joined = False
         self.listen()
 
@@ -88,12 +92,18 @@ class Worker:
 
     def listen(self) -> None:
         """Answer calls from now on if it is reachable, otherwise not."""
-        if self.reachable:
-            answering = LyingVolume(self.volume, self.rng) if self.liar else self.volume
-            self.network.answering[self.address] = answering
-            self.network.instances[self.address] = self._instance
+        server = self._server
+        if server is None:
+            return
+        if self.up:
+            server.volume = LyingVolume(self.volume, self.rng) if self.liar else self.volume
+            server.liar = self.liar
+            self.network.servers[self.address] = server
+            server.reach(reachable=self.reachable)
         else:
-            self.network.answering.pop(self.address, None)
+            self._server = None
+            del self.network.servers[self.address]
+            server.stop()
 
     def beat(self, pool: PoolCore) -> None:
         """Do what its heartbeat thread does periodically."""
