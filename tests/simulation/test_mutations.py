@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.campaign import run_seed
 from tests.simulation.mutations import MUTATIONS
 
-SEEDS_MAX = 60
+SEEDS_MAX = 200
 
 
 @pytest.mark.parametrize("plant", MUTATIONS, ids=lambda plant: str(plant.__name__))
