@@ -452,16 +452,24 @@ class LateVolume(MemoryVolume):
         return None if true is None else forgeries(true)[1]
 
 
+def with_a_crowd() -> Cluster:
+    """A settled pool with three further workers, each of which holds a version to show."""
+    for seed in range(1, 20):
+        cluster = Cluster(Random(seed), ErasureProfile(4, 6), 6, zones=1, crowd=3)
+        push_all(cluster)
+        settle(cluster)
+        if all(worker.volume.newest() is not None for worker in cluster.workers[6:]):
+            return cluster
+    raise AssertionError("no seed places a version on each of them")
+
+
 @pytest.mark.parametrize(("owners", "behind"), [("xxx", False), ("xyz", True)])
 def test_many_ids_of_one_owner_cannot_have_the_catalog_pass_for_an_older_one(owners: str, behind: bool) -> None:
     with simulated_surroundings():
-        cluster = Cluster(Random(2), ErasureProfile(4, 6), 6, zones=1, crowd=3)
-        push_all(cluster)
-        settle(cluster)
+        cluster = with_a_crowd()
         for worker, owner in zip(cluster.workers[6:], owners, strict=True):
             late = LateVolume(worker.volume.volume_id, cluster.wounds)
             late.__dict__ = worker.volume.__dict__
-            assert late.newest() is not None, "a volume without a version would show none"
             worker.volume, worker.owner = late, owner
             worker.start()
         cluster.pass_time(3.0)
