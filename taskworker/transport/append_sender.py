@@ -57,15 +57,22 @@ class SyncTicket:
 
 
 class _Sent:
-    """A frame on its way. See :class:`taskworker.transport.wire.connection.Answer`."""
+    """A frame on its way. See :class:`taskworker.transport.wire.connection.Answer`.
 
-    __slots__ = ("_sender", "bytes_max", "keys", "ticket")
+    Attributes:
+        before: of a sync, the frames sent before it that have not been answered.
+        outcome: of a sync, why it failed.
+    """
+
+    __slots__ = ("_sender", "before", "bytes_max", "keys", "outcome", "ticket")
 
     def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
         self._sender = sender
         self.bytes_max = 0
         self.keys = frame.keys  # not the payloads, which have been sent, or copied
         self.ticket = ticket
+        self.before: set[_Sent] = set()
+        self.outcome: StorageError | None = None
 
     def memory(self, header: Header) -> Sequence[memoryview]:
         """See :class:`Answer`. There is nothing but the confirmation."""
@@ -91,7 +98,8 @@ class AppendSender:
     """Sends appends and syncs, and knows which of them are on their way. Thread-safe.
 
     One condition guards the frames and the end of ``calls`` (:meth:`ShardCalls.fail`, :meth:`ShardCalls.end`). It is
-    not held while a frame is being sent.
+    not held while a frame is being sent. Another lock is: whoever finds a shard among those on their way, and then
+    syncs, must not overtake it.
 
     Args:
         calls: makes the calls to the worker.
@@ -103,9 +111,11 @@ class AppendSender:
         self._clock_s = clock_s
         self._calls = calls
         self._instance = instance
+        self._order = threading.Lock()
         self._lock = threading.Lock()
         self._changed = calls.poller.room(self._lock)
         self._under_way: dict[_Sent, None] = {}  # in the order of sending
+        self._syncs: list[_Sent] = []  # those whose tickets are not settled
         self._unreported: StorageError | None = None
 
     # -- sending ---------------------------------------------------------------------------------
@@ -137,30 +147,39 @@ class AppendSender:
 
     def _send(self, frame: AppendFrame, flags: int, ticket: SyncTicket | None) -> None:
         sent = _Sent(self, frame, ticket)
-        with self._lock:
-            self._calls.check_usable()
-            self._under_way[sent] = None
-        try:
-            self._calls.send(Call.APPEND, frame.parts(flags), sent, Lane.APPENDS)
-        except StorageError as error:
-            self._settle(sent, error)
+        with self._order:
+            with self._lock:
+                self._calls.check_usable()
+                if ticket is not None:
+                    sent.before = set(self._under_way)
+                    self._syncs.append(sent)
+                self._under_way[sent] = None
+            try:
+                self._calls.send(Call.APPEND, frame.parts(flags), sent, Lane.APPENDS)
+            except StorageError as error:
+                self._settle(sent, error)
 
     def delivered(self, sent: _Sent, error: Exception | None) -> None:
         """Note the worker's answer to a frame, or why there is none. Called by the receiving thread."""
         self._settle(sent, None if error is None else self._calls.meaning(error, Call.APPEND))
 
     def _settle(self, sent: _Sent, error: StorageError | None) -> None:
+        """Note the outcome of a frame, and settle the syncs that waited for it: a worker may answer out of order."""
         with self._lock:
             self._under_way.pop(sent, None)
             if isinstance(error, VolumeFailed):
                 self._calls.fail(error)
             self._unreported = self._unreported or error
-            outcome = self._unreported
-            if sent.ticket is not None and not isinstance(outcome, VolumeFailed):
-                self._unreported = None
+            if sent.ticket is not None:
+                sent.outcome = self._unreported
+                if not isinstance(sent.outcome, VolumeFailed):
+                    self._unreported = None
+            for sync in self._syncs:
+                sync.before.discard(sent)
+            ended = [sync for sync in self._syncs if not sync.before and sync not in self._under_way]
+            self._syncs = [sync for sync in self._syncs if sync not in ended]
             self._changed.notify_all()
-        if sent.ticket is not None:
-            sent.ticket.settle(outcome)
+        _settle_all(ended)
 
     # -- frames under way ------------------------------------------------------------------------
 
@@ -191,11 +210,12 @@ class AppendSender:
         """Make all further calls fail, and everybody who waits."""
         with self._lock:
             self._calls.fail(error)
-            under_way, self._under_way = self._under_way, {}
+            self._under_way = {}
+            syncs, self._syncs = self._syncs, []
+            for sync in syncs:
+                sync.outcome = self._calls.failure
             self._changed.notify_all()
-        for sent in under_way:
-            if sent.ticket is not None:
-                sent.ticket.settle(self._calls.failure)
+        _settle_all(syncs)
 
     def close(self, within_s: float) -> None:
         """Take no more appends, and wait until those under way are delivered, for at most ``within_s`` seconds."""
@@ -204,3 +224,9 @@ class AppendSender:
             self._calls.end()
             while self._under_way and self._calls.failure is None and self._clock_s() < until_s:
                 self._changed.wait(until_s - self._clock_s())
+
+
+def _settle_all(syncs: Sequence[_Sent]) -> None:
+    for sync in syncs:
+        assert sync.ticket is not None
+        sync.ticket.settle(sync.outcome)

@@ -640,6 +640,31 @@ def test_a_killed_server_fails_those_who_wait_for_it(exits: ExitStack) -> None:
     assert all(isinstance(error, VolumeFailed) for _, (error,) in waiting)
 
 
+def test_a_sync_ends_after_what_was_sent_before_it(exits: ExitStack) -> None:
+    """A worker may answer out of order, and other pushes count on shards that are on their way."""
+    over, asked, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def hang_at_first(_method: str, _request: bytes, _caller: Caller) -> bytes:
+        if not asked.is_set():
+            asked.set()
+            over.wait()
+        else:
+            answered.set()
+        return b""
+
+    with made_up_server(hang_at_first) as (address, _), ExitStack() as first:
+        first.callback(over.set)
+        volume = connect(exits, address)
+        before = volume.start_sync([shard_of(1)])
+        asked.wait()
+        after = volume.start_sync([shard_of(2)])
+        answered.wait()
+        assert not after.ended_within(0.3)
+        over.set()
+        before.wait()
+        after.wait()
+
+
 @every_call
 def test_a_server_that_hangs(exits: ExitStack, call: Callable[[ShardStore], object]) -> None:
     """Calls end when their time is up; walks, which may take long, when the worker is given up."""
