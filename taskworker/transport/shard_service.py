@@ -22,8 +22,9 @@ from storage.reports import Progress
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.filesystem import VolumeFile
 from storage.shards.port import Verification
-from taskworker.errors import CallAbandoned, ServerFault, WorkerReadOnly, WorkerRestarted
+from taskworker.errors import ServerFault, WorkerReadOnly, WorkerRestarted
 from taskworker.rpc import status
+from taskworker.rpc.binding import require_active
 from taskworker.rpc.running import Run
 from taskworker.transport.frames import (
     ABSENT,
@@ -202,7 +203,7 @@ class ShardService:
         """Keys from ``start`` up to ``stop``: length of start (1), start, stop (empty: no end)."""
         start, stop = _parse_range(request)
         for batch in batched(self._volume.keys(start, stop), KEYS_MAX):
-            _require_active(caller)
+            require_active(caller)
             yield join_keys(batch)
 
     def records(self, request: bytes, caller: Caller) -> Iterator[bytes]:
@@ -210,7 +211,7 @@ class ShardService:
         kinds = frozenset(Kind(kind) for kind in request if kind in set(Kind))
         told_s = self._clock_s()
         for page in self._volume.records(kinds):
-            _require_active(caller)
+            require_active(caller)
             if page or self._clock_s() - told_s >= _SIGN_OF_LIFE_S:
                 yield pack_shards(page)
                 told_s = self._clock_s()
@@ -254,7 +255,7 @@ class ShardService:
         """Forget the other shards that a verification found corrupt, end it, and return their keys."""
         verification = self._verification(request)
         for batch in batched(verification.quarantine_rest(), KEYS_MAX):
-            _require_active(caller)
+            require_active(caller)
             yield join_keys(batch)
         with self._lock:
             self._verifications.pop(request, None)
@@ -336,11 +337,6 @@ def describe(error: Exception, hide: tuple[str, ...] = ()) -> bytes:
         error = ServerFault(f"the worker failed unexpectedly; see reference {reference} in its log")
     failure = status.encode(error, hide)
     return f"{status.kind_of(error)}\0{failure.text}".encode()
-
-
-def _require_active(caller: Caller) -> None:
-    if not caller.is_active():
-        raise CallAbandoned("the caller went away or its time ran out; nothing was changed")
 
 
 def _unchanging(volume: ShardStore | None, instance: str) -> tuple[ShardStore, str]:

@@ -68,7 +68,7 @@ class Stream(Protocol):
         """
 
     def send_file(self, descriptor: int, offset: int, count: int) -> int:
-        """Like :meth:`send` with ``wait`` and ``more``, from a file.
+        """Like :meth:`send` with ``wait``, from a file.
 
         Raises:
             EOFError: the file ends before ``offset``.
