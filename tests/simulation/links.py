@@ -94,13 +94,28 @@ class Pipe:
         self.ending = True
 
 
-class ClientStream:
-    """See :class:`taskworker.transport.wire.streams.Stream`. The pool's end."""
+class _End:
+    """What both ends of a connection have of :class:`taskworker.transport.wire.streams.Stream`."""
 
     __slots__ = ("_link",)
 
     def __init__(self, link: Link) -> None:
         self._link = link
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        return self._link.number
+
+    def close(self) -> None:
+        """See :class:`Stream`. Nothing is left to do."""
+
+
+class ClientStream(_End):
+    """The pool's end."""
+
+    __slots__ = ()
 
     @property
     def link(self) -> Link:
@@ -113,29 +128,17 @@ class ClientStream:
     def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
         return self._link.send_up(buffers)
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
-        raise NotImplementedError
-
     def unsent(self) -> int:
         return len(self._link.up.flying)
-
-    def fileno(self) -> int:
-        return self._link.number
 
     def shutdown(self) -> None:
         self._link.hang_up()
 
-    def close(self) -> None:
-        """See :class:`Stream`. Nothing is left to do."""
 
+class ServerStream(_End):
+    """The worker's end."""
 
-class ServerStream:
-    """See :class:`taskworker.transport.wire.streams.Stream`. The worker's end."""
-
-    __slots__ = ("_link",)
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    __slots__ = ()
 
     def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
         return self._link.up.receive(buffers)
@@ -143,20 +146,11 @@ class ServerStream:
     def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
         return self._link.send_down(buffers)
 
-    def send_file(self, descriptor: int, offset: int, count: int) -> int:
-        raise NotImplementedError
-
     def unsent(self) -> int:
         return len(self._link.down.flying)
 
-    def fileno(self) -> int:
-        return self._link.number
-
     def shutdown(self) -> None:
         self._link.server_ends()
-
-    def close(self) -> None:
-        """See :class:`Stream`. Nothing is left to do."""
 
 
 class Link:
