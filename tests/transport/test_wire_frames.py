@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import accumulate
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage.errors import InvalidArgument
@@ -348,6 +348,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     sizes=portions,
     crowded=st.booleans(),
 )
+@example(parts=[(204_800, 150_000)], sizes=[0, 0], crowded=False)  # more zeros than there is memory for
 def test_answers_that_wait_are_sent_in_order(
     file: int, parts: list[bytes | tuple[int, int]], sizes: list[int], crowded: bool
 ) -> None:

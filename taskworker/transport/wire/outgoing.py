@@ -43,7 +43,14 @@ class FilePart(NamedTuple):
     failed: Callable[[], None]
 
 
+class _Zeros(NamedTuple):
+    """Zeros in the place of bytes that cannot be read: no memory is charged for them."""
+
+    length: int
+
+
 Parts = Sequence["BytesLike | FilePart"]
+_Piece = list["BytesLike"] | FilePart | _Zeros
 
 
 class SendFailed(Exception):
@@ -79,7 +86,7 @@ class Outgoing:
         self._is_crowded = is_crowded
         self._clock_s = clock_s
         self._lock = threading.Lock()
-        self._waiting: deque[list[BytesLike] | FilePart] = deque()
+        self._waiting: deque[_Piece] = deque()
         self._charged = 0
         self._blocked = False
         self._sent = 0  # since something began to wait
@@ -175,6 +182,8 @@ class Outgoing:
             try:
                 if isinstance(piece, FilePart):
                     count, rest = self._send_file(piece, wait=wait, more=more)
+                elif isinstance(piece, _Zeros):
+                    count, rest = self._send_zeros(piece, wait=wait, more=more)
                 else:
                     count, rest = self._send_bytes(piece, wait=wait, more=more)
             except OSError as error:
@@ -188,14 +197,18 @@ class Outgoing:
                 return
             wait = wait and not self._is_crowded()
 
-    def _send_bytes(
-        self, parts: list[BytesLike], *, wait: bool, more: bool
-    ) -> tuple[int, list[BytesLike] | FilePart | None]:
+    def _send_bytes(self, parts: list[BytesLike], *, wait: bool, more: bool) -> tuple[int, _Piece | None]:
         count = self._stream.send(parts, wait=wait, more=more)
         rest = rest_of(parts, count)
         return count, list(rest) or None
 
-    def _send_file(self, part: FilePart, *, wait: bool, more: bool) -> tuple[int, list[BytesLike] | FilePart | None]:
+    def _send_zeros(self, zeros: _Zeros, *, wait: bool, more: bool) -> tuple[int, _Piece | None]:
+        piece = _ZEROS[: zeros.length]
+        count = self._stream.send([piece], wait=wait, more=more or len(piece) < zeros.length)
+        left = zeros.length - count
+        return count, _Zeros(left) if left else None
+
+    def _send_file(self, part: FilePart, *, wait: bool, more: bool) -> tuple[int, _Piece | None]:
         """Send from a file; if it cannot be read, zeros take the place of what is left."""
         try:
             if wait:
@@ -215,19 +228,17 @@ class Outgoing:
             return count, None
         return count, part._replace(offset=part.offset + count, length=part.length - count)
 
-    def _fail(self, part: FilePart) -> tuple[int, list[BytesLike]]:
+    def _fail(self, part: FilePart) -> tuple[int, _Piece]:
         part.failed()
-        zeros: list[BytesLike] = [_ZEROS] * (part.length // len(_ZEROS))
-        zeros.append(_ZEROS[: part.length % len(_ZEROS)])
-        return 1, [piece for piece in zeros if len(piece)]
+        return 1, _Zeros(part.length)  # not 0, so that the zeros are tried at once
 
 
 _ZEROS = memoryview(bytes(64 * KIB))
 
 
-def _pieces(parts: Parts) -> list[list[BytesLike] | FilePart]:
+def _pieces(parts: Parts) -> list[_Piece]:
     """The parts, with those that are bytes joined into lists."""
-    pieces: list[list[BytesLike] | FilePart] = []
+    pieces: list[_Piece] = []
     for part in parts:
         if isinstance(part, FilePart):
             if part.length:
