@@ -131,7 +131,7 @@ class Replay:
             else:
                 self._entries.enter_bad(found, number)
             state.size = found.stop
-            if self._durability.is_index_due:
+            if self._durability.is_index_due or self._unflushed.is_full:
                 self._durability.flush_replayed()
         return sectors.given_up - given_up < pages
 

@@ -12,8 +12,11 @@ from storage.shards.condition import Condition
 from storage.shards.filesystem import FileSystem, VolumeFile
 from storage.shards.identity import IDENTITY_FILE, SEGMENT_SUFFIX, read_segment_header
 from storage.shards.record import SegmentHeader
+from storage.system.descriptors import descriptor_limit
 
-_OPEN_FILES_MAX = 64  # per volume; with six volumes, well below the usual limit of 1024 descriptors
+# Open files per volume, each for readers and for a sync: those of six volumes fit into the usual 1,024 descriptors.
+_OPEN_FILES_MIN, _OPEN_FILES_MAX = 4, 64
+_LIMIT_PER_OPEN_FILE = 16
 
 
 class SegmentFiles:
@@ -31,7 +34,7 @@ class SegmentFiles:
         self.directory = directory
         self._filesystem = filesystem
         self._condition = condition
-        self._open: LRUCache[int, VolumeFile] = LRUCache(_OPEN_FILES_MAX)
+        self._open: LRUCache[int, VolumeFile] = LRUCache(open_files_max())
         self._lock = threading.Lock()
 
     def path_of(self, number: int) -> Path:
@@ -162,3 +165,8 @@ class SegmentFiles:
             file.drop_cache()
         except OSError as error:
             raise self._condition.unreadable(error) from error
+
+
+def open_files_max() -> int:
+    """Return how many segments a volume keeps open for reading, and likewise for a sync."""
+    return max(_OPEN_FILES_MIN, min(_OPEN_FILES_MAX, descriptor_limit() // _LIMIT_PER_OPEN_FILE))

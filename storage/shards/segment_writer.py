@@ -17,7 +17,7 @@ from storage.shards.record import SEGMENT_HEADER_BYTES, SegmentHeader, pack_segm
 from storage.shards.segment_files import SegmentFiles
 from storage.shards.segment_table import SegmentTable
 from storage.shards.unflushed import Unflushed
-from storage.system.faults import Fault, fault_of
+from storage.system.faults import Fault, fault_of, never_flushed
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,9 @@ class SegmentWriter:
     # -- the active segment ----------------------------------------------------------------------
 
     def begin(self) -> SegmentState:
-        """Seal the active segment and start a new one; the next sync flushes both."""
+        """Seal the active segment and start a new one; the next sync flushes both, or one before it."""
         self.seal()
+        self._flush_some()
         number = self._table.last + 1
         header = SegmentHeader(
             store_id=bytes.fromhex(self._identity.store_id),
@@ -120,6 +121,18 @@ class SegmentWriter:
         self._unflushed.directory = True
         self._files.keep(number, file)
         return self._table[number]
+
+    def _flush_some(self) -> None:
+        """Flush segments that wait for a sync, if these are so many that they use up the descriptors."""
+        while self._unflushed.is_full:
+            number, file = next(iter(self._unflushed.files.items()))
+            try:
+                file.datasync()
+            except (OSError, StoreFull) as error:
+                if isinstance(error, OSError) and never_flushed(error):
+                    raise self.refused(error) from error
+                raise self._condition.fail(error) from error
+            self._unflushed.forget(number)
 
     def _take_back(self, number: int) -> None:
         """Remove a segment file whose first block could not be written."""

@@ -10,17 +10,26 @@ class Unflushed:
 
     Guarded by the volume's lock.
 
+    Args:
+        files_max: how many files may wait for a sync before some of them are flushed earlier, as each is kept open.
+
     Attributes:
         files: files by segment.
         directory: whether names were created or removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files_max: int) -> None:
+        self._files_max = files_max
         self.files: dict[int, VolumeFile] = {}
         self.directory = False
 
     def __bool__(self) -> bool:
         return bool(self.files) or self.directory
+
+    @property
+    def is_full(self) -> bool:
+        """Whether some files must be flushed before further ones are noted."""
+        return len(self.files) >= self._files_max
 
     def note(self, number: int, file: VolumeFile) -> None:
         """Note that a segment was written or truncated."""

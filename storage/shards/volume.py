@@ -49,7 +49,7 @@ from storage.shards.record_reader import RecordReader
 from storage.shards.record_walk import RecordWalk
 from storage.shards.replay import Replay
 from storage.shards.scrub import Scrub
-from storage.shards.segment_files import SegmentFiles
+from storage.shards.segment_files import SegmentFiles, open_files_max
 from storage.shards.segment_table import SegmentTable
 from storage.shards.segment_writer import SegmentWriter
 from storage.shards.unflushed import Unflushed
@@ -105,7 +105,7 @@ class LocalVolume:
         self._lock = threading.Lock()
         self.condition = Condition(path, self._filesystem, clock_s)
         self.files = SegmentFiles(path, self._filesystem, self.condition)
-        self._unflushed = Unflushed()
+        self._unflushed = Unflushed(open_files_max())
         self._table = SegmentTable()
         try:
             self._identify()

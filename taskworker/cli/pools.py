@@ -162,6 +162,7 @@ def pool(
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
     """
+    from storage.system.descriptors import raise_descriptor_limit
     from taskworker.apps.pool_server import PoolServer
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
@@ -174,6 +175,7 @@ def pool(
 
     keep_one_arena()
     take_short_turns()
+    raise_descriptor_limit()
     path = directory or default_store("pool")
     options = PoolOptions(
         grace_s=grace,

@@ -42,12 +42,14 @@ def serve(
         taskworker --store ./data serve --k 1 --n 2 --volume /a --volume /b
     """
     from storage import ErasureProfile, FileStorage
+    from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
 
     keep_one_arena()
     take_short_turns()
+    raise_descriptor_limit()
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:

@@ -117,12 +117,14 @@ def worker(
         taskworker worker --id runner_1 --listen 127.0.0.1:0 --no-volume --label gpu=none
         taskworker worker app:worker
     """
+    from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.outbound.secrets.process_memory import forbid_core_dumps
 
     keep_one_arena()
     take_short_turns()
+    raise_descriptor_limit()
     forbid_core_dumps()  # secrets pass through this process on their way to functions
     if program is not None:
         run_program(session, program, listen)

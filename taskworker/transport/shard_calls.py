@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import threading
 import time
@@ -36,6 +37,7 @@ _DIALS_MAX = 4
 _ANSWER_BYTES_MAX = 128 * KIB
 # Calls that a sound worker may refuse, since it keeps few verifications.
 _REFUSABLE = (Call.JUDGE, Call.REST)
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Lane(IntEnum):
@@ -124,7 +126,11 @@ class ShardCalls:
                 if self.failure is not None:
                     raise VolumeFailed(str(self.failure))
                 stream = self._dial(self._address, min(_CONNECT_S_MAX, self.timeout_s))
-                connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s)
+                try:
+                    connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s)
+                except OSError:  # the poller cannot take it
+                    stream.close()
+                    raise
                 self._lanes[lane] = connection
             return connection
 
@@ -250,6 +256,8 @@ class ShardCalls:
             return self.broken(error)
         if isinstance(error, CallsLost):
             return VolumeFailed(f"worker {self.name} took longer than {error.waited_s:g} s to answer")
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+            return VolumeUnavailable(f"worker {self.name} cannot be called now: {error.strerror} in this process")
         return VolumeFailed(f"worker {self.name} does not answer at {self._address}")
 
     def _refusal(self, description: bytes, call: Call | None) -> StorageError:

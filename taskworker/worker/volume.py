@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -314,9 +315,9 @@ class VolumeWorker:
         pause_s, silent_s = self._heartbeat_s, 0.0
         while not self._stopping.wait(pause_s * self._rng.uniform(0.9, 1.0)):
             pause_s = self._heartbeat_s
-            if not self._tend():
-                continue
             try:
+                if not self._tend():
+                    continue
                 self._renew_lease()
             except NotJoined:
                 self._joined.clear()
@@ -328,6 +329,10 @@ class VolumeWorker:
                 log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)
             except StorageError as error:
                 log.error("the pool does not take this worker: %s", error)
+            except OSError as error:  # for example, no descriptors are left for the moment
+                log.warning("the pool was not told that this worker lives, and is told again: %s", error)
+            except Exception:  # must not end the thread: the pool would give the worker up for good
+                log.exception("the pool was not told that this worker lives, and is told again")
             else:
                 silent_s = 0.0
             pause_s = self._heartbeat_s
@@ -406,6 +411,7 @@ def _volume_id(identity: VolumeIdentity) -> str:
     return blake3(b"volume" + bytes.fromhex(identity.key)).hexdigest(16)
 
 
+@functools.cache  # opens a file
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import resource
 import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -345,6 +347,24 @@ def test_a_hanging_worker_holds_nothing_up(standing: Cluster) -> None:
     standing.await_survivable(2)
 
 
+def test_a_worker_that_had_no_descriptors_for_a_while_comes_back(standing: Cluster) -> None:
+    worker = standing.workers["w3"]
+    file_id = standing.client.push(content(2 * MIB), filename="a", user_id=USER).file_id
+    worker.signal(signal.SIGSTOP)
+    standing.await_status(lambda status: _state(status, "w3") == "suspect")
+    limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (5, limits[1]))
+    try:
+        worker.signal(signal.SIGCONT)
+        time.sleep(3)  # several heartbeats
+        assert _state(standing.status(), "w3") == "suspect"
+        assert standing.client.get(file_id, user_id=USER) == content(2 * MIB)
+    finally:
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
+    standing.await_status(lambda status: _state(status, "w3") == "alive")
+    standing.await_survivable(2)
+
+
 def test_a_living_id_is_not_given_twice(standing: Cluster, tmp_path: Path) -> None:
     arguments = ["worker", "--id", "w1", "--dir", str(tmp_path / "other"), "--listen", "127.0.0.1:0"]
     with pytest.raises(AssertionError, match="a living worker has the id w1"):
@@ -389,6 +409,10 @@ def test_rot_on_a_worker_is_found_and_healed(cluster: Cluster) -> None:
     cluster.client.repair()
     assert cluster.client.scrub().clean
     assert next(worker.lies for worker in cluster.status().workers if worker.worker_id == "w3") > 0
+
+
+def _state(status: PoolStatus, name: str) -> str:
+    return next(worker.state for worker in status.workers if worker.worker_id == name)
 
 
 def _slot(status: PoolStatus, name: str) -> int:

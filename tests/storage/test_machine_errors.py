@@ -356,6 +356,33 @@ def test_descriptors_used_up(root: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_few_descriptors_are_enough(root: Path) -> None:
+    """Runs in its own process. A large push fills many more segments than may be open, and so does a replay."""
+    program = f"""
+        import glob, os, resource
+        from storage import *
+        from storage.fleet.volumes import VolumeOptions
+        options = VolumeOptions(segment_bytes_max=1 << 16)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
+        data = os.urandom(16 << 20)
+        with FileStorage.open({str(root)!r}, chunk_size=1 << 16, volume_options=options) as store:
+            version = store.push(data, filename="a", user_id="u")
+            assert store.get(version.file_id, user_id="u") == data
+            assert store.scrub().clean
+            directories = [os.path.dirname(store._volumes.volume(slot).files.path_of(1)) for slot in range(6)]
+        for directory in directories:
+            for name in glob.glob(directory + "/index/*"):
+                os.remove(name)
+        with FileStorage.open({str(root)!r}, volume_options=options) as store:
+            assert store.get(version.file_id, user_id="u") == data
+            assert store.scrub().clean
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=python_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_bad_sectors_in_volumes_that_lost_their_index(root: Path, disk: FaultyDisk) -> None:
     """The volumes are online nevertheless, and data in bad sectors is made again from other volumes."""
     options = VolumeOptions(filesystem=disk)

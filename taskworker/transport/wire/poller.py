@@ -78,8 +78,8 @@ class ThreadPoller:
         with self._lock:
             if self._epoll is None:
                 self._epoll = select.epoll()
-            self._connections[connection.stream.fileno()] = connection
             self._epoll.register(connection.stream.fileno(), select.EPOLLIN)
+            self._connections[connection.stream.fileno()] = connection
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="shards", daemon=True)
                 self._thread.start()

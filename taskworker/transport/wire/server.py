@@ -235,9 +235,13 @@ class WireServer:
             accepted.close()
             return
         connection = AnsweringConnection(stream, self._methods, self._describe, self, self._resources)
-        with self._lock:
-            self._connections[connection.descriptor] = connection
-            self._epoll.register(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+        try:
+            with self._lock:
+                self._epoll.register(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+                self._connections[connection.descriptor] = connection
+        except OSError as error:  # too many are watched on this machine
+            log.warning("a connection could not be served: %s", error.strerror)
+            connection.close()
 
     def _drop_one(self) -> bool:
         """End a connection in favour of a new one: one that has not greeted, or has been quiet for longest."""
