@@ -61,10 +61,11 @@ class _Sent:
 
     Attributes:
         before: of a sync, the frames sent before it that have not been answered.
+        covers: how many frames with shards had been sent, including this one.
         outcome: of a sync, why it failed.
     """
 
-    __slots__ = ("_sender", "before", "bytes_max", "keys", "outcome", "ticket")
+    __slots__ = ("_sender", "before", "bytes_max", "covers", "keys", "outcome", "ticket")
 
     def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
         self._sender = sender
@@ -72,6 +73,7 @@ class _Sent:
         self.keys = frame.keys  # not the payloads, which have been sent, or copied
         self.ticket = ticket
         self.before: set[_Sent] = set()
+        self.covers = 0
         self.outcome: StorageError | None = None
 
     def memory(self, header: Header) -> Sequence[memoryview]:
@@ -117,6 +119,14 @@ class AppendSender:
         self._under_way: dict[_Sent, None] = {}  # in the order of sending
         self._syncs: list[_Sent] = []  # those whose tickets are not settled
         self._unreported: StorageError | None = None
+        self._appended = 1  # frames with shards; the worker may have unsynced ones of an earlier connection
+        self._synced = 0  # as many of them are durable
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""
+        with self._lock:
+            return self._appended > self._synced
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -150,6 +160,8 @@ class AppendSender:
         with self._order:
             with self._lock:
                 self._calls.check_usable()
+                self._appended += bool(frame.keys)
+                sent.covers = self._appended
                 if ticket is not None:
                     sent.before = set(self._under_way)
                     self._syncs.append(sent)
@@ -178,6 +190,7 @@ class AppendSender:
                 sync.before.discard(sent)
             ended = [sync for sync in self._syncs if not sync.before and sync not in self._under_way]
             self._syncs = [sync for sync in self._syncs if sync not in ended]
+            self._synced = max(self._synced, *(sync.covers for sync in ended if sync.outcome is None), 0)
             self._changed.notify_all()
         _settle_all(ended)
 

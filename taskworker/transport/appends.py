@@ -102,7 +102,7 @@ class Appends:
         self._late: list[_Started] = []  # syncs that nobody waited for; replaced as a whole, under the lock
         self._lock = threading.Lock()
         self._profiles: set[tuple[int, int]] = set()  # of all shards appended so far
-        self._unsynced: set[int] = set()  # slots that were given shards since their last sync
+        self._undurable: set[int] = set()  # slots that had no space to sync; not included when all are synced
 
     def append(self, batches: dict[int, list[Shard]], *, urgent: bool = False) -> Collection[int]:
         """See :meth:`Fleet.append`. Shards that a worker cannot take go to its stand-ins."""
@@ -113,8 +113,8 @@ class Appends:
                 volume = self._workers.volume(slot)
                 if volume is not None:
                     try:
-                        self._unsynced.add(slot)
                         volume.append(shards, urgent=urgent)
+                        self._undurable.discard(slot)
                         continue
                     except VolumeFailed as error:
                         self._workers.set_offline(slot, str(error), volume)
@@ -139,16 +139,16 @@ class Appends:
             online = dict(self._workers.online())
             left = [shard for slot, shards in batches.items() if slot not in online for shard in shards]
             for slot, volume in online.items():
-                if slot in batches or slot in again or (others and self._is_synced_with_all(slot)):
+                if slot in batches or slot in again or (others and self._is_synced_with_all(slot, volume)):
                     self._start(slot, volume, batches.get(slot, []), tickets, left)
             refusals = again
             again = set()
             late = [] if everywhere else self._who_is_late(tickets)
             for started in late:
-                self._unsynced.add(started.slot)
                 left += batches.get(started.slot, [])
             for slot, error in self._await(tickets, late):
                 if error is None:
+                    self._undurable.discard(slot)
                     self._workers.note_durable(slot)
                     self._note_witness(slot, batches.get(slot, ()))
                 else:
@@ -156,7 +156,7 @@ class Appends:
                 if isinstance(error, (StoreFull, VolumeUnavailable)):
                     if slot in refusals:
                         # It is synced again only once it is tried again as a worker with space.
-                        self._unsynced.discard(slot)
+                        self._undurable.add(slot)
                         self._workers.note_undurable(slot)
                     else:
                         again.add(slot)
@@ -168,15 +168,15 @@ class Appends:
         if not known <= self._profiles:
             self._profiles = self._profiles | known
 
-    def _is_synced_with_all(self, slot: int) -> bool:
-        """Whether this worker is included when all workers are synced.
+    def _is_synced_with_all(self, slot: int, volume: WorkerVolume) -> bool:
+        """Whether this worker is included when all workers are synced: it has shards that may not be durable.
 
         A late one is not, while others stand in for it: no shard is counted on there. If that changes, so does the
         fleet's epoch, and every push checks what it has written.
         """
         if any(late.slot == slot for late in self._late) and self._can_spare([slot]) and slot in self._workers.slow():
             return False
-        return slot in self._unsynced or self._workers.takes_new(slot)
+        return volume.needs_sync and (slot not in self._undurable or self._workers.takes_new(slot))
 
     def _note_witness(self, slot: int, shards: Sequence[Shard]) -> None:
         """Remember a version that was made durable on a store: without it, the store is an older copy."""
@@ -188,7 +188,6 @@ class Appends:
     def _start(
         self, slot: int, volume: WorkerVolume, shards: list[Shard], tickets: list[_Started], left: list[Shard]
     ) -> None:
-        self._unsynced.discard(slot)
         try:
             tickets.append(_Started(slot, volume, volume.start_sync(shards)))
         except VolumeFailed as error:
@@ -249,12 +248,11 @@ class Appends:
             self._workers.set_offline(slot, str(error), volume)
             return error
         except (StoreFull, VolumeUnavailable) as error:
-            # The refused appends may be of another push.
-            self._unsynced.add(slot)
+            # The refused appends may be of another push, which syncs this worker as well.
+            self._undurable.discard(slot)
             self._workers.note_write_refused(slot, error)
             return error
         except StorageError as error:
-            self._unsynced.add(slot)
             self._workers.note_refusal()
             return error
         return None

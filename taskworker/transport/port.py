@@ -42,6 +42,10 @@ class WorkerVolume(ShardStore, Protocol):
     def instance(self) -> str:
         """The random name of the process that answers."""
 
+    @property
+    def needs_sync(self) -> bool:
+        """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""
+
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
         """Append ``shards``, and make them and everything before durable."""
 

@@ -107,6 +107,11 @@ class RemoteVolume:
 
     # -- writing ---------------------------------------------------------------------------------
 
+    @property
+    def needs_sync(self) -> bool:
+        """See :class:`taskworker.transport.port.WorkerVolume`."""
+        return self._sender.needs_sync
+
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         """See :meth:`ShardStore.append`. Only queues the shards: a failure is raised by the next sync."""
         self._sender.append(shards, urgent=urgent)

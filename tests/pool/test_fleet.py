@@ -84,6 +84,11 @@ class MemoryVolume:
         self.on_sync: Callable[[], None] = lambda: None
         self.is_late = False  # its syncs end once the test settles them
         self.late: list[SyncTicket] = []
+        self.synced = 0
+
+    @property
+    def needs_sync(self) -> bool:
+        return not self.queued.keys() <= self.durable.keys()
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         self._maybe_fail("append")
@@ -91,6 +96,7 @@ class MemoryVolume:
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
         self.on_sync()
+        self.synced += 1
         self._maybe_fail("start_sync")
         ticket = SyncTicket(SHARED.signal())
         error: StorageError | None = None
@@ -645,6 +651,20 @@ def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None
     assert fleet.losses_survivable(PROFILE) <= 1
     fleet.incomplete.update(range(9))  # where they are by the layout does not tell any more
     assert fleet.losses_survivable(PROFILE) == 0
+
+
+def test_a_write_concerns_those_that_have_something_to_make_durable() -> None:
+    fleet = manned(12)
+    volumes = volumes_of(fleet)
+    stripe, other = stripe_of(1), stripe_of(2)
+    fleet.append_and_sync(batches_of(fleet, [stripe]))
+    assert {slot for slot, volume in volumes.items() if volume.synced} == {*fleet.targets(stripe)}
+    fleet.append(batches_of(fleet, [other]))
+    before = {slot: volume.synced for slot, volume in volumes.items()}
+    fleet.append_and_sync(batches_of(fleet, [stripe]))  # another push may count on what was appended
+    asked = {slot for slot, volume in volumes.items() if volume.synced > before[slot]}
+    assert asked == {*fleet.targets(stripe), *fleet.targets(other)}
+    assert durable_in(fleet, other) == Counter(range(6))
 
 
 # -- late workers ----------------------------------------------------------------------------------

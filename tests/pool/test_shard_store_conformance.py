@@ -660,9 +660,36 @@ def test_a_sync_ends_after_what_was_sent_before_it(exits: ExitStack) -> None:
         after = volume.start_sync([shard_of(2)])
         answered.wait()
         assert not after.ended_within(0.3)
+        needed = [volume.needs_sync]
         over.set()
         before.wait()
         after.wait()
+        assert [*needed, volume.needs_sync] == [True, False]
+
+
+def test_a_volume_needs_a_sync_until_all_that_was_sent_is_durable(exits: ExitStack) -> None:
+    refusing = threading.Event()
+
+    def answer(_method: str, _request: bytes, _caller: Caller) -> bytes:
+        if refusing.is_set():
+            raise Refusal(b"StoreFull\0no space")
+        return b""
+
+    with made_up_server(answer) as (address, _):
+        volume = connect(exits, address)
+        needed = [volume.needs_sync]  # the worker may have shards of an earlier connection
+        volume.sync()
+        needed.append(volume.needs_sync)
+        volume.append([shard_of(1)])
+        needed.append(volume.needs_sync)
+        refusing.set()
+        with pytest.raises(StoreFull):
+            volume.sync()
+        needed.append(volume.needs_sync)
+        refusing.clear()
+        volume.sync()
+        needed.append(volume.needs_sync)
+    assert needed == [True, False, True, True, False]
 
 
 @every_call
