@@ -1,4 +1,8 @@
-"""Heartbeats of workers: they renew leases, and report free space and rotten shards."""
+"""Heartbeats of workers: they renew leases, and report free space and rotten shards.
+
+Whatever arrives from a worker's volume is as good a sign of life: over a slow or lossy link, or from a busy machine, a
+heartbeat may come too late while shards arrive all the time.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ class Heartbeats:
         self._fleet = fleet
         self._events = events
         self._rot_reports = RotReports(clock_s)
+        self._received: dict[int, int] = {}  # bytes received from each slot when it was looked at last
 
     def take(self, worker: str, instance: str, load: WorkerLoad) -> bool:
         """Renew a lease; return False if the worker must join again."""
@@ -43,6 +48,16 @@ class Heartbeats:
             self._rot_reports.add(record.slot, load.rotten - before.rotten)
             self.act_on_rot()
         return True
+
+    def note_heard(self) -> None:
+        """Extend the leases of workers whose volumes have sent something; call this a few times a second."""
+        before, self._received = self._received, {}
+        for record in self._membership.records:
+            volume = self._fleet.volume(record.slot)
+            if volume is not None:
+                received = self._received[record.slot] = volume.received
+                if received > before.get(record.slot, received):
+                    self._membership.extend(record.worker)
 
     def act_on_rot(self) -> None:
         """Have the rotten shards rebuilt that workers reported, where that is due; call this a few times a second."""

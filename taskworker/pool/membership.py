@@ -334,6 +334,13 @@ class Membership:
             presence.load = load
             return True
 
+    def extend(self, worker: str) -> None:
+        """Extend a lease that has not expired, as the worker was heard otherwise than by a heartbeat."""
+        with self._lock:
+            presence = self._presence.get(worker)
+            if presence is not None and self._is_alive(presence):
+                presence.expires_s = self._clock_s() + self.lease_s
+
     def load(self, worker: str) -> WorkerLoad:
         """The load in a worker's last heartbeat since it joined."""
         with self._lock:

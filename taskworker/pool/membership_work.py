@@ -23,7 +23,7 @@ class MembershipWork:
         fleet: the members' volumes.
         layout: changes with the members.
         departures: acts on expired leases.
-        heartbeats: has postponed reports of rot.
+        heartbeats: notes signs of life, and has postponed reports of rot.
         liars: watches distrusted workers.
         trials: go on once everything is mended.
         startup_barrier: ends at ``gathered_by_s``.
@@ -67,6 +67,7 @@ class MembershipWork:
         """Do everything that is due."""
         if self._clock_s() >= self._gathered_by_s:
             self._startup_barrier.end()
+        self._heartbeats.note_heard()
         self._departures.expire()
         if self._layout.is_overdue():
             self._layout.change_soon()

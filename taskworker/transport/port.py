@@ -43,6 +43,10 @@ class WorkerVolume(ShardStore, Protocol):
         """The random name of the process that answers."""
 
     @property
+    def received(self) -> int:
+        """Number of bytes received from the worker; smaller again after a connection was closed."""
+
+    @property
     def needs_sync(self) -> bool:
         """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""
 

@@ -105,6 +105,11 @@ class RemoteVolume:
     def misbehaved(self, how: str) -> None:
         self._calls.misbehaved = how
 
+    @property
+    def received(self) -> int:
+        """See :class:`taskworker.transport.port.WorkerVolume`."""
+        return self._calls.received
+
     # -- writing ---------------------------------------------------------------------------------
 
     @property

@@ -115,6 +115,11 @@ class ShardCalls:
         for connection in connections:
             connection.close()
 
+    @property
+    def received(self) -> int:
+        """Number of bytes received on all connections that there are."""
+        return sum(connection.received for connection in list(self._lanes.values()))
+
     def _lane(self, lane: Lane) -> Connection:
         """The connection of a lane; dials if there is none, or if it was closed because nobody used it."""
         connection = self._lanes.get(lane)

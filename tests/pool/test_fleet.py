@@ -85,6 +85,7 @@ class MemoryVolume:
         self.is_late = False  # its syncs end once the test settles them
         self.late: list[SyncTicket] = []
         self.synced = 0
+        self.received = 0
 
     @property
     def needs_sync(self) -> bool:

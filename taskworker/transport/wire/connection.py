@@ -188,6 +188,11 @@ class Connection:
         """Whether calls can be made."""
         return self._ended is None
 
+    @property
+    def received(self) -> int:
+        """Number of bytes received so far."""
+        return self._reader.received
+
     def call(
         self, method: int, body: Sequence[BytesLike], answer: Answer, patience_s: float, limit_s: float | None = None
     ) -> int:
