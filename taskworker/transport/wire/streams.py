@@ -14,12 +14,14 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
+from taskworker.transport.wire.backlog import SendBacklog
 
 WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
@@ -95,15 +97,17 @@ Dial = Callable[[str, float], Stream]
 class SocketStream:
     """A :class:`Stream` over a socket, which it owns."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_backlog", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._backlog: SendBacklog | None = None
         connected.settimeout(None)
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             connected.setsockopt(socket.SOL_SOCKET, limit, _TIMEVAL)
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._backlog = SendBacklog(self.unsent, self._limit, time.monotonic)
 
     def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
         """See :class:`Stream`."""
@@ -120,10 +124,14 @@ class SocketStream:
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT) | (socket.MSG_MORE if more else 0)
         try:
             if len(buffers) == 1:
-                return self._socket.send(buffers[0], flags)
-            return self._socket.sendmsg(buffers[:_IOV_MAX], (), flags)
+                count = self._socket.send(buffers[0], flags)
+            else:
+                count = self._socket.sendmsg(buffers[:_IOV_MAX], (), flags)
         except BlockingIOError:
-            return 0
+            count = 0
+        if self._backlog is not None:
+            self._backlog.note(count)
+        return count
 
     def send_file(self, descriptor: int, offset: int, count: int) -> int:
         """See :class:`Stream`."""
@@ -133,7 +141,13 @@ class SocketStream:
             return 0
         if not sent:
             raise EOFError
+        if self._backlog is not None:
+            self._backlog.note(sent)
         return sent
+
+    def _limit(self, count: int) -> None:
+        # The kernel doubles the number, as it counts its own structures as well.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, count)
 
     def unsent(self) -> int:
         """See :class:`Stream`."""
