@@ -22,6 +22,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.limits import (
     FILE_SIZE_MAX,
+    SMALL_COPIES_BYTES_MAX,
     as_int,
     check_chunk_ids,
     check_chunk_size,
@@ -276,6 +277,7 @@ RULES: Mapping[str, Rule] = {
     "sha256": _sha256,
     "profile": instance(ErasureProfile, "profile"),
     "chunk_size": _chunk_size,
+    "small_copies_bytes": whole_number("small_copies_bytes", 0, SMALL_COPIES_BYTES_MAX),
     "chunk_ids": check_chunk_ids,
     "time_ms": _time_ms,
     "size_hint": whole_number("size_hint", 0, 1 << 63),

@@ -27,6 +27,7 @@ from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from storage.write.commit import GroupCommit
 from storage.write.context import PushContext
+from storage.write.copies import SmallCopies
 from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
@@ -49,6 +50,7 @@ class StoreParts:
         runtime: threads, clocks and random bytes.
         opening_s: see :class:`~storage.write.registry.Uploads`.
         hot_bytes: memory for small objects that were read lately, in bytes.
+        small_copies_bytes: files up to this size are kept as copies; 0: none are.
 
     Attributes:
         home: the process that opened the store.
@@ -58,12 +60,13 @@ class StoreParts:
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
-        *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0,
+        *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0, small_copies_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.home = HomeProcess(f"the store at {path}")
         self.path = path
         self.settings = settings
         self.profile = ErasureProfile(settings.k, settings.n)
+        self.copies = SmallCopies(self.profile, small_copies_bytes)
         self.catalog = catalog
         self.volumes = volumes
         self.runtime = runtime
@@ -160,7 +163,7 @@ class StoreParts:
 
     def target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
         """Return the target of a push or revision that begins now."""
-        return push_target(options, profile, chunk_size, self.volumes.epoch(), self.runtime)
+        return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime)
 
     def stop(self) -> None:
         """Wait for running work to end, and stop the threads."""

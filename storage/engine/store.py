@@ -25,10 +25,9 @@ from storage.opening import opened_parts
 from storage.options import PushOptions
 from storage.reports import CollectReport, HealingState, Progress, RebuildReport, RepairReport, ScrubReport, StoreStats
 from storage.runtime import Runtime
-from storage.stripes.stripes import chunk_stripe
 from storage.system.locking import StoreLock
 from storage.write import revising
-from storage.write.known import usable_stripes
+from storage.write.known import usable_chunks
 from storage.write.small import push_small
 from storage.write.sources import Source, feed, source_size
 from storage.write.upload import INLINE_BYTES_MAX, Upload
@@ -60,6 +59,7 @@ class FileStorage(ManyFiles):
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0, hot_bytes: int = 0,
+        small_copies_bytes: int = 0,
     ) -> None:  # fmt: skip
         parts = StoreParts(
             path,
@@ -70,6 +70,7 @@ class FileStorage(ManyFiles):
             runtime=runtime or Runtime(),
             opening_s=opening_s,
             hot_bytes=hot_bytes,
+            small_copies_bytes=small_copies_bytes,
         )
         super().__init__(parts)
         self.path = path
@@ -95,6 +96,7 @@ class FileStorage(ManyFiles):
         volumes: Sequence[str | os.PathLike[str]] | None = None,
         chunk_size: int | None = None,
         create: bool = True,
+        small_copies_bytes: int = 0,
         volume_options: VolumeOptions | None = None,
         runtime: Runtime | None = None,
     ) -> FileStorage:
@@ -107,6 +109,9 @@ class FileStorage(ManyFiles):
                 ``path/volumes/0`` … ``n-1``. For an existing store: where they are now.
             chunk_size: the chunk size of a new store, 64 KiB…16 MiB; 1 MiB by default.
             create: whether to create a store if there is none.
+            small_copies_bytes: keep files up to this size, at most 64 KiB, as n - k + 1 whole copies instead of n
+                shards, if no profile is chosen for them. They survive as many losses, and take n - k + 1 times their
+                size instead of n / k times. This is faster only if volumes answer slowly.
             volume_options: how volumes access their disks; for tests and tuning.
             runtime: threads, clocks and random bytes; the machine's own by default.
 
@@ -135,6 +140,7 @@ class FileStorage(ManyFiles):
                 needs_rebuild=parts.needs_rebuild,
                 runtime=runtime,
                 opening_s=_OPENING_S,
+                small_copies_bytes=small_copies_bytes,
             )
             parts.volumes.on_attached = store.upkeep.meet_again
             store.upkeep.meet_all()
@@ -143,7 +149,7 @@ class FileStorage(ManyFiles):
     @classmethod
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0, small_copies_bytes: int = 0,
     ) -> FileStorage:  # fmt: skip
         """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 
@@ -159,9 +165,18 @@ class FileStorage(ManyFiles):
             needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
             hot_bytes: memory for small objects that were read lately, in bytes; see
                 :class:`~storage.stripes.hot_objects.HotObjects`.
+            small_copies_bytes: see :meth:`open`.
         """
         return cls(
-            path, settings, catalog, volumes, lock, needs_rebuild=needs_rebuild, runtime=runtime, hot_bytes=hot_bytes
+            path,
+            settings,
+            catalog,
+            volumes,
+            lock,
+            needs_rebuild=needs_rebuild,
+            runtime=runtime,
+            hot_bytes=hot_bytes,
+            small_copies_bytes=small_copies_bytes,
         )
 
     def close(self) -> None:
@@ -272,9 +287,9 @@ class FileStorage(ManyFiles):
         """
         self._parts.check_open()
         chosen = profile or self.profile
-        stripes = [chunk_stripe(chunk_id, chosen) for chunk_id in chunk_ids]
-        usable = usable_stripes(self._context, user_key(user_id.encode()), stripes)
-        return [stripe not in usable for stripe in stripes]
+        profiles = (chosen, *self._parts.copies.others(chosen))
+        usable = usable_chunks(self._context, user_key(user_id.encode()), chunk_ids, profiles)
+        return [chunk_id not in usable for chunk_id in chunk_ids]
 
     @checked
     def revise(
@@ -308,10 +323,15 @@ class FileStorage(ManyFiles):
         """
         self._parts.check_writable()
         filename, base = self._parts.files.base(file_id, user_id, diff.base_version_id)
-        self._volumes.require_writable(base.root.profile)
+        profile = self._parts.copies.profile_after(base.root.profile, base.root.size, diff.new_size)
+        self._volumes.require_writable(profile)
         options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
-        target = self._parts.target(options, base.root.profile, base.root.chunk_size)
+        target = self._parts.target(options, profile, base.root.chunk_size)
         return revising.revise(self._context, target, base, diff, self._parts.load_node)
+
+    def profile_after(self, base: Version, new_size: int) -> ErasureProfile:
+        """The erasure profile of a revision of ``base`` with this size; chunks for it are best stored with it."""
+        return self._parts.copies.profile_after(base.profile, base.size, new_size)
 
     @checked
     def delete(self, file_id: str, *, user_id: str) -> None:

@@ -170,6 +170,10 @@ class BatchPlan:
         """Plan a version whose content already is the head: only write the shards that were missing."""
         self.add_shards(pending.shards)
         self._restored = True
+        self.leave_out(pending)
+
+    def leave_out(self, pending: PendingVersion) -> None:
+        """Plan to store nothing of a version, as its content already is the head, with another profile."""
         if pending.upload is not None:
             self._ended.append(pending.upload)
 

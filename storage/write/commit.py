@@ -197,7 +197,7 @@ class GroupCommit:
         self._make_whole(batch, plan)
         for pending, outcome in zip(batch, plan.outcomes, strict=True):
             if isinstance(outcome, StoredVersion):  # others have failed in planning
-                volumes.require_writable(pending.root.profile, pending.epoch)
+                volumes.require_writable(pending.target.profile, pending.epoch)
 
     def _keep_incomplete(self, txn: CatalogTransaction) -> None:
         """Enter in the same transaction which volumes are incomplete, so that they do not count as whole after a crash.
@@ -213,13 +213,18 @@ class GroupCommit:
 
         def written() -> Iterable[StripeKey]:
             stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in plan.shards.values() for shard in shards)
-            for pending in batch:
+            for pending in wanted:
                 stripes.update(dict.fromkeys(pending.stripes))
             yield from stripes
-            for pending in batch:  # last, as large files have many stripes
+            for pending in wanted:  # last, as large files have many stripes
                 if pending.written is not None:
                     yield from pending.written()
 
+        wanted = [
+            pending
+            for pending, outcome in zip(batch, plan.outcomes, strict=True)
+            if isinstance(outcome, StoredVersion) and outcome.root.profile == pending.root.profile
+        ]  # nothing of the others was written
         present = self._stripes.volumes.epoch()
         since = next((pending.epoch for pending in batch if pending.epoch != present), present)
         make_whole(self._stripes, written, since)
@@ -234,13 +239,17 @@ class GroupCommit:
         if entry is not None and file_id is not None:
             head = plan.head_of(at, file_id, entry)
             # The same content with a new note is a new version.
-            if head.record.root_id == identifier and pending.target.note in ("", head.record.note):
-                plan.restore(pending)
-                return replace(head, unchanged=True)
+            if pending.target.note in ("", head.record.note):
+                if head.record.root_id == identifier:
+                    plan.restore(pending)
+                    return replace(head, unchanged=True)
+                if not pending.target.is_chosen and pending.target.copies.are_alike(head.root, pending.root):
+                    plan.leave_out(pending)
+                    return replace(head, unchanged=True)
         else:
             file_id = self._new_file_id()
         # Checked again after the flush; if it fails here, only this version fails.
-        volumes.require_writable(pending.root.profile, pending.epoch)
+        volumes.require_writable(pending.target.profile, pending.epoch)
         plan.sequence = self._next_sequence(plan.sequence, self._reserved - BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
         plan.add(pending, stored, entry)

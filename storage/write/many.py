@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage.errors import InvalidArgument, StorageError, StoreClosed
-from storage.keys import BYTE, Kind, StripeKey
+from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.outcomes import PushOutcome
 from storage.shards import Shard
 from storage.system.forks import HomeProcess
 from storage.write.context import PushContext
 from storage.write.pending import PendingVersion
-from storage.write.small import inline_shards, inline_stripe, root_of_one
+from storage.write.small import inline_shards, inline_stripe, root_of_one, with_whole_head
 from storage.write.sources import Source, beginning, feed
 from storage.write.target import PushTarget
 from storage.write.upload import Upload
@@ -43,7 +43,7 @@ class _Taken:
     position: int
     filename: str
     pending: PendingVersion | None = None
-    size: int = 0
+    data: BytesLike = b""
     error: Exception | None = None
 
     @property
@@ -51,12 +51,13 @@ class _Taken:
         """The stripes that are pinned until the commit has ended."""
         return () if self.pending is None else self.pending.stripes
 
-    def outcome(self) -> PushOutcome:
+    def outcome(self, context: PushContext) -> PushOutcome:
         """Return the outcome, once the commit has ended."""
         if self.pending is None:
             return PushOutcome(self.position, self.filename, error=self.error)
         try:
-            return PushOutcome(self.position, self.filename, self.pending.result().public())
+            stored = with_whole_head(context, self.pending, self.pending.result(), self.data)
+            return PushOutcome(self.position, self.filename, stored.public())
         except Exception as error:
             return PushOutcome(self.position, self.filename, error=error)
 
@@ -157,14 +158,14 @@ class ManyPush:
         except BaseException:
             self._release(stripes, size)
             raise
-        self._put(_Taken(self._next(), target.filename, pending, size))
+        self._put(_Taken(self._next(), target.filename, pending, data))
 
     def _pending(self, target: PushTarget, data: BytesLike, stripes: list[StripeKey]) -> PendingVersion:
         """Return a small file as a version that waits for its commit. Pins its stripes, and adds them to the list."""
-        context, profile = self._context, target.profile
+        context = self._context
         shards: dict[int, list[Shard]] = {}
         if len(data):
-            stripe = inline_stripe(data, BYTE[Kind.CHUNK] + BYTE[profile.k - 1] + BYTE[profile.n - 1])
+            stripe = inline_stripe(target, data)
             context.activity.note()
             context.pins.pin(stripe)
             stripes.append(stripe)
@@ -230,8 +231,8 @@ class ManyPush:
             self._settle(batch)
 
     def _settle(self, batch: Sequence[_Taken]) -> None:
-        self._release([stripe for taken in batch for stripe in taken.stripes], sum(taken.size for taken in batch))
-        outcomes = [taken.outcome() for taken in batch]
+        outcomes = [taken.outcome(self._context) for taken in batch]
+        self._release([stripe for taken in batch for stripe in taken.stripes], sum(len(taken.data) for taken in batch))
         with self._changed:
             self._in_flight -= len(batch)
             self._outcomes += outcomes

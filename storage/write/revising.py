@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from storage.diff.manifest_diff import ManifestDiff, Patch, check_diff, expected_length
-from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.formats.manifest import LoadNode, Manifest, RootNode, differing_chunks, edited, object_id
 from storage.formats.versions import StoredVersion, Version
-from storage.keys import Kind, StripeKey
+from storage.keys import Kind, StripeKey, object_id_of
 from storage.limits import FILE_SIZE_MAX, BytesLike
 from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from storage.write.context import PushContext
-from storage.write.known import held_length
+from storage.write.copies import with_profile
+from storage.write.known import held_length, held_otherwise, write_missing
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.sources import Source, check_filled, feed
@@ -46,20 +47,22 @@ class _Revision:
         self._base = base
         self._diff = diff
         self._manifest = Manifest(base.root, load_node)
-        self._profile = base.root.profile
+        self._profile = target.profile
         self._pinned: list[StripeKey] = []
+        self._elsewhere: dict[bytes, tuple[StripeKey, int]] = {}  # by chunk id: where it is with another profile
         self._removals = context.pins.removals
         self._epoch = target.epoch
         self._nodes: list[tuple[bytes, bytes]] = []
 
     def run(self) -> Version:
         try:
+            self._carry_over()
             self._check_references()
             if self._target.sha256 is not None:
                 self._check_sha256(self._target.sha256)
             stored_bytes = self._store_chunks()
             changes = [(patch.index, patch.chunk_id) for patch in self._diff.patches]
-            root = edited(self._manifest, self._diff.new_size, changes, self._store_node)
+            root = with_profile(edited(self._manifest, self._diff.new_size, changes, self._store_node), self._profile)
             volumes = self._context.stripes.volumes
             if volumes.stand_ins:
                 volumes.sync_most()
@@ -68,6 +71,7 @@ class _Revision:
             return self._context.commits.commit_whole(lambda: self._made_whole(root)).public()
         finally:
             self._context.pins.unpin(self._pinned)
+            self._context.pins.unpin([stripe for stripe, _ in self._elsewhere.values()])
 
     def _made_whole(self, root: RootNode) -> PendingVersion:
         removals = self._context.pins.removals != self._removals
@@ -94,6 +98,37 @@ class _Revision:
         self._context.pins.pin(stripe)
         self._pinned.append(stripe)
 
+    def _carry_over(self) -> None:
+        """If the profile changes, have a chunk that the diff leaves alone stored again.
+
+        There is at most one, see :meth:`~storage.write.copies.SmallCopies.profile_after`.
+        """
+        base = self._base.root
+        if self._profile == base.profile or any(patch.index == 0 for patch in self._diff.patches):
+            return
+        for chunk_id in self._manifest.chunk_ids():
+            stripe = chunk_stripe(chunk_id, base.profile)
+            self._context.pins.pin(stripe)
+            self._elsewhere[chunk_id] = stripe, base.size
+            self._diff = replace(self._diff, patches=(Patch(0, chunk_id), *self._diff.patches))
+
+    def _length(self, stripe: StripeKey) -> int | None:
+        """Return the length of a chunk of this user, with whichever profile it is stored; None if there is none."""
+        length = held_length(self._context, self._target.user, stripe)
+        if length is not None:
+            return length
+        chunk_id = object_id_of(stripe)
+        if chunk_id not in self._elsewhere:
+            found = held_otherwise(self._context, self._target, chunk_id)
+            if found is None:
+                return None
+            self._elsewhere[chunk_id] = found
+        return self._elsewhere[chunk_id][1]
+
+    def _read(self, chunk_id: bytes) -> bytes:
+        stripe, _ = self._elsewhere.get(chunk_id, (chunk_stripe(chunk_id, self._profile), 0))
+        return self._context.stripes.read(stripe)
+
     def _check_references(self) -> None:
         """Check that chunks named without data are this user's and have the right length for their place."""
         given = {patch.chunk_id: len(patch.data) for patch in self._diff.patches if patch.data is not None}
@@ -102,7 +137,7 @@ class _Revision:
             self._pin(stripe)
             if patch.data is not None:
                 continue
-            length = given.get(patch.chunk_id) or held_length(self._context, self._target.user, stripe)
+            length = given.get(patch.chunk_id) or self._length(stripe)
             expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
             # The same text if the chunk is not stored, not this user's, or of another length: it must not reveal
             # whether other users have it.
@@ -122,7 +157,7 @@ class _Revision:
             chunk_id = self._manifest.chunk_id(index) if patch is None else patch.chunk_id
             data = given.get(chunk_id)
             if data is None:
-                data = self._context.stripes.read(chunk_stripe(chunk_id, self._profile))
+                data = self._read(chunk_id)
             digest.update(data)
         if digest.digest() != expected:
             raise InvalidArgument(
@@ -132,18 +167,12 @@ class _Revision:
     def _store_chunks(self) -> int:
         stored = 0
         for patch in self._diff.patches:
-            if patch.data is None:
-                continue
-            stripe = self._stripe(patch)
-            stripes = self._context.stripes
-            if stripes.absent_slots(stripe):
-                stripes.put_absent(stripe, padded(patch.data, self._profile), len(patch.data))
-            elif not stripes.is_sound(stripe, len(patch.data)):
-                stripes.put_unsound(stripe, padded(patch.data, self._profile), len(patch.data))
-            else:
-                continue
-            stripes.volumes.require_taken(self._profile, self._epoch)
-            stored += len(patch.data)
+            data = patch.data
+            if data is None and patch.chunk_id in self._elsewhere:
+                data = self._read(patch.chunk_id)
+            if data is not None and write_missing(self._context, self._stripe(patch), data):
+                self._context.stripes.volumes.require_taken(self._profile, self._epoch)
+                stored += len(data)
         return stored
 
     def _store_node(self, node_id: bytes, raw: bytes) -> None:
@@ -151,12 +180,6 @@ class _Revision:
         self._pin(stripe)
         self._context.stripes.put_absent(stripe, raw, len(raw))
         self._nodes.append((node_id, raw))
-
-
-def padded(data: bytes, profile: ErasureProfile) -> bytes:
-    """Pad data with zeros to k whole shards."""
-    whole = profile.k * profile.shard_length(len(data))
-    return data if whole == len(data) else data + bytes(whole - len(data))
 
 
 def diff_source(base: StoredVersion, load_node: LoadNode, source: Source) -> ManifestDiff:

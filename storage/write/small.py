@@ -8,12 +8,15 @@ from blake3 import blake3
 
 from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode
 from storage.formats.versions import StoredVersion, Version
-from storage.keys import BYTE, Kind, StripeKey, data_shards, object_id_of
+from storage.keys import StripeKey, data_shards, object_id_of
 from storage.limits import BytesLike
 from storage.shards import Shard
+from storage.stripes.stripes import chunk_stripe
 from storage.write.context import PushContext
-from storage.write.known import is_new
+from storage.write.known import is_new, write_missing
+from storage.write.padding import padded
 from storage.write.pending import PendingVersion
+from storage.write.redundancy import make_whole
 from storage.write.target import PushTarget
 
 
@@ -55,8 +58,8 @@ class SmallVersion(PendingVersion):
         Raises:
             MayBeStored: the content may be stored already. Looking for it takes longer than others should wait.
         """
-        context, profile = self._context, self.target.profile
-        stripe = inline_stripe(self._data, BYTE[Kind.CHUNK] + BYTE[profile.k - 1] + BYTE[profile.n - 1])
+        context = self._context
+        stripe = inline_stripe(self.target, self._data)
         self.root = root_of_one(self.target, self._data, [stripe])
         context.pins.pin(stripe)
         self.stripes.append(stripe)
@@ -101,7 +104,7 @@ def commit_small(
     version = SmallVersion(context, target, data, file_id, base)
     try:
         try:
-            return context.commits.commit(version)
+            return with_whole_head(context, version, context.commits.commit(version), data)
         except MayBeStored:
             (stripe,) = version.stripes
         pending = PendingVersion(
@@ -114,28 +117,60 @@ def commit_small(
             base=base,
             epoch=target.epoch,
         )
-        return context.commits.commit(pending)
+        return with_whole_head(context, pending, context.commits.commit(pending), data)
     finally:
         context.pins.unpin(version.stripes)
 
 
 def root_of_one(target: PushTarget, data: BytesLike, stripes: Sequence[StripeKey]) -> RootNode:
     """Return the manifest root of a file of one chunk, or of an empty one, which has no stripe."""
+    profile = target.profile_of(len(data))
     return RootNode(
         ROOT_FORMAT,
         len(data),
         target.chunk_size,
-        target.profile.k,
-        target.profile.n,
+        profile.k,
+        profile.n,
         TRANSFORM_IDENTITY,
         0,
         b"".join(map(object_id_of, stripes)),
     )
 
 
-def inline_stripe(data: BytesLike, suffix: bytes) -> StripeKey:
-    """Return the stripe key of a chunk with this data; ``suffix`` is the kind and the profile."""
-    return StripeKey(blake3(data).digest() + suffix)
+def inline_stripe(target: PushTarget, data: BytesLike) -> StripeKey:
+    """Return the stripe key of the only chunk of a file with this content."""
+    return chunk_stripe(blake3(data).digest(), target.profile_of(len(data)))
+
+
+def with_whole_head(
+    context: PushContext, pending: PendingVersion, stored: StoredVersion, data: BytesLike
+) -> StoredVersion:
+    """Return the outcome of a commit; if it is a head with another profile, write what its chunk lacks.
+
+    The commit itself does this for a head with the same profile.
+
+    Args:
+        context: parts of the store.
+        pending: the version that was committed.
+        stored: the outcome.
+        data: the content.
+
+    Raises:
+        StoreFull, InsufficientWorkers: the head would not survive one more loss.
+    """
+    if not stored.unchanged or stored.root.profile == pending.root.profile or not data:
+        return stored
+    stripe, volumes = chunk_stripe(stored.root.children, stored.root.profile), context.stripes.volumes
+    context.pins.pin(stripe)
+    try:
+        since = volumes.epoch()
+        if write_missing(context, stripe, data):
+            volumes.sync_most()
+        make_whole(context.stripes, lambda: [stripe], since)
+        volumes.require_writable(pending.target.profile, since)
+    finally:
+        context.pins.unpin([stripe])
+    return stored
 
 
 def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
@@ -153,7 +188,4 @@ def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> d
 
 
 def _all_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> list[Shard]:
-    k, length = data_shards(stripe), len(data)
-    whole = k * -(-length // k)
-    padded = data if whole == length else bytes(data) + bytes(whole - length)
-    return context.stripes.shards_of(stripe, padded, length)
+    return context.stripes.shards_of(stripe, padded(data, data_shards(stripe)), len(data))

@@ -8,6 +8,7 @@ from storage.catalog import name_key, user_key
 from storage.erasure import ErasureProfile
 from storage.options import PushOptions
 from storage.runtime import Runtime
+from storage.write.copies import SmallCopies
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,10 @@ class PushTarget:
         user: key of the owner.
         filename: name of the file.
         name: key of the name.
-        profile: erasure profile.
+        profile: erasure profile, except of small files that are kept as copies; see :meth:`profile_of`. They are
+            accepted only if the stores could take this profile, so that all files are accepted or none.
+        is_chosen: whether the author chose the profile.
+        copies: decides which files are kept as copies.
         chunk_size: chunk size in bytes.
         time_ms: time by the author's clock, in milliseconds since 1970.
         sha256: SHA-256 of the content, if the author gave one.
@@ -32,17 +36,28 @@ class PushTarget:
     filename: str
     name: bytes
     profile: ErasureProfile
+    is_chosen: bool
+    copies: SmallCopies
     chunk_size: int
     time_ms: int
     sha256: bytes | None
     note: str
     epoch: tuple[int, ...]
 
+    def profile_of(self, size: int) -> ErasureProfile:
+        """Return the profile of the content, if it has this size."""
+        return self.profile if self.is_chosen else self.copies.profile_of(size)
+
 
 def push_target(
-    options: PushOptions, profile: ErasureProfile, chunk_size: int, epoch: tuple[int, ...], runtime: Runtime
+    options: PushOptions,
+    profile: ErasureProfile,
+    copies: SmallCopies,
+    chunk_size: int,
+    epoch: tuple[int, ...],
+    runtime: Runtime,
 ) -> PushTarget:
-    """Return the target of a push with these options."""
+    """Return the target of a push with these options; ``profile`` is the one to use."""
     user = user_key(options.user_id.encode())
     return PushTarget(
         user_id=options.user_id,
@@ -50,6 +65,8 @@ def push_target(
         filename=options.filename,
         name=name_key(user, options.filename.encode()),
         profile=profile,
+        is_chosen=options.profile is not None,
+        copies=copies,
         chunk_size=chunk_size,
         time_ms=runtime.wall_ms() if options.time_ms is None else options.time_ms,
         sha256=bytes.fromhex(options.sha256) if options.sha256 else None,

@@ -17,7 +17,6 @@ from types import TracebackType
 from blake3 import blake3
 
 from storage.catalog import CatalogTransaction
-from storage.erasure import ErasureProfile
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode
 from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version
@@ -28,7 +27,8 @@ from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
 from storage.write.claims import require_claims, stripes_of
 from storage.write.context import PushContext
-from storage.write.known import held_length, is_new
+from storage.write.known import content_held_otherwise, held_length, is_new
+from storage.write.padding import padded_in_place
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.small import commit_small
@@ -76,8 +76,7 @@ class Upload:
         self._unsynced = 0
         self._flushing: Future[None] | None = None
         self._digest = hashlib.sha256() if target.sha256 is not None else None
-        self._ended = False
-        self._short = False
+        self._ended = self._short = False
         self._epoch = target.epoch
 
     @property
@@ -163,6 +162,7 @@ class Upload:
         if self._filled:
             raise InvalidArgument(f"reuse is possible at multiples of {self.chunk_size} bytes only")
         for chunk_id in check_chunk_ids(chunk_ids):
+            self._spill_small()
             self._reuse_one(chunk_id)
 
     def _reuse_one(self, chunk_id: bytes) -> None:
@@ -172,7 +172,9 @@ class Upload:
         try:
             length = held_length(context, self._target.user, stripe)
             if length is None or length > self.chunk_size:
-                raise InvalidArgument(f"chunk {chunk_id.hex()} is not available to this user; send its bytes")
+                self._copy_one(chunk_id)
+                context.pins.unpin([stripe])
+                return
             self._take(length)
             self._short = length < self.chunk_size
             if self._digest is not None:
@@ -182,6 +184,14 @@ class Upload:
             raise
         self._drain(0)
         self._accept(stripe, length)
+
+    def _copy_one(self, chunk_id: bytes) -> None:
+        """Append a chunk that this user has with another profile. It is stored again, as if its bytes had been sent."""
+        data = content_held_otherwise(self._context, self._target, chunk_id)
+        if data is None:
+            raise InvalidArgument(f"chunk {chunk_id.hex()} is not available to this user; send its bytes")
+        self.write(data)
+        self._short = len(data) < self.chunk_size
 
     def _take(self, count: int) -> None:
         self._home.check()
@@ -224,7 +234,7 @@ class Upload:
         buffer, length = self._buffer, self._filled
         assert buffer is not None
         self._buffer, self._filled = None, 0
-        self._submit(self._store_chunk, _padded(buffer, length, self._target.profile), length, buffer)
+        self._submit(self._store_chunk, padded_in_place(buffer, length, self._target.profile.k), length, buffer)
 
     def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
         self._drain(self._depth - 1)
@@ -254,7 +264,7 @@ class Upload:
                     f"the file became shorter while it was read (at byte {offset + got}); push it again"
                 )
             got += count
-        return self._store_chunk(_padded(buffer, length, self._target.profile), length, buffer)
+        return self._store_chunk(padded_in_place(buffer, length, self._target.profile.k), length, buffer)
 
     def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
         """Hash one chunk and, unless it is stored already, encode and append it. Runs in a worker thread."""
@@ -488,11 +498,3 @@ class Upload:
     ) -> None:
         # After invalid input or a full disk, nothing is kept; after other errors, the sender may come back.
         self.abort(keep_chunks=not isinstance(error, StorageError))
-
-
-def _padded(buffer: bytearray, length: int, profile: ErasureProfile) -> memoryview:
-    """Return the first k * shard length bytes of a buffer, with zeros after the content."""
-    whole = profile.k * profile.shard_length(length)
-    if whole > length:
-        buffer[length:whole] = bytes(whole - length)
-    return memoryview(buffer)[:whole]

@@ -119,10 +119,11 @@ class EmbeddedBackend:
         day, so that this user's patches can name them.
         """
         patches: list[Patch] = []
+        profile = self._store.profile_after(base, path.stat().st_size)
         with (
             path.open("rb", buffering=0) as file,
             self._store.upload(
-                filename=base.filename, user_id=self._user, chunk_size=base.chunk_size, profile=base.profile
+                filename=base.filename, user_id=self._user, chunk_size=base.chunk_size, profile=profile
             ) as staging,
         ):
             content = SeekableSource(file)

@@ -121,6 +121,7 @@ class PoolCore:
             runtime,
             needs_rebuild=needs_rebuild,
             hot_bytes=self._options.hot_bytes,
+            small_copies_bytes=self._options.small_copies_bytes,
         )
         self.store.upkeep.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run

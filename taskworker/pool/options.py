@@ -25,6 +25,7 @@ class PoolOptions:
         capacity_max: the most bytes that count of a worker's stated capacity.
         audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
         hot_bytes: memory for small objects that were read lately, which are then not fetched from workers again.
+        small_copies_bytes: files up to this size, at most 64 KiB, are kept as n - k + 1 whole copies; 0: none are.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
             is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
     """
@@ -38,4 +39,5 @@ class PoolOptions:
     capacity_max: int = _CAPACITY_MAX
     audit_bytes_per_s: int = AUDIT_BYTES_PER_S
     hot_bytes: int = 32 << 20
+    small_copies_bytes: int = 0
     rebuild: str = ""

@@ -132,7 +132,7 @@ class Revision:
             filename=self._head.filename,
             user_id=self._head.user_id,
             chunk_size=self._head.chunk_size,
-            profile=self._head.profile,
+            profile=self._store.profile_after(self._head, self._header.new_size),
         )
 
 

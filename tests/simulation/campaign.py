@@ -29,6 +29,7 @@ from tests.simulation.surroundings import simulated_surroundings
 STEPS = 215
 FAULTS_MIN = 200  # in every seed
 _PROFILES = ((4, 6), (2, 3), (2, 4), (3, 5))
+_SMALL_COPIES = (0, 100, 4096, 65536)  # bytes
 _ROUNDS_MAX = 12
 _DISTURBED = (0, 1, 1, 2)  # how many disturbances follow a step, by chance
 
@@ -64,7 +65,8 @@ class Simulation:
         profile = ErasureProfile(*self.rng.choice(_PROFILES))
         count = max(profile.k + 1, profile.n + self.rng.choice((-1, 0, 0, 1, 2)))
         crowd = self.rng.choice((0, 0, 0, 2, 3))
-        self.cluster = Cluster(self.rng, profile, count, zones=self.rng.choice((1, 2, 3, 9)), crowd=crowd)
+        zones, small_copies = self.rng.choice((1, 2, 3, 9)), self.rng.choice(_SMALL_COPIES)
+        self.cluster = Cluster(self.rng, profile, count, zones, crowd, small_copies)
         self.cluster.network.punctual = False
         self.model = Model(profile)
         self.users = Users(self.cluster, self.model, self.rng)
@@ -93,7 +95,7 @@ class Simulation:
         """Return the steps and the disturbances between them, each with its relative frequency."""
         users, faults, copies = self.users, self.faults, self.copies
         steps: dict[Action, float] = {
-            users.push_small: 10, users.push_large: 5, users.revise: 5, users.delete: 2,
+            users.push_small: 10, users.push_large: 5, users.push_again: 2, users.revise: 5, users.delete: 2,
             users.begin_upload: 3, users.go_on_uploading: 9, users.abort_upload: 0.5,
             users.get: 12, users.get_part: 5,
             users.scrub: 1, users.mend: 7, users.repair: 1, users.heal: 5, users.collect: 1.5,
@@ -161,9 +163,10 @@ class Simulation:
         self.cluster.pool.close()
         self.faults.injected["pool restarted"] += 1
         self._start_pool_again()
-        return "stopped and started"
+        return f"stopped and started, with copies of up to {self.cluster.small_copies_bytes} bytes"
 
     def _start_pool_again(self) -> None:
+        self.cluster.small_copies_bytes = self.rng.choice(_SMALL_COPIES)
         before = self.cluster.pool.layouts
         while True:
             self.cluster.crash_pool()

@@ -242,8 +242,8 @@ class Copies:
             contents = [
                 self._store.get(head.file_id, user_id=name.user, version_id=version.version_id) for version in found
             ]
-            for content in contents:
-                if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, self.model.profile)):
+            for version, content in zip(found, contents, strict=True):
+                if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, version.profile)):
                     raise DataLossError(head.version_id, 0, 1)  # what a liar holds counts as lost
         except (DataLossError, ShardsUnavailable):
             # This version was never acknowledged, or was deleted: a worker claimed to have its missing shards.
@@ -270,7 +270,7 @@ class Copies:
         require((name, content) in self.users.sent, f"{name} has a version that nobody sent")
         if name not in self.model.files:
             self.model.files[name] = File(version.file_id)
-        kept = self.model.acknowledged(name, version.file_id, version.version_id, content)
+        kept = self.model.acknowledged(name, version, content)
         durable = [worker.volume.durable for worker in self.cluster.honest()]
         keys = {key for stripe in kept.stripes for key in shard_keys(stripe)}
         self.cluster.wounds.update(keys.difference(*durable))  # its push was interrupted before they were written

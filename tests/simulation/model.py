@@ -8,7 +8,7 @@ from random import Random
 
 from blake3 import blake3
 
-from storage import ErasureProfile
+from storage import ErasureProfile, Version
 from storage.keys import Kind, StripeKey
 from storage.stripes.stripes import chunk_stripe, metadata_stripe
 from tests.simulation.pool import CHUNK_BYTES
@@ -60,12 +60,13 @@ class Model:
         self.profile = profile
         self.files: dict[Name, File] = {}
 
-    def acknowledged(self, name: Name, file_id: str, version_id: str, content: bytes) -> Kept:
+    def acknowledged(self, name: Name, version: Version, content: bytes) -> Kept:
         """Note that a version was acknowledged as the head of a name."""
-        file = self.files.setdefault(name, File(file_id))
+        version_id = version.version_id
+        file = self.files.setdefault(name, File(version.file_id))
         if file.versions and file.head.version_id == version_id:
             return file.head
-        kept = Kept(version_id, content, (*chunks_of(content, self.profile), self._version_stripe(version_id)))
+        kept = Kept(version_id, content, (*chunks_of(content, version.profile), self._version_stripe(version_id)))
         file.versions.append(kept)
         return kept
 
@@ -111,9 +112,9 @@ def new_content(rng: Random) -> bytes:
 
 
 def edited(content: bytes, rng: Random) -> bytes:
-    """Change a few bytes of a content, and sometimes add some or cut some off."""
+    """Change a few bytes of a content, add some, or cut some off."""
     changed = bytearray(content)
-    if changed:
+    if changed and rng.random() < 0.8:
         at = rng.randrange(len(changed))
         changed[at : at + 3] = rng.randbytes(len(changed[at : at + 3]))
     if rng.random() < 0.3:

@@ -15,9 +15,11 @@ from storage.shards import ShardStore
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from storage.write.commit import GroupCommit
+from storage.write.copies import SmallCopies
 from storage.write.lineage import Lineage
 from storage.write.pending import PendingVersion
 from storage.write.registry import KeptUploads
+from storage.write.revising import _Revision
 from taskworker.transport.worker_fleet import WorkerFleet
 
 Patch = pytest.MonkeyPatch
@@ -58,7 +60,7 @@ def skip_make_whole(patch: Patch) -> None:
     ) -> tuple[int, ...]:
         return stripes.volumes.epoch()
 
-    for module in ("redundancy", "commit"):
+    for module in ("redundancy", "commit", "small"):
         patch.setattr(f"storage.write.{module}.make_whole", make_whole)
 
 
@@ -156,6 +158,16 @@ def take_absent_workers_for_lost(patch: Patch) -> None:
     patch.setattr(Examined, "may_come_back", lambda examined: False)
 
 
+def leave_copies_behind(patch: Patch) -> None:
+    """Copies: the chunk of a file that grows is not stored again as shards."""
+    patch.setattr(_Revision, "_carry_over", lambda revision: None)
+
+
+def tell_copies_apart(patch: Patch) -> None:
+    """Copies: the same content is another version if the limit for copies has changed."""
+    patch.setattr(SmallCopies, "are_alike", lambda copies, one, other: False)
+
+
 MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     pile_up,
     commit_before_sync,
@@ -171,6 +183,8 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     ignore_owners,
     collect_beside_uploads,
     take_absent_workers_for_lost,
+    leave_copies_behind,
+    tell_copies_apart,
     use_after_fork,
     close_after_fork,
 )

@@ -91,8 +91,13 @@ class Users:
     def push_large(self) -> str:
         return self._push(large_content(self.rng))
 
-    def _push(self, content: bytes) -> str:
-        name = self.rng.choice(NAMES)
+    def push_again(self) -> str:
+        """Push what already is the head."""
+        name, file = self._some_file()
+        return self._push(file.head.content, name)
+
+    def _push(self, content: bytes, name: Name | None = None) -> str:
+        name = name or self.rng.choice(NAMES)
         return self._write(name, content, lambda: self.store.push(content, filename=name.filename, user_id=name.user))
 
     def revise(self) -> str:
@@ -181,8 +186,10 @@ class Users:
         if known is not None and known.head.version_id == version.version_id:
             unchanged |= {known.head.stripes[-1]}  # a version that already is the head is not written again
         else:
+            same = known is not None and known.head.content == flying.content and len(flying.content) <= CHUNK_BYTES
+            require(not same, f"{flying.name} got a new version of the same content")
             self.commits.append(Commit(Kind.VERSION, bytes.fromhex(version.version_id)))
-        kept = self.model.acknowledged(flying.name, version.file_id, version.version_id, flying.content)
+        kept = self.model.acknowledged(flying.name, version, flying.content)
         for worker in self.cluster.honest():  # shards that were dropped when unneeded, and are written again
             for key in worker.volume.durable & self.cluster.dropped.keys():
                 if key[:STRIPE_KEY_BYTES] in kept.stripes:

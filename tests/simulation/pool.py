@@ -42,11 +42,22 @@ class Cluster:
         zones: number of zones over which they are spread.
         crowd: number of further workers that all have the same owner, while each other worker has its own owner; 0: no
             worker has an owner.
+        small_copies_bytes: files up to this size are kept as copies, from the next start of the pool on if it is
+            changed.
     """
 
-    def __init__(self, rng: Random, profile: ErasureProfile, worker_count: int, zones: int, crowd: int = 0) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        profile: ErasureProfile,
+        worker_count: int,
+        zones: int,
+        crowd: int = 0,
+        small_copies_bytes: int = 0,
+    ) -> None:
         self.rng = rng
         self.profile = profile
+        self.small_copies_bytes = small_copies_bytes
         self.clock = Clock()
         self.network = Network(rng, self.clock)
         self.database = Database()
@@ -105,7 +116,9 @@ class Cluster:
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,
-            options=PoolOptions(LEASE_S, GRACE_S, tranquility=0.0, rebuild=rebuild),
+            options=PoolOptions(
+                LEASE_S, GRACE_S, tranquility=0.0, rebuild=rebuild, small_copies_bytes=self.small_copies_bytes
+            ),
             connect=self.process.connect,
             identify=self.process.identify,
             runtime=self.runtime,
