@@ -103,6 +103,17 @@ def pool(
             min=0,
         ),
     ] = 32,
+    small_copies: Annotated[
+        int,
+        typer.Option(
+            help="Keep files up to this size, at most 64 KiB, as n - k + 1 whole copies instead of n shards, unless a "
+            "profile is chosen for them: they are read and written faster and survive as many losses, but take more "
+            "space; in KiB; 0: none.",
+            metavar="KIB",
+            min=0,
+            max=64,
+        ),
+    ] = 16,
     rebuild: Annotated[
         str,
         typer.Option(
@@ -186,6 +197,7 @@ def pool(
         capacity_max=capacity_max << 30,
         audit_bytes_per_s=audit_rate << 10,
         hot_bytes=cache << 20,
+        small_copies_bytes=small_copies << 10,
         rebuild=rebuild,
     )
     keep_private()

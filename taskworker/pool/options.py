@@ -39,5 +39,5 @@ class PoolOptions:
     capacity_max: int = _CAPACITY_MAX
     audit_bytes_per_s: int = AUDIT_BYTES_PER_S
     hot_bytes: int = 32 << 20
-    small_copies_bytes: int = 0
+    small_copies_bytes: int = 16 << 10
     rebuild: str = ""

@@ -70,13 +70,13 @@ def test_workers_that_come_back_are_only_given_what_they_missed(cluster: Cluster
     cluster.await_survivable(2)
     before = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(18)).workers}
     cluster.kill("w2", "w5")
-    cluster.client.push(b"missed", filename="b", user_id=USER)
+    cluster.client.push(content(20_000, 1), filename="b", user_id=USER)  # too large to be kept as copies
     for name in ("w2", "w5"):
         cluster.start_worker(name)
     cluster.await_status(lambda status: all(worker.state == "alive" for worker in status.workers))
     status = cluster.await_survivable(2)
     after = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(20)).workers}
-    # One shard of the small file and one copy of its version each; nothing else was made for them.
+    # One shard of the file that they missed and one copy of its version each; nothing else was made for them.
     assert {name: after[name] - before[name] for name in ("w2", "w5")} == {"w2": 2, "w5": 2}
     assert status.workers_survivable == 2
     cluster.kill("w0", "w1")
