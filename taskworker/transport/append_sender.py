@@ -164,6 +164,7 @@ class AppendSender:
                 sent.covers = self._appended
                 if ticket is not None:
                     sent.before = set(self._under_way)
+                    sent.outcome, self._unreported = self._unreported, None
                     self._syncs.append(sent)
                 self._under_way[sent] = None
             try:
@@ -176,18 +177,21 @@ class AppendSender:
         self._settle(sent, None if error is None else self._calls.meaning(error, Call.APPEND))
 
     def _settle(self, sent: _Sent, error: StorageError | None) -> None:
-        """Note the outcome of a frame, and settle the syncs that waited for it: a worker may answer out of order."""
+        """Note the outcome of a frame, and settle the syncs that waited for it: a worker may answer out of order.
+
+        A failure is reported by all syncs that were sent with or after the frame and have not ended; if there are none,
+        by the next one.
+        """
         with self._lock:
             self._under_way.pop(sent, None)
             if isinstance(error, VolumeFailed):
                 self._calls.fail(error)
-            self._unreported = self._unreported or error
-            if sent.ticket is not None:
-                sent.outcome = self._unreported
-                if not isinstance(sent.outcome, VolumeFailed):
-                    self._unreported = None
-            for sync in self._syncs:
+            reporting = [sync for sync in self._syncs if sync is sent or sent in sync.before]
+            for sync in reporting:
                 sync.before.discard(sent)
+                sync.outcome = sync.outcome or error
+            if not reporting:
+                self._unreported = self._unreported or error
             ended = [sync for sync in self._syncs if not sync.before and sync not in self._under_way]
             self._syncs = [sync for sync in self._syncs if sync not in ended]
             self._synced = max(self._synced, *(sync.covers for sync in ended if sync.outcome is None), 0)

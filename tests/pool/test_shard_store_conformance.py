@@ -37,6 +37,7 @@ from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
 from taskworker.errors import WorkerReadOnly
 from taskworker.rpc import status
 from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
+from taskworker.transport.port import Ticket
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.shard_calls import ShardCalls
 from taskworker.transport.wire.serving import Caller
@@ -665,6 +666,39 @@ def test_a_sync_ends_after_what_was_sent_before_it(exits: ExitStack) -> None:
         before.wait()
         after.wait()
         assert [*needed, volume.needs_sync] == [True, False]
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["an append", "a sync with shards"])
+def test_a_sync_fails_if_what_was_sent_before_it_is_refused_later(exits: ExitStack, *, synced: bool) -> None:
+    """A worker may answer out of order, so the sync's own answer does not say that all is well."""
+    over, asked, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def refuse_late(_method: str, _request: bytes, _caller: Caller) -> bytes:
+        if not asked.is_set():
+            asked.set()
+            over.wait()
+            raise Refusal(b"StoreFull\0no space")
+        answered.set()
+        return b""
+
+    with made_up_server(refuse_late) as (address, _), ExitStack() as first:
+        first.callback(over.set)
+        volume = connect(exits, address)
+        before: Ticket | None = None
+        if synced:
+            before = volume.start_sync([shard_of(1)])
+        else:
+            volume.append([shard_of(1)])
+        asked.wait()
+        tickets = [volume.start_sync([shard_of(2)]), volume.start_sync()]
+        answered.wait()
+        assert not tickets[0].ended_within(0.3)
+        over.set()
+        for ticket in (*tickets, *([before] if before else [])):
+            with pytest.raises(StoreFull):
+                ticket.wait()
+        volume.sync()  # all were told
+        assert not volume.needs_sync
 
 
 def test_a_volume_needs_a_sync_until_all_that_was_sent_is_durable(exits: ExitStack) -> None:
