@@ -135,7 +135,8 @@ class Upkeep:
 
     def read_back(self) -> ReadBack:
         """A new :class:`ReadBack` for this store."""
-        return ReadBack(self._parts.stripes, self._parts.maintenance.collecting.locked)
+        maintenance = self._parts.maintenance
+        return ReadBack(self._parts.stripes, maintenance.collecting.locked, maintenance.runtime.token_bytes)
 
     def any_stripe(self, near: bytes) -> StripeKey | None:
         """The stripe of the first chunk at or after this id, or else of the very first; None if there are no chunks."""

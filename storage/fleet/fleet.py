@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from storage.clocks import monotonic_s, wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
+from storage.fleet.orders import Order
 from storage.keys import ShardKey, StripeKey, data_shards, object_id_of, shard_count, slot_of
 from storage.reports import Damage
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
@@ -325,6 +326,29 @@ class Fleet(ABC, Generic[StoreT]):
         If so, the :meth:`epoch` changes, and what was appended has to be made whole (:mod:`storage.write.redundancy`).
         """
         self.sync_each()
+
+    def makers(self) -> Collection[int]:
+        """Slots of the stores that can :meth:`make` shards now, and whose word for it is taken; none by default."""
+        return ()
+
+    def make(self, orders: Mapping[int, Sequence[Order]]) -> Mapping[ShardKey, bytes]:
+        """Let :meth:`makers` make shards by themselves from those of others, so that no payload passes through here.
+
+        A store verifies each object before it makes shards of it. The shards are not durable before the next
+        :meth:`sync`.
+
+        Args:
+            orders: what to make, by the slot of the store that shall have it.
+
+        Returns:
+            The BLAKE3 hash of each shard that was made and appended, by the word of its store. Nothing is proved about
+            those that are left out, nor about anybody: the caller makes them in another way.
+        """
+        return {}
+
+    def alike(self, keys: Sequence[ShardKey], one: int, other: int) -> Collection[ShardKey]:
+        """The shards that two stores prove to have with the same content, without sending it; none by default."""
+        return ()
 
     def epoch(self) -> tuple[int, ...]:
         """A value from which :meth:`require_writable` can later tell which stores were offline at any time since."""

@@ -2,24 +2,30 @@
 
 A store can easily claim that it has a shard, or that the shard is intact. So copies elsewhere are dropped, and rebuilt
 shards are relied on, only after their bytes were fetched and found to be correct.
+
+Shards that a store made by itself never passed through here, and fetching them all would undo what that saves. For each
+that was moved, both the former store and the new one prove that they have the same content, without sending it. Of the
+others, the first of each store and some chosen at random after the store has answered are compared with the object, and
+all of them if one was wrong.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreFull
 from storage.fleet.fleet import Fleet
-from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
+from storage.keys import Kind, ShardKey, StripeKey, data_shards, kind_of, slot_of, stripe_of
 from storage.limits import CHUNK_SIZE_MAX, MIB
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
-from storage.stripes.healing import Written
+from storage.stripes.delegation import Written
 from storage.stripes.stripes import StripeStore
 
 log = logging.getLogger(__name__)
@@ -30,6 +36,9 @@ _TOGETHER_BYTES = 4 * MIB  # memory for each store that is read
 _TOGETHER = 512
 # A store that gives so many wrong answers in a row is not asked again until that was handled.
 _WRONG_MAX = 8
+_CHOSEN_OF_256 = 8
+"""Of so many shards that a store says that it made, how many are fetched. A store that lies about all is found at once,
+and one that lies about a tenth by the time it has lied about 30."""
 
 
 class Moved(NamedTuple):
@@ -60,11 +69,17 @@ class ReadBack:
     Args:
         stripes: reads the objects.
         is_collecting: whether a collect may be removing shards right now.
+        token_bytes: unforeseeable bytes.
     """
 
-    def __init__(self, stripes: StripeStore, is_collecting: Callable[[], bool]) -> None:
+    def __init__(
+        self, stripes: StripeStore, is_collecting: Callable[[], bool], token_bytes: Callable[[int], bytes]
+    ) -> None:
         self._stripes = stripes
         self._is_collecting = is_collecting
+        self._token_bytes = token_bytes
+        self._tried: set[int] = set()  # stores of which a shard was chosen
+        self._doubted: set[int] = set()  # stores that were wrong about a shard
         self._fleet: Fleet[Any] = stripes.volumes
 
     def look(self, moved: Sequence[Moved], epoch: tuple[int, ...]) -> Looked:
@@ -74,7 +89,7 @@ class ReadBack:
             moved: shards that were written.
             epoch: the fleet's epoch when their places were chosen.
         """
-        good: list[Moved] = []
+        good, moved = self._sifted(moved)
         rest: list[Moved] = []
         for store, written in by_store(moved).items():
             volume = self._fleet.volume(store)
@@ -86,6 +101,42 @@ class ReadBack:
             for one in written:
                 (good if one.shard.key in found else rest).append(one)
         return Looked(good, rest)
+
+    def _sifted(self, moved: Sequence[Moved]) -> tuple[list[Moved], list[Moved]]:
+        """Separate shards that need not be fetched from others, which get the hashes that they must have.
+
+        Those of objects that cannot be read now are left out: nothing is concluded about them.
+        """
+        claimed = [one for one in moved if one.shard.claimed]
+        believed: list[Moved] = []
+        chosen: list[Moved] = []
+        for one in self._unproved(claimed, believed):
+            (chosen if self._is_chosen(one) else believed).append(one)
+        return believed, [*(one for one in moved if not one.shard.claimed), *self._with_true_digests(chosen)]
+
+    def _unproved(self, claimed: Sequence[Moved], proved: list[Moved]) -> Iterator[Moved]:
+        """Yield those that are not proved to be what the former store has; add the others to ``proved``."""
+        pairs: defaultdict[tuple[int, int | None], list[Moved]] = defaultdict(list)
+        for one in claimed:
+            there = one.former is not None and one.former != one.shard.store
+            pairs[one.shard.store, one.former if there else None].append(one)
+        for (store, former), written in pairs.items():
+            alike: Collection[ShardKey] = ()
+            if former is not None:
+                alike = set(self._fleet.alike([one.shard.key for one in written], store, former))
+            for one in written:
+                if one.shard.key in alike:
+                    proved.append(one)
+                else:
+                    yield one
+
+    def _is_chosen(self, one: Moved) -> bool:
+        """Whether a shard is fetched: if it was moved and nothing was proved, or by chance, or to try its store."""
+        store, former = one.shard.store, one.former
+        unproved = former not in (None, store) and self._fleet.volume(former) is not None
+        chosen = unproved or store not in self._tried or self._token_bytes(1)[0] < _CHOSEN_OF_256
+        self._tried.add(store)
+        return chosen
 
     def settle(self, looked: Looked, epoch: tuple[int, ...]) -> None:
         """After a sync: drop the former copies of correct shards, and investigate the others.
@@ -100,9 +151,32 @@ class ReadBack:
             if volume is None or self._fleet.epoch() != epoch:
                 continue  # otherwise it may be another process, which never got these shards
             with self._fleet.guard(store, volume):
-                good += self._right_ones(store, volume, written)
+                right = self._right_ones(store, volume, written)
+                good += right
+                if len(right) < len(written):
+                    self._doubted.add(store)
+        if self._doubted:
+            good = self._without_doubtful(good, epoch)
         if self._fleet.epoch() == epoch:
             self._drop_former(good)
+
+    def _without_doubtful(self, good: Sequence[Moved], epoch: tuple[int, ...]) -> list[Moved]:
+        """After a store was found wrong about a shard that it made, investigate what else it says that it made."""
+        doubtful = [one for one in good if one.shard.claimed and one.shard.store in self._doubted]
+        sound = [one for one in good if not (one.shard.claimed and one.shard.store in self._doubted)]
+        for store, written in by_store(doubtful).items():
+            volume = self._fleet.volume(store)
+            if volume is not None and self._fleet.epoch() == epoch:
+                with self._fleet.guard(store, volume):
+                    sound += self._right_ones(store, volume, self._with_true_digests(written))
+        return sound
+
+    def _with_true_digests(self, claimed: Iterable[Moved]) -> Iterator[Moved]:
+        """Shards with the hashes that they must have, without those of objects that cannot be read now."""
+        for one in claimed:
+            digest = self._true_digest(one.shard.key)
+            if digest is not None:
+                yield one._replace(shard=one.shard._replace(digest=digest, claimed=False))
 
     def _given_back(self, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
         for batch in _fitting(written, lambda one: one.shard.length):
@@ -111,7 +185,7 @@ class ReadBack:
                 if payload is not None and blake3(payload).digest() == one.shard.digest:
                     yield one
 
-    def _right_ones(self, store: int, volume: ShardStore, written: Sequence[Moved]) -> list[Moved]:
+    def _right_ones(self, store: int, volume: ShardStore, written: Iterable[Moved]) -> list[Moved]:
         right: list[Moved] = []
         wrong = 0
         for one in written:
@@ -219,6 +293,18 @@ class ReadBack:
         except (DataLossError, ShardsUnavailable):
             return None
         return self._stripes.shards_of(stripe, data + bytes(-len(data) % data_shards(stripe)), len(data))
+
+    def _true_digest(self, key: ShardKey) -> bytes | None:
+        """The hash that a shard's payload must have; None if the object cannot be read."""
+        stripe, slot, k = stripe_of(key), slot_of(key), data_shards(key)
+        length = self._stripes.object_length(stripe) if kind_of(key) == Kind.CHUNK else None
+        if length:
+            data = memoryview(bytearray(k * -(-length // k)))
+            with suppress(DataLossError, ShardsUnavailable):  # the length may be a lie
+                self._stripes.read_into(stripe, data[:length])
+                return self._stripes.shards_of(stripe, data, length, slots=[slot])[0].digest
+        truth = self._truth(stripe)
+        return None if truth is None else truth[slot].digest
 
     def _is_right(self, store: int, volume: ShardStore, key: ShardKey, digest: bytes, *, new: bool = False) -> bool:
         """Ask again for a shard that was not returned correctly; reports corruption and lies.

@@ -36,7 +36,7 @@ from storage.maintenance.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
 from storage.maintenance.set_aside import SetAside
 from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
-from storage.stripes.healing import Written
+from storage.stripes.delegation import Written
 from storage.stripes.recovery import Unread
 from storage.stripes.shard_map import ShardMap
 
@@ -380,7 +380,7 @@ class _New:
         self._volumes = context.stripes.volumes
         self._threads = threads
         self._epoch = epoch
-        self._readback = ReadBack(context.stripes, context.collecting.locked)
+        self._readback = ReadBack(context.stripes, context.collecting.locked, context.runtime.token_bytes)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
         self._unread: list[Moved] = []
         self._ripe: list[Moved] = []  # earlier ones, which have probably arrived

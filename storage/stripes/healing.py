@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 
+from storage.batching import batched
 from storage.errors import DataLossError, ShardsUnavailable
 from storage.fleet.fleet import Fleet
-from storage.keys import Kind, ShardKey, StripeKey, data_shards, kind_of, object_id_of, shard_count, slot_of
+from storage.keys import Kind, StripeKey, data_shards, kind_of, object_id_of, shard_count, slot_of
+from storage.stripes.delegation import Delegation, Written
 from storage.stripes.fast_reads import FastReads
 from storage.stripes.lookup import ShardLookup
 from storage.stripes.making import Making
@@ -18,14 +20,8 @@ from storage.stripes.recovery import Recovery, Unread
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.writing import StripeWriter
 
-
-class Written(NamedTuple):
-    """A shard written to a store: its key, length and BLAKE3 of its payload, and the store's slot."""
-
-    key: ShardKey
-    length: int
-    digest: bytes
-    store: int
+# Several for each of the stores, which work at the same time, and do not keep the objects here.
+_DELEGATED_TOGETHER = 16
 
 
 class StripeHealer:
@@ -50,6 +46,12 @@ class StripeHealer:
         self._recovery = recovery
         self._writer = writer
         self._making = making
+        self._delegation = Delegation(fleet)
+
+    @property
+    def together(self) -> int:
+        """How many stripes to pass to :meth:`heal_all` at a time."""
+        return _DELEGATED_TOGETHER if self._fleet.makers() else self._fast.healed_together
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
         """Return the absent slots whose shards have to be made now.
@@ -74,6 +76,8 @@ class StripeHealer:
         at_once: bool = False,
     ) -> list[tuple[int, int] | Unread]:
         """Make the absent shards of several stripes again. The stripes are read together.
+
+        Stores that can make their shards by themselves do so, unless all shards are needed ``at_once``.
 
         Args:
             stripes: the stripes.
@@ -104,23 +108,23 @@ class StripeHealer:
                 replace(where, absent=self.due(stripe, where)) if where.absent else where
                 for stripe, where in zip(stripes, looked, strict=True)
             ]
-        objects = self._fast.read_located(
-            [(stripe, where) for stripe, where in zip(stripes, looked, strict=True) if where.absent]
-        )
+        by_stores = {} if at_once else self._delegation.make(stripes, looked, epoch)
+        looked = [_without(where, by_stores.get(stripe)) for stripe, where in zip(stripes, looked, strict=True)]
         made: list[tuple[int, int] | Unread] = []
-        for stripe, where in zip(stripes, looked, strict=True):
-            try:
-                content = objects.get(stripe)
-                if not where.absent:
-                    made.append((0, 0))
-                    continue
-                written, size = self._make_absent(stripe, where, content, epoch, at_once=at_once)
-                made.append((len(written), size))
+        for batch in batched(list(zip(stripes, looked, strict=True)), self._fast.healed_together):
+            objects = self._fast.read_located([(stripe, where) for stripe, where in batch if where.absent])
+            for stripe, where in batch:
+                written = by_stores.get(stripe, [])
+                try:
+                    if where.absent:
+                        content = objects.pop(stripe, None)
+                        written = [*written, *self._make_absent(stripe, where, content, epoch, at_once=at_once)]
+                    made.append((len(written), sum(one.length for one in written)))
+                except (DataLossError, ShardsUnavailable) as error:
+                    made.append(error)
                 if note is not None:
                     for one in written:
                         note(one)
-            except (DataLossError, ShardsUnavailable) as error:
-                made.append(error)
         return made
 
     def _make_absent(
@@ -131,7 +135,7 @@ class StripeHealer:
         epoch: tuple[int, ...],
         *,
         at_once: bool,
-    ) -> tuple[list[Written], int]:
+    ) -> list[Written]:
         k, absent, targets = data_shards(stripe), where.absent, self._fleet.targets(stripe)
         if content is None:
             padded, length = self._whole(stripe)
@@ -149,8 +153,7 @@ class StripeHealer:
         slots = [slot for slot in absent if self._fleet.volume(targets[slot]) is not None]
         size = -(-length // k)
         shards = self._writer.put(stripe, padded, length, slots, targets)
-        written = [Written(shard.key, size, shard.digest, targets[slot_of(shard.key)]) for shard in shards]
-        return written, len(written) * size
+        return [Written(shard.key, size, shard.digest, targets[slot_of(shard.key)]) for shard in shards]
 
     def _whole(self, stripe: StripeKey) -> tuple[memoryview, int]:
         """Return the verified object, zero-padded to k whole shards, and its length."""
@@ -165,3 +168,11 @@ class StripeHealer:
         padded = memoryview(bytearray(k * -(-len(data) // k)))
         padded[: len(data)] = data
         return padded, len(data)
+
+
+def _without(where: ShardMap, made: Sequence[Written] | None) -> ShardMap:
+    """A stripe's map after shards were made."""
+    if not made:
+        return where
+    there = {slot_of(one.key) for one in made}
+    return replace(where, absent=[slot for slot in where.absent if slot not in there])

@@ -16,9 +16,10 @@ from storage.limits import BytesLike
 from storage.runtime import Runtime
 from storage.shards import Shard
 from storage.stripes.checked_reads import CheckedReader
+from storage.stripes.delegation import Written
 from storage.stripes.encoding import Encoder
 from storage.stripes.fast_reads import FastReads
-from storage.stripes.healing import StripeHealer, Written
+from storage.stripes.healing import StripeHealer
 from storage.stripes.hedged_reads import HedgedReads
 from storage.stripes.hot_objects import HotObjects
 from storage.stripes.known_content import KnownContent
@@ -243,7 +244,7 @@ class StripeStore:
         *,
         at_once: bool = False,
     ) -> list[tuple[int, int] | Unread]:
-        """Make the absent shards of several stripes again. The stripes are read together.
+        """Make the absent shards of several stripes again; see :meth:`StripeHealer.heal_all`.
 
         Args:
             stripes: the stripes.
@@ -261,7 +262,7 @@ class StripeStore:
     @property
     def mended_together(self) -> int:
         """How many stripes to pass to :meth:`heal_all` at a time."""
-        return self._fast.healed_together
+        return self._healer.together
 
 
 def metadata_stripe(kind: Kind, object_id: bytes, copies: int) -> StripeKey:

@@ -121,12 +121,24 @@ class AppendSender:
         self._unreported: StorageError | None = None
         self._appended = 1  # frames with shards; the worker may have unsynced ones of an earlier connection
         self._synced = 0  # as many of them are durable
+        self._making = 0  # calls by which the worker may be appending shards that it makes
 
     @property
     def needs_sync(self) -> bool:
         """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""
         with self._lock:
-            return self._appended > self._synced
+            return self._making > 0 or self._appended > self._synced
+
+    def begin_making(self) -> None:
+        """Note that the worker may append shards of its own making from now on."""
+        with self._lock:
+            self._making += 1
+
+    def end_making(self) -> None:
+        """Note that such a call has ended at the worker. The shards are covered by syncs that are sent from now on."""
+        with self._lock:
+            self._appended += 1
+            self._making -= 1
 
     # -- sending ---------------------------------------------------------------------------------
 

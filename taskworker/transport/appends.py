@@ -124,6 +124,10 @@ class Appends:
             batches = self._again(left)
         return ()
 
+    def note_given(self, slot: int) -> None:
+        """Note that a worker got shards in another way."""
+        self._undurable.discard(slot)
+
     def append_and_sync(self, batches: dict[int, list[Shard]], *, everywhere: bool = False) -> None:
         """See :meth:`Fleet.append_and_sync`. Each worker gets its shards in one message if they fit.
 

@@ -18,6 +18,8 @@ Newest     empty                                                                
                                                                                  and payload, or empty
 Check      keys                                                                  a verdict (1) each
 Instance   empty                                                                 the worker process's own name
+Make       see :mod:`taskworker.transport.making_frames`
+Prove      see there
 =========  ====================================================================  ==========================
 """
 
@@ -74,6 +76,8 @@ class Call(IntEnum):
     RECORDS = 15
     VERIFY = 16
     REST = 17
+    MAKE = 18
+    PROVE = 19
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)

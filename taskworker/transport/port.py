@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from storage.keys import ShardKey
 from storage.shards import Shard, ShardStore
+from taskworker.transport.making_frames import MakeOrder
 
 
 class Ticket(Protocol):
@@ -35,9 +37,13 @@ class WorkerVolume(ShardStore, Protocol):
 
     Attributes:
         misbehaved: how the worker misbehaved: by a malformed answer, or one that never ended; empty: it did not.
+        address: where the volume is reached, by the pool and by other workers.
+        makes: whether the worker may be told to make shards, and to prove what it has; one of a former version refuses.
     """
 
     misbehaved: str
+    address: str
+    makes: bool
 
     def instance(self) -> str:
         """The random name of the process that answers."""
@@ -52,6 +58,28 @@ class WorkerVolume(ShardStore, Protocol):
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
         """Append ``shards``, and make them and everything before durable."""
+
+    def start_make(self, orders: Sequence[MakeOrder]) -> Iterator[list[bytes] | None]:
+        """Tell the worker to make shards from those of other workers, and to append them.
+
+        The call is made at once; all of the outcomes must be taken.
+
+        Yields:
+            For each stripe, the BLAKE3 hash of each wanted shard by the worker's word; None if they were not made.
+
+        Raises:
+            InvalidArgument: the worker does not know the call.
+            VolumeFailed: the volume is unusable.
+            StorageError: it did not make the rest.
+        """
+
+    def prove(self, nonce: bytes, keys: Sequence[ShardKey]) -> list[bytes | None]:
+        """Return a hash of the payload of each shard with the key ``nonce`` (32 bytes); None if there is none.
+
+        Raises:
+            InvalidArgument: the worker does not know the call.
+            VolumeFailed: the volume is unusable.
+        """
 
 
 Connect = Callable[[str, str, str], WorkerVolume]

@@ -14,9 +14,9 @@ import msgspec
 from blake3 import blake3
 
 from storage.batching import batched
-from storage.errors import StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
-from storage.limits import MIB
+from storage.limits import KIB, MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.transport.append_sender import AppendSender, SyncTicket
@@ -35,6 +35,14 @@ from taskworker.transport.frames import (
     parse_locations,
     parse_positions,
     parse_shards,
+)
+from taskworker.transport.making_frames import (
+    DIGEST_BYTES,
+    MakeOrder,
+    pack_make,
+    pack_prove,
+    parse_made,
+    parse_proofs,
 )
 from taskworker.transport.remote_verification import RemoteVerification
 from taskworker.transport.shard_calls import LONG_TIMEOUT_S, Lane, ShardCalls
@@ -59,6 +67,9 @@ _RANGES = 256
 _PROBE_S = 4.0  # on a distant link, a connection whose first packet is lost takes more than 1 s
 # The worker reads them all before it answers: a slow disk reads this many of the largest within the time limit.
 _CHECKED_TOGETHER = 32
+# Making shards takes a worker this long for each stripe at most, and more for each byte: it waits for other workers.
+_MAKING_S = 20.0
+_MADE_BYTES_PER_S_MIN = 64 * KIB
 _PROGRESS = struct.Struct("<Q")
 _RATIO = struct.Struct("<d")
 _COMPACTED = struct.Struct("<IQ")
@@ -78,6 +89,10 @@ class RemoteVolume:
         poller: receives for the connections.
         dial: connects to an address.
         clock_s: monotonic seconds.
+
+    Attributes:
+        address: as given.
+        makes: see :class:`taskworker.transport.port.WorkerVolume`.
     """
 
     def __init__(
@@ -92,9 +107,12 @@ class RemoteVolume:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.address = address
+        self.makes = True
+        self._instance = instance.encode()
         self._clock_s = clock_s
         self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s)
-        self._sender = AppendSender(self._calls, instance.encode(), clock_s)
+        self._sender = AppendSender(self._calls, self._instance, clock_s)
 
     @property
     def misbehaved(self) -> str:
@@ -128,6 +146,44 @@ class RemoteVolume:
     def sync(self) -> None:
         """See :meth:`ShardStore.sync`."""
         self.start_sync().wait()
+
+    def start_make(self, orders: Sequence[MakeOrder]) -> Iterator[list[bytes] | None]:
+        """See :meth:`taskworker.transport.port.WorkerVolume.start_make`."""
+        size = sum(order.length for order in orders)
+        limit_s = _MAKING_S + size / _MADE_BYTES_PER_S_MIN
+        most = 1 + DIGEST_BYTES * max(len(order.slots) for order in orders)
+        self._sender.begin_making()
+        messages = self._calls.begin(Call.MAKE, pack_make(self._instance, orders), limit_s, limit_s, most)
+        return self._made(orders, messages)
+
+    def _made(self, orders: Sequence[MakeOrder], messages: Iterator[bytes]) -> Iterator[list[bytes] | None]:
+        told = 0
+        try:
+            for message in messages:
+                if told == len(orders):
+                    raise self._calls.broken(ValueError("more answers than stripes to make shards of"))
+                order = orders[told]
+                yield self._calls.checked(lambda message=message, order=order: parse_made(message, order))  # type: ignore[misc]
+                told += 1
+        except TimeoutError:  # maybe because of workers that this one waits for; it may go on making shards
+            raise VolumeUnavailable(f"worker {self.name} takes too long to make shards") from None
+        except InvalidArgument:  # a worker of a former version does not know the call
+            self.makes = False
+            self._sender.end_making()
+            raise
+        except StorageError:
+            self._sender.end_making()
+            raise
+        self._sender.end_making()
+
+    def prove(self, nonce: bytes, keys: Sequence[ShardKey]) -> list[bytes | None]:
+        """See :meth:`taskworker.transport.port.WorkerVolume.prove`."""
+        self._sender.await_delivery(keys)
+        proofs: list[bytes | None] = []
+        for batch in batched(keys, _CHECKED_TOGETHER):
+            answer = self._calls.call(Call.PROVE, pack_prove(nonce, batch), lane=Lane.LONG)
+            proofs += self._calls.checked(lambda answer=answer, batch=batch: parse_proofs(answer, len(batch)))  # type: ignore[misc]
+        return proofs
 
     # -- reading ---------------------------------------------------------------------------------
 

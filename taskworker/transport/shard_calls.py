@@ -31,12 +31,13 @@ ResultT = TypeVar("ResultT")
 LONG_TIMEOUT_S = 600.0
 _CONNECT_S_MAX = 5.0  # a lost packet is sent again after 1 s, then after 2 s more
 _PATIENT_PAUSE_S = 0.1
+_GIVING_UP_S = 30.0
 # A connection that nobody used may have been closed; another one that is closed at once shows that something is wrong.
 _DIALS_MAX = 4
 # The largest answer of most calls: a location for each of 4096 keys. A worker has little time for a small answer.
 _ANSWER_BYTES_MAX = 128 * KIB
-# Calls that a sound worker may refuse, since it keeps few verifications.
-_REFUSABLE = (Call.JUDGE, Call.REST)
+# Calls that a sound worker may refuse: it keeps few verifications, and one of a former version lacks the others.
+_REFUSABLE = (Call.JUDGE, Call.REST, Call.MAKE, Call.PROVE)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -235,14 +236,30 @@ class ShardCalls:
         bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> Iterator[bytes]:
         """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``."""
+        try:
+            yield from self.begin(call, request, each_s, all_s, bytes_max)
+        except TimeoutError:
+            raise self.misbehaves(f"took longer than {each_s:g} s over a part of {call.name.title()}") from None
+
+    def begin(self, call: Call, request: bytes, each_s: float, all_s: float, bytes_max: int) -> Iterator[bytes]:
+        """Like :meth:`stream`, but the call is made at once.
+
+        Raises:
+            TimeoutError: a message has not come in time; the call was given up.
+        """
         self.check_usable()
         answers = ManyAnswers(self.poller.room, bytes_max)
-        connection, number = self.send(call, [request], answers, Lane.LONG, LONG_TIMEOUT_S, all_s)
-        until_s = self._clock_s() + all_s
+        # The connection would fail with the call; the caller gives it up before, which harms nobody else.
+        connection, number = self.send(call, [request], answers, Lane.LONG, LONG_TIMEOUT_S, all_s + _GIVING_UP_S)
+        return self._messages(call, answers, connection, number, each_s, self._clock_s() + all_s)
+
+    def _messages(
+        self, call: Call, answers: ManyAnswers, connection: Connection, number: int, each_s: float, until_s: float
+    ) -> Iterator[bytes]:
         try:
             yield from answers.take(connection, number, lambda: min(each_s, until_s - self._clock_s()))
         except TimeoutError:
-            raise self.misbehaves(f"took longer than {each_s:g} s over a part of {call.name.title()}") from None
+            raise
         except (Refused, OSError, WireError) as error:
             raise self.meaning(error, call) from None
 

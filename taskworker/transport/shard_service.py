@@ -8,17 +8,19 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
+from blake3 import blake3
 
 from storage.batching import batched
 from storage.errors import InvalidArgument, StorageError
 from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
 from storage.limits import KIB, BytesLike
 from storage.reports import Progress
+from storage.runtime import Runtime
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.filesystem import VolumeFile
 from storage.shards.port import Verification
@@ -47,9 +49,15 @@ from taskworker.transport.frames import (
     parse_wanted,
     split_keys,
 )
+from taskworker.transport.making_frames import ABSENT_PROOF, pack_made, parse_make, parse_prove
+from taskworker.transport.shard_maker import ShardMaker
+from taskworker.transport.sources import Sources
+from taskworker.transport.wire.connection import Poller
 from taskworker.transport.wire.outgoing import FilePart, Parts
+from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
+from taskworker.transport.wire.streams import Dial, dial
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +77,20 @@ Current = Callable[[], tuple[ShardStore, str]]
 """Returns the volume to serve, and its random instance name, which changes when the volume is reopened."""
 
 
+class Dialling(NamedTuple):
+    """How a worker reaches other workers.
+
+    Attributes:
+        poller: receives for the connections.
+        dial: connects to an address.
+        runtime: what to wait with.
+    """
+
+    poller: Poller
+    dial: Dial
+    runtime: Runtime
+
+
 @runtime_checkable
 class HasPayloadFiles(Protocol):
     """A shard store on this machine, whose payloads can be sent from their files."""
@@ -85,6 +107,7 @@ class ShardService:
         instance: random name of this process, by which the pool distinguishes it from others at its address.
         current: returns both for each call, if they change when the volume is reopened.
         clock_s: monotonic seconds.
+        dialling: how to reach other workers.
     """
 
     def __init__(
@@ -93,8 +116,12 @@ class ShardService:
         instance: str,
         current: Current | None = None,
         clock_s: Callable[[], float] = time.monotonic,
+        dialling: Dialling | None = None,
     ) -> None:
         self._clock_s = clock_s
+        means = dialling or Dialling(SHARED, dial, Runtime())
+        self._sources = Sources(lambda: self._volume, means.poller, means.dial, clock_s)
+        self._maker = ShardMaker(self._sources, means.runtime)
         self._current = current or (lambda: _unchanging(volume, instance))
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
@@ -119,9 +146,7 @@ class ShardService:
             WorkerRestarted: the request is meant for an earlier process, whose shards may not have reached the disk.
         """
         flags, instance, shards = parse_append(request)
-        volume, now = self._current()
-        if instance not in (b"", now.encode()):
-            raise WorkerRestarted("this worker restarted, or reopened its volume, since it joined; it joins again")
+        volume = self._volume_of(instance)
         try:
             if shards:
                 self._unsynced += len(request)
@@ -132,6 +157,44 @@ class ShardService:
         except VolumeReadOnly as error:
             raise WorkerReadOnly(str(error)) from error
         return ()
+
+    def _volume_of(self, instance: bytes) -> ShardStore:
+        """The volume, if it is that of the process with this name; an empty name means any."""
+        volume, now = self._current()
+        if instance not in (b"", now.encode()):
+            raise WorkerRestarted("this worker restarted, or reopened its volume, since it joined; it joins again")
+        return volume
+
+    def make(self, request: bytes, caller: Caller) -> Iterator[bytes]:
+        """Make shards from those of other workers, and store them, but not durably yet.
+
+        Raises:
+            WorkerRestarted: see :meth:`append`.
+        """
+        instance, orders = parse_make(request)
+        volume = self._volume_of(instance)
+
+        def append(shards: Sequence[Shard]) -> None:
+            self._unsynced += sum(len(shard.payload) for shard in shards)
+            try:
+                volume.append(shards)
+            except VolumeReadOnly as error:
+                raise WorkerReadOnly(str(error)) from error
+
+        for made in self._maker.make(orders, append, caller):
+            yield pack_made(made.result, made.digests)
+
+    def prove(self, request: bytes, _caller: Caller) -> bytes:
+        """Hashes of payloads that are stored, with a key that shows that they are read now."""
+        nonce, keys = parse_prove(request)
+        shards = (self._read(key) for key in keys)
+        return b"".join(
+            blake3(shard.payload, key=nonce).digest() if isinstance(shard, Shard) else ABSENT_PROOF for shard in shards
+        )
+
+    def close(self) -> None:
+        """Close the connections to other workers."""
+        self._sources.close()
 
     def _style_of_append(self, request: memoryview) -> Style:
         """A flush of much takes long, and appends that follow need not wait for it."""
@@ -298,12 +361,14 @@ class ShardService:
             Call.CHECK: self.check,
             Call.COMPACT: self.compact,
             Call.NEWEST: self.newest,
+            Call.PROVE: self.prove,
         }
         streams: Mapping[Call, Callable[[bytes, Caller], Iterator[bytes]]] = {
             Call.KEYS: self.keys,
             Call.RECORDS: self.records,
             Call.VERIFY: self.verify,
             Call.REST: self.rest,
+            Call.MAKE: self.make,
         }
         return {
             Call.APPEND: Method(Call.APPEND.name, self._style_of_append, self.append),
@@ -326,7 +391,20 @@ def shard_server(
     volume: ShardStore | None, instance: str = "", hide: tuple[str, ...] = (), current: Current | None = None
 ) -> WireServer:
     """A server of a volume; see :class:`ShardService`. ``hide``: paths not to show to callers."""
-    return WireServer(ShardService(volume, instance, current).methods(), lambda error: describe(error, hide))
+    return _ShardServer(ShardService(volume, instance, current), hide)
+
+
+class _ShardServer(WireServer):
+    """Serves a volume, and closes the connections to other workers in the end."""
+
+    def __init__(self, service: ShardService, hide: tuple[str, ...]) -> None:
+        super().__init__(service.methods(), lambda error: describe(error, hide))
+        self._service = service
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """See :meth:`WireServer.stop`."""
+        super().stop(grace_s)
+        self._service.close()
 
 
 def describe(error: Exception, hide: tuple[str, ...] = ()) -> bytes:

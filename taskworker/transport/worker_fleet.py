@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from storage.clocks import wall_ms
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError, StoreClosed
 from storage.fleet.layout import Layout
 from storage.fleet.members import by_worker
-from storage.keys import StripeKey
+from storage.fleet.orders import Order
+from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, ShardStore, VolumeUnavailable
 from taskworker.transport.absences import Absences, Expected
 from taskworker.transport.appends import Appends
 from taskworker.transport.conduct import Conduct
+from taskworker.transport.makers import Makers
 from taskworker.transport.member_fleet import MemberFleet
 from taskworker.transport.places import Places
 from taskworker.transport.port import WorkerVolume
@@ -75,6 +77,7 @@ class WorkerFleet(MemberFleet):
         self._history = TargetHistory()
         self._places = Places()
         self._appends = Appends(self, clock_s)
+        self._makers = Makers(self, self._appends.note_given, clock_s)
 
     # -- members and their conduct ---------------------------------------------------------------
 
@@ -458,6 +461,18 @@ class WorkerFleet(MemberFleet):
     def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
         """See :meth:`Fleet.append_and_sync`, and :meth:`taskworker.transport.appends.Appends.append_and_sync`."""
         self._appends.append_and_sync(batches)
+
+    def makers(self) -> Collection[int]:
+        """See :meth:`Fleet.makers`. A worker on trial, or one that lied lately, is sent its shards."""
+        return [slot for slot in self._makers.able() if slot not in self._unproved and self.is_spotless(slot)]
+
+    def make(self, orders: Mapping[int, Sequence[Order]]) -> Mapping[ShardKey, bytes]:
+        """See :meth:`Fleet.make`, and :meth:`taskworker.transport.makers.Makers.make`."""
+        return self._makers.make(orders)
+
+    def alike(self, keys: Sequence[ShardKey], one: int, other: int) -> Collection[ShardKey]:
+        """See :meth:`Fleet.alike`, and :meth:`taskworker.transport.makers.Makers.alike`."""
+        return self._makers.alike(keys, one, other)
 
     def sync(self) -> None:
         """See :meth:`Fleet.sync`."""

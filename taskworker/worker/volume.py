@@ -20,6 +20,7 @@ import grpc
 from blake3 import blake3
 
 from storage.clocks import wall_ms
+from storage.erasure import code_for_key
 from storage.errors import FormatError, StorageError
 from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
@@ -151,6 +152,7 @@ class VolumeWorker:
             self._server = Server(added, calls=DEFAULT_CALLS + functions_calls, clock_s=self._clock_s)
             port = self._server.start(address)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+            code_for_key(description.k, description.n)  # takes a moment, which repair need not wait for
             self._shards = self._serve_volume(own)
             self._when_it_answers(lambda: self._join(description.pool_id))
             self._instance = own.current().instance

@@ -61,19 +61,25 @@ class Refusal(Exception):
         self.description = description
 
 
-STREAMED = (Call.KEYS, Call.RECORDS, Call.VERIFY, Call.REST)
+STREAMED = (Call.KEYS, Call.RECORDS, Call.VERIFY, Call.REST, Call.MAKE)
 
 
 @contextmanager
-def made_up_server(answer: Answer) -> Iterator[tuple[str, WireServer]]:
-    """A server that answers calls of the shard service with whatever it likes, and its address."""
+def made_up_server(answer: Answer, times: int = 1) -> Iterator[tuple[str, WireServer]]:
+    """A server that answers calls of the shard service with whatever it likes, and its address.
+
+    Args:
+        answer: what it says.
+        times: how many messages its streams have.
+    """
 
     def once(name: str) -> Method:
         return Method(name, Style.SLOW, lambda request, caller: (answer(name, bytes(request), caller),))
 
     def stream(name: str) -> Method:
         def behave(request: memoryview, caller: Caller) -> Iterator[Parts]:
-            yield (answer(name, bytes(request), caller),)
+            for _ in range(times):
+                yield (answer(name, bytes(request), caller),)
 
         return Method(name, Style.STREAM, behave)
 

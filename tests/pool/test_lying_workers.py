@@ -234,6 +234,28 @@ def test_a_worker_that_forgets_what_it_made_durable_is_not_believed(cluster: Clu
     assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
 
 
+@pytest.mark.parametrize("kind", [ForgettingVolume, ForgingVolume])
+def test_a_worker_that_was_honest_and_only_says_that_it_made_shards_is_found(
+    cluster: Cluster, kind: type[MemoryVolume]
+) -> None:
+    files = push_all(cluster)
+    settle(cluster)
+    cluster.add_worker()
+    settle(cluster)
+    liar, lost = cluster.workers[0], cluster.workers[1]
+    assert cluster.pool.fleet.makers(), "they are told to make shards by themselves"
+    volume = kind(liar.volume.volume_id, cluster.wounds)
+    volume.records_by_key, volume.durable = liar.volume.records_by_key, liar.volume.durable
+    liar.volume = volume
+    liar.listen()
+    lost.stop()
+    settle(cluster, 30)
+    assert state_of(cluster, liar) in {WorkerState.DISTRUSTED, *OUT}
+    for name, data in CONTENTS.items():
+        assert min(honest_slots(cluster, [liar, lost], data)) >= 5
+        assert cluster.pool.store.get(files[name], user_id="u") == data
+
+
 def test_a_worker_that_denies_what_it_has_costs_no_copies(cluster: Cluster) -> None:
     files = push_all(cluster)
     liar = add(cluster, DenyingVolume)
@@ -515,11 +537,14 @@ def test_a_worker_that_cannot_be_reached_is_lost_however_often_it_says_that_it_i
     settle(cluster)
     worker.cut_off = True  # so it neither answers nor joins again
     worker.listen()
+    seeds = count()
     for _ in range(4):
         for file_id in ids.values():
             cluster.pool.store.get(file_id, user_id="u")
         for _ in range(5):
             cluster.pass_time(2.0)
+            data = Random(next(seeds)).randbytes(100_000)  # which is written to most workers, as reads may not need it
+            cluster.pool.store.push(data, filename="more", user_id="u")
             cluster.pool.heartbeat(worker.name, worker.instance, WorkerLoad())
         cluster.pool.repair_scheduler.mend()
     assert state_of(cluster, worker) is WorkerState.LOST

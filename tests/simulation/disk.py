@@ -11,7 +11,7 @@ from random import Random
 from blake3 import blake3
 
 from storage.batching import batched
-from storage.errors import StoreFull
+from storage.errors import StorageError, StoreFull
 from storage.formats.sequences import bears_sequence, is_own, sequence_in
 from storage.keys import ID_BYTES, Kind, ShardKey
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
@@ -120,6 +120,19 @@ class MemoryVolume:
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> list[memoryview | None]:
         return [self.fetch(key, length) for key, length in wanted]
+
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Sequence[bool] | StorageError], None],
+    ) -> Callable[[], None]:
+        payloads = self.fetch_all(wanted)
+        for payload, place in zip(payloads, into, strict=True):
+            if payload is not None:
+                place[:] = payload
+        done([payload is not None for payload in payloads])
+        return lambda: None
 
     def read(self, key: ShardKey) -> Shard | None:
         record = self.records_by_key.get(key)

@@ -344,6 +344,7 @@ class Link:
             if not pipe.told:
                 pipe.told = True
                 self._delay(pipe)
+                self.network.calls_of_pool += self.process.is_pool
                 if self.network.happen():
                     return True  # nothing is as it was
             if pipe.later_s and not self._is_due(pipe):

@@ -12,8 +12,11 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
+from storage.runtime import Runtime
+from storage.shards import VolumeFailed
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.shard_calls import Lane
+from taskworker.transport.shard_service import Dialling
 from taskworker.transport.wire.connection import Connection
 from tests.simulation.clock import Clock
 from tests.simulation.links import ClientStream, Link
@@ -49,6 +52,7 @@ class Network:
     Attributes:
         servers: the worker's process at each address.
         calls: number of calls that have arrived so far.
+        calls_of_pool: how many of them were the pool's; others are those of workers.
         lost_requests: by address, how many of the next calls fail without effect.
         lost_replies: by address, how many of the next calls take effect but fail.
         now_s: monotonic seconds.
@@ -60,7 +64,7 @@ class Network:
 
     def __init__(self, rng: Random, clock: Clock) -> None:
         self.servers: dict[str, Server] = {}
-        self.calls = 0
+        self.calls = self.calls_of_pool = 0
         self.lost_requests: Counter[str] = Counter()
         self.lost_replies: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
@@ -146,6 +150,14 @@ class Network:
         server.accept(link)
         self._links[link.number] = link
         return link.stream
+
+    def dialling(self, process: WorkerProcess) -> Dialling:
+        """How a worker's process reaches other workers."""
+        return Dialling(process, process.dial, WorkerRuntime(process))
+
+    def process_of_worker(self) -> WorkerProcess:
+        """A process that calls other workers."""
+        return WorkerProcess(self)
 
     def forget(self, link: Link) -> None:
         """Note that the pool has left a connection."""
@@ -235,6 +247,8 @@ class Process:
         failures: number of connections that could not be made or have ended.
         dies_at: the moment at which it will die.
     """
+
+    is_pool = True
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -331,6 +345,36 @@ class Process:
                 return False
             assert now_s < began_s + _WAIT_S_MAX, "somebody waits for ever"
             network.idle(until_s)
+
+
+class WorkerProcess(Process):
+    """A worker's process, as far as it calls other workers. When it ends, what it waits for fails."""
+
+    is_pool = False
+
+    def reach(self, moment: str) -> None:
+        """Raise an error if the process is dead."""
+        if self.dead:
+            raise VolumeFailed("the worker's process has ended")
+
+    def dial(self, address: str, within_s: float) -> ClientStream:
+        """See :data:`taskworker.transport.wire.streams.Dial`."""
+        return self._dial(address, within_s)
+
+
+class WorkerRuntime(Runtime):
+    """What a worker's process waits with."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+
+    def mailbox(self) -> Mailbox:
+        """See :meth:`Runtime.mailbox`."""
+        return Mailbox(self._process)
+
+    def monotonic_s(self) -> float:
+        """See :meth:`Runtime.monotonic_s`."""
+        return self._process.network.now_s()
 
 
 class _Signal:

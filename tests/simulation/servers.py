@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from storage.limits import MIB
 from storage.shards import ShardStore
 from taskworker.rpc import status
+from taskworker.transport.frames import Call
 from taskworker.transport.shard_service import ShardService, describe
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.budget import Budget
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MEMORY_BYTES = 64 * MIB
+_FORMER_VERSION = 0.1
+_FORMER_CALLS = Call.REST  # the last one that workers of the former version know
 
 
 class Task:
@@ -81,9 +84,14 @@ class Server:
         self.liar = False
         self.runs = self.reachable = True
         self._links: dict[int, Link] = {}
-        self._methods = ShardService(
-            None, "", lambda: (cast(ShardStore, self.volume), instance), network.now_s
-        ).methods()
+        self._calling = network.process_of_worker()
+        service = ShardService(
+            None, "", lambda: (cast(ShardStore, self.volume), instance), network.now_s, network.dialling(self._calling)
+        )
+        former = network.chance(_FORMER_VERSION)
+        self._methods = {
+            number: method for number, method in service.methods().items() if not former or number <= _FORMER_CALLS
+        }
         later = _LaterExecutor(self)
         self._resources = Resources(Budget(_MEMORY_BYTES), Budget(_MEMORY_BYTES), later, later, network.now_s)
 
@@ -105,6 +113,7 @@ class Server:
 
     def stop(self) -> None:
         """End the process. It may have done some of what it was sent."""
+        self._calling.die()
         for link in list(self._links.values()):
             link.stop()
         self._links.clear()

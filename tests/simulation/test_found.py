@@ -214,10 +214,10 @@ def test_what_only_moves_is_read_where_it_is() -> None:
     settle(cluster)
     for name in ("w1", "w3", "w5"):
         cluster.pool.drain(name)
-    calls = cluster.network.calls
+    calls = cluster.network.calls_of_pool
     report = cluster.pool.store.repair()
     assert report.shards_moved == report.shards_rebuilt > 0
-    assert cluster.network.calls - calls < 60, "stripe after stripe was looked for everywhere"
+    assert cluster.network.calls_of_pool - calls < 60, "stripe after stripe was looked for everywhere"
     settle(cluster)
     assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
     drained = [worker.volume for worker in cluster.workers if worker.name in ("w1", "w3", "w5")]

@@ -25,6 +25,7 @@ from taskworker.transport.frames import (
     parse_shards,
     parse_wanted,
 )
+from taskworker.transport.making_frames import MakeOrder, parse_made, parse_make, parse_proofs, parse_prove
 from taskworker.transport.shard_calls import ShardCalls
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer
@@ -38,6 +39,7 @@ from tests.transport.peers import WELCOME, answer, call
 
 KEY = shard_key(stripe_key(ShardKind.CHUNK, b"\1" * 32, 4, 6), 2)
 WANTED = [Wanted(KEY, 30), Wanted(KEY, 5)]
+ORDER = MakeOrder(stripe_key(ShardKind.CHUNK, b"\1" * 32, 4, 6), 100, (0, 5), ())
 BUDGET_BYTES = 32 << 20
 
 
@@ -176,6 +178,10 @@ PARSERS: Sequence[Callable[[bytes], object]] = (
     lambda raw: parse_positions(raw, 5),
     lambda raw: parse_found(memoryview(raw), [KEY, KEY]),
     lambda raw: parse_fetched(memoryview(raw), WANTED),
+    parse_make,
+    parse_prove,
+    lambda raw: parse_made(raw, ORDER),
+    lambda raw: parse_proofs(raw, 2),
 )
 
 
