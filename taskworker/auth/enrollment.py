@@ -1,0 +1,166 @@
+"""How workers become members of a pool, and how they cease to be members."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from storage.clocks import wall_ms
+from storage.errors import InvalidArgument, PermissionDenied
+from taskworker.auth.authority import Authority
+from taskworker.auth.certificates import public_key_hash, read_request
+from taskworker.auth.identity import MemberIdentity, MemberKind
+from taskworker.auth.join_tokens import TTL_S, Admission, JoinToken, JoinTokens
+from taskworker.errors import WorkerRefused
+
+DOCUMENT = "pool-admissions"
+CLOCK_SKEW_S_MAX = 300.0
+"""By how many seconds a worker's clock may differ from the pool's."""
+_ID_BYTES_MAX = 200
+
+
+class Documents(Protocol):
+    """The part of a catalog that this needs."""
+
+    def document(self, name: str) -> bytes | None:
+        """The document with this name."""
+
+    def save_document(self, name: str, raw: bytes) -> None:
+        """Store a document durably and atomically."""
+
+
+class Issued(NamedTuple):
+    """A certificate as its member gets it.
+
+    Attributes:
+        certificate_pem: the certificate.
+        authorities_pem: certificates of all authorities to trust.
+    """
+
+    certificate_pem: bytes
+    authorities_pem: bytes
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """The members by certificate.
+
+    Attributes:
+        admitted: what each of them was admitted as, by its id.
+        denied: ids whose certificates are not accepted any more.
+    """
+
+    admitted: dict[str, Admission] = {}
+    denied: frozenset[str] = frozenset()
+
+
+_decoder = msgspec.msgpack.Decoder(_Kept)
+
+
+class Enrollment:
+    """Gives out tokens, trades them for certificates, renews these, and denies members. Thread-safe.
+
+    Args:
+        authority: issues the certificates.
+        documents: where tokens and admissions are stored.
+        now_ms: milliseconds since 1970.
+    """
+
+    def __init__(self, authority: Authority, documents: Documents, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._authority = authority
+        self._documents = documents
+        self._now_ms = now_ms
+        self._tokens = JoinTokens(documents, now_ms)
+        self._lock = threading.Lock()
+        raw = documents.document(DOCUMENT)
+        self._kept = _decoder.decode(raw) if raw else _Kept()
+
+    def new_token(self, admission: Admission, ttl_s: float = TTL_S) -> JoinToken:
+        """Make a token with which a worker can join once. A worker that was denied may join again with it.
+
+        Raises:
+            InvalidArgument: the id or the time cannot be used.
+            StoreFull: too many tokens wait for their use.
+        """
+        if len(admission.worker.encode("utf-8", "surrogatepass")) > _ID_BYTES_MAX:
+            raise InvalidArgument(f"a worker's id has at most {_ID_BYTES_MAX} bytes")
+        return self._tokens.create(self._authority.fingerprint, admission, ttl_s)
+
+    def enroll(self, worker: str, secret: str, request_pem: bytes, their_ms: int) -> Issued:
+        """Trade a token for a certificate.
+
+        Args:
+            worker: id of the worker.
+            secret: the secret of its token.
+            request_pem: the request for a certificate.
+            their_ms: the worker's clock.
+
+        Raises:
+            WorkerRefused: the token is not valid, or the worker's clock is wrong.
+            InvalidArgument: the request is malformed.
+        """
+        request = read_request(request_pem)  # before the token is used up
+        ahead_s = (their_ms - self._now_ms()) / 1000
+        if abs(ahead_s) > CLOCK_SKEW_S_MAX:
+            raise WorkerRefused(
+                f"the clock of worker {worker} is {_duration(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'} of "
+                "the pool's, so neither could judge the other's certificates; set both by NTP, and try again"
+            )
+        admission = self._tokens.use(worker, secret, public_key_hash(request))
+        with self._lock:
+            self._keep(_Kept(self._kept.admitted | {worker: admission}, self._kept.denied - {worker}))
+        return self._issue(worker, request_pem)
+
+    def renew(self, member: MemberIdentity, request_pem: bytes) -> Issued:
+        """Issue a new certificate to a member.
+
+        Raises:
+            PermissionDenied: it is not a member any more.
+            InvalidArgument: the request is malformed.
+        """
+        self.require(member)
+        return self._issue(member.name, request_pem)
+
+    def _issue(self, worker: str, request_pem: bytes) -> Issued:
+        identity = MemberIdentity(self._authority.pool_id, MemberKind.WORKER, worker)
+        return Issued(self._authority.issue(request_pem, identity), self._authority.certificates_pem)
+
+    def require(self, member: MemberIdentity) -> Admission:
+        """Return what a worker was admitted as.
+
+        Raises:
+            PermissionDenied: it is no worker of this pool, or was denied.
+        """
+        kept = self._kept
+        if member.pool == self._authority.pool_id and member.kind is MemberKind.WORKER:
+            admission = kept.admitted.get(member.name)
+            if admission is not None and member.name not in kept.denied:
+                return admission
+        raise PermissionDenied(
+            f"{member.kind} {member.name} is not a worker of this pool, or not any more; it needs a new token to join "
+            "with (`taskworker worker token`)"
+        )
+
+    def deny(self, worker: str) -> None:
+        """Accept a worker's certificates no longer, and drop its tokens; it is no member from now on.
+
+        Raises:
+            InvalidArgument: there is no worker with this id, and no token for it.
+        """
+        dropped = self._tokens.revoke(worker)
+        with self._lock:
+            if worker not in self._kept.admitted and not dropped:
+                raise InvalidArgument(f"no worker {worker!r} has joined with a token, and none is to")
+            self._keep(_Kept(self._kept.admitted, self._kept.denied | {worker}))
+
+    def _keep(self, kept: _Kept) -> None:
+        self._documents.save_document(DOCUMENT, msgspec.msgpack.encode(kept))
+        self._kept = kept
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 1.5 * 86_400 else f"{seconds / 86_400:.0f} days"

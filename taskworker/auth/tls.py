@@ -1,0 +1,135 @@
+"""TLS between the members of a pool: both ends show certificates of the pool's authority.
+
+TLS 1.3 only. A server accepts any member; whom it serves, it decides by the identity in the certificate. A client
+expects one member, by the DNS name that belongs to its identity.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import grpc
+
+from storage.clocks import wall_ms
+from taskworker.auth.certificates import KeyPair, identity_of, lifetime_text, read_certificate
+from taskworker.auth.identity import MemberIdentity
+
+
+def server_context(pair: KeyPair) -> ssl.SSLContext:
+    """Make a context for a server whose clients are members."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # connections are few and last long
+    return _with(context, pair)
+
+
+def client_context(pair: KeyPair) -> ssl.SSLContext:
+    """Make a context for a client; it checks the name of the server that it is used with."""
+    return _with(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pair)
+
+
+def _with(context: ssl.SSLContext, pair: KeyPair) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=pair.authorities_pem.decode("ascii"))
+    # The ssl module reads keys from files only. This one is in memory, and never on a disk.
+    descriptor = os.memfd_create("key", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, pair.key_pem + pair.certificate_pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    return context
+
+
+class MemberCredentials:
+    """The key and certificate with which this process takes part in a pool; renewed while it runs. Thread-safe.
+
+    Args:
+        pair: the present ones.
+        now_ms: milliseconds since 1970.
+    """
+
+    def __init__(self, pair: KeyPair, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._now_ms = now_ms
+        self._lock = threading.Lock()
+        self._take(pair)
+
+    def _take(self, pair: KeyPair) -> None:
+        self._pair = pair
+        self._certificate = pair.certificate
+        self._identity = identity_of(self._certificate)
+        self._server, self._client = server_context(pair), client_context(pair)
+
+    @property
+    def identity(self) -> MemberIdentity:
+        """Whom the certificate names."""
+        return self._identity
+
+    @property
+    def pair(self) -> KeyPair:
+        """The present key and certificate."""
+        return self._pair
+
+    @property
+    def server(self) -> ssl.SSLContext:
+        """The context for connections that this process accepts."""
+        return self._server
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """The context for connections that this process makes."""
+        return self._client
+
+    def renew(self, pair: KeyPair) -> None:
+        """Use another key and certificate for new connections."""
+        with self._lock:
+            self._take(pair)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the certificate should be renewed: half of its lifetime has passed."""
+        begin, end = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        return self._now_ms() / 1000 > (begin.timestamp() + end.timestamp()) / 2
+
+    @property
+    def problem(self) -> str:
+        """Why the certificate is not valid now; empty if it is."""
+        return lifetime_text(self._certificate, self._now_ms())
+
+    # -- for gRPC --------------------------------------------------------------------------------
+
+    def for_grpc_server(self) -> grpc.ServerCredentials:
+        """Credentials of a gRPC server whose clients are members; they follow :meth:`renew`."""
+        served = self._pair
+        configuration = _configuration(served)
+
+        def fetch() -> grpc.ServerCertificateConfiguration:
+            nonlocal served, configuration
+            pair = self._pair
+            if pair is not served:
+                served, configuration = pair, _configuration(pair)
+            return configuration
+
+        return grpc.dynamic_ssl_server_credentials(configuration, fetch, require_client_authentication=True)
+
+    def for_grpc_channel(self) -> grpc.ChannelCredentials:
+        """Credentials of a gRPC channel; a channel made later has later ones."""
+        pair = self._pair
+        return grpc.ssl_channel_credentials(pair.authorities_pem, pair.key_pem, pair.certificate_pem)
+
+
+def _configuration(pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pair.key_pem, pair.certificate_pem)], pair.authorities_pem)
+
+
+def peer_of_call(auth_context: Mapping[str, Iterable[bytes]]) -> MemberIdentity:
+    """Return the member that makes a gRPC call, from ``ServicerContext.auth_context()``.
+
+    Raises:
+        NotTrusted: the caller showed no certificate, or one that names no member.
+    """
+    (pem, *_) = [*auth_context.get("x509_pem_cert", []), b""]
+    return identity_of(read_certificate(pem))
