@@ -467,13 +467,13 @@ def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:
         yield batch
 
 
-def identify_process(address: str, name: str) -> str:
+def identify_process(address: str, name: str, dialling: Dial = dial) -> str:
     """The random name of the process that answers at a worker's address.
 
     Raises:
         VolumeFailed: no process answers.
     """
-    probe = RemoteVolume(address, name, timeout_s=_PROBE_S)
+    probe = RemoteVolume(address, name, timeout_s=_PROBE_S, dial=dialling)
     try:
         return probe.instance(patient=False)
     finally:

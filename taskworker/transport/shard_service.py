@@ -57,7 +57,7 @@ from taskworker.transport.wire.outgoing import FilePart, Parts
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
-from taskworker.transport.wire.streams import Dial, dial
+from taskworker.transport.wire.streams import Dial, Secure, SocketStream, dial
 
 log = logging.getLogger(__name__)
 
@@ -388,17 +388,31 @@ def _each(serve: Callable[[bytes, Caller], Iterator[bytes]]) -> Callable[[memory
 
 
 def shard_server(
-    volume: ShardStore | None, instance: str = "", hide: tuple[str, ...] = (), current: Current | None = None
+    volume: ShardStore | None,
+    instance: str = "",
+    hide: tuple[str, ...] = (),
+    current: Current | None = None,
+    secure: Secure = SocketStream,
+    dialling: Dialling | None = None,
 ) -> WireServer:
-    """A server of a volume; see :class:`ShardService`. ``hide``: paths not to show to callers."""
-    return _ShardServer(ShardService(volume, instance, current), hide)
+    """A server of a volume; see :class:`ShardService` and :class:`WireServer`.
+
+    Args:
+        volume: the volume, if it is always the same.
+        instance: name of this process.
+        hide: paths not to show to callers.
+        current: returns the volume as it is open now, and the name of this process.
+        secure: makes an accepted socket a stream.
+        dialling: how to reach other workers.
+    """
+    return _ShardServer(ShardService(volume, instance, current, dialling=dialling), hide, secure)
 
 
 class _ShardServer(WireServer):
     """Serves a volume, and closes the connections to other workers in the end."""
 
-    def __init__(self, service: ShardService, hide: tuple[str, ...]) -> None:
-        super().__init__(service.methods(), lambda error: describe(error, hide))
+    def __init__(self, service: ShardService, hide: tuple[str, ...], secure: Secure) -> None:
+        super().__init__(service.methods(), lambda error: describe(error, hide), secure=secure)
         self._service = service
 
     def stop(self, grace_s: float = 5.0) -> None:

@@ -16,6 +16,7 @@ from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
+from taskworker.transport.wire.streams import Secure, SocketStream
 from tests.storage.helpers import content, digest
 
 IDENTITY = VolumeIdentity(store_id="0" * 32, slot=0, volumes=1, key="1" * 64)
@@ -39,9 +40,11 @@ def open_volume(path: Path, filesystem: FileSystem | None = None) -> LocalVolume
 
 
 @contextmanager
-def served(volume: LocalVolume, instance: str = "", port: int = 0, path: Path | None = None) -> Iterator[str]:
+def served(
+    volume: LocalVolume, instance: str = "", port: int = 0, path: Path | None = None, secure: Secure = SocketStream
+) -> Iterator[str]:
     """The address of a server that offers a volume as a worker does: a socket file, or a port."""
-    server = shard_server(volume, instance)
+    server = shard_server(volume, instance, secure=secure)
     address = server.start(f"127.0.0.1:{port}" if path is None else f"unix:{path}")
     try:
         yield address

@@ -41,6 +41,8 @@ from taskworker.transport.port import Ticket
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.shard_calls import ShardCalls
 from taskworker.transport.wire.serving import Caller
+from taskworker.transport.wire.streams import SocketStream, dial
+from tests.auth.members import Members
 from tests.pool.helpers import Refusal, key_of, made_up_server, noise, open_volume, served, shard_of
 from tests.storage.helpers import flip, records
 
@@ -92,7 +94,7 @@ class Stand:
         return volume
 
 
-@pytest.fixture(params=["local", "tcp", "unix"])
+@pytest.fixture(params=["local", "tcp", "unix", "tls"])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     with ExitStack() as exits:
         disk = CrampedDisk()
@@ -101,7 +103,9 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
         store: ShardStore = volume
         if request.param != "local":
             path = tmp_path / "socket" if request.param == "unix" else None
-            store = RemoteVolume(exits.enter_context(served(volume, path=path)), "w1")
+            members = Members.in_directory(tmp_path) if request.param == "tls" else None
+            secure, dialling = (SocketStream, dial) if members is None else (members.accept, members.dial)
+            store = RemoteVolume(exits.enter_context(served(volume, path=path, secure=secure)), "w1", dial=dialling)
             exits.callback(store.close)
         yield Stand(store, tmp_path / "volume", disk, request.param != "local", exits)
 

@@ -128,6 +128,11 @@ class ClientStream(_End):
     def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
         return self._link.send_up(buffers)
 
+    @property
+    def has_more(self) -> bool:
+        """See ``Stream``."""
+        return False
+
     def unsent(self) -> int:
         return len(self._link.up.flying)
 
@@ -145,6 +150,11 @@ class ServerStream(_End):
 
     def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
         return self._link.send_down(buffers)
+
+    @property
+    def has_more(self) -> bool:
+        """See ``Stream``."""
+        return False
 
     def unsent(self) -> int:
         return len(self._link.down.flying)

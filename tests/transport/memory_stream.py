@@ -57,6 +57,11 @@ class MemoryStream:
         """See :class:`Stream`."""
         raise NotImplementedError
 
+    @property
+    def has_more(self) -> bool:
+        """See ``Stream``."""
+        return False
+
     def unsent(self) -> int:
         """See :class:`Stream`."""
         return 0

@@ -300,7 +300,7 @@ class Connection:
                 until = self._reader.received + _RECEIVED_TOGETHER_BYTES
                 while self._ended is None and (header := self._reader.read(wait=False)) is not None:
                     self._pass_on(header)
-                    if self._reader.received >= until and not self._reader.is_inside:
+                    if self._reader.received >= until and not self._reader.is_inside and not self.stream.has_more:
                         return  # the poller calls again, as nothing was received ahead
         except (OSError, WireError) as error:
             self.fail(error)

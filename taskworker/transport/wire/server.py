@@ -27,7 +27,7 @@ from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 from taskworker.transport.wire.serving import Method, Resources
-from taskworker.transport.wire.streams import SocketStream, Stream, listen, split_address
+from taskworker.transport.wire.streams import Secure, SocketStream, listen, split_address
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class WireServer:
         methods: Mapping[int, Method],
         describe: Describe,
         *,
-        secure: Callable[[socket.socket], Stream] = SocketStream,
+        secure: Secure = SocketStream,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home = HomeProcess("this server")

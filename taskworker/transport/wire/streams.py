@@ -1,4 +1,4 @@
-"""Byte streams between two processes: Unix sockets and TCP now; encrypted ones would implement the same port.
+"""Byte streams between two processes: Unix sockets and TCP. Those with TLS are in :mod:`.secure`.
 
 The sockets block. Calls that must not wait pass ``MSG_DONTWAIT``; waiting ones end after :data:`WAIT_S`, by the
 kernel's own time limits, which costs no further system call.
@@ -80,6 +80,10 @@ class Stream(Protocol):
     def unsent(self) -> int:
         """Return the number of bytes that were sent but not taken by the other end's system."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes have arrived that waiting for the descriptor does not show."""
+
     def fileno(self) -> int:
         """Return the descriptor, for waiting."""
 
@@ -92,6 +96,9 @@ class Stream(Protocol):
 
 Dial = Callable[[str, float], Stream]
 """(address, seconds) → a connected stream; raises OSError."""
+
+Secure = Callable[[socket.socket], Stream]
+"""Makes an accepted socket a stream, which then owns it, without waiting for the other end; raises OSError."""
 
 
 class SocketStream:
@@ -155,6 +162,11 @@ class SocketStream:
         fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)
         return count[0]
 
+    @property
+    def has_more(self) -> bool:
+        """See :class:`Stream`."""
+        return False
+
     def fileno(self) -> int:
         """See :class:`Stream`."""
         return self._socket.fileno()
@@ -176,18 +188,23 @@ def dial(address: str, within_s: float) -> Stream:
         InvalidArgument: the address is malformed.
         OSError: nobody answers there within ``within_s`` seconds.
     """
+    return SocketStream(dial_socket(address, within_s))
+
+
+def dial_socket(address: str, within_s: float) -> socket.socket:
+    """Connect like :func:`dial`, and return the socket."""
     path, host, port = split_address(address)
-    if path is not None:
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # If the server's queue is full, this waits; with a time limit of Python's, it would fail at once.
-            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(within_s))
-            connecting.connect(str(path))
-            return SocketStream(connecting)
-        except BaseException:
-            connecting.close()
-            raise
-    return SocketStream(socket.create_connection((host, port), within_s))
+    if path is None:
+        return socket.create_connection((host, port), within_s)
+    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # If the server's queue is full, this waits; with a time limit of Python's, it would fail at once.
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(within_s))
+        connecting.connect(str(path))
+    except BaseException:
+        connecting.close()
+        raise
+    return connecting
 
 
 def listen(address: str) -> socket.socket:

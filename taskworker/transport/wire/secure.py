@@ -1,0 +1,276 @@
+"""Streams with TLS. They do not block: a thread that may wait does so without holding the stream's lock.
+
+OpenSSL's objects must not be used by two threads at once, while streams have one thread for each direction. So a lock
+is held during each call, which encrypts or decrypts at most :data:`_TOGETHER_BYTES`.
+
+Copies of a byte: decrypted straight into the receiver's memory; encrypted from the sender's, except that what belongs
+to one TLS record but lies in several buffers is joined first. System calls: one or two for each record of 16 KiB at
+either end, as OpenSSL reads a record's header and its body apart. Files cannot be sent without passing through memory.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import select
+import socket
+import ssl
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from storage.limits import KIB, BytesLike
+from taskworker.transport.wire.backlog import SendBacklog
+from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
+
+_RECORD_BYTES = 16 * KIB  # the most that TLS encrypts at once
+_TOGETHER_BYTES = 256 * KIB
+
+Authorize = Callable[[bytes], None]
+"""(certificate of the other end, DER) → nothing; raises OSError if this process has nothing to do with it."""
+
+
+class SecureStream:
+    """A :class:`Stream` with TLS over a socket, which it owns.
+
+    Args:
+        connected: the socket.
+        context: keys, and whom to trust.
+        server_name: for a client, the DNS name that the server's certificate must have; None: this end is the server.
+        authorize: judges the other end's certificate once it was verified.
+    """
+
+    __slots__ = ("_authorize", "_backlog", "_lock", "_owed", "_ready", "_tls")
+
+    def __init__(
+        self, connected: socket.socket, context: ssl.SSLContext, server_name: str | None, authorize: Authorize
+    ) -> None:
+        connected.setblocking(False)
+        if connected.family != socket.AF_UNIX:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tls = context.wrap_socket(
+            connected,
+            server_side=server_name is None,
+            server_hostname=server_name,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=True,  # frames have lengths of their own
+        )
+        self._backlog: SendBacklog | None = None
+        if connected.family != socket.AF_UNIX:
+            self._backlog = SendBacklog(self.unsent, self._limit, time.monotonic)
+        self._authorize = authorize
+        self._lock = threading.Lock()
+        self._ready = False
+        self._owed = b""  # a record that OpenSSL has begun to send, and must be given again
+
+    def shake_hands(self, within_s: float) -> None:
+        """Complete the handshake, and wait for the other end.
+
+        Raises:
+            OSError: it failed, or took longer than ``within_s`` seconds.
+        """
+        until_ms = within_s * 1000
+        while True:
+            with self._lock:
+                if self._is_ready():
+                    return
+            poll = select.poll()
+            poll.register(self._tls.fileno(), select.POLLIN)
+            if until_ms <= 0 or not poll.poll(until_ms):
+                raise TimeoutError("the other end did not answer during the TLS handshake")
+            until_ms -= 1  # bounds a peer that sends single bytes
+
+    def _is_ready(self) -> bool:
+        """Go on with the handshake; return whether it is complete. The caller holds the lock."""
+        if self._ready:
+            return True
+        try:
+            self._tls.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        certificate = self._tls.getpeercert(binary_form=True)
+        if certificate is None:
+            raise ConnectionError("the other end shows no certificate")
+        self._authorize(certificate)
+        self._ready = True
+        return True
+
+    def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
+        """See :class:`Stream`."""
+        with self._lock:
+            count = self._receive(buffers)
+        if count is None and wait and self._await(select.POLLIN):
+            with self._lock:
+                count = self._receive(buffers)
+        return count
+
+    def _receive(self, buffers: Sequence[memoryview]) -> int | None:
+        received = 0
+        try:
+            if not self._is_ready():
+                return None
+            for buffer in buffers:
+                at = 0
+                while at < len(buffer):
+                    count = self._tls.recv_into(buffer[at:])
+                    if not count:
+                        return received
+                    at += count
+                    received += count
+                    if received >= _TOGETHER_BYTES:
+                        return received
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return received or None
+        return received
+
+    def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
+        """See :class:`Stream`. What was not taken must be given again, before anything else."""
+        total = sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in buffers)
+        sent = self._send_all(buffers, total)
+        if not sent and wait and self._await(select.POLLOUT):
+            sent = self._send_all(buffers, total)
+        if self._backlog is not None:
+            self._backlog.note(sent)
+        return sent
+
+    def _limit(self, count: int) -> None:
+        self._tls.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, count)
+
+    def _send_all(self, buffers: Sequence[BytesLike], total: int) -> int:
+        records = _Records(buffers)
+        while records.taken < total:
+            before = records.taken
+            with self._lock:
+                if not self._is_ready():
+                    break
+                self._send_some(records)
+            if records.taken - before < min(_TOGETHER_BYTES, total - before):
+                break
+        return records.taken
+
+    def _send_some(self, records: _Records) -> None:
+        """Send records, up to :data:`_TOGETHER_BYTES`. The caller holds the lock."""
+        until = records.taken + _TOGETHER_BYTES
+        try:
+            if self._owed:
+                self._tls.send(self._owed)
+                records.skip(len(self._owed))
+                self._owed = b""
+            while records.taken < until and len(record := records.next()):
+                try:
+                    self._tls.send(record)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    self._owed = bytes(record)
+                    return
+                records.skip(len(record))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        """See :class:`Stream`."""
+        piece = os.pread(descriptor, min(count, _TOGETHER_BYTES), offset)
+        if not piece:
+            raise EOFError
+        return self.send([piece], wait=True)
+
+    def unsent(self) -> int:
+        """See :class:`Stream`."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._tls.fileno(), termios.TIOCOUTQ, count)
+        return count[0] + len(self._owed)
+
+    @property
+    def has_more(self) -> bool:
+        """See :class:`Stream`."""
+        return self._ready and self._tls.pending() > 0
+
+    def fileno(self) -> int:
+        """See :class:`Stream`."""
+        return self._tls.fileno()
+
+    def shutdown(self) -> None:
+        """See :class:`Stream`."""
+        try:
+            # Not SSLSocket.shutdown, which would take the TLS object away from threads that are using it.
+            socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
+        except OSError:
+            return  # the other end may have closed it
+
+    def close(self) -> None:
+        """See :class:`Stream`."""
+        with self._lock:
+            self._tls.close()
+
+    def _await(self, event: int) -> bool:
+        poll = select.poll()
+        poll.register(self._tls.fileno(), event)
+        return bool(poll.poll(WAIT_S * 1000))
+
+
+class _Records:
+    """Cuts buffers into pieces for TLS records, and counts what was taken."""
+
+    def __init__(self, buffers: Sequence[BytesLike]) -> None:
+        self._left = [view for part in buffers if (view := memoryview(part).cast("B"))]
+        self._left.reverse()
+        self.taken = 0
+
+    def next(self) -> BytesLike:
+        """Return the next piece; empty at the end."""
+        if not self._left:
+            return b""
+        first = self._left[-1]
+        if len(first) >= _RECORD_BYTES or len(self._left) == 1:
+            return first[:_RECORD_BYTES]
+        parts, length = [], 0
+        for view in reversed(self._left):
+            part = view[: _RECORD_BYTES - length]
+            parts.append(part)
+            length += len(part)
+            if length == _RECORD_BYTES:
+                break
+        return b"".join(parts)
+
+    def skip(self, count: int) -> None:
+        """Note that so many bytes were taken."""
+        self.taken += count
+        while count:
+            first = self._left.pop()
+            if count < len(first):
+                self._left.append(first[count:])
+                return
+            count -= len(first)
+
+
+def accept_secure(accepted: socket.socket, context: ssl.SSLContext, authorize: Authorize) -> Stream:
+    """Make an accepted socket a stream. The handshake takes place when the stream is first received from.
+
+    Raises:
+        OSError: the other end has gone away.
+    """
+    return SecureStream(accepted, context, None, authorize)
+
+
+def dial_secure(
+    address: str, within_s: float, context: ssl.SSLContext, server_name: str, authorize: Authorize
+) -> Stream:
+    """Connect like :func:`taskworker.transport.wire.streams.dial`, with TLS.
+
+    Raises:
+        InvalidArgument: the address is malformed.
+        OSError: nobody answers there within ``within_s`` seconds, or not who was expected.
+    """
+    connected = dial_socket(address, within_s)
+    try:
+        stream = SecureStream(connected, context, server_name, authorize)
+    except BaseException:
+        connected.close()
+        raise
+    try:
+        stream.shake_hands(within_s)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
