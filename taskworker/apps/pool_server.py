@@ -9,6 +9,7 @@ import grpc
 
 from storage import ErasureProfile
 from storage.system.forks import HomeProcess
+from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import PoolCapabilities
 from taskworker.calls.concurrency import UserPlaces, pool_places
 from taskworker.errors import ApiBusy
@@ -28,6 +29,7 @@ from taskworker.services.egress import EgressService
 from taskworker.services.file_server import FileServer
 from taskworker.services.functions import FunctionService, HostingService
 from taskworker.services.invocation import GrpcTransport
+from taskworker.services.members import TokensOnly
 from taskworker.services.pool import PoolService
 from taskworker.services.rpc import RpcService, StreamService
 from taskworker.services.secrets import SecretService
@@ -63,6 +65,7 @@ class PoolServer:
         egress: limits on calls of outside APIs.
         dns: how to resolve names, and the address to serve them on.
         functions: the operator's settings for functions.
+        joins_by_token: whether workers join with tokens, at an address of their own (:meth:`start`), over TLS.
 
     Raises:
         StoreLocked: another process runs this pool.
@@ -80,9 +83,12 @@ class PoolServer:
         egress: EgressLimits = DEFAULT_LIMITS,
         dns: DnsOptions | None = None,
         functions: FunctionPolicy | None = None,
+        joins_by_token: bool = False,
     ) -> None:
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
-        self.pool = NodePool(directory, profile=profile, chunk_size=chunk_size, options=options)
+        self.pool = NodePool(
+            directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
+        )
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(
             self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
@@ -95,9 +101,16 @@ class PoolServer:
             self.functions.close()
             self.pool.close()
             raise
+        hide = (str(directory),)
+        service = PoolService if self.pool.enrollment is None else TokensOnly
+        self._service = service(self.pool, self.functions.hosting.is_without_volume)
+        self._members: MembersServer | None = None
+        if self.pool.enrollment is not None and self.pool.credentials is not None:
+            whole = PoolService(self.pool, self.functions.hosting.is_without_volume)
+            self._members = MembersServer(whole, self.pool.enrollment, self.pool.credentials, hide)
         self._server = FileServer(
             self.pool.store,
-            added=self._services((str(directory),)),
+            added=self._services(hide),
             added_calls=_CALLS + _OPERATORS_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
             ready=self.pool.startup_barrier.wait,
         )
@@ -122,9 +135,7 @@ class PoolServer:
             UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", functions.weight_of),
         )
         return {
-            _POOL.full_name: generic_handler(
-                _POOL, PoolService(self.pool, functions.hosting.is_without_volume), hide=hide
-            ),
+            _POOL.full_name: generic_handler(_POOL, self._service, hide=hide),
             _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide),
@@ -135,12 +146,27 @@ class PoolServer:
             _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups),
         }
 
-    def start(self, address: str) -> int:
-        """Listen; see :meth:`taskworker.services.file_server.FileServer.start`. On failure the pool is closed."""
+    @property
+    def join_address(self) -> str:
+        """Where workers join with tokens; empty: they join without, or the server has not started."""
+        return self._service.join_address
+
+    def start(self, address: str, join_address: str = "", members_port: int = 0) -> int:
+        """Listen; see :meth:`taskworker.services.file_server.FileServer.start`. On failure the pool is closed.
+
+        Args:
+            address: where users and operators call.
+            join_address: where workers join with tokens, see :meth:`MembersServer.start`.
+            members_port: where they are served once they have joined.
+        """
         try:
             self.capabilities.start()
+            if self._members is not None:
+                self._service.join_address = self._members.start(join_address, members_port)
             port = self._server.start(address)
         except BaseException:
+            if self._members is not None:
+                self._members.stop(0.0)
             self.capabilities.close()
             self.functions.close()
             self.pool.close()
@@ -159,6 +185,8 @@ class PoolServer:
             return
         self.pool.startup_barrier.end()
         ending = self.capabilities.ending(grace_s)
+        if self._members is not None:
+            self._members.stop(grace_s)
         self._server.stop(grace_s)
         ending.cancel()
         ending.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 from typing import Annotated
 
@@ -41,7 +42,8 @@ _PANELS = {
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
     | {"snapshot": "snapshots"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
-    "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"},
+    "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"}
+    | {"worker-token": "joining", "worker-deny": "joining"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
@@ -52,6 +54,7 @@ _GROUPS = {"secret": "secrets", "egress": "egress"}
 _MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}
 _ALL = frozenset(_GROUPS).union(_MODULES)
 _HELP = frozenset(("-h", "--help"))
+_AFTER_WORKER = frozenset(("token", "deny"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,8 +98,8 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
     meant = named if named and _HELP.isdisjoint(arguments) else _ALL
     for panel, commands in _PANELS.items():
         for command in filter(meant.__contains__, commands):
-            function = getattr(_module(_MODULES[command]), command)
-            app.command(cls=Command, rich_help_panel=panel)(with_session(function))
+            function = getattr(_module(_MODULES[command]), command.replace("-", "_"))
+            app.command(command, cls=Command, rich_help_panel=panel)(with_session(function))
     for group in filter(meant.__contains__, _GROUPS):
         app.add_typer(_module(_GROUPS[group]).app, name=group, rich_help_panel="Functions")
     return app
@@ -106,14 +109,23 @@ def _module(name: str) -> ModuleType:
     return import_module(f"taskworker.cli.{name}")
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """Make ``worker token`` and ``worker deny`` one word, as ``worker`` alone is a command of its own."""
+    for at, (first, second) in enumerate(pairwise(arguments)):
+        if first == "worker" and second in _AFTER_WORKER:
+            return [*arguments[:at], f"worker-{second}", *arguments[at + 2 :]]
+    return arguments
+
+
 def run() -> int:
     """Run the command named by the process's arguments, and return its exit code."""
+    arguments = _joined(sys.argv[1:])
     try:
-        plain = plain_command(sys.argv[1:])
+        plain = plain_command(arguments)
         if plain is not None:
             run_with(plain.settings, getattr(_module(_MODULES[plain.name]), plain.name))
             return ExitCode.OK
-        return app_for(sys.argv[1:])(prog_name="taskworker", standalone_mode=False) or ExitCode.OK
+        return app_for(arguments)(arguments, prog_name="taskworker", standalone_mode=False) or ExitCode.OK
     except typer.Exit as ended:
         return ended.exit_code
     except typer.TyperException as error:

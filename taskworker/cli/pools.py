@@ -39,6 +39,23 @@ def pool(
     listen: Annotated[
         str, typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR")
     ] = DEFAULT_ADDRESS,
+    join: Annotated[
+        str,
+        typer.Option(
+            help="Address at which workers of other machines join, with tokens and TLS: HOST:PORT (default: none; "
+            "workers of this machine join at --listen, without tokens).",
+            metavar="ADDR",
+        ),
+    ] = "",
+    members_port: Annotated[
+        int,
+        typer.Option(
+            help="Port for workers that have joined, on the host of --join; 0: any free one.",
+            metavar="PORT",
+            min=0,
+            max=65535,
+        ),
+    ] = 0,
     grace: Annotated[
         float,
         typer.Option(
@@ -172,6 +189,7 @@ def pool(
         taskworker pool --dir ./pool
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
+        taskworker pool --dir ./pool --join 0.0.0.0:50061 --members-port 50062
     """
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.apps.pool_server import PoolServer
@@ -211,15 +229,20 @@ def pool(
         shares=_shares(user_calls or [], user_queue or [], user_weight or []),
     )
     profile = profile_of(k, n)
-    server = PoolServer(path, profile=profile, options=options, master_key=key, dns=dns, functions=policy)
-    port = server.start(listen)
+    server = PoolServer(
+        path, profile=profile, options=options, master_key=key, dns=dns, functions=policy, joins_by_token=bool(join)
+    )
+    port = server.start(listen, join, members_port)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
         watch_parent(wanted=supervised)
         names_at = server.capabilities.names.address
         session.terminal.result(
-            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()} | dns_document(names_at),
+            {"address": address, "dir": str(path.resolve()), "pid": os.getpid()}
+            | ({"join_address": server.join_address} if join else {})
+            | dns_document(names_at),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
+            *([f"workers join at {server.join_address}, with tokens"] if join else []),
             *dns_lines(names_at),
         )
         if server.pool.store.needs_rebuild:
@@ -227,6 +250,11 @@ def pool(
                 "\nThe catalog must be rebuilt from what the workers hold. They join by themselves if this is the "
                 f"former pool's address;\nonce `taskworker status` shows all of them:\n"
                 f"  taskworker rebuild --pool {address}\n"
+            )
+        elif join:
+            session.terminal.note(
+                "\nAdd workers of any machine that reaches this one: make a token for each with\n"
+                f"  taskworker worker token --pool {address} --id NAME\n"
             )
         else:
             session.terminal.note(

@@ -17,6 +17,7 @@ from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
     from taskworker.worker.functions import HostedFunctions
+    from taskworker.worker.member import WorkerMember
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 
@@ -45,6 +46,15 @@ def worker(
             help="Address at which the pool reaches it: HOST:PORT (port 0: any free one) or unix:PATH.", metavar="ADDR"
         ),
     ] = DEFAULT_WORKER_ADDRESS,
+    token: Annotated[
+        str,
+        typer.Option(
+            help="Token to join the pool with, once; better in the environment, where other users cannot read it.",
+            metavar="TOKEN",
+            envvar="TASKWORKER_JOIN_TOKEN",
+            show_envvar=True,
+        ),
+    ] = "",
     shard_port: Annotated[
         int,
         typer.Option(
@@ -116,6 +126,7 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
         taskworker worker --id runner_1 --listen 127.0.0.1:0 --no-volume --label gpu=none
         taskworker worker app:worker
+        taskworker worker --pool pool.example:50061 --id w7 --listen 0.0.0.0:0 --no-functions --token tw1...
     """
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena
@@ -139,6 +150,7 @@ def worker(
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
+    member = _member(path, pool_address, token, worker_id, functions=functions)
     hosted = None
     if label and not functions:
         raise Failure("--label has no effect with --no-functions: leave one out", ExitCode.USAGE)
@@ -161,7 +173,7 @@ def worker(
             raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)
         _run_functions_only(session, worker_id, path, hosted, listen, supervised=supervised)
         return
-    member = VolumeWorker(
+    running = VolumeWorker(
         worker_id,
         pool_address,
         path,
@@ -171,27 +183,54 @@ def worker(
         scrub_bytes_per_s=int(scrub_rate * (1 << 20)),
         functions=hosted,
         shard_port=shard_port,
+        member=member,
     )
     try:
         watch_parent(wanted=supervised)
-        member.start(listen)
+        running.start(listen)
         session.terminal.result(
             {
                 "worker": worker_id,
-                "address": member.address,
-                "shard_address": member.shard_address,
+                "address": running.address,
+                "shard_address": running.shard_address,
                 "dir": str(path.resolve()),
                 "pid": os.getpid(),
             },
-            f"worker {worker_id} at {member.address} joined the pool at {pool_address}, shards in "
+            f"worker {worker_id} at {running.address} joined the pool at {pool_address}, shards in "
             f"{one_line(str(path))}; Ctrl-C stops it",
         )
-        member.wait()
+        running.wait()
     except Stopped:
         finish_regardless()
         session.terminal.note("leaving the pool; the shards stay here for the next start")
     finally:
-        member.stop(GRACE_S)
+        running.stop(GRACE_S)
+
+
+def _member(path: Path, pool_address: str, token: str, worker_id: str, *, functions: bool) -> WorkerMember | None:
+    """Join with a token, or read the certificate of a worker that did so before; None: the pool needs none."""
+    from taskworker.worker.member import enroll, load_member
+
+    member = load_member(path)
+    if member is None and not token:
+        return None
+    if functions:
+        raise Failure(
+            "functions cannot be run yet on workers that join with tokens: add --no-functions", ExitCode.USAGE
+        )
+    if token and (member is None or not member.joined_with(token)):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return enroll(path, pool_address, token, worker_id)
+    assert member is not None
+    if member.credentials.problem:
+        raise Failure(
+            f"{member.credentials.problem}. Ask the pool's operator for a new token (`taskworker worker token`), and "
+            "start this worker with it",
+            ExitCode.FAILED,
+        )
+    if member.worker_id != worker_id:
+        raise Failure(f"{one_line(str(path))} is the directory of worker {one_line(member.worker_id)}", ExitCode.USAGE)
+    return member
 
 
 def _run_functions_only(

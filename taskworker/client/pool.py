@@ -165,6 +165,46 @@ class PoolClient(OperatorClient):
         request = pool_pb2.DrainRequest(worker_id=worker_id, cancel=cancel)
         return self._call(self._stub.Drain, request).moved
 
+    def new_join_token(
+        self,
+        worker_id: str,
+        *,
+        zone: str = "",
+        owner: str = "",
+        capacity_max: int = 0,
+        host: str = "",
+        ttl_s: float = 3600.0,
+    ) -> tuple[str, str]:
+        """Make a token with which a worker can join once.
+
+        Args:
+            worker_id: id of the worker.
+            zone: its zone; empty: it chooses.
+            owner: the owner of its machine; empty: it chooses.
+            capacity_max: its highest weight in the layout, in bytes; 0: no limit.
+            host: where the pool reaches it, if that is not where it calls from.
+            ttl_s: for how many seconds the token can be used.
+
+        Returns:
+            The token, and the address at which the worker joins.
+
+        Raises:
+            InvalidArgument: workers of this pool join without tokens, or an argument cannot be used.
+        """
+        request = pool_pb2.NewJoinTokenRequest(
+            worker_id=worker_id, zone=zone, owner=owner, capacity_max=capacity_max, host=host, ttl_s=ttl_s
+        )
+        answer = self._call(self._stub.NewJoinToken, request)
+        return answer.token, answer.join_address
+
+    def deny_worker(self, worker_id: str) -> None:
+        """Accept a worker's certificates no longer; it is used no longer at once.
+
+        Raises:
+            InvalidArgument: no worker with this id has joined with a token.
+        """
+        self._call(self._stub.DenyWorker, pool_pb2.DenyWorkerRequest(worker_id=worker_id))
+
     def forget(self, worker_id: str) -> None:
         """Remove a worker that is gone for good from the members.
 

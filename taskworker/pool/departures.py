@@ -90,6 +90,14 @@ class Departures:
         self._events.note("forgotten", f"worker {worker} is forgotten")
         self._repair_scheduler.wake(at_once=True)
 
+    def cut_off(self, worker: str) -> None:
+        """Use a worker no longer that is not to be a member; nothing happens if it is none."""
+        for record in self._membership.records:
+            if record.worker == worker:
+                self._events.note("denied", f"worker {worker} is denied, and is used no longer")
+                self._fleet.set_offline(record.slot, "it was denied")
+                self._repair_scheduler.wake(at_once=True)
+
     def expire(self) -> None:
         """Act on leases and grace times that have run out; call this a few times a second."""
         expiry = self._membership.expire()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from cryptography.x509 import DNSName
+
 from storage import ErasureProfile, FileStorage
 from storage.catalog import Catalog, LmdbCatalog
 from storage.fleet.layout import Layout, Moves
@@ -14,6 +16,10 @@ from storage.fleet.members import Member
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
+from taskworker.auth.authority import Authority
+from taskworker.auth.enrollment import Enrollment
+from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
+from taskworker.auth.tls import MemberCredentials
 from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
@@ -42,10 +48,12 @@ from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.status import PoolView, StatusReporter
 from taskworker.pool.trial import Trials
 from taskworker.pool.worker_views import WorkerViews
-from taskworker.transport.port import Connect, Identify
+from taskworker.transport.member_dialling import MemberDialling
+from taskworker.transport.port import Connect, Identify, WorkerVolume
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import WorkerFleet
 
+_OWN_LIFETIME_S = 365 * 24 * 3600.0
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection joins again within this time
 
 
@@ -278,6 +286,10 @@ class PoolCore:
         """Note that a worker stops in an orderly way."""
         self._departures.leave(worker, instance)
 
+    def cut_off(self, worker: str) -> None:
+        """See :meth:`Departures.cut_off`."""
+        self._departures.cut_off(worker)
+
     def drain(self, worker: str, *, cancel: bool = False) -> float:
         """See :meth:`Departures.drain`."""
         return self._departures.drain(worker, cancel=cancel)
@@ -327,10 +339,16 @@ class NodePool(PoolCore):
         profile: erasure profile of a new pool; an existing one keeps its own.
         chunk_size: chunk size of a new pool.
         options: how to run it.
+        joins_by_token: whether workers join with tokens, and connections to them use TLS.
+
+    Attributes:
+        enrollment: admits workers with tokens; None if they join without.
+        credentials: what the pool shows to its members; None if they join without tokens.
 
     Raises:
         StoreLocked: another process runs this pool.
-        FormatError: it is not a pool's directory.
+        FormatError: it is not a pool's directory, or the file of its certificate authority is damaged.
+        NotPrivate: others may read that file.
     """
 
     def __init__(
@@ -340,6 +358,7 @@ class NodePool(PoolCore):
         profile: ErasureProfile | None = None,
         chunk_size: int | None = None,
         options: PoolOptions | None = None,
+        joins_by_token: bool = False,
     ) -> None:
         root = Path(directory)
         root.mkdir(parents=True, exist_ok=True)
@@ -349,10 +368,46 @@ class NodePool(PoolCore):
         except BaseException:
             lock.release()
             raise
-        super().__init__(root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options)
+        self.enrollment: Enrollment | None = None
+        self.credentials: MemberCredentials | None = None
+        self._dialling: MemberDialling | None = None
+        super().__init__(
+            root,
+            catalog,
+            lock,
+            profile=profile,
+            chunk_size=chunk_size,
+            options=options,
+            connect=self._connect,
+            identify=self._identify,
+        )
+        if joins_by_token:
+            try:
+                self._take_identity(root)
+            except BaseException:
+                super().close()
+                raise
         self.store.read_patience_s = _READ_PATIENCE_S
         self._driver = WorkDriver(self.background)
         self._driver.start()
+
+    def _take_identity(self, root: Path) -> None:
+        """Make or read the certificate authority, and issue a certificate to the pool itself."""
+        authority = Authority(root / "authority.pem", self.pool_id, self._runtime.wall_ms)
+        identity = MemberIdentity(self.pool_id, MemberKind.POOL, "pool")
+        # Whoever could steal this key from the pool's memory could steal the authority's, so it may last longer.
+        pair = authority.issue_own(identity, names=[DNSName(POOL_DNS_NAME)], lifetime_s=_OWN_LIFETIME_S)
+        self.credentials = MemberCredentials(pair, self._runtime.wall_ms)
+        self._dialling = MemberDialling(self.credentials)
+        self.enrollment = Enrollment(authority, self._catalog, self._runtime.wall_ms)
+
+    def _connect(self, address: str, worker: str, instance: str) -> WorkerVolume:
+        if self._dialling is None:
+            return RemoteVolume(address, worker, instance)
+        return self._dialling.connect(address, worker, instance)
+
+    def _identify(self, address: str, worker: str) -> str:
+        return (identify_process if self._dialling is None else self._dialling.identify)(address, worker)
 
     def close(self) -> None:
         """See :meth:`PoolCore.close`."""

@@ -79,6 +79,16 @@ class PoolServiceStub:
                 request_serializer=taskworker_dot_pool__pb2.PreviewLayoutRequest.SerializeToString,
                 response_deserializer=taskworker_dot_pool__pb2.LayoutPreview.FromString,
                 _registered_method=True)
+        self.NewJoinToken = channel.unary_unary(
+                '/taskworker.pool.PoolService/NewJoinToken',
+                request_serializer=taskworker_dot_pool__pb2.NewJoinTokenRequest.SerializeToString,
+                response_deserializer=taskworker_dot_pool__pb2.JoinTokenText.FromString,
+                _registered_method=True)
+        self.DenyWorker = channel.unary_unary(
+                '/taskworker.pool.PoolService/DenyWorker',
+                request_serializer=taskworker_dot_pool__pb2.DenyWorkerRequest.SerializeToString,
+                response_deserializer=taskworker_dot_pool__pb2.DenyWorkerResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -145,6 +155,20 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NewJoinToken(self, request, context):
+        """Makes a token with which a worker can join once, if this pool's workers join with tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DenyWorker(self, request, context):
+        """Accepts a worker's certificates no longer. Its shards are rebuilt on the others as if it were lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +216,16 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.PreviewLayout,
                     request_deserializer=taskworker_dot_pool__pb2.PreviewLayoutRequest.FromString,
                     response_serializer=taskworker_dot_pool__pb2.LayoutPreview.SerializeToString,
+            ),
+            'NewJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.NewJoinToken,
+                    request_deserializer=taskworker_dot_pool__pb2.NewJoinTokenRequest.FromString,
+                    response_serializer=taskworker_dot_pool__pb2.JoinTokenText.SerializeToString,
+            ),
+            'DenyWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DenyWorker,
+                    request_deserializer=taskworker_dot_pool__pb2.DenyWorkerRequest.FromString,
+                    response_serializer=taskworker_dot_pool__pb2.DenyWorkerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -437,6 +471,60 @@ class PoolService:
             '/taskworker.pool.PoolService/PreviewLayout',
             taskworker_dot_pool__pb2.PreviewLayoutRequest.SerializeToString,
             taskworker_dot_pool__pb2.LayoutPreview.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NewJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.pool.PoolService/NewJoinToken',
+            taskworker_dot_pool__pb2.NewJoinTokenRequest.SerializeToString,
+            taskworker_dot_pool__pb2.JoinTokenText.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DenyWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.pool.PoolService/DenyWorker',
+            taskworker_dot_pool__pb2.DenyWorkerRequest.SerializeToString,
+            taskworker_dot_pool__pb2.DenyWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

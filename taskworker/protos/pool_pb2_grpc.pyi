@@ -51,6 +51,10 @@ class PoolServiceStub:
     GetLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]
     PreviewLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+    NewJoinToken: _grpc.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]
+    """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
+    DenyWorker: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]
+    """Accepts a worker's certificates no longer. Its shards are rebuilt on the others as if it were lost."""
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -72,6 +76,10 @@ class PoolServiceAsyncStub(PoolServiceStub):
     GetLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]  # type: ignore[assignment]
     PreviewLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]  # type: ignore[assignment]
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+    NewJoinToken: _aio.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]  # type: ignore[assignment]
+    """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
+    DenyWorker: _aio.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]  # type: ignore[assignment]
+    """Accepts a worker's certificates no longer. Its shards are rebuilt on the others as if it were lost."""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -144,5 +152,21 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.LayoutPreview, _abc.Awaitable[_pool_pb2.LayoutPreview]]:
         """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def NewJoinToken(
+        self,
+        request: _pool_pb2.NewJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.JoinTokenText, _abc.Awaitable[_pool_pb2.JoinTokenText]]:
+        """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
+
+    @_abc_1.abstractmethod
+    def DenyWorker(
+        self,
+        request: _pool_pb2.DenyWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.DenyWorkerResponse, _abc.Awaitable[_pool_pb2.DenyWorkerResponse]]:
+        """Accepts a worker's certificates no longer. Its shards are rebuilt on the others as if it were lost."""
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

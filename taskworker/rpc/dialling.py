@@ -74,6 +74,21 @@ def dial(address: str, options: Options = _OPTIONS) -> grpc.Channel:
     return grpc.insecure_channel(target_of(address), options=options)
 
 
+def dial_secure(address: str, credentials: grpc.ChannelCredentials, name: str) -> grpc.Channel:
+    """Make a channel with TLS to a server; nothing is sent before its first call.
+
+    Args:
+        address: see :func:`target_of`.
+        credentials: whom to trust, and what to show.
+        name: the DNS name that the server's certificate must have, whatever the address is.
+
+    Raises:
+        InvalidArgument: the address is malformed.
+    """
+    options: Options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
+    return grpc.secure_channel(target_of(address), credentials, options=options)
+
+
 def dial_async(address: str) -> grpc.aio.Channel:
     """Make a channel for the running event loop, as :func:`dial` does for threads.
 

@@ -54,11 +54,15 @@ class Endpoint:
     socket_file: Path | None = None
 
     @classmethod
-    def parse(cls, address: str) -> Endpoint:
+    def parse(cls, address: str, *, secured: bool = False) -> Endpoint:
         """Read ``host:port``, ``[ipv6]:port`` or ``unix:path``.
 
+        Args:
+            address: the address.
+            secured: whether callers prove who they are, so that other machines may reach it.
+
         Raises:
-            InvalidArgument: malformed, or reachable from other machines.
+            InvalidArgument: malformed, or reachable from other machines although it is not secured.
         """
         if address.startswith("unix:"):
             path = address.removeprefix("unix:").removeprefix("//")
@@ -68,7 +72,8 @@ class Endpoint:
         host, separator, port = address.rpartition(":")
         if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise InvalidArgument(f"address {address!r} is not host:port, [ipv6]:port or unix:/path")
-        _require_loopback(host.removeprefix("[").removesuffix("]"), address)
+        if not secured:
+            _require_loopback(host.removeprefix("[").removesuffix("]"), address)
         return cls(address)
 
 
@@ -147,10 +152,14 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
-    def start(self, address: str) -> int:
+    def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.
 
         Only its owner may use a socket file.
+
+        Args:
+            address: where to listen.
+            credentials: for TLS; None: without it, and so on this machine only.
 
         Returns:
             The port bound; 0 for a socket file.
@@ -160,9 +169,12 @@ class Server:
             StorageUnavailable: the address is taken or cannot be bound.
         """
         self._home.check()
-        endpoint = Endpoint.parse(address)
+        endpoint = Endpoint.parse(address, secured=credentials is not None)
         try:
-            port = self._server.add_insecure_port(endpoint.target)
+            if credentials is None:
+                port = self._server.add_insecure_port(endpoint.target)
+            else:
+                port = self._server.add_secure_port(endpoint.target, credentials)
         except RuntimeError:
             raise StorageUnavailable(
                 f"cannot listen on {address}: is another server running there? Stop it, or choose another address"

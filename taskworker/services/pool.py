@@ -11,6 +11,8 @@ import msgspec
 from storage.errors import InvalidArgument
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
+from taskworker.auth.enrollment import Enrollment
+from taskworker.auth.join_tokens import TTL_S, Admission
 from taskworker.errors import NotJoined, WorkerRefused
 from taskworker.pool.membership import Application, WorkerLoad, WorkerView
 from taskworker.pool.node_pool import NodePool
@@ -33,11 +35,15 @@ class PoolService:
     Args:
         pool: the pool.
         is_without_volume: whether the worker with this id only runs functions.
+
+    Attributes:
+        join_address: where workers join with tokens; empty: they join without.
     """
 
     def __init__(self, pool: NodePool, is_without_volume: Callable[[str], bool] = lambda _worker: False) -> None:
         self._pool = pool
         self._is_without_volume = is_without_volume
+        self.join_address = ""
 
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: pool_pb2.DescribeRequest, _caller: Caller
@@ -118,6 +124,30 @@ class PoolService:
             )
         self._pool.forget(request.worker_id)
         return pool_pb2.ForgetResponse()
+
+    def NewJoinToken(  # noqa: N802
+        self, request: pool_pb2.NewJoinTokenRequest, _caller: Caller
+    ) -> pool_pb2.JoinTokenText:
+        """Make a token with which a worker can join once."""
+        admission = Admission(
+            request.worker_id, request.zone, request.owner, min(request.capacity_max, COUNT_MAX), request.host
+        )
+        token = self._enrollment().new_token(admission, request.ttl_s or TTL_S)
+        return pool_pb2.JoinTokenText(token=token.text, join_address=self.join_address)
+
+    def DenyWorker(  # noqa: N802
+        self, request: pool_pb2.DenyWorkerRequest, _caller: Caller
+    ) -> pool_pb2.DenyWorkerResponse:
+        """Accept a worker's certificates no longer."""
+        self._enrollment().deny(request.worker_id)
+        self._pool.cut_off(request.worker_id)
+        return pool_pb2.DenyWorkerResponse()
+
+    def _enrollment(self) -> Enrollment:
+        enrollment = self._pool.enrollment
+        if enrollment is None:
+            raise InvalidArgument("workers of this pool join without tokens; start it with --join, and they need one")
+        return enrollment
 
     def GetLayout(self, _request: pool_pb2.GetLayoutRequest, _caller: Caller) -> pool_pb2.LayoutView:  # noqa: N802
         """The current layout."""

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -34,9 +35,12 @@ from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.dialling import dial
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.rpc.serving import Server
+from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.streams import SocketStream
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
+from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
 from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
 
@@ -44,6 +48,7 @@ log = logging.getLogger(__name__)
 
 ResponseT = TypeVar("ResponseT")
 
+_RENEW_AGAIN_S = 60.0
 _CALL_TIMEOUT_S = 30.0  # while a worker joins, the pool makes several calls to it, over a link that may be slow
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
@@ -66,6 +71,7 @@ class VolumeWorker:
         scrub_bytes_per_s: rate of its scrub; 0: never scrub.
         functions: the functions that it also runs for the pool.
         shard_port: the port for its volume, on the host that it listens on; 0: any free one.
+        member: its certificate, if the pool's workers join with tokens.
         clock_s: monotonic seconds.
         now_ms: milliseconds since 1970.
         rng: varies the pauses between heartbeats.
@@ -83,6 +89,7 @@ class VolumeWorker:
         scrub_bytes_per_s: int = SCRUB_BYTES_PER_S,
         functions: HostedFunctions | None = None,
         shard_port: int = 0,
+        member: WorkerMember | None = None,
         clock_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
@@ -100,7 +107,8 @@ class VolumeWorker:
         self.address = ""
         self._capacity = capacity
         self._shard_port = shard_port
-        self._channel = dial(pool_address)
+        self._member = member
+        self._channel = dial(pool_address) if member is None else member.dial()
         self._pool = PoolServiceStub(self._channel)
         self._stopping = threading.Event()
         self._joined = threading.Event()
@@ -115,6 +123,7 @@ class VolumeWorker:
         self._scrubber = SelfScrub(
             scrub_bytes_per_s, self._stopping, self.directory / "scrub.json", clock_s=clock_s, now_ms=now_ms
         )
+        self._renew_at_s = -math.inf
         self._heartbeat_s = 1.0
         self._cpu_s = (clock_s(), 0.0)
 
@@ -150,7 +159,8 @@ class VolumeWorker:
             added = {} if self._functions is None else self._functions.services(self.directory)
             functions_calls = 0 if self._functions is None else FUNCTION_CALLS
             self._server = Server(added, calls=DEFAULT_CALLS + functions_calls, clock_s=self._clock_s)
-            port = self._server.start(address)
+            credentials = None if self._member is None else self._member.credentials.for_grpc_server()
+            port = self._server.start(address, credentials)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             code_for_key(description.k, description.n)  # takes a moment, which repair need not wait for
             self._shards = self._serve_volume(own)
@@ -169,7 +179,8 @@ class VolumeWorker:
         """Serve the volume at an address beside the worker's own."""
         host = self.address.rpartition(":")[0]
         address = f"{self.address}.shards" if self.address.startswith("unix:") else f"{host}:{self._shard_port}"
-        server = shard_server(None, hide=(str(self.directory),), current=own.current)
+        secure = SocketStream if self._member is None else MemberDialling(self._member.credentials).accept
+        server = shard_server(None, hide=(str(self.directory),), current=own.current, secure=secure)
         try:
             server.start(address)
         except OSError as error:
@@ -288,8 +299,8 @@ class VolumeWorker:
         volume, instance = self._own.current()
         request = pool_pb2.JoinRequest(
             worker_id=self.worker_id,
-            address=self.address,
-            shard_address=self.shard_address,
+            address=self._announced(self.address),
+            shard_address=self._announced(self.shard_address),
             zone=self.zone,
             owner=self.owner,
             capacity=self._capacity or self._own_capacity(),
@@ -308,6 +319,21 @@ class VolumeWorker:
             self._functions.renew(instance)
         log.info("joined pool %s as number %d", response.pool_id, response.slot)
 
+    def _announced(self, address: str) -> str:
+        """The address to tell the pool: in place of all addresses, the one from which this worker reaches the pool."""
+        host, _, port = address.rpartition(":")
+        if host not in ("0.0.0.0", "[::]", ""):
+            return address
+        pool_host, _, pool_port = (self._member.members_address if self._member else self.pool_address).rpartition(":")
+        family = socket.AF_INET if host == "0.0.0.0" else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
+                probe.connect((pool_host.removeprefix("[").removesuffix("]"), int(pool_port)))
+                own = probe.getsockname()[0]
+        except OSError as error:
+            raise StorageUnavailable(f"the pool at {pool_host} cannot be reached from {address}: {error}") from None
+        return f"{own}:{port}" if family == socket.AF_INET else f"[{own}]:{port}"
+
     def _own_capacity(self) -> int:
         """Size of the disk in whole GiB, so that the layout does not change with every file."""
         usage = shutil.disk_usage(self.directory)
@@ -320,6 +346,7 @@ class VolumeWorker:
             try:
                 if not self._tend():
                     continue
+                self._renew_certificate()
                 self._renew_lease()
             except NotJoined:
                 self._joined.clear()
@@ -354,6 +381,20 @@ class VolumeWorker:
         if self._server is not None:
             self._server.tell_health(serving=usable)
         return usable
+
+    def _renew_certificate(self) -> None:
+        """Renew the certificate when half of its lifetime has passed; after a failure, try again a minute later."""
+        if self._member is None or not self._member.credentials.is_due or self._clock_s() < self._renew_at_s:
+            return
+        self._renew_at_s = self._clock_s() + _RENEW_AGAIN_S
+        try:
+            self._member.renew(self._channel)
+        except (StorageError, OSError) as error:
+            log.warning("this worker's certificate could not be renewed, and is tried again: %s", error)
+            return
+        former, self._channel = self._channel, self._member.dial()
+        self._pool = PoolServiceStub(self._channel)
+        former.close()
 
     def _renew_lease(self) -> None:
         assert self._own is not None

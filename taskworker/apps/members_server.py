@@ -1,0 +1,75 @@
+"""The servers for a pool's members: they have ports and threads of their own, so that no user can delay a heartbeat."""
+
+from __future__ import annotations
+
+import grpc
+
+from taskworker.auth.enrollment import Enrollment
+from taskworker.auth.tls import MemberCredentials
+from taskworker.protos import members_pb2, pool_pb2
+from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.serving import Server
+from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService
+from taskworker.services.pool import PoolService
+
+_ENROLLMENT = members_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
+_MEMBERS = members_pb2.DESCRIPTOR.services_by_name["MemberService"]
+_POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
+_ENROLLMENTS = 8  # at once, each with a thread
+_CALLS = 64  # of members at once, each with a thread; heartbeats take a moment, joins a few calls to the worker
+
+
+class MembersServer:
+    """Serves workers that join with tokens, and members. ``start`` and ``stop`` may be called once each.
+
+    Args:
+        service: the pool's service.
+        enrollment: admits workers.
+        credentials: what the pool shows.
+        hide: paths not to show to callers.
+    """
+
+    def __init__(
+        self, service: PoolService, enrollment: Enrollment, credentials: MemberCredentials, hide: tuple[str, ...]
+    ) -> None:
+        self._credentials = credentials
+        pool_id = credentials.identity.pool
+        self._joining = EnrollmentService(enrollment, pool_id)
+        members = MemberService(enrollment, pool_id)
+        self._entrance = Server(
+            {_ENROLLMENT.full_name: generic_handler(_ENROLLMENT, self._joining, hide=hide)}, calls=_ENROLLMENTS
+        )
+        self._members = Server(
+            {
+                _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide),
+                _POOL.full_name: generic_handler(_POOL, MembersPoolService(service, enrollment), hide=hide),
+            },
+            calls=_CALLS,
+        )
+
+    def start(self, address: str, members_port: int = 0) -> str:
+        """Listen on ``host:port`` for workers that join, and on another port of the same host for members.
+
+        Args:
+            address: where workers join; port 0: any free one.
+            members_port: the other port; 0: any free one.
+
+        Returns:
+            The address at which workers join.
+
+        Raises:
+            InvalidArgument: the address is malformed.
+            StorageUnavailable: an address is taken or cannot be bound.
+        """
+        host = address.rpartition(":")[0]
+        pair = self._credentials.pair
+        # Whoever joins knows the authority only by its hash, so it is shown as well.
+        chain = pair.certificate_pem + pair.authorities_pem
+        entrance = grpc.ssl_server_credentials([(pair.key_pem, chain)])
+        self._joining.members_port = self._members.start(f"{host}:{members_port}", self._credentials.for_grpc_server())
+        return f"{host}:{self._entrance.start(address, entrance)}"
+
+    def stop(self, grace_s: float) -> None:
+        """Stop both servers; running calls have ``grace_s`` seconds."""
+        self._entrance.stop(grace_s)
+        self._members.stop(grace_s)

@@ -1,0 +1,1 @@
+"""Machines of their own for a pool and its workers: network namespaces on a common bridge."""

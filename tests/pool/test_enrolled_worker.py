@@ -1,0 +1,195 @@
+"""A worker with a certificate: how it renews it, and what its pool does not take from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from storage.clocks import wall_ms
+from storage.errors import PermissionDenied
+from taskworker import Client
+from taskworker.apps.pool_server import PoolServer
+from taskworker.auth.certificates import new_key, new_request
+from taskworker.auth.identity import POOL_DNS_NAME
+from taskworker.client.pool import PoolClient
+from taskworker.errors import StorageUnavailable, WorkerRefused
+from taskworker.pool.options import PoolOptions
+from taskworker.protos import members_pb2, pool_pb2
+from taskworker.protos.members_pb2_grpc import EnrollmentServiceStub, MemberServiceStub
+from taskworker.protos.pool_pb2_grpc import PoolServiceStub
+from taskworker.rpc import status
+from taskworker.rpc.dialling import dial_secure
+from taskworker.rpc.protocol import PROTOCOL
+from taskworker.worker.member import WorkerMember, enroll, load_member
+from taskworker.worker.volume import VolumeWorker
+
+HOUR_MS = 3_600_000
+
+
+class Stand:
+    """A pool whose workers join with tokens, and its operator."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        options = PoolOptions(allow_fragile=True)
+        self.server = PoolServer(directory / "pool", options=options, joins_by_token=True)
+        self.address = f"127.0.0.1:{self.server.start('127.0.0.1:0', '127.0.0.1:0')}"
+        self.operator = PoolClient(self.address)
+
+    def enroll(self, name: str, now_ms: Callable[[], int] = wall_ms) -> WorkerMember:
+        token, address = self.operator.new_join_token(name)
+        (self.directory / name).mkdir()
+        return enroll(self.directory / name, address, token, name, now_ms)
+
+    def states(self) -> list[str]:
+        status = self.operator.status()
+        return [] if status is None else [worker.state for worker in status.workers]
+
+    def close(self) -> None:
+        self.operator.close()
+        self.server.stop(0.0)
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    stand = Stand(tmp_path)
+    yield stand
+    stand.close()
+
+
+def refusal(call: Callable[[], object]) -> Exception:
+    """Why a call was refused."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return status.decode(raised.value, "the pool")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+
+
+def test_a_certificate_is_renewed_while_the_worker_is_used(stand: Stand) -> None:
+    ahead_ms = 0
+    member = stand.enroll("w1", lambda: wall_ms() + ahead_ms)
+    first = member.credentials.pair
+    worker = VolumeWorker("w1", member.members_address, stand.directory / "w1", member=member)
+    worker.start("127.0.0.1:0")
+    try:
+        with Client(stand.address) as client:
+            file_id = client.push(b"one", filename="a", user_id="u").file_id
+            ahead_ms = 13 * HOUR_MS
+            eventually(lambda: member.credentials.pair.certificate_pem != first.certificate_pem)
+            renewed = member.credentials.pair
+            assert renewed.key_pem != first.key_pem
+            assert renewed.identity == first.identity
+            for _ in range(5):
+                client.push(b"two", filename="b", user_id="u")
+                assert client.get(file_id, user_id="u") == b"one"
+                time.sleep(0.5)
+            assert stand.states() == ["alive"]
+        kept = load_member(stand.directory / "w1")
+        assert kept is not None
+        assert kept.credentials.pair == renewed
+    finally:
+        worker.stop(0.0)
+
+
+def test_a_worker_speaks_for_itself_only(stand: Stand) -> None:
+    member, other = stand.enroll("w1"), stand.enroll("w2")
+    with member.dial() as channel:
+        pool = PoolServiceStub(channel)
+        others: tuple[Callable[[], object], ...] = (
+            lambda: pool.Join(pool_pb2.JoinRequest(worker_id="w2", address="127.0.0.1:1", shard_address="127.0.0.1:2")),
+            lambda: pool.Heartbeat(pool_pb2.HeartbeatRequest(worker_id="w2")),
+            lambda: pool.Leave(pool_pb2.LeaveRequest(worker_id="w2")),
+        )
+        for call in others:
+            assert isinstance(refusal(call), PermissionDenied)
+        operators: tuple[Callable[[], object], ...] = (
+            lambda: pool.Status(pool_pb2.StatusRequest()),
+            lambda: pool.Drain(pool_pb2.DrainRequest(worker_id="w1")),
+            lambda: pool.Forget(pool_pb2.ForgetRequest(worker_id="w2")),
+            lambda: pool.GetLayout(pool_pb2.GetLayoutRequest()),
+            lambda: pool.PreviewLayout(pool_pb2.PreviewLayoutRequest()),
+            lambda: pool.NewJoinToken(pool_pb2.NewJoinTokenRequest(worker_id="w9")),
+            lambda: pool.DenyWorker(pool_pb2.DenyWorkerRequest(worker_id="w2")),
+        )
+        for call in operators:
+            assert "for operators" in str(refusal(call))
+    assert other.worker_id == "w2"
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7:22", "example.invalid:80", "unix:/run/secret", "127.0.0.1", ""])
+def test_the_pool_connects_only_to_where_a_worker_calls_from(stand: Stand, address: str) -> None:
+    member = stand.enroll("w1")
+    with member.dial() as channel:
+        for announced in ((address, "127.0.0.1:1"), ("127.0.0.1:1", address)):
+            request = pool_pb2.JoinRequest(
+                worker_id="w1", address=announced[0], shard_address=announced[1], protocol=PROTOCOL, instance="i"
+            )
+            error = refusal(lambda request=request: PoolServiceStub(channel).Join(request))  # type: ignore[misc]
+            assert "reached at" in str(error) or "host:port" in str(error)
+
+
+def test_users_address_admits_nobody(stand: Stand) -> None:
+    """It is without TLS, and whoever calls there has not shown who they are."""
+    with grpc.insecure_channel(stand.address) as channel:
+        pool = PoolServiceStub(channel)
+        assert "with tokens" in str(refusal(lambda: pool.Join(pool_pb2.JoinRequest(worker_id="w1"))))
+        assert isinstance(refusal(lambda: pool.Heartbeat(pool_pb2.HeartbeatRequest(worker_id="w1"))), PermissionDenied)
+        assert isinstance(refusal(lambda: pool.Leave(pool_pb2.LeaveRequest(worker_id="w1"))), PermissionDenied)
+        for stub in (MemberServiceStub(channel).Renew, EnrollmentServiceStub(channel).Enroll):
+            with pytest.raises(grpc.RpcError) as raised:
+                stub(members_pb2.RenewRequest())  # type: ignore[arg-type]
+            assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_members_are_served_only_with_certificates(stand: Stand) -> None:
+    """The entrance has no services for members, and their own port no callers without a certificate."""
+    member = stand.enroll("w1")
+    trust = grpc.ssl_channel_credentials(member.credentials.pair.authorities_pem)
+    with dial_secure(member.members_address, trust, POOL_DNS_NAME) as channel:
+        error = refusal(lambda: PoolServiceStub(channel).Describe(pool_pb2.DescribeRequest(), timeout=10))
+        assert isinstance(error, StorageUnavailable)
+    with dial_secure(stand.server.join_address, trust, POOL_DNS_NAME) as channel:
+        renewal = members_pb2.RenewRequest(certificate_request=new_request(new_key()))
+        with pytest.raises(grpc.RpcError) as raised:
+            MemberServiceStub(channel).Renew(renewal)
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_denied_worker_is_cut_off_and_cannot_renew(stand: Stand) -> None:
+    member = stand.enroll("w1")
+    worker = VolumeWorker("w1", member.members_address, stand.directory / "w1", member=member)
+    worker.start("127.0.0.1:0")
+    try:
+        stand.operator.deny_worker("w1")
+        eventually(lambda: stand.states() == ["suspect"])
+        with member.dial() as channel, pytest.raises(PermissionDenied, match="not any more"):
+            member.renew(channel)
+    finally:
+        worker.stop(0.0)
+
+
+def test_a_token_is_not_used_up_by_a_bad_request(stand: Stand) -> None:
+    token, address = stand.operator.new_join_token("w1")
+    secret = token.rpartition(".")[2]
+    authority = stand.server.pool.credentials
+    assert authority is not None
+    trust = grpc.ssl_channel_credentials(authority.pair.authorities_pem)
+    with dial_secure(address, trust, POOL_DNS_NAME) as channel:
+        for noise in (b"", b"noise", b"-----BEGIN CERTIFICATE REQUEST-----"):
+            request = members_pb2.EnrollRequest(
+                worker_id="w1", secret=secret, certificate_request=noise, now_ms=wall_ms()
+            )
+            refusal(lambda request=request: EnrollmentServiceStub(channel).Enroll(request))  # type: ignore[misc]
+    assert enroll(stand.directory, address, token, "w1").worker_id == "w1"
+    with pytest.raises(WorkerRefused, match="used already"):
+        enroll(stand.directory, address, token, "w1")  # with another key
