@@ -26,9 +26,16 @@ def server_context(pair: KeyPair) -> ssl.SSLContext:
     return _with(context, pair)
 
 
-def client_context(pair: KeyPair) -> ssl.SSLContext:
-    """Make a context for a client; it checks the name of the server that it is used with."""
-    return _with(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), pair)
+def client_context(pair: KeyPair, *, expects_name: bool = True) -> ssl.SSLContext:
+    """Make a context for a client.
+
+    Args:
+        pair: what to show, and whom to trust.
+        expects_name: whether the server must have the name that the context is used with; otherwise it is any member.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = expects_name
+    return _with(context, pair)
 
 
 def _with(context: ssl.SSLContext, pair: KeyPair) -> ssl.SSLContext:
@@ -62,6 +69,7 @@ class MemberCredentials:
         self._certificate = pair.certificate
         self._identity = identity_of(self._certificate)
         self._server, self._client = server_context(pair), client_context(pair)
+        self._client_of_any = client_context(pair, expects_name=False)
 
     @property
     def identity(self) -> MemberIdentity:
@@ -82,6 +90,11 @@ class MemberCredentials:
     def client(self) -> ssl.SSLContext:
         """The context for connections that this process makes."""
         return self._client
+
+    @property
+    def client_of_any(self) -> ssl.SSLContext:
+        """The context for connections to any member, whose identity is looked at afterwards."""
+        return self._client_of_any
 
     def renew(self, pair: KeyPair) -> None:
         """Use another key and certificate for new connections."""

@@ -55,7 +55,7 @@ from taskworker.transport.sources import Sources
 from taskworker.transport.wire.connection import Poller
 from taskworker.transport.wire.outgoing import FilePart, Parts
 from taskworker.transport.wire.poller import SHARED
-from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.server import Allowed, WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
 from taskworker.transport.wire.streams import Dial, Secure, SocketStream, dial
 
@@ -394,6 +394,7 @@ def shard_server(
     current: Current | None = None,
     secure: Secure = SocketStream,
     dialling: Dialling | None = None,
+    allowed: Allowed = lambda stream: None,
 ) -> WireServer:
     """A server of a volume; see :class:`ShardService` and :class:`WireServer`.
 
@@ -404,15 +405,16 @@ def shard_server(
         current: returns the volume as it is open now, and the name of this process.
         secure: makes an accepted socket a stream.
         dialling: how to reach other workers.
+        allowed: which methods a caller may call, see :class:`WireServer`.
     """
-    return _ShardServer(ShardService(volume, instance, current, dialling=dialling), hide, secure)
+    return _ShardServer(ShardService(volume, instance, current, dialling=dialling), hide, secure, allowed)
 
 
 class _ShardServer(WireServer):
     """Serves a volume, and closes the connections to other workers in the end."""
 
-    def __init__(self, service: ShardService, hide: tuple[str, ...], secure: Secure) -> None:
-        super().__init__(service.methods(), lambda error: describe(error, hide), secure=secure)
+    def __init__(self, service: ShardService, hide: tuple[str, ...], secure: Secure, allowed: Allowed) -> None:
+        super().__init__(service.methods(), lambda error: describe(error, hide), secure=secure, allowed=allowed)
         self._service = service
 
     def stop(self, grace_s: float = 5.0) -> None:

@@ -38,7 +38,6 @@ from taskworker.rpc.serving import Server
 from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.server import WireServer
-from taskworker.transport.wire.streams import SocketStream
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
@@ -179,8 +178,19 @@ class VolumeWorker:
         """Serve the volume at an address beside the worker's own."""
         host = self.address.rpartition(":")[0]
         address = f"{self.address}.shards" if self.address.startswith("unix:") else f"{host}:{self._shard_port}"
-        secure = SocketStream if self._member is None else MemberDialling(self._member.credentials).accept
-        server = shard_server(None, hide=(str(self.directory),), current=own.current, secure=secure)
+        hide = (str(self.directory),)
+        if self._member is None:
+            server = shard_server(None, hide=hide, current=own.current)
+        else:
+            members = MemberDialling(self._member.credentials)
+            server = shard_server(
+                None,
+                hide=hide,
+                current=own.current,
+                secure=members.accept,
+                dialling=members.to_workers(),
+                allowed=members.allowed,
+            )
         try:
             server.start(address)
         except OSError as error:

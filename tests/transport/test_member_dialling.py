@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from storage.shards import LocalVolume, VolumeFailed
 from taskworker.auth.authority import Authority
 from taskworker.auth.tls import MemberCredentials
 from taskworker.transport.member_dialling import MemberDialling
+from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.shard_service import shard_server
 from tests.auth.members import POOL, Members, pool, worker
 from tests.pool.helpers import open_volume, served, shard_of
 
@@ -40,7 +43,7 @@ def test_the_pool_reaches_its_worker(members: Members, volume: LocalVolume) -> N
 
 
 @pytest.mark.parametrize("who", ["another worker", "another pool of the same name", "the worker itself"])
-def test_others_do_not(members: Members, volume: LocalVolume, tmp_path: Path, who: str) -> None:
+def test_others_change_nothing(members: Members, volume: LocalVolume, tmp_path: Path, who: str) -> None:
     match who:
         case "another worker":
             credentials = MemberCredentials(members.authority.issue_own(worker("w2")))
@@ -49,15 +52,60 @@ def test_others_do_not(members: Members, volume: LocalVolume, tmp_path: Path, wh
         case _:
             credentials = MemberCredentials(Authority(tmp_path / "other.pem", POOL).issue_own(pool()))
             credentials.client.load_verify_locations(cadata=members.authority.certificates_pem.decode())
-    with served(volume, "i1", secure=MemberDialling(members.worker).accept) as address:
+    volume.append([shard_of(2)])
+    with as_worker(volume, members) as address:
         dialling = MemberDialling(credentials)
         with pytest.raises(VolumeFailed):
             dialling.identify(address, "w1")
-        remote = dialling.connect(address, "w1", "i1")
-        with pytest.raises(VolumeFailed):
-            remote.start_sync([shard_of(1)]).wait()
-        remote.abandon("the test is over")
+        calls: tuple[Callable[[RemoteVolume], object], ...] = (
+            lambda remote: remote.start_sync([shard_of(1)]).wait(),
+            lambda remote: remote.remove([shard_of(2).key]),
+            lambda remote: list(remote.keys()),
+            lambda remote: remote.usage(),
+            lambda remote: remote.read(shard_of(2).key),
+        )
+        for call in calls:
+            remote = dialling.connect(address, "w1", "i1")
+            with pytest.raises(VolumeFailed):
+                call(remote)
+            remote.abandon("the test is over")
     assert volume.read(shard_of(1).key) is None
+    assert volume.read(shard_of(2).key) is not None
+
+
+def test_workers_fetch_shards_from_each_other(members: Members, volume: LocalVolume) -> None:
+    shard = shard_of(2)
+    volume.append([shard])
+    with as_worker(volume, members) as address:
+        other = MemberDialling(MemberCredentials(members.authority.issue_own(worker("w2"))))
+        remote = RemoteVolume(address, address, dial=other.to_workers().dial)
+        (payload,) = remote.fetch_all([(shard.key, len(shard.payload))])
+        assert payload is not None
+        assert bytes(payload) == bytes(shard.payload)
+        remote.abandon("the test is over")
+
+
+def test_a_worker_fetches_from_workers_only(members: Members, volume: LocalVolume, tmp_path: Path) -> None:
+    """Not from another pool's, nor from whatever else listens at the address."""
+    strangers = MemberCredentials(Authority(tmp_path / "other.pem", POOL).issue_own(worker("w9")))
+    own = MemberDialling(members.worker)
+    for credentials in (strangers, members.pool):
+        with (
+            served(volume, "i1", secure=MemberDialling(credentials).accept) as address,
+            pytest.raises(OSError, match=r"(?i)certificate|pool pool"),
+        ):
+            own.to_workers().dial(address, 5.0)
+
+
+@contextmanager
+def as_worker(volume: LocalVolume, members: Members) -> Iterator[str]:
+    """Serve a volume as a worker of the pool does."""
+    dialling = MemberDialling(members.worker)
+    server = shard_server(volume, "i1", secure=dialling.accept, allowed=dialling.allowed)
+    try:
+        yield server.start("127.0.0.1:0")
+    finally:
+        server.stop(0.0)
 
 
 def test_a_worker_at_anothers_address_is_found_out(members: Members, volume: LocalVolume) -> None:

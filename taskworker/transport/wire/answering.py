@@ -87,6 +87,7 @@ class AnsweringConnection:
         describe: how an error of a method travels.
         server: calls :meth:`run` again.
         resources: shared with other connections.
+        allowed: chooses the methods that the caller may call, once it has greeted.
 
     Attributes:
         heard_s: when a frame last arrived.
@@ -100,7 +101,9 @@ class AnsweringConnection:
         describe: Callable[[Exception], bytes],
         server: Surroundings,
         resources: Resources,
+        allowed: Callable[[Mapping[int, Method], Stream], Mapping[int, Method]] = lambda methods, _stream: methods,
     ) -> None:
+        self._allowed = allowed
         self.descriptor = stream.fileno()
         self._stream = stream
         self._methods = methods
@@ -289,6 +292,7 @@ class AnsweringConnection:
         self._outgoing.put([pack_welcome(version, WINDOW_BYTES, CALLS_MAX)])
         if not version:
             raise WireError("the caller speaks other versions of the protocol only")
+        self._methods = self._allowed(self._methods, self._stream)
         self.is_greeted = True
         self.heard_s = self._clock_s()
         return True

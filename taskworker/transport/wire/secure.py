@@ -28,8 +28,8 @@ from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
 _RECORD_BYTES = 16 * KIB  # the most that TLS encrypts at once
 _TOGETHER_BYTES = 256 * KIB
 
-Authorize = Callable[[bytes], None]
-"""(certificate of the other end, DER) → nothing; raises OSError if this process has nothing to do with it."""
+Authorize = Callable[[bytes], object]
+"""(certificate of the other end, DER) → who it is; raises OSError if this process has nothing to do with it."""
 
 
 class SecureStream:
@@ -40,9 +40,12 @@ class SecureStream:
         context: keys, and whom to trust.
         server_name: for a client, the DNS name that the server's certificate must have; None: this end is the server.
         authorize: judges the other end's certificate once it was verified.
+
+    Attributes:
+        peer: who is at the other end, as ``authorize`` says; None before the handshake is complete.
     """
 
-    __slots__ = ("_authorize", "_backlog", "_lock", "_owed", "_ready", "_tls")
+    __slots__ = ("_authorize", "_backlog", "_lock", "_owed", "_ready", "_tls", "peer")
 
     def __init__(
         self, connected: socket.socket, context: ssl.SSLContext, server_name: str | None, authorize: Authorize
@@ -61,6 +64,7 @@ class SecureStream:
         if connected.family != socket.AF_UNIX:
             self._backlog = SendBacklog(self.unsent, self._limit, time.monotonic)
         self._authorize = authorize
+        self.peer: object = None
         self._lock = threading.Lock()
         self._ready = False
         self._owed = b""  # a record that OpenSSL has begun to send, and must be given again
@@ -93,7 +97,7 @@ class SecureStream:
         certificate = self._tls.getpeercert(binary_form=True)
         if certificate is None:
             raise ConnectionError("the other end shows no certificate")
-        self._authorize(certificate)
+        self.peer = self._authorize(certificate)
         self._ready = True
         return True
 

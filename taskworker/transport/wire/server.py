@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from storage.limits import MIB
@@ -27,7 +27,7 @@ from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 from taskworker.transport.wire.serving import Method, Resources
-from taskworker.transport.wire.streams import Secure, SocketStream, listen, split_address
+from taskworker.transport.wire.streams import Secure, SocketStream, Stream, listen, split_address
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ _EVENTS = 256
 Describe = Callable[[Exception], bytes]
 """How an error of a method travels."""
 
+Allowed = Callable[[Stream], Container[int] | None]
+"""Returns the numbers of the methods that a caller may call; None: all."""
+
 
 class WireServer:
     """Serves methods on one address. ``start`` and ``stop`` may be called once each.
@@ -56,6 +59,8 @@ class WireServer:
         methods: what to serve, by number.
         describe: how errors of methods travel.
         secure: makes an accepted socket a stream.
+        allowed: returns the numbers of the methods that the caller at the other end of a stream may call, once it has
+            greeted; None: all.
         clock_s: monotonic seconds.
     """
 
@@ -65,12 +70,14 @@ class WireServer:
         describe: Describe,
         *,
         secure: Secure = SocketStream,
+        allowed: Allowed = lambda stream: None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home = HomeProcess("this server")
         self._methods = methods
         self._describe = describe
         self._secure = secure
+        self._allowed = allowed
         self._clock_s = clock_s
         self._memory = Budget(_BODIES_BYTES)
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="shards")
@@ -234,7 +241,9 @@ class WireServer:
         except OSError:  # the caller has gone away
             accepted.close()
             return
-        connection = AnsweringConnection(stream, self._methods, self._describe, self, self._resources)
+        connection = AnsweringConnection(
+            stream, self._methods, self._describe, self, self._resources, self._methods_for
+        )
         try:
             with self._lock:
                 self._epoll.register(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
@@ -242,6 +251,13 @@ class WireServer:
         except OSError as error:  # too many are watched on this machine
             log.warning("a connection could not be served: %s", error.strerror)
             connection.close()
+
+    def _methods_for(self, methods: Mapping[int, Method], stream: Stream) -> Mapping[int, Method]:
+        """The methods that the caller at the other end of a stream may call."""
+        allowed = self._allowed(stream)
+        if allowed is None:
+            return methods
+        return {number: method for number, method in methods.items() if number in allowed}
 
     def _drop_one(self) -> bool:
         """End a connection in favour of a new one: one that has not greeted, or has been quiet for longest."""
