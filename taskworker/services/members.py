@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -175,6 +174,8 @@ def _as_admitted(what: str, claimed: str, admitted: str) -> str:
 def _require_own_address(address: str, peer: str, admission: Admission) -> None:
     """Refuse an address of another machine: the pool would connect to it.
 
+    A name is only taken from the operator, as it could stand for another machine a moment later.
+
     Raises:
         WorkerRefused: it is not where the worker calls from, nor the host that it was admitted with.
         InvalidArgument: it is malformed.
@@ -182,12 +183,12 @@ def _require_own_address(address: str, peer: str, admission: Admission) -> None:
     host, _, port = address.rpartition(":")
     if not host or address.startswith("unix:") or not port.isascii() or not port.isdigit():
         raise InvalidArgument(f"a worker's address is host:port, not {address!r}")
-    host = host.removeprefix("[").removesuffix("]")
-    origin = _ip_of_peer(peer)
-    if host != admission.host if admission.host else origin not in _ips_of(host):
+    host, origin = host.removeprefix("[").removesuffix("]"), _ip_of_peer(peer)
+    is_own = host == admission.host if admission.host else _plain_ip(host) == origin != ""
+    if not is_own:
         raise WorkerRefused(
-            f"worker {admission.worker} says that it is reached at {host}, but calls from {origin or 'elsewhere'}; if "
-            f"it is behind address translation, make its token with --host {host}"
+            f"worker {admission.worker} says that it is reached at {host}, but calls from {origin or 'elsewhere'}; let "
+            f"it listen on that address or on 0.0.0.0, or make its token with --host {host}"
         )
 
 
@@ -197,14 +198,6 @@ def _ip_of_peer(peer: str) -> str:
     if kind not in ("ipv4", "ipv6"):
         return ""
     return _plain_ip(rest.rpartition(":")[0].removeprefix("[").removesuffix("]"))
-
-
-def _ips_of(host: str) -> set[str]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return set()
-    return {_plain_ip(str(info[4][0])) for info in found} - {""}
 
 
 def _plain_ip(text: str) -> str:
