@@ -63,6 +63,9 @@ class _Kept(msgspec.Struct, frozen=True):
     token_hash: str
 
 
+_decoder = msgspec.json.Decoder(_Kept)
+
+
 class WorkerMember:
     """A worker that is a member of a pool, by a certificate.
 
@@ -133,7 +136,7 @@ def load_member(directory: Path, now_ms: Callable[[], int] = wall_ms) -> WorkerM
     if raw is None:
         return None
     try:
-        return WorkerMember(directory / _FILE, msgspec.json.decode(raw, type=_Kept), now_ms)
+        return WorkerMember(directory / _FILE, _decoder.decode(raw), now_ms)
     except (msgspec.DecodeError, InvalidArgument, ssl.SSLError, UnicodeEncodeError) as error:
         raise FormatError(
             f"{directory / _FILE} is damaged ({error}): remove it, and start the worker with a new --token"
