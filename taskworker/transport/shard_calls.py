@@ -235,11 +235,28 @@ class ShardCalls:
         all_s: float = LONG_TIMEOUT_S,
         bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> Iterator[bytes]:
-        """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``."""
+        """The messages of a stream; each may take ``each_s`` seconds, and all together ``all_s``.
+
+        A worker that answers other calls meanwhile, but not this one, misbehaves; one that answers none is away.
+        """
         try:
             yield from self.begin(call, request, each_s, all_s, bytes_max)
         except TimeoutError:
+            if not self._answers():
+                raise self.meaning(CallsLost(each_s), call) from None
             raise self.misbehaves(f"took longer than {each_s:g} s over a part of {call.name.title()}") from None
+
+    def _answers(self) -> bool:
+        """Whether the worker answers a small call now."""
+        answer = OneAnswer(self.poller.signal(), _ANSWER_BYTES_MAX)
+        try:
+            self.send(Call.INSTANCE, [b""], answer, Lane.URGENT)
+            answer.wait()
+        except Refused:
+            return True
+        except (StorageError, OSError, WireError):
+            return False
+        return True
 
     def begin(self, call: Call, request: bytes, each_s: float, all_s: float, bytes_max: int) -> Iterator[bytes]:
         """Like :meth:`stream`, but the call is made at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,17 @@ def test_a_listing_that_stalls_ends() -> None:
         volume = RemoteVolume(address, "w", timeout_s=0.3)
         with pytest.raises(VolumeFailed, match="took longer than"):
             list(volume.keys())
+        assert volume.misbehaved
+        volume.abandon("end of the test")
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_of_which_nothing_is_heard_is_away_and_does_not_misbehave() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # its backlog accepts connections
+        volume = RemoteVolume(f"127.0.0.1:{silent.getsockname()[1]}", "w", timeout_s=0.3)
+        with pytest.raises(VolumeFailed, match="took longer than"):
+            list(volume.keys())
+        assert not volume.misbehaved
         volume.abandon("end of the test")
 
 
