@@ -41,6 +41,10 @@ class ServerFault(StorageError):
     """The server failed unexpectedly; its log has the details."""
 
 
+class Unauthenticated(StorageError):
+    """The server does not know who is calling: the token is missing, unknown, expired or revoked."""
+
+
 class WorkerRefused(StorageError):
     """A pool refuses a worker; the text says why and what to do."""
 

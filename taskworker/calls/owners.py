@@ -1,6 +1,6 @@
-"""The user who owns the files of deployed bundles in the pool; workers fetch them from there."""
+"""The users who own the files of bundles in the pool."""
+
+from taskworker.auth.rights import CANDIDATE_OWNER as CANDIDATE_OWNER
 
 DEPLOYED_OWNER = "taskworker:functions"
-
-CANDIDATE_OWNER = "taskworker:candidates"
-"""The user who owns bundles while they are tried out, before they are deployed."""
+"""The user who owns deployed bundles; workers fetch them from there."""

@@ -59,6 +59,7 @@ from taskworker.errors import (
     ServerBusy,
     ServerFault,
     StorageUnavailable,
+    Unauthenticated,
     WorkerReadOnly,
     WorkerRefused,
     WorkerRestarted,
@@ -76,6 +77,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FileNotFound: grpc.StatusCode.NOT_FOUND,
     VersionNotFound: grpc.StatusCode.NOT_FOUND,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     ConflictError: grpc.StatusCode.ABORTED,
     IncompletePush: grpc.StatusCode.ABORTED,
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -127,6 +129,7 @@ _BY_NAME: Mapping[str, type[StorageError]] = {cls.__name__: cls for cls in _CODE
 _BY_CODE: Mapping[grpc.StatusCode, type[StorageError]] = {
     grpc.StatusCode.NOT_FOUND: FileNotFound,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.ABORTED: ConflictError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.DATA_LOSS: DataLossError,
