@@ -11,6 +11,7 @@ from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.auth.users import Users
 from taskworker.calls.concurrency import UserPlaces, pool_places
 from taskworker.errors import ApiBusy
 from taskworker.functions.routing.policy import FunctionPolicy
@@ -26,7 +27,7 @@ from taskworker.rpc.binding import generic_handler
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.dns import DnsService
 from taskworker.services.egress import EgressService
-from taskworker.services.file_server import FileServer
+from taskworker.services.file_server import FileServer, guard_of
 from taskworker.services.functions import FunctionService, HostingService
 from taskworker.services.invocation import GrpcTransport
 from taskworker.services.members import TokensOnly
@@ -66,6 +67,8 @@ class PoolServer:
         dns: how to resolve names, and the address to serve them on.
         functions: the operator's settings for functions.
         joins_by_token: whether workers join with tokens, at an address of their own (:meth:`start`), over TLS.
+        authenticates: whether callers need tokens of the pool's users (:attr:`users`); otherwise everybody may do
+            everything.
 
     Raises:
         StoreLocked: another process runs this pool.
@@ -84,11 +87,14 @@ class PoolServer:
         dns: DnsOptions | None = None,
         functions: FunctionPolicy | None = None,
         joins_by_token: bool = False,
+        authenticates: bool = False,
     ) -> None:
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
         self.pool = NodePool(
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
         )
+        self.users = Users(self.pool.documents)
+        self._guard = guard_of(self.pool.store, self.users) if authenticates else None
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(
             self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
@@ -113,10 +119,11 @@ class PoolServer:
             added=self._services(hide),
             added_calls=_CALLS + _OPERATORS_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
             ready=self.pool.startup_barrier.wait,
+            guard=self._guard,
         )
 
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
-        functions, capabilities = self.functions, self.capabilities
+        functions, capabilities, guard = self.functions, self.capabilities, self._guard
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
         # A running call holds a place at one gate while it requests secrets, outside APIs or names. These requests have
         # another gate: otherwise calls could fill the only gate, and their own requests would be refused.
@@ -135,15 +142,17 @@ class PoolServer:
             UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", functions.weight_of),
         )
         return {
-            _POOL.full_name: generic_handler(_POOL, self._service, hide=hide),
-            _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide),
-            _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate),
-            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide),
-            _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking),
-            _EGRESS.full_name: generic_handler(_EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate),
-            _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets)),
-            _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups),
+            _POOL.full_name: generic_handler(_POOL, self._service, hide=hide, guard=guard),
+            _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide, guard=guard),
+            _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate, guard=guard),
+            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, guard=guard),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide, guard=guard),
+            _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking, guard=guard),
+            _EGRESS.full_name: generic_handler(
+                _EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate, guard=guard
+            ),
+            _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
+            _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
         }
 
     @property
@@ -193,4 +202,5 @@ class PoolServer:
         self.capabilities.close()
         self.functions.close()
         self._transport.close()
+        self.users.save_uses()
         self.pool.close()

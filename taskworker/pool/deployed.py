@@ -137,30 +137,42 @@ class DeployedFunctions:
             found = None
         return found or RoutedFunction(head.filename, head.version_id, head.file_id)
 
-    def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool = False) -> Deployment:
+    def deploy(
+        self, bundle: bytes, user_id: str, *, dry_run: bool = False, permit: Callable[[str], None] = lambda _name: None
+    ) -> Deployment:
         """Make a bundle the newest version of its function, once a worker has imported it.
 
         Args:
             bundle: the function's bundle.
             user_id: the user who deploys it.
             dry_run: import it, but do not deploy it.
+            permit: raises PermissionDenied if the user may not deploy a function of this name.
 
         Raises:
             FormatError, InvalidArgument: it is not a bundle, or its document asks for something out of bounds.
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and an earlier version would no longer be the newest.
         """
-        spec_of(bundle)  # so that an invalid bundle is not stored
+        permit(spec_of(bundle).name)  # so that a bundle is not stored which is invalid, or not permitted
         self._drop_old_candidates()
         version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
         return self.deploy_pushed(version.file_id, version.version_id, user_id, dry_run=dry_run)
 
-    def deploy_pushed(self, file_id: str, version_id: str, user_id: str, *, dry_run: bool = False) -> Deployment:
+    def deploy_pushed(
+        self,
+        file_id: str,
+        version_id: str,
+        user_id: str,
+        *,
+        dry_run: bool = False,
+        permit: Callable[[str], None] = lambda _name: None,
+    ) -> Deployment:
         """Like :meth:`deploy`, with a bundle that was pushed as a file of ``CANDIDATE_OWNER``; deletes that file."""
         self._drop_old_candidates()
         try:
             bundle = self._candidate(file_id, version_id)
             spec = spec_of(bundle).within(self._limits_max)
+            permit(spec.name)
             candidate = RoutedFunction.of(spec, version_id, file_id)
             may_be_untried = self._store.find(spec.name, user_id=OWNER) is None
             with self._being_tried(version_id):

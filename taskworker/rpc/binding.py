@@ -25,6 +25,7 @@ from storage.errors import StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
 from taskworker.rpc import status
 from taskworker.rpc.admission import Gate
+from taskworker.rpc.authorization import Guard, MethodGuard
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX, UNARY_BYTES_MAX
 
@@ -92,6 +93,7 @@ def generic_handler(
     hide: Sequence[str] = (),
     gate: Gate | None = None,
     quick: Mapping[str, ThreadPoolExecutor] | None = None,
+    guard: Guard | None = None,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -102,13 +104,15 @@ def generic_handler(
         hide: paths that must not appear in texts sent to callers.
         gate: limits how many calls run at once; None: only the server's own limit.
         quick: by method name, threads to use instead of the server's.
+        guard: finds out who calls, and refuses what they may not do; None: everybody may do everything.
     """
 
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         admit = nullcontext if gate is None else gate.place
         codec = (codecs or {}).get(method.name, Codec())
         threads = (quick or {}).get(method.name)
-        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit, threads)
+        guarded = None if guard is None else guard.of_method(method)
+        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit, threads, guarded)
 
     handlers = {method.name: handler(method) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -121,19 +125,31 @@ def _method_handler(
     hide: Sequence[str],
     admit: Callable[[], AbstractContextManager[None]],
     threads: ThreadPoolExecutor | None,
+    guard: MethodGuard | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     name, streamed = method.full_name, method.client_streaming
 
+    def taken(request: object, context: grpc.ServicerContext) -> tuple[object, Any]:
+        """What the method gets: the request, or an iterator of them, and the caller."""
+        if guard is None:
+            return _readable(request, streamed=streamed), context
+        caller, check = guard.admit(context)
+        readable = _readable(request, streamed=streamed)
+        return (map(check, cast(Iterator[object], readable)) if streamed else check(readable)), caller
+
     def answer_once(request: object, context: grpc.ServicerContext) -> object:
         try:
+            arguments = taken(request, context)
             with admit():
-                return behave(_readable(request, streamed=streamed), context)
+                return behave(*arguments)
         except Exception as error:
             _send_failure(error, context, name, hide)
 
     def answer_many(request: object, context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, name, hide), admit():
-            yield from behave(_readable(request, streamed=streamed), context)
+        with _failures_sent(context, name, hide):
+            arguments = taken(request, context)
+            with admit():
+                yield from behave(*arguments)
 
     behavior = answer_many if method.server_streaming else answer_once
     if threads is not None:

@@ -17,15 +17,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from storage.errors import InvalidArgument, StoreUnavailable
 from storage.system.forks import HomeProcess
 from taskworker.errors import StorageUnavailable
 from taskworker.rpc.admission import DEFAULT_CALLS
+from taskworker.rpc.authorization import Guard
+from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
 
 log = logging.getLogger("taskworker.services")
@@ -41,6 +45,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+
+_REFLECTION = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
 
 _LOOK_S = 5.0
 _GIVE_UP_S = 600.0  # a server without its catalog is useless; its supervisor may be able to help
@@ -125,6 +131,7 @@ class Server:
         trouble: gives the reason why health checks should report NOT_SERVING now; empty if there is none.
         unusable: tries again, and gives the reason why nothing can be served; empty if something can. A server that
             stays unusable for ten minutes ends, see :meth:`wait`.
+        guard: refuses calls of reflection to whom it does not know; it is for ``services`` to guard themselves.
         clock_s: monotonic seconds.
     """
 
@@ -135,6 +142,7 @@ class Server:
         calls: int = DEFAULT_CALLS,
         trouble: Callable[[], str] = lambda: "",
         unusable: Callable[[], str] | None = None,
+        guard: Guard | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
@@ -150,7 +158,8 @@ class Server:
         for name in ("", *services):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard),))
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.

@@ -10,6 +10,7 @@ import grpc
 from storage import FileStorage, StorageError, StoreUnavailable
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, ServerLimits
+from taskworker.rpc.authorization import Authenticator, Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.serving import Server
@@ -38,6 +39,7 @@ class FileServer(Server):
         added: further services, by full name.
         added_calls: how many calls of these may run at once, in addition to those in ``limits``.
         ready: returns once the store can serve; earlier calls wait for it.
+        guard: refuses calls that a caller may not make; ``added`` services have their own. None: all may make all.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class FileServer(Server):
         added: Mapping[str, grpc.GenericRpcHandler] | None = None,
         added_calls: int = 0,
         ready: Callable[[], None] = lambda: None,
+        guard: Guard | None = None,
     ) -> None:
         self._quick = QuickThreads(limits.calls)
         super().__init__(
-            {**_services_of(store, limits, ready, self._quick), **(added or {})},
+            {**_services_of(store, limits, ready, self._quick, guard), **(added or {})},
             calls=limits.calls + added_calls + (limits.reserved if added else 0),
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
+            guard=guard,
         )
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -65,13 +69,13 @@ class FileServer(Server):
 
 
 def _services_of(
-    store: FileStorage, limits: ServerLimits, ready: Callable[[], None], quick: QuickThreads
+    store: FileStorage, limits: ServerLimits, ready: Callable[[], None], quick: QuickThreads, guard: Guard | None
 ) -> dict[str, grpc.GenericRpcHandler]:
     store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
     gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
     return {
-        _FILE_SERVICE.full_name: generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate),
+        _FILE_SERVICE.full_name: generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate, guard=guard),
         _STORE_SERVICE.full_name: generic_handler(
             _STORE_SERVICE,
             StoreService(store, limits, hide),
@@ -79,8 +83,14 @@ def _services_of(
             hide=hide,
             gate=gate,
             quick=dict.fromkeys(_QUICK, quick),
+            guard=guard,
         ),
     }
+
+
+def guard_of(store: FileStorage, authenticator: Authenticator) -> Guard:
+    """Return a guard for a server of this store."""
+    return Guard(authenticator, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename)
 
 
 def _paths_of(store: FileStorage) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 
 from storage import Version
 from storage.errors import InvalidArgument
+from taskworker.auth.rights import Right
 from taskworker.calls.concurrency import TIMES_THE_FREE, UserPlaces
 from taskworker.calls.labels import check_labels
 from taskworker.calls.platform import Platform
@@ -21,6 +23,7 @@ from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.protos import functions_pb2
 from taskworker.rpc.admission import Gate
+from taskworker.rpc.authorization import require_right
 from taskworker.rpc.binding import Caller
 from taskworker.rpc.dialling import target_of
 
@@ -51,16 +54,19 @@ class FunctionService:
         )
 
     def Deploy(  # noqa: N802 - the names are the contract's
-        self, request: functions_pb2.DeployRequest, _caller: Caller
+        self, request: functions_pb2.DeployRequest, caller: Caller
     ) -> functions_pb2.DeployResponse:
         """Make a bundle the newest version of its function, if a worker can import it."""
+        permit = functools.partial(require_right, caller, Right.DEPLOY)
         with self._deployments.one(request.user_id):
             if request.file_id:
                 deployment = self._deployed.deploy_pushed(
-                    request.file_id, request.version_id, request.user_id, dry_run=request.dry_run
+                    request.file_id, request.version_id, request.user_id, dry_run=request.dry_run, permit=permit
                 )
             else:
-                deployment = self._deployed.deploy(request.bundle, request.user_id, dry_run=request.dry_run)
+                deployment = self._deployed.deploy(
+                    request.bundle, request.user_id, dry_run=request.dry_run, permit=permit
+                )
         return _deployment(deployment)
 
     def Undeploy(  # noqa: N802

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage import FileStorage
-from storage.errors import FormatError, InvalidArgument, StorageError
+from storage.errors import FormatError, InvalidArgument, PermissionDenied, StorageError
 from taskworker.calls.bundle import packed
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.spec import FunctionSpec
@@ -192,3 +192,18 @@ def test_what_workers_tried_is_wanted_until_something_else_is_deployed(store: Fi
     deployed.undeploy("f")
     assert wanted() == [False] * 7
     assert importing.looks == [True] * 7  # while each was being tried
+
+
+def test_a_bundle_of_a_function_that_may_not_be_deployed_leaves_nothing(store: FileStorage) -> None:
+    deployed = DeployedFunctions(store, Importing())
+
+    def permit(name: str) -> None:
+        raise PermissionDenied(f"not {name}")
+
+    with pytest.raises(PermissionDenied, match="not f"):
+        deployed.deploy(bundle("f = 1"), "ann", permit=permit)
+    pushed = store.push(bundle("f = 1"), filename="pushed", user_id=CANDIDATE_OWNER)
+    with pytest.raises(PermissionDenied, match="not f"):
+        deployed.deploy_pushed(pushed.file_id, pushed.version_id, "ann", permit=permit)
+    assert store.counts().files == 0
+    assert not deployed.any()

@@ -265,7 +265,7 @@ class SlowDeployments:
         self.asked = threading.Semaphore(0)
         self.go_on = threading.Event()
 
-    def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool) -> Deployment:
+    def deploy(self, bundle: bytes, user_id: str, *, dry_run: bool, permit: Callable[[str], None]) -> Deployment:
         self.asked.release()
         assert self.go_on.wait(WAIT_S)
         return Deployment(user_id, "", changed=False)

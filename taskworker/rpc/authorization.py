@@ -1,0 +1,268 @@
+"""Finds out who calls, and refuses what the caller may not do, before a service sees anything of the call.
+
+The token in a call's metadata says who calls, and ``auth.requirements`` what the call needs. A ``user_id`` in a message
+must be the caller's own. If it is empty, it becomes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from storage.errors import FileNotFound, PermissionDenied
+from taskworker.auth.requirements import NOTHING_ALLOWED, REQUIREMENTS, Requirement, Subject
+from taskworker.auth.rights import CANDIDATE_OWNER, Principal, Right
+from taskworker.errors import Unauthenticated
+from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.conversion import parsed
+
+METADATA_KEY = "authorization"
+_SCHEME = "bearer "
+_OWNER = "user_id"
+_INHERITED = (("part", "header"),)
+"""Where an empty ``user_id`` stands for that of an earlier message."""
+
+Check = Callable[[Any], Any]
+"""Returns a message that the caller may send, or raises PermissionDenied or FileNotFound."""
+
+
+class Authenticator(Protocol):
+    """Knows tokens."""
+
+    def principal_of(self, text: str) -> Principal:
+        """Return who has this token; raise Unauthenticated if nobody has."""
+
+
+class _WithMetadata(Protocol):
+    def invocation_metadata(self) -> object: ...
+
+
+class KnownCaller:
+    """A caller of which it is known who it is; apart from that, gRPC's ServicerContext."""
+
+    __slots__ = ("_context", "principal")
+
+    def __init__(self, context: object, principal: Principal) -> None:
+        self._context = context
+        self.principal = principal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def require_right(caller: object, right: Right, name: str) -> None:
+    """Check that a caller may use a right on something of this name, which only the service could find out.
+
+    A caller that no guard has looked at may do everything.
+
+    Raises:
+        PermissionDenied: the caller may not.
+    """
+    if isinstance(caller, KnownCaller) and not caller.principal.may(right, name):
+        raise PermissionDenied(f"the token allows to {right} other names than {name[:80]!r}")
+
+
+class Guard:
+    """Guards the calls of a server.
+
+    Args:
+        authenticator: knows who has which token.
+        filename_of: returns the name of a user's file, by its id; raises FileNotFound if there is none.
+    """
+
+    def __init__(self, authenticator: Authenticator, filename_of: Callable[[str, str], str] | None = None) -> None:
+        self._authenticator = authenticator
+        self._filename_of = filename_of
+
+    def of_method(self, method: MethodDescriptor) -> MethodGuard:
+        """Return the guard of one method."""
+        requirement = REQUIREMENTS.get(method.full_name, NOTHING_ALLOWED)
+        return MethodGuard(method, requirement, self._authenticator, self._filename_of)
+
+
+class MethodGuard:
+    """Guards one method."""
+
+    def __init__(
+        self,
+        method: MethodDescriptor,
+        requirement: Requirement,
+        authenticator: Authenticator,
+        filename_of: Callable[[str, str], str] | None,
+    ) -> None:
+        self._call = f"{method.containing_service.name}.{method.name}"
+        self._requirement = requirement
+        self._authenticator = authenticator
+        self._filename_of = filename_of
+        self._owners = list(paths_to_owners(method.input_type))
+
+    def admit(self, context: _WithMetadata) -> tuple[object, Check]:
+        """Return the caller as the service gets it, and the check for each of its messages.
+
+        Raises:
+            Unauthenticated: the caller shows no valid token.
+            PermissionDenied: the caller has no right to make this call.
+        """
+        requirement = self._requirement
+        if requirement.is_public:
+            return context, _unchecked
+        principal = self._authenticator.principal_of(_token_in(context.invocation_metadata()))
+        if not requirement.needs_user:
+            self._require_right(principal)
+        return KnownCaller(context, principal), partial(self._checked, principal)
+
+    def _require_right(self, principal: Principal) -> None:
+        requirement = self._requirement
+        found = [principal.has(right) for right in requirement.rights]
+        if not (all(found) if requirement.all_rights else any(found)):
+            needed = (" and " if requirement.all_rights else " or ").join(sorted(requirement.rights))
+            raise PermissionDenied(
+                f"{self._call} needs the right {needed}, which this token of {principal.user} has not"
+            )
+        if requirement.subject is Subject.NONE and not self._may(principal, ""):
+            raise PermissionDenied(f"{self._call} needs a right that is not limited to some names")
+
+    def _may(self, principal: Principal, name: str) -> bool:
+        found = [principal.may(right, name) for right in self._requirement.rights]
+        return all(found) if self._requirement.all_rights else any(found)
+
+    def _checked(self, principal: Principal, message: Any) -> Any:
+        if not isinstance(message, Message):
+            return message  # a view of data, which belongs to what an earlier message names
+        found = [
+            self._check_owner(principal, holder, is_inherited=path in _INHERITED)
+            for path in self._owners
+            for holder in _at(message, path)
+        ]
+        if isinstance(message, taskworker_pb2.SynchronousRequest):
+            self._check_state(principal, message)
+        if any(found) or self._requirement.needs_user:
+            return message
+        if self._requirement.takes_candidates and found and not principal.has(Right.WRITE_FILES):
+            raise PermissionDenied(f"this token of {principal.user} has no right to write files")
+        if self._requirement.subject is Subject.FILE:
+            self._check_files(principal, message)
+        elif self._requirement.subject is Subject.FUNCTION and not self._may(
+            principal, getattr(message, "function_name", "")
+        ):
+            raise PermissionDenied(f"this token of {principal.user} has a right to other functions only")
+        return message
+
+    def _check_owner(self, principal: Principal, holder: Any, *, is_inherited: bool) -> bool:
+        """Check the ``user_id`` of a message; return whether it is that of the owner of candidates."""
+        owner: str = holder.user_id
+        if not owner:
+            if not is_inherited:
+                holder.user_id = principal.user
+            return False
+        if owner == CANDIDATE_OWNER and self._requirement.takes_candidates and principal.has(Right.DEPLOY):
+            return True
+        if not principal.may_act_for(owner):
+            raise PermissionDenied(
+                f"this token is of user {principal.user}, who cannot act for {owner[:80]!r}; leave user_id empty"
+            )
+        return False
+
+    def _check_state(self, principal: Principal, message: taskworker_pb2.SynchronousRequest) -> None:
+        """Check the owner in a message within the message."""
+        if message.difference:
+            state = parsed(store_pb2.SyncState.FromString, message.difference, "difference")
+            before = state.user_id
+            self._check_owner(principal, state, is_inherited=False)
+            if state.user_id != before:
+                message.difference = state.SerializeToString()
+
+    def _check_files(self, principal: Principal, message: Message) -> None:
+        if self._may(principal, ""):
+            return
+        for name in _names_in(message):
+            if not self._may(principal, name):
+                raise PermissionDenied(f"this token of {principal.user} has a right to other files only")
+        for file_id in _ids_in(message):
+            # Outside of the names it is limited to, a token does not learn what there is.
+            if self._filename_of is None or not self._may(principal, self._filename_of(file_id, principal.user)):
+                raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
+
+
+def _unchecked(message: Any) -> Any:
+    return message
+
+
+def _token_in(metadata: object) -> str:
+    found = [value for key, value in metadata or () if key == METADATA_KEY]  # type: ignore[attr-defined]
+    if len(found) == 1 and isinstance(found[0], str) and found[0][: len(_SCHEME)].lower() == _SCHEME:
+        return found[0][len(_SCHEME) :].strip()
+    what = "sends no token" if not found else "sends a token in a form that is not understood"
+    raise Unauthenticated(
+        f"the caller {what}, and this server serves nobody whom it does not know; send `authorization: Bearer TOKEN` "
+        "with a token from the server's operator"
+    )
+
+
+# -- where messages name users and files ---------------------------------------------------------
+
+
+def paths_to_owners(message: Descriptor, above: tuple[Descriptor, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of all messages within a message that have a ``user_id``."""
+    if message in above:
+        return
+    if _OWNER in message.fields_by_name:
+        yield ()
+    for field in message.fields:
+        inner = _type_within(field)
+        if inner is not None:
+            for rest in paths_to_owners(inner, (*above, message)):
+                yield (field.name, *rest)
+
+
+def _type_within(field: FieldDescriptor) -> Descriptor | None:
+    """The type of the messages in a field; None if it has other values."""
+    inner = field.message_type
+    return None if inner is None or inner.GetOptions().map_entry else inner
+
+
+def _at(message: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    """Yield the messages at a path that are there."""
+    if not path:
+        yield message
+        return
+    value = getattr(message, path[0])
+    if not isinstance(value, Message):
+        for one in value:
+            yield from _at(one, path[1:])
+    elif message.HasField(path[0]):
+        yield from _at(value, path[1:])
+
+
+def _names_in(message: Message) -> Iterator[str]:
+    """Yield the names of files in a message; for a listing, what they begin with."""
+    if isinstance(message, store_pb2.ListFilesRequest):
+        yield message.prefix
+        return
+    for field, value in message.ListFields():
+        if field.name == "filename":
+            yield value
+        for inner in _messages_in(field, value):
+            yield from _names_in(inner)
+
+
+def _ids_in(message: Message) -> Iterator[str]:
+    for field, value in message.ListFields():
+        if field.name == "file_id":
+            yield value
+        elif field.name == "file_ids":
+            yield from value
+        for inner in _messages_in(field, value):
+            yield from _ids_in(inner)
+
+
+def _messages_in(field: FieldDescriptor, value: Any) -> Iterator[Message]:
+    if _type_within(field) is not None:
+        if isinstance(value, Message):
+            yield value
+        else:
+            yield from value
