@@ -6,6 +6,9 @@ machine is, and nothing of what is tested.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,19 @@ LONGEST = (
 )
 """Files of tests that take longest, the longest first; each is run by one process."""
 _TESTS = Path(__file__).parent
+
+
+_CONFIG = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep contexts apart from those of whoever runs the tests; each process of tests has its own."""
+    os.environ["XDG_CONFIG_HOME"] = config.stash[_CONFIG] = tempfile.mkdtemp(prefix="taskworker-config-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove them."""
+    shutil.rmtree(config.stash[_CONFIG], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -189,6 +189,16 @@ class Users:
             self._save(msgspec.structs.replace(kept, users=kept.users | {name: user}))
             return user
 
+    def make_operator(self, name: str) -> User:
+        """Add an operator, or make a user one."""
+        if name not in self._kept.users:
+            return self.add(name, Role.OPERATOR)
+        with self._lock:
+            user = msgspec.structs.replace(self._require_user(name), role=Role.OPERATOR)
+            if user != self._kept.users[name]:
+                self._save(msgspec.structs.replace(self._kept, users=self._kept.users | {name: user}))
+            return user
+
     def remove(self, name: str) -> int:
         """Remove a user, whose tokens end at once. The user's files stay.
 

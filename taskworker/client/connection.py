@@ -31,15 +31,16 @@ class Connection:
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several addresses separated by commas.
+        token: the token to show; None: that of this user's context for the address, if there is one.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, token: str | None = None) -> None:
         self.address = address
         self.home = HomeProcess(f"the connection to {address}")
-        self.channel = dial(address)
+        self.channel = dial(address, token=token)
 
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""

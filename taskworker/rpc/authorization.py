@@ -19,8 +19,8 @@ from taskworker.auth.rights import CANDIDATE_OWNER, Principal, Right
 from taskworker.errors import Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.conversion import parsed
+from taskworker.rpc.token_channel import METADATA_KEY
 
-METADATA_KEY = "authorization"
 _SCHEME = "bearer "
 _OWNER = "user_id"
 _INHERITED = (("part", "header"),)
@@ -198,8 +198,8 @@ def _token_in(metadata: object) -> str:
         return found[0][len(_SCHEME) :].strip()
     what = "sends no token" if not found else "sends a token in a form that is not understood"
     raise Unauthenticated(
-        f"the caller {what}, and this server serves nobody whom it does not know; send `authorization: Bearer TOKEN` "
-        "with a token from the server's operator"
+        f"the caller {what}, and this server serves nobody whom it does not know; get a token from its operator, and "
+        "`taskworker login` with it (or send `authorization: Bearer TOKEN`)"
     )
 
 

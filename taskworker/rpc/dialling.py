@@ -10,7 +10,9 @@ import grpc
 import grpc.aio
 
 from storage.errors import InvalidArgument
+from taskworker.auth.contexts import TokenOf
 from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+from taskworker.rpc.token_channel import TokenChannel, TokenOnAsyncCalls
 
 STORE_SERVICE = "taskworker.store.StoreService"
 _READS = ("Describe", "MissingChunks", "GetFile", "GetManifest", "Stat", "History", "ListFiles", "Stats")
@@ -61,17 +63,21 @@ _OPTIONS: Options = (
 )
 
 
-def dial(address: str, options: Options = _OPTIONS) -> grpc.Channel:
+def dial(address: str, options: Options = _OPTIONS, *, token: str | None = None) -> grpc.Channel:
     """Make a channel to a server; nothing is sent before its first call.
 
     Args:
         address: see :func:`target_of`.
         options: channel options, in place of the defaults for calls of a few messages.
+        token: what its calls show; empty: nothing; None: the token of this user's context for the address.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
-    return grpc.insecure_channel(target_of(address), options=options)
+    channel = grpc.insecure_channel(target_of(address), options=options)
+    if token == "":
+        return channel
+    return TokenChannel(channel, TokenOf(address) if token is None else lambda: token)
 
 
 def dial_secure(address: str, credentials: grpc.ChannelCredentials, name: str) -> grpc.Channel:
@@ -95,7 +101,9 @@ def dial_async(address: str) -> grpc.aio.Channel:
     Raises:
         InvalidArgument: the address is malformed.
     """
-    return grpc.aio.insecure_channel(target_of(address), options=_OPTIONS)
+    return grpc.aio.insecure_channel(
+        target_of(address), options=_OPTIONS, interceptors=[TokenOnAsyncCalls(TokenOf(address))]
+    )
 
 
 def target_of(address: str) -> str:

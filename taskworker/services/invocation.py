@@ -350,7 +350,7 @@ class GrpcTransport:
         self._addresses[worker].add(address)
         known = self._stubs.get(address)
         if known is None:
-            channel = dial(address)
+            channel = dial(address, token="")  # a worker could use the token itself
             known = self._stubs[address] = (InvocationServiceStub(channel), channel)
         return known[0]
 

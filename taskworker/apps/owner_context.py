@@ -1,0 +1,59 @@
+"""The context of a server's owner: whoever starts a server is its operator, and needs no token from anybody."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+
+from storage.errors import InvalidArgument
+from taskworker.auth.contexts import Context, Contexts
+from taskworker.auth.rights import Role
+from taskworker.auth.users import Users, check_name
+from taskworker.errors import Unauthenticated
+
+
+def keep_owner_context(users: Users, server: str, address: str, contexts: Contexts | None = None) -> str:
+    """Make the user of this process an operator, whose token is in the context for the server's address.
+
+    A token that was made at an earlier start is used again.
+
+    Args:
+        users: the server's users.
+        server: id of the server.
+        address: where it listens.
+        contexts: where the context is kept; None: with this user's others.
+
+    Returns:
+        The operator's name.
+
+    Raises:
+        NotPrivate: others may read or change the contexts.
+        FormatError: they are damaged.
+        OSError: they cannot be written.
+    """
+    contexts = contexts or Contexts()
+    owner = users.make_operator(login_name()).name
+    former = next((one for one in contexts.all() if one.server == server and _is_valid(users, one, owner)), None)
+    token = former.token if former else users.create_token(owner, label=f"context on {socket.gethostname()}").text
+    contexts.put(Context(address, token, owner, server))
+    return owner
+
+
+def login_name() -> str:
+    """The name of the user that runs this process; ``uid-N`` if there is none, or no user may have it."""
+    number = os.geteuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+        check_name(name)
+    except (KeyError, InvalidArgument):
+        return f"uid-{number}"
+    return name
+
+
+def _is_valid(users: Users, context: Context, owner: str) -> bool:
+    try:
+        principal = users.principal_of(context.token)
+    except Unauthenticated:
+        return False
+    return (principal.user, principal.role, principal.scopes) == (owner, Role.OPERATOR, ())

@@ -1,0 +1,206 @@
+"""The servers that a person of this machine uses, each with the token that it knows the person by.
+
+They are in one private file, ``taskworker/contexts.json`` in ``$XDG_CONFIG_HOME``. Servers write the token of their
+owner into it, ``taskworker login`` those that others gave out. Clients look up the token by the address that they call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from storage.errors import FormatError, InvalidArgument
+from storage.system.private_files import read_private, write_private
+
+_FILE = Path("taskworker", "contexts.json")
+_OWNED_MAX = 100
+"""Contexts that servers wrote for their owners. Of more, the oldest ones are dropped."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """How to call a server.
+
+    Attributes:
+        address: where the server is.
+        token: what it knows the caller by.
+        user: the caller's name there.
+        server: id of the server, if it wrote this itself; otherwise empty.
+    """
+
+    address: str
+    token: str
+    user: str = ""
+    server: str = ""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    version: int = 1
+    current: str = ""
+    contexts: tuple[Context, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(_Kept)
+
+
+def contexts_path() -> Path:
+    """Where this user's contexts are."""
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(given) if given.startswith("/") else Path("~/.config").expanduser()) / _FILE
+
+
+class Contexts:
+    """The contexts in a file. Several processes may use it at the same time.
+
+    Args:
+        path: the file; None: this user's.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or contexts_path()
+
+    @property
+    def current(self) -> str:
+        """The address to call if none is given; empty: none was chosen."""
+        return self._read().current
+
+    def all(self) -> list[Context]:
+        """All contexts, the oldest first.
+
+        Raises:
+            NotPrivate: others may read or change the file.
+            FormatError: it is damaged.
+        """
+        return list(self._read().contexts)
+
+    def find(self, address: str) -> Context | None:
+        """The context for an address; of several addresses, for the first that has one."""
+        known = {context.address: context for context in self._read().contexts}
+        return next(filter(None, map(known.get, map(plain_address, address.split(",")))), None)
+
+    def put(self, context: Context, *, is_current: bool = False) -> None:
+        """Add a context, in place of a former one for its address, or one that the same server wrote.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        address = plain_address(context.address)
+        if "," in address:
+            raise InvalidArgument("a context is for one address: leave out the others")
+        new = msgspec.structs.replace(context, address=address)
+        with self._changing() as kept:
+            others = [
+                one
+                for one in kept.contexts
+                if one.address != address and not (context.server and one.server == context.server)
+            ]
+            owned = [one for one in others if one.server]
+            dropped = set(owned[: max(0, len(owned) - _OWNED_MAX + 1)])
+            left = tuple(one for one in others if one not in dropped)
+            self._write(_Kept(current=address if is_current else kept.current, contexts=(*left, new)))
+
+    def use(self, address: str) -> Context:
+        """Make a context the one to use if no address is given.
+
+        Raises:
+            InvalidArgument: there is no context for this address.
+        """
+        with self._changing() as kept:
+            found = next((one for one in kept.contexts if one.address == plain_address(address)), None)
+            if found is None:
+                raise InvalidArgument(f"there is no context for {address[:200]!r}; `taskworker login` makes one")
+            self._write(msgspec.structs.replace(kept, current=found.address))
+            return found
+
+    def remove(self, address: str) -> bool:
+        """Drop the context for an address; return whether there was one."""
+        address = plain_address(address)
+        with self._changing() as kept:
+            left = tuple(one for one in kept.contexts if one.address != address)
+            current = "" if kept.current == address else kept.current
+            self._write(_Kept(current=current, contexts=left))
+            return len(left) < len(kept.contexts)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[_Kept]:
+        """What is kept, which no other process changes meanwhile."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(
+            self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield self._read()
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> _Kept:
+        raw = read_private(self.path)
+        if raw is None:
+            return _Kept()
+        try:
+            return _decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise FormatError(f"{self.path} is damaged; move it away, and log in to your servers again") from None
+
+    def _write(self, kept: _Kept) -> None:
+        write_private(self.path, msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+
+
+class TokenOf:
+    """The token for the server at an address, whenever it is asked for: contexts may change while a program runs.
+
+    Args:
+        address: where the server is.
+        path: returns the file with the contexts.
+    """
+
+    def __init__(self, address: str, path: Callable[[], Path] = contexts_path) -> None:
+        self._address = address
+        self._path = path
+        self._seen: tuple[object, ...] = ()
+        self._token = ""
+
+    def __call__(self) -> str:
+        """The token; empty if there is none, or if others on the way could read it.
+
+        Raises:
+            NotPrivate: others may read or change the file of contexts.
+            FormatError: it is damaged.
+        """
+        path = self._path()
+        try:
+            found = path.stat()
+        except OSError:
+            return ""
+        seen = (path, found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode, found.st_uid)
+        if seen != self._seen:
+            context = Contexts(path).find(self._address)
+            self._token = context.token if context is not None and is_on_this_machine(context.address) else ""
+            self._seen = seen
+        return self._token
+
+
+def plain_address(address: str) -> str:
+    """One form for all ways to write an address."""
+    address = address.strip()
+    if address.startswith("unix:"):
+        return f"unix:{Path(address.removeprefix('unix:').removeprefix('//')).resolve()}"
+    host, separator, port = address.rpartition(":")
+    return f"127.0.0.1{separator}{port}" if host.lower() == "localhost" else address
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether nobody on another machine could listen to what is sent to an address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
