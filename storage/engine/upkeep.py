@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from storage.arguments import checked
-from storage.catalog.port import DamagedSettings
+from storage.catalog.port import Catalog, DamagedSettings
 from storage.engine.parts import StoreParts
 from storage.errors import InvalidArgument, StoreFull, StoreUnavailable
 from storage.formats.voices import agreement_quorum, voices
@@ -46,6 +46,11 @@ class Upkeep:
         self.on_rebuilt: Callable[[], None] = lambda: None
 
     # -- scrub, repair, collect, rebuild -----------------------------------------------------------
+
+    @property
+    def documents(self) -> Catalog:
+        """The catalog, where a server stores small documents of its own (``document`` and ``save_document``)."""
+        return self._catalog
 
     def scrub(self, progress: Progress | None) -> ScrubReport:
         """See :meth:`storage.FileStorage.scrub`."""

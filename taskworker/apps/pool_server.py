@@ -21,9 +21,10 @@ from taskworker.outbound.secrets.master_key import MasterKeySource
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
-from taskworker.protos import egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
+from taskworker.protos import auth_pb2, egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.rpc.admission import Gate
 from taskworker.rpc.binding import generic_handler
+from taskworker.services.auth import AuthService
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.dns import DnsService
 from taskworker.services.egress import EgressService
@@ -41,6 +42,7 @@ _FUNCTIONS = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"]
 _OUTSIDE = outside_pb2.DESCRIPTOR.services_by_name["OutsideService"]
 _EGRESS = egress_pb2.DESCRIPTOR.services_by_name["EgressService"]
 _SECRETS = secrets_pb2.DESCRIPTOR.services_by_name["SecretService"]
+_AUTH = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
 _DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
@@ -152,6 +154,7 @@ class PoolServer:
                 _EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate, guard=guard
             ),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
+            _AUTH.full_name: generic_handler(_AUTH, AuthService(self.users), hide=hide, gate=gate, guard=guard),
             _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
         }
 

@@ -152,6 +152,18 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "DenyWorker": _OPERATE,
         },
     ),
+    **_service(
+        "taskworker.auth.AuthService",
+        {
+            "WhoAmI": _ANY_USER,
+            "AddUser": _OPERATE,
+            "RemoveUser": _OPERATE,
+            "ListUsers": _AUDIT,
+            "CreateToken": _OPERATE,
+            "ListTokens": _AUDIT,
+            "RevokeToken": _OPERATE,
+        },
+    ),
     # A worker that enrolls has a token to join with, in the message.
     **_service("taskworker.members.EnrollmentService", {"Enroll": _PUBLIC}),
     **_service("taskworker.members.MemberService", {"Renew": _MEMBERS_ONLY}),

@@ -1,0 +1,119 @@
+"""The operator's client for a server's users and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskworker.client.operators import OperatorClient
+from taskworker.protos import auth_pb2
+from taskworker.protos.auth_pb2_grpc import AuthServiceStub
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose token it is that this client sends, and what it allows; no ``scopes``: all that the role does."""
+
+    user: str
+    role: str
+    scopes: list[str]
+    token_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserStatus:
+    """A user of a server."""
+
+    user: str
+    role: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """A token; times in ms since 1970, None: never. What makes it valid is not part of it."""
+
+    token_id: str
+    user: str
+    scopes: list[str]
+    label: str
+    created_ms: int
+    expires_ms: int | None
+    revoked_ms: int | None
+    used_ms: int | None
+
+
+class UserClient(OperatorClient):
+    """The users of a server, and their tokens. Thread-safe; a context manager.
+
+    Raises errors of the engine's family: ``Unauthenticated``, ``PermissionDenied``, ``InvalidArgument``,
+    ``StorageUnavailable``.
+
+    Args:
+        address: address of the server.
+        token: the token to show; None: that of the context for the address.
+    """
+
+    timeout_s = 30.0
+
+    def __init__(self, address: str, *, token: str | None = None) -> None:
+        super().__init__(address, token=token)
+        self._stub = AuthServiceStub(self.channel)
+
+    def who_am_i(self) -> Identity:
+        """Whose token it is that this client sends."""
+        told = self._call(self._stub.WhoAmI, auth_pb2.WhoAmIRequest())
+        return Identity(told.user, told.role, list(told.scopes), told.token_id)
+
+    def add(self, user: str, role: str = "user") -> UserStatus:
+        """Add a user; the role is ``operator``, ``deployer``, ``user`` or ``auditor``."""
+        return _user(self._call(self._stub.AddUser, auth_pb2.AddUserRequest(user=user, role=role)))
+
+    def remove(self, user: str) -> int:
+        """Remove a user, and return how many tokens ended. The user's files stay."""
+        return self._call(self._stub.RemoveUser, auth_pb2.RemoveUserRequest(user=user)).tokens
+
+    def users(self) -> list[UserStatus]:
+        """All users, by name."""
+        return [_user(one) for one in self._call(self._stub.ListUsers, auth_pb2.ListUsersRequest()).users]
+
+    def create_token(
+        self, user: str, *, scopes: Sequence[str] = (), ttl_s: float | None = None, label: str = ""
+    ) -> tuple[str, TokenStatus]:
+        """Make a token of a user, and return it. It cannot be shown again.
+
+        Args:
+            user: whose it is.
+            scopes: what it is limited to, such as ``files:read:reports/``; none: all rights of the user.
+            ttl_s: for how many seconds it is valid; None: until it is revoked.
+            label: what it is for.
+        """
+        request = auth_pb2.CreateTokenRequest(user=user, scopes=scopes, ttl_s=ttl_s or 0.0, label=label)
+        made = self._call(self._stub.CreateToken, request)
+        return made.text, _token(made.token)
+
+    def tokens(self, user: str = "") -> list[TokenStatus]:
+        """All tokens, or those of one user, oldest first."""
+        answer = self._call(self._stub.ListTokens, auth_pb2.ListTokensRequest(user=user))
+        return [_token(one) for one in answer.tokens]
+
+    def revoke(self, token_id: str) -> TokenStatus:
+        """End a token at once."""
+        return _token(self._call(self._stub.RevokeToken, auth_pb2.RevokeTokenRequest(token_id=token_id)))
+
+
+def _user(user: auth_pb2.User) -> UserStatus:
+    return UserStatus(user.user, user.role, user.created_ms)
+
+
+def _token(token: auth_pb2.Token) -> TokenStatus:
+    return TokenStatus(
+        token_id=token.token_id,
+        user=token.user,
+        scopes=list(token.scopes),
+        label=token.label,
+        created_ms=token.created_ms,
+        expires_ms=token.expires_ms or None,
+        revoked_ms=token.revoked_ms or None,
+        used_ms=token.used_ms or None,
+    )

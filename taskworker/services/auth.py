@@ -1,0 +1,92 @@
+"""AuthService of ``auth.proto``: users and their tokens."""
+
+from __future__ import annotations
+
+from storage.errors import InvalidArgument
+from taskworker.auth import users as domain
+from taskworker.auth.rights import Role, Scope
+from taskworker.protos import auth_pb2
+from taskworker.rpc.authorization import KnownCaller
+from taskworker.rpc.binding import Caller
+
+_NAME_CHARACTERS_SHOWN = 80
+
+
+class AuthService:
+    """Manages the users of a server for its operators; thread-safe."""
+
+    def __init__(self, users: domain.Users) -> None:
+        self._users = users
+
+    def WhoAmI(  # noqa: N802 - the names are the contract's
+        self, _request: auth_pb2.WhoAmIRequest, caller: Caller
+    ) -> auth_pb2.Identity:
+        """Whose token it is, and what it allows."""
+        if not isinstance(caller, KnownCaller):
+            raise InvalidArgument("this server does not ask who is calling: everybody may do everything (--no-auth)")
+        principal = caller.principal
+        return auth_pb2.Identity(
+            user=principal.user,
+            role=principal.role,
+            scopes=[scope.text for scope in principal.scopes],
+            token_id=principal.token,
+        )
+
+    def AddUser(self, request: auth_pb2.AddUserRequest, _caller: Caller) -> auth_pb2.User:  # noqa: N802
+        """Add a user."""
+        if request.role not in ("", *Role):
+            raise InvalidArgument(
+                f"{request.role[:_NAME_CHARACTERS_SHOWN]!r} is no role: choose {', '.join(Role)}",
+            )
+        return _user(self._users.add(request.user, Role(request.role or Role.USER)))
+
+    def RemoveUser(  # noqa: N802
+        self, request: auth_pb2.RemoveUserRequest, _caller: Caller
+    ) -> auth_pb2.RemoveUserResponse:
+        """Remove a user."""
+        return auth_pb2.RemoveUserResponse(tokens=self._users.remove(request.user))
+
+    def ListUsers(  # noqa: N802
+        self, _request: auth_pb2.ListUsersRequest, _caller: Caller
+    ) -> auth_pb2.ListUsersResponse:
+        """All users."""
+        return auth_pb2.ListUsersResponse(users=map(_user, self._users.users()))
+
+    def CreateToken(  # noqa: N802
+        self, request: auth_pb2.CreateTokenRequest, _caller: Caller
+    ) -> auth_pb2.NewToken:
+        """Make a token."""
+        made = self._users.create_token(
+            request.user,
+            scopes=map(Scope.parse, request.scopes),
+            ttl_s=request.ttl_s or None,
+            label=request.label,
+        )
+        return auth_pb2.NewToken(text=made.text, token=_token(made.token))
+
+    def ListTokens(  # noqa: N802
+        self, request: auth_pb2.ListTokensRequest, _caller: Caller
+    ) -> auth_pb2.ListTokensResponse:
+        """All tokens, without what makes them valid."""
+        return auth_pb2.ListTokensResponse(tokens=map(_token, self._users.tokens(request.user)))
+
+    def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, _caller: Caller) -> auth_pb2.Token:  # noqa: N802
+        """End a token."""
+        return _token(self._users.revoke(request.token_id))
+
+
+def _user(user: domain.User) -> auth_pb2.User:
+    return auth_pb2.User(user=user.name, role=user.role, created_ms=user.created_ms)
+
+
+def _token(token: domain.Token) -> auth_pb2.Token:
+    return auth_pb2.Token(
+        token_id=token.token_id,
+        user=token.user,
+        scopes=[scope.text for scope in token.scopes],
+        label=token.label,
+        created_ms=token.created_ms,
+        expires_ms=token.expires_ms,
+        revoked_ms=token.revoked_ms,
+        used_ms=token.used_ms,
+    )
