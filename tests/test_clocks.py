@@ -41,6 +41,7 @@ MAY_CALL = {
     "taskworker/cli/functions.py",
     "taskworker/cli/pool_status.py",
     "taskworker/cli/secrets.py",
+    "taskworker/cli/tokens.py",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -163,19 +164,27 @@ class PoolServer:
         """Where workers join with tokens; empty: they join without, or the server has not started."""
         return self._service.join_address
 
-    def start(self, address: str, join_address: str = "", members_port: int = 0) -> int:
+    def start(
+        self,
+        address: str,
+        join_address: str = "",
+        members_port: int = 0,
+        *,
+        bound: Callable[[str], None] = lambda _address: None,
+    ) -> int:
         """Listen; see :meth:`taskworker.services.file_server.FileServer.start`. On failure the pool is closed.
 
         Args:
             address: where users and operators call.
             join_address: where workers join with tokens, see :meth:`MembersServer.start`.
             members_port: where they are served once they have joined.
+            bound: called with the address for users, with its port, before the first call there is answered.
         """
         try:
             self.capabilities.start()
             if self._members is not None:
                 self._service.join_address = self._members.start(join_address, members_port)
-            port = self._server.start(address)
+            port = self._server.start(address, bound=bound)
         except BaseException:
             if self._members is not None:
                 self._members.stop(0.0)

@@ -44,12 +44,15 @@ _PANELS = {
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"}
     | {"worker-token": "joining", "worker-deny": "joining"},
+    "Users": {"login": "contexts"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
 
-_GROUPS = {"secret": "secrets", "egress": "egress"}
-"""Groups of commands, each with the module that defines its ``app``; shown on the panel of functions."""
+_GROUPS = {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"}
+"""Groups of commands, each with the module that defines its ``app``."""
+
+_GROUPS_OF_FUNCTIONS = frozenset(("secret", "egress"))
 
 _MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}
 _ALL = frozenset(_GROUPS).union(_MODULES)
@@ -101,7 +104,11 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
             function = getattr(_module(_MODULES[command]), command.replace("-", "_"))
             app.command(command, cls=Command, rich_help_panel=panel)(with_session(function))
     for group in filter(meant.__contains__, _GROUPS):
-        app.add_typer(_module(_GROUPS[group]).app, name=group, rich_help_panel="Functions")
+        app.add_typer(
+            _module(_GROUPS[group]).app,
+            name=group,
+            rich_help_panel="Functions" if group in _GROUPS_OF_FUNCTIONS else "Users",
+        )
     return app
 
 

@@ -16,10 +16,12 @@ def demo(session: Session) -> None:
     """
     if session.settings.store or session.settings.pool:
         raise Failure("the demo makes a pool of its own: leave out --store and --pool", ExitCode.USAGE)
+    import os
     import tempfile
     from pathlib import Path
 
     from taskworker.cli.demo_steps import Demo
 
     with tempfile.TemporaryDirectory(prefix="taskworker-demo-") as directory:
+        os.environ["XDG_CONFIG_HOME"] = directory  # the context of this pool is of no use afterwards
         Demo(Path(directory)).run()

@@ -21,7 +21,7 @@ from taskworker.cli.names import (
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
-from taskworker.cli.supervised import GRACE_S, LimitsMax, Supervised, watch_parent
+from taskworker.cli.supervised import GRACE_S, NO_AUTH_WARNING, LimitsMax, NoAuth, Supervised, watch_parent
 from taskworker.cli.text import one_line
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def pool(
     dns_allow_private: DnsAllowPrivate = None,
     k: K = None,
     n: N = None,
+    no_auth: NoAuth = False,
     supervised: Supervised = False,
 ) -> None:
     """Run a node pool: users connect to it, and workers keep its data. Ctrl-C stops it; workers wait until it returns.
@@ -192,6 +193,7 @@ def pool(
         taskworker pool --dir ./pool --join 0.0.0.0:50061 --members-port 50062
     """
     from storage.system.descriptors import raise_descriptor_limit
+    from taskworker.apps.owner_context import keep_owner_context
     from taskworker.apps.pool_server import PoolServer
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
@@ -230,9 +232,23 @@ def pool(
     )
     profile = profile_of(k, n)
     server = PoolServer(
-        path, profile=profile, options=options, master_key=key, dns=dns, functions=policy, joins_by_token=bool(join)
+        path,
+        profile=profile,
+        options=options,
+        master_key=key,
+        dns=dns,
+        functions=policy,
+        joins_by_token=bool(join),
+        authenticates=not no_auth,
     )
-    port = server.start(listen, join, members_port)
+
+    def bound(address: str) -> None:
+        if no_auth:
+            session.terminal.error(NO_AUTH_WARNING)
+        else:
+            keep_owner_context(server.users, server.pool.pool_id, address)
+
+    port = server.start(listen, join, members_port, bound=bound)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
     try:
         watch_parent(wanted=supervised)
@@ -324,6 +340,7 @@ def up(
         typer.Option(help="How long to wait for a silent worker (see `taskworker pool`).", metavar="SECONDS", min=0),
     ] = 30.0,
     restart: Annotated[bool, typer.Option("--restart", help="Restart processes that die.", show_default=False)] = False,
+    no_auth: NoAuth = False,
     k: K = None,
     n: N = None,
 ) -> None:
@@ -344,6 +361,7 @@ def up(
         listen=listen,
         grace_s=grace,
         restart=restart,
+        no_auth=no_auth,
         profile=None if profile is None else (profile.k, profile.n),
     )
     try:

@@ -12,6 +12,7 @@ import typer
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
+from taskworker.cli.supervised import NO_AUTH_WARNING, NoAuth
 from taskworker.cli.text import one_line
 
 _GRACE_S = 5.0
@@ -31,6 +32,7 @@ def serve(
             metavar="DIR",
         ),
     ] = None,
+    no_auth: NoAuth = False,
     k: K = None,
     n: N = None,
 ) -> None:
@@ -43,6 +45,8 @@ def serve(
     """
     from storage import ErasureProfile, FileStorage
     from storage.system.descriptors import raise_descriptor_limit
+    from taskworker.apps.owner_context import keep_owner_context
+    from taskworker.apps.store_server import StoreServer
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
@@ -53,8 +57,15 @@ def serve(
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:
-        server = FileServer(store)
-        port = server.start(listen)
+        server = FileServer(store) if no_auth else StoreServer(store)
+
+        def bound(address: str) -> None:
+            if isinstance(server, StoreServer):
+                keep_owner_context(server.users, f"store:{path.resolve()}", address)
+            else:
+                session.terminal.error(NO_AUTH_WARNING)
+
+        port = server.start(listen, bound=bound)
         address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
         try:
             session.terminal.result(

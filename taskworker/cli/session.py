@@ -42,7 +42,7 @@ StoreOption = Annotated[
 PoolOption = Annotated[
     str | None,
     typer.Option(
-        help=f"Address of a server (env: TASKWORKER_POOL; else {DEFAULT_ADDRESS}).",
+        help=f"Address of a server (env: TASKWORKER_POOL; else that of `context use`, or {DEFAULT_ADDRESS}).",
         metavar="ADDR",
         rich_help_panel=_PANEL,
     ),
@@ -98,7 +98,17 @@ class Session:
     @property
     def user(self) -> str:
         """The user whose files this command works on."""
-        return self.settings.user or os.environ.get("TASKWORKER_USER") or _login_name()
+        return self.settings.user or os.environ.get("TASKWORKER_USER") or self._name_at_server() or _login_name()
+
+    def _name_at_server(self) -> str:
+        """The name by which the server knows this login, if that was told to it; otherwise empty."""
+        store, pool = self._where()
+        if store is not None:
+            return ""
+        from taskworker.auth.contexts import Contexts
+
+        found = Contexts().find(pool or _default_address())
+        return found.user if found is not None and not found.server else ""
 
     @contextlib.contextmanager
     def backend(self, *, create: bool = False, profile: ErasureProfile | None = None) -> Iterator[Backend]:
@@ -116,7 +126,7 @@ class Session:
             return
         from taskworker.cli.remote import RemoteBackend
 
-        with contextlib.closing(RemoteBackend(pool or DEFAULT_ADDRESS, self.user)) as remote:
+        with contextlib.closing(RemoteBackend(pool or _default_address(), self.user)) as remote:
             yield remote
             finish_regardless()
 
@@ -135,7 +145,7 @@ class Session:
         store, pool = self._where()
         if store is not None:
             raise Failure("this works with a pool only: say which with --pool ADDR", ExitCode.USAGE)
-        return pool or DEFAULT_ADDRESS
+        return pool or _default_address()
 
     def store_path(self) -> Path:
         """The directory of the embedded store, for commands that work only on such stores."""
@@ -161,6 +171,13 @@ class Session:
             raise Failure(f"there is no store at {path}; `push` or `serve` make one", ExitCode.NOT_FOUND)
         with contextlib.closing(EmbeddedBackend(path, self.user, create=create, profile=profile)) as embedded:
             yield embedded
+
+
+def _default_address() -> str:
+    """Where commands work without ``--pool``: on the server chosen last, or on the one at the usual address."""
+    from taskworker.auth.contexts import Contexts
+
+    return Contexts().current or DEFAULT_ADDRESS
 
 
 def _login_name() -> str:

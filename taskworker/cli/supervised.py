@@ -21,6 +21,15 @@ LimitsMax = Annotated[
         metavar="LIMITS",
     ),
 ]
+NoAuth = Annotated[
+    bool,
+    typer.Option(
+        "--no-auth",
+        help="Ask nobody for a token: whoever can connect may do everything. For tests and trials.",
+        show_default=False,
+    ),
+]
+NO_AUTH_WARNING = "--no-auth: nobody needs a token here, and whoever can connect may do everything"
 Supervised = Annotated[
     bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)
 ]

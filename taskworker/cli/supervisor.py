@@ -58,6 +58,7 @@ class Supervisor:
         grace_s: float,
         restart: bool,
         profile: tuple[int, int] | None,
+        no_auth: bool = False,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
@@ -65,6 +66,8 @@ class Supervisor:
         self._directory = directory
         self._restart = restart
         chosen = [] if profile is None else ["--k", str(profile[0]), "--n", str(profile[1])]
+        if no_auth:
+            chosen.append("--no-auth")
         self._pool = _Child(
             "pool", ["pool", "--dir", str(directory / "pool"), "--listen", listen, "--grace", str(grace_s), *chosen]
         )

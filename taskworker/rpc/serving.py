@@ -65,7 +65,7 @@ class Endpoint:
 
         Args:
             address: the address.
-            secured: whether callers prove who they are, so that other machines may reach it.
+            secured: whether connections are encrypted, so that other machines may reach it.
 
         Raises:
             InvalidArgument: malformed, or reachable from other machines although it is not secured.
@@ -90,9 +90,9 @@ def _require_loopback(host: str, address: str) -> None:
         raise InvalidArgument(f"address {address!r}: {host!r} is not a known host") from None
     if not all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found):
         raise InvalidArgument(
-            f"refusing to listen on {address}: it can be reached from other machines, and this server cannot yet tell "
-            "who is calling, so anyone there could read and change all files; listen on 127.0.0.1, [::1] or "
-            "unix:/path, and reach it from elsewhere through an SSH tunnel, until authentication is available"
+            f"refusing to listen on {address}: it can be reached from other machines, and what users send there, "
+            "such as their tokens, would not be encrypted; listen on 127.0.0.1, [::1] or unix:/path, and reach it from "
+            "elsewhere through an SSH tunnel"
         )
 
 
@@ -161,7 +161,13 @@ class Server:
         reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
         self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard),))
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        bound: Callable[[str], None] = lambda _address: None,
+    ) -> int:
         """Listen on ``host:port`` (port 0: any free one), ``[ipv6]:port`` or ``unix:path``.
 
         Only its owner may use a socket file.
@@ -169,6 +175,7 @@ class Server:
         Args:
             address: where to listen.
             credentials: for TLS; None: without it, and so on this machine only.
+            bound: called with the address, with its port, before the first call is answered.
 
         Returns:
             The port bound; 0 for a socket file.
@@ -191,8 +198,10 @@ class Server:
         if endpoint.socket_file is not None:
             endpoint.socket_file.chmod(0o600)
             self._socket_file, port = endpoint.socket_file, 0
+        found = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
+        bound(found)
         self._server.start()
-        log.info("serving on %s", address if port == 0 else f"{address.rpartition(':')[0]}:{port}")
+        log.info("serving on %s", found)
         return port
 
     def tell_health(self, *, serving: bool) -> None:

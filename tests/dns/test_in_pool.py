@@ -20,6 +20,7 @@ from taskworker.cli.exits import ExitCode
 from taskworker.errors import FunctionFailed, NameNotFound, NameServersUnavailable
 from taskworker.protos import taskworker_pb2
 from taskworker.protos.taskworker_pb2_grpc import DNSServiceStub
+from taskworker.rpc.dialling import dial
 from tests.dns.upstream import TestNameServer
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -101,7 +102,7 @@ def test_the_client_gets_typed_errors(pool: FunctionPool) -> None:
 
 
 def test_the_raw_contract(pool: FunctionPool) -> None:
-    with grpc.insecure_channel(pool.address) as channel:
+    with dial(pool.address) as channel:
         resolve = DNSServiceStub(channel).ResolveDomain
         response = resolve(taskworker_pb2.DNSRequest(domain="www.example"))
         assert (response.resolved_ip, response.status, response.message) == ("198.41.0.4,198.41.0.5", True, "")

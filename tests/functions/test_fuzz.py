@@ -21,6 +21,7 @@ from taskworker.pool.options import PoolOptions
 from taskworker.protos import functions_pb2, taskworker_pb2
 from taskworker.protos.functions_pb2_grpc import FunctionServiceStub, HostingServiceStub, InvocationServiceStub
 from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.rpc.dialling import dial
 from taskworker.worker.volume import VolumeWorker
 from tests.functions.processes import USER, FunctionPool
 
@@ -51,7 +52,7 @@ class Served:
 
     def __init__(self, pool: FunctionPool) -> None:
         self.pool = pool
-        self.to_pool = grpc.insecure_channel(pool.address)
+        self.to_pool = dial(pool.address)
         self.to_worker = grpc.insecure_channel(pool.workers["w0"].address)
         self.rpc = RPCServiceStub(self.to_pool)
         self.functions = FunctionServiceStub(self.to_pool)

@@ -34,6 +34,7 @@ from taskworker.errors import (
 from taskworker.protos import functions_pb2, taskworker_pb2
 from taskworker.protos.functions_pb2_grpc import InvocationServiceStub
 from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
+from taskworker.rpc.dialling import dial
 from taskworker.sandbox import Limits
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -837,7 +838,7 @@ def test_calls_of_a_suspended_worker_move(pool: FunctionPool) -> None:
 def test_a_call_whose_caller_has_gone_ends_at_once(pool: FunctionPool) -> None:
     pool.deploy("unending", "app:forever", pool.directory, limits=Limits(wall_s=300.0))  # longer than is waited here
     pool.await_workers("unending", 3)
-    with grpc.insecure_channel(pool.address) as channel:
+    with dial(pool.address) as channel:
         request = taskworker_pb2.FunctionCallRequest(function_name="unending", user_id=USER)
         call = RPCServiceStub(channel).CallFunction.future(request)
         pool.await_status("unending", lambda status: status.running == 1)
@@ -869,7 +870,7 @@ def test_a_call_that_ends_before_its_time_takes_with_it_what_it_waits_for(pool: 
     with pytest.raises(DeadlineExceeded, match="outer"):
         pool.client.call("outer", ["innermost"], user_id=USER, timeout_s=WAIT_S)
     assert pool.await_status("innermost", lambda status: status.running == 0).calls == 1
-    with grpc.insecure_channel(pool.address) as channel:
+    with dial(pool.address) as channel:
         request = taskworker_pb2.FunctionCallRequest(function_name="inner", args=["innermost"], user_id=USER)
         call = RPCServiceStub(channel).CallFunction.future(request)
         pool.await_status("innermost", lambda status: status.running == 1)

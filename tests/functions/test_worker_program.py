@@ -172,6 +172,7 @@ import asyncio
 import grpc
 from taskworker import TaskWorker
 from taskworker.protos import taskworker_pb2, taskworker_pb2_grpc
+from taskworker.rpc.dialling import dial_async
 
 worker = TaskWorker("worker_001", node_pool_address="{address}")
 
@@ -186,7 +187,7 @@ async def main():
     response = await worker.storage.Push(taskworker_pb2.PushRequest(file_data=b"hello", filename="a.txt", user_id="u1"))
     data = await worker.storage.Get(taskworker_pb2.GetRequest(file_id=response.file_id, user_id="u1"))
     assert data.file_data == b"hello"
-    async with grpc.aio.insecure_channel("{address}") as channel:
+    async with dial_async("{address}") as channel:
         rpc = taskworker_pb2_grpc.RPCServiceStub(channel)
         call = taskworker_pb2.FunctionCallRequest(function_name="calculate", args=["3", "4"], user_id="u1")
         for _ in range(100):
@@ -219,7 +220,12 @@ def test_the_usage_text_runs_as_a_program(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "program.py"],
             cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CACHE_HOME": cache},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(tmp_path),
+                "XDG_CACHE_HOME": cache,
+                "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],  # has the token for the pool
+            },
             capture_output=True,
             text=True,
             timeout=120,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from storage import FileStorage, InvalidArgument
+from storage import FileStorage, InvalidArgument, PermissionDenied
 from taskworker import AsyncClient, Client
 from taskworker.apps.owner_context import keep_owner_context, login_name
 from taskworker.apps.pool_server import PoolServer
 from taskworker.apps.store_server import StoreServer
 from taskworker.auth.contexts import Context, Contexts
-from taskworker.auth.rights import Role
+from taskworker.auth.rights import CANDIDATE_OWNER, Role, Scope
+from taskworker.calls.bundle import packed
+from taskworker.calls.spec import FunctionSpec
+from taskworker.client.functions import FunctionClient
 from taskworker.client.pool import PoolClient
 from taskworker.client.users import UserClient
 from taskworker.errors import Unauthenticated
@@ -205,3 +210,37 @@ def test_a_worker_of_the_owner_joins_and_of_a_stranger_does_not(home: Home, tmp_
         assert pool.users.users()[0].role is Role.OPERATOR
     finally:
         pool.stop(0.0)
+
+
+def test_a_large_bundle_of_a_function_that_a_token_is_not_for_is_dropped(home: Home, tmp_path: Path) -> None:
+    pool = PoolServer(tmp_path / "pool", options=PoolOptions(allow_fragile=True, lease_s=600.0), authenticates=True)
+    address = f"127.0.0.1:{pool.start('127.0.0.1:0')}"
+    try:
+        keep_owner_context(pool.users, pool.pool.pool_id, address)
+        worker = VolumeWorker("w1", address, tmp_path / "w1")
+        worker.start("127.0.0.1:0")
+        try:
+            with PoolClient(address) as client:
+                while not client.layout().members:
+                    time.sleep(0.01)
+            pool.users.add("dee", Role.DEPLOYER)
+            token = pool.users.create_token("dee", scopes=[Scope.parse("deploy:team-")]).text
+            # The worker of this process would use this context, too, but its next heartbeat is in minutes.
+            home.be("dee").put(Context(address, token))
+            with FunctionClient(address) as deployer:
+                with pytest.raises(PermissionDenied, match="other names than 'other'"):
+                    deployer.deploy(_large_bundle("other"), user_id="dee")
+                assert deployer.deploy(_large_bundle("team-f"), user_id="dee").function == "team-f"
+        finally:
+            home.be("owner")
+            worker.stop()
+        assert [one.name for one, _head in pool.functions.deployed.all()] == ["team-f"]
+        assert not pool.pool.store.list_files(user_id=CANDIDATE_OWNER)
+    finally:
+        pool.stop(0.0)
+
+
+def _large_bundle(name: str) -> bytes:
+    """A bundle that is too large for one message."""
+    files = {"app/app.py": b"def f(): ...", "app/data": random.Random(name).randbytes(5 << 20)}
+    return packed(FunctionSpec(name=name, entry="app:f"), files).bundle

@@ -1,0 +1,126 @@
+"""The command login, and the commands for contexts: ls, use, rm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.help import Command, Group
+from taskworker.cli.session import Session, with_session
+from taskworker.cli.streams import check_input
+from taskworker.cli.text import one_line
+
+_TOKEN_CHARACTERS_MAX = 256
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="The servers that you use, and your tokens for them."
+)
+
+Address = Annotated[str, typer.Argument(help="Address of the server.", metavar="ADDR")]
+
+
+def login(
+    session: Session,
+    address: Address,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="The token (env: TASKWORKER_TOKEN; else the command asks for it, or reads it from standard input). "
+            "Others on this machine can see options.",
+            metavar="TOKEN",
+        ),
+    ] = None,
+) -> None:
+    """Keep a token that the operator of a server gave you. From then on, all programs of yours send it to that server.
+
+    Examples:
+        taskworker login 127.0.0.1:50051 < token.txt
+    """
+    from taskworker.auth.contexts import Context, Contexts, is_on_this_machine, plain_address
+    from taskworker.client.users import UserClient
+
+    if not is_on_this_machine(plain_address(address)):
+        raise Failure(
+            f"{one_line(address)} is on another machine, and the token would be sent in the clear: use the address of "
+            "an SSH tunnel on this machine",
+            ExitCode.USAGE,
+        )
+    text = (token or os.environ.get("TASKWORKER_TOKEN") or _asked()).strip()
+    with UserClient(address, token=text) as client:
+        who = client.who_am_i()
+    contexts = Contexts()
+    contexts.put(Context(address, text, who.user), is_current=True)
+    limits = f", limited to {' '.join(who.scopes)}" if who.scopes else ""
+    session.terminal.result(
+        {"address": plain_address(address), "user": who.user, "role": who.role, "scopes": who.scopes},
+        f"{one_line(address)} knows you as {one_line(who.user)}, {who.role}{one_line(limits)}; commands without --pool "
+        "work on it now",
+    )
+
+
+def _asked() -> str:
+    check_input()
+    if sys.stdin.isatty():
+        typed: str = typer.prompt("Token", hide_input=True, err=True)
+        return typed
+    return sys.stdin.buffer.read(_TOKEN_CHARACTERS_MAX).decode("ascii", "replace")
+
+
+def ls(session: Session) -> None:
+    """List the servers that you have tokens for, but never a token.
+
+    Examples:
+        taskworker context ls
+    """
+    from taskworker.auth.contexts import Contexts
+
+    contexts = Contexts()
+    current, found = contexts.current, contexts.all()
+    session.terminal.result(
+        [
+            {"address": one.address, "user": one.user, "current": one.address == current, "owned": bool(one.server)}
+            for one in found
+        ],
+        *(
+            f"{'*' if one.address == current else ' '} {one_line(one.address)}  {one_line(one.user)}"
+            f"{'  (yours)' if one.server else ''}"
+            for one in found
+        ),
+        *([] if found else ["no contexts yet; `taskworker login ADDR` makes one, and so does starting a server"]),
+    )
+
+
+def use(session: Session, address: Address) -> None:
+    """Let commands without --pool work on this server.
+
+    Examples:
+        taskworker context use 127.0.0.1:50051
+    """
+    from taskworker.auth.contexts import Contexts
+
+    chosen = Contexts().use(address)
+    session.terminal.result(
+        {"address": chosen.address, "user": chosen.user}, f"commands without --pool work on {one_line(chosen.address)}"
+    )
+
+
+def rm(session: Session, address: Address) -> None:
+    """Forget a server and your token for it. The token stays valid until it is revoked.
+
+    Examples:
+        taskworker context rm 127.0.0.1:50051
+    """
+    from taskworker.auth.contexts import Contexts
+
+    if not Contexts().remove(address):
+        raise Failure(f"there is no context for {one_line(address)}", ExitCode.NOT_FOUND)
+    session.terminal.result({"address": address, "removed": True}, f"{one_line(address)} is forgotten")
+
+
+app.command("ls", cls=Command)(with_session(ls))
+app.command("use", cls=Command)(with_session(use))
+app.command("rm", cls=Command)(with_session(rm))

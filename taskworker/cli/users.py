@@ -1,0 +1,79 @@
+"""The commands for users: add, ls, rm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from taskworker.cli.documents import document
+from taskworker.cli.help import Command, Group
+from taskworker.cli.session import Session, with_session
+from taskworker.cli.text import one_line, plural
+
+app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="The users of a server.")
+
+UserName = Annotated[str, typer.Argument(help="The user's name, which owns the user's files.", metavar="NAME")]
+
+
+def add(
+    session: Session,
+    name: UserName,
+    role: Annotated[
+        str, typer.Option(help="What the user may do: user, deployer, auditor or operator.", metavar="ROLE")
+    ] = "user",
+) -> None:
+    """Add a user to the server. `taskworker token create` makes a token for it.
+
+    Examples:
+        taskworker user add ann
+        taskworker user add ci --role deployer
+    """
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        added = client.add(name, role)
+    session.terminal.result(
+        document(added),
+        f"user {one_line(added.user)} is added, {added.role}; make a token: taskworker token create --user "
+        f"{one_line(added.user)}",
+    )
+
+
+def ls(session: Session) -> None:
+    """List the server's users and their roles.
+
+    Examples:
+        taskworker user ls
+    """
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        found = client.users()
+    width = max([4, *(len(one_line(one.user)) for one in found)])
+    session.terminal.result(
+        [document(one) for one in found],
+        f"{'USER':{width}}  ROLE",
+        *(f"{one_line(one.user):{width}}  {one.role}" for one in found),
+    )
+
+
+def rm(session: Session, name: UserName) -> None:
+    """Remove a user. Its tokens end at once; its files stay, also for a later user of this name.
+
+    Examples:
+        taskworker user rm ann
+    """
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        tokens = client.remove(name)
+    session.terminal.result(
+        {"user": name, "removed": True, "tokens": tokens},
+        f"user {one_line(name)} is removed; {plural(tokens, 'token')} ended",
+    )
+
+
+app.command("add", cls=Command)(with_session(add))
+app.command("ls", cls=Command)(with_session(ls))
+app.command("rm", cls=Command)(with_session(rm))

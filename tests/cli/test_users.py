@@ -1,0 +1,129 @@
+"""Users at the command line: the owner needs nothing, others log in."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TIMEOUT_S, Cli, serving
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Cli:
+    return Cli(tmp_path, {"XDG_CONFIG_HOME": str(tmp_path / "owner")}, "ann")
+
+
+def person(owner: Cli, name: str) -> Cli:
+    """Somebody else on the machine, whom commands take for a user of this name unless a server knows better."""
+    environment = {"XDG_CONFIG_HOME": str(owner.directory / name), "LOGNAME": f"login-{name}"}
+    return Cli(owner.directory, environment, "")
+
+
+def test_whoever_starts_a_server_uses_it_at_once_and_nobody_else_does(owner: Cli) -> None:
+    owner.write("f", b"1")
+    stranger = person(owner, "eve")
+    with serving(owner, owner.directory / "store") as address:
+        owner.run("push", "f", "--pool", address)
+        (context,) = owner.json("context", "ls")
+        assert (context["address"], context["owned"], context["current"]) == (address, True, False)
+        assert "taskworker login" in stranger.error("ls", "--pool", address, code=1)
+        assert stranger.json("context", "ls") == []
+    kept = owner.directory / "owner/taskworker/contexts.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_a_user_logs_in_with_a_token(owner: Cli) -> None:
+    owner.write("f", b"1")
+    bob = person(owner, "bob")
+    with serving(owner, owner.directory / "store") as address:
+        at = ("--pool", address)
+        owner.run("push", "f", *at)
+        owner.run("user", "add", "bob", *at)
+        made = owner.json("token", "create", "--user", "bob", "--expires", "2h", "--label", "laptop", *at)
+        token = made["token"].encode()
+        assert bob.json("login", address, stdin=token + b"\n") == {
+            "address": address,
+            "user": "bob",
+            "role": "user",
+            "scopes": [],
+        }
+        assert bob.names() == []  # at the server chosen by login, as the user whom it knows
+        bob.run("push", "f")
+        assert bob.names() == ["f"]
+        assert "cannot act for 'ann'" in bob.error("ls", "--user", "ann", code=1)
+        assert "needs the right operate" in bob.error("user", "add", "eve", code=1)
+        text = owner.text("token", "ls", "--user", "bob", *at)
+        assert "laptop" in text
+        assert token.decode() not in text
+        owner.run("token", "revoke", made["token_id"], *at)
+        assert "was revoked" in bob.error("ls", code=1)
+        assert owner.json("user", "rm", "bob", *at)["tokens"] == 1
+        assert [one["user"] for one in owner.json("user", "ls", *at) if one["user"] == "bob"] == []
+
+
+def test_a_wrong_token_is_not_kept(owner: Cli) -> None:
+    bob = person(owner, "bob")
+    with serving(owner, owner.directory / "store") as address:
+        for wrong in (b"", b"nonsense", b"twu1." + b"a" * 43):
+            said = bob.error("login", address, stdin=wrong, code=1)
+            assert "aaaa" not in said
+        assert bob.json("context", "ls") == []
+    assert "another machine" in bob.error("login", "example.org:50051", "--token", "x", code=2)
+
+
+def test_contexts_are_chosen_and_forgotten(owner: Cli) -> None:
+    with serving(owner, owner.directory / "store") as address:
+        owner.run("context", "use", address)
+        assert owner.names() == []
+        owner.run("context", "rm", address)
+        assert owner.json("context", "ls") == []
+        owner.error("context", "rm", address, code=3)
+        owner.error("context", "use", address, code=2)
+
+
+def test_without_authentication_everybody_may_do_everything_and_is_told_so(owner: Cli) -> None:
+    stranger = person(owner, "eve")
+    with serving(owner, owner.directory / "store", "--no-auth") as address:
+        assert stranger.json("ls", "--pool", address) == []
+        assert owner.json("context", "ls") == []
+
+
+def test_wrong_options(owner: Cli) -> None:
+    owner.error("token", "create", "--pool", "127.0.0.1:1", code=2)
+    for wrong in ("x", "1", "1y", "-1h", "9999999d", "1 h"):
+        owner.error("token", "create", "--user", "ann", f"--expires={wrong}", "--pool", "127.0.0.1:1", code=2)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-auth"]])
+def test_a_pool_is_its_owners(owner: Cli, options: list[str]) -> None:
+    stranger = person(owner, "eve")
+    arguments = ["pool", "--dir", "pool", "--listen", "127.0.0.1:0", "--json", *options]
+    process = owner.start(*arguments, stdin=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        address = json.loads(os.read(process.stdout.fileno(), 4096))["address"]
+        assert owner.json("status", "--pool", address)["workers"] == []
+        assert owner.json("layout", "--pool", address)["members"] == []
+        if options:
+            assert stranger.json("status", "--pool", address)["workers"] == []
+        else:
+            assert "taskworker login" in stranger.error("layout", "--pool", address, code=1)
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert ("whoever can connect may do everything" in err.decode()) == bool(options)
+
+
+def test_a_server_whose_contexts_others_can_read_does_not_start(owner: Cli) -> None:
+    kept = owner.directory / "owner/taskworker/contexts.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    kept.chmod(0o644)
+    assert "chmod 600" in owner.error("--store", "store", "serve", "--listen", "127.0.0.1:0", code=1)
+    assert kept.read_text() == "{}"
