@@ -78,7 +78,21 @@ def test_only_the_owner_may_read_the_file(contexts: Contexts) -> None:
             use()
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"contexts": 1}', b"\xff", b'{"contexts": [{"address": "x"}]}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"contexts": 1}',
+        b"\xff",
+        b'{"contexts": [{"address": "x"}]}',
+        b'{"version": 1, "current": "", "contexts": [{"address": 1, "token": "x"}]}',
+        b'{"version": 1, "current": "", "contexts": [{"address": "a", "token": "x", "more": "y"}]}',
+        b'{"version": 2, "current": "", "contexts": []}',
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_file_is_reported_and_left_alone(contexts: Contexts, raw: bytes) -> None:
     contexts.put(Context(HERE, "t"))
     contexts.path.write_bytes(raw)
