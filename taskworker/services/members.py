@@ -33,7 +33,10 @@ class EnrollmentService:
 
     Args:
         enrollment: admits them.
-        members_port: returns the port at which members are served.
+        pool_id: id of the pool.
+
+    Attributes:
+        members_port: the port at which members are served.
     """
 
     def __init__(self, enrollment: Enrollment, pool_id: str) -> None:

@@ -316,6 +316,31 @@ def test_dialling_gives_up_on_a_server_that_says_nothing(members: Members) -> No
             dial_secure(address, 0.3, members.pool.client, members.worker.identity.dns_name, ignore)
 
 
+@pytest.mark.timeout(20)
+def test_dialling_gives_up_on_a_server_that_sends_byte_after_byte(members: Members) -> None:
+    ended = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        with accepted, contextlib.suppress(OSError):
+            accepted.sendall(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb")  # the beginning of a long message
+            for _ in range(40):
+                accepted.sendall(b"\0")
+                if ended.wait(0.2):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with pytest.raises(TimeoutError, match="handshake"):
+                dial_secure(address, 0.5, members.pool.client, members.worker.identity.dns_name, ignore)
+        finally:
+            ended.set()
+            thread.join()
+
+
 def test_a_stream_can_be_ended_while_it_is_used(members: Members) -> None:
     with joined(members) as (client, _):
         thread = threading.Timer(0.2, client.shutdown)

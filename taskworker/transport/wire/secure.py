@@ -40,15 +40,21 @@ class SecureStream:
         context: keys, and whom to trust.
         server_name: for a client, the DNS name that the server's certificate must have; None: this end is the server.
         authorize: judges the other end's certificate once it was verified.
+        clock_s: monotonic seconds.
 
     Attributes:
         peer: who is at the other end, as ``authorize`` says; None before the handshake is complete.
     """
 
-    __slots__ = ("_authorize", "_backlog", "_lock", "_owed", "_ready", "_tls", "peer")
+    __slots__ = ("_authorize", "_backlog", "_clock_s", "_lock", "_owed", "_ready", "_tls", "peer")
 
     def __init__(
-        self, connected: socket.socket, context: ssl.SSLContext, server_name: str | None, authorize: Authorize
+        self,
+        connected: socket.socket,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        authorize: Authorize,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         connected.setblocking(False)
         if connected.family != socket.AF_UNIX:
@@ -62,8 +68,9 @@ class SecureStream:
         )
         self._backlog: SendBacklog | None = None
         if connected.family != socket.AF_UNIX:
-            self._backlog = SendBacklog(self.unsent, self._limit, time.monotonic)
+            self._backlog = SendBacklog(self.unsent, self._limit, clock_s)
         self._authorize = authorize
+        self._clock_s = clock_s
         self.peer: object = None
         self._lock = threading.Lock()
         self._ready = False
@@ -75,16 +82,14 @@ class SecureStream:
         Raises:
             OSError: it failed, or took longer than ``within_s`` seconds.
         """
-        until_ms = within_s * 1000
+        until_s = self._clock_s() + within_s
         while True:
             with self._lock:
                 if self._is_ready():
                     return
-            poll = select.poll()
-            poll.register(self._tls.fileno(), select.POLLIN)
-            if until_ms <= 0 or not poll.poll(until_ms):
+            left_s = until_s - self._clock_s()
+            if left_s <= 0 or not self._await(select.POLLIN, left_s):
                 raise TimeoutError("the other end did not answer during the TLS handshake")
-            until_ms -= 1  # bounds a peer that sends single bytes
 
     def _is_ready(self) -> bool:
         """Go on with the handshake; return whether it is complete. The caller holds the lock."""
@@ -207,10 +212,10 @@ class SecureStream:
         with self._lock:
             self._tls.close()
 
-    def _await(self, event: int) -> bool:
+    def _await(self, event: int, within_s: float = WAIT_S) -> bool:
         poll = select.poll()
         poll.register(self._tls.fileno(), event)
-        return bool(poll.poll(WAIT_S * 1000))
+        return bool(poll.poll(within_s * 1000))
 
 
 class _Records:
