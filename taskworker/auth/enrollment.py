@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,6 +12,7 @@ from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import public_key_hash, read_request
+from taskworker.auth.documents import Documents
 from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import TTL_S, Admission, JoinToken, JoinTokens
 from taskworker.errors import WorkerRefused
@@ -20,16 +21,6 @@ DOCUMENT = "pool-admissions"
 CLOCK_SKEW_S_MAX = 300.0
 """By how many seconds a worker's clock may differ from the pool's."""
 _ID_BYTES_MAX = 200
-
-
-class Documents(Protocol):
-    """The part of a catalog that this needs."""
-
-    def document(self, name: str) -> bytes | None:
-        """The document with this name."""
-
-    def save_document(self, name: str, raw: bytes) -> None:
-        """Store a document durably and atomically."""
 
 
 class Issued(NamedTuple):

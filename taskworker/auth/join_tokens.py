@@ -10,14 +10,15 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StoreFull
+from taskworker.auth.documents import Documents
+from taskworker.auth.user_tokens import hash_of_token
 from taskworker.errors import WorkerRefused
 
 TTL_S = 3600.0
@@ -105,16 +106,6 @@ class _Kept(msgspec.Struct, frozen=True):
 _decoder = msgspec.msgpack.Decoder(list[_Kept])
 
 
-class Documents(Protocol):
-    """The part of a catalog that tokens need."""
-
-    def document(self, name: str) -> bytes | None:
-        """The document with this name."""
-
-    def save_document(self, name: str, raw: bytes) -> None:
-        """Store a document durably and atomically."""
-
-
 class JoinTokens:
     """The tokens that were given out and may still be used. Thread-safe.
 
@@ -149,7 +140,7 @@ class JoinTokens:
             kept = self._read()
             if len(kept) >= _TOKENS_MAX:
                 raise StoreFull(f"{_TOKENS_MAX:,} tokens to join with wait for their use; let some expire")
-            kept.append(_Kept(_hash(token.secret), admission, self._now_ms() + int(ttl_s * 1000)))
+            kept.append(_Kept(hash_of_token(token.secret), admission, self._now_ms() + int(ttl_s * 1000)))
             self._save(kept)
         return token
 
@@ -164,7 +155,7 @@ class JoinTokens:
         Raises:
             WorkerRefused: there is no such token, it has expired, or was used for another key.
         """
-        digest = _hash(secret)
+        digest = hash_of_token(secret)
         with self._lock:
             kept = self._read()
             for at, one in enumerate(kept):
@@ -195,7 +186,3 @@ class JoinTokens:
 
     def _save(self, kept: list[_Kept]) -> None:
         self._documents.save_document(DOCUMENT, msgspec.msgpack.encode(kept))
-
-
-def _hash(secret: str) -> bytes:
-    return sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -12,12 +12,13 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError, StoreFull
+from taskworker.auth.documents import Documents
 from taskworker.auth.rights import RIGHTS_OF, Principal, Role, Scope
 from taskworker.auth.user_tokens import hash_of_token, is_token, new_token
 from taskworker.errors import Unauthenticated
@@ -35,16 +36,6 @@ _NAME_PUNCTUATION = frozenset("._@+-")
 _ID_BYTES = 6
 _KEPT_MS = 30 * 86_400_000  # a token that ended is remembered for so long, to say why it is refused
 _NOTED_MS = 600_000  # a last use is written at most so often
-
-
-class Documents(Protocol):
-    """The part of a catalog that users need."""
-
-    def document(self, name: str) -> bytes | None:
-        """The document with this name."""
-
-    def save_document(self, name: str, raw: bytes) -> None:
-        """Store a document durably and atomically."""
 
 
 class User(msgspec.Struct, frozen=True):

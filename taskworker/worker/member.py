@@ -7,7 +7,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +30,7 @@ from taskworker.auth.certificates import (
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import JoinToken
 from taskworker.auth.tls import MemberCredentials
+from taskworker.auth.user_tokens import hash_of_token
 from taskworker.errors import StorageUnavailable, WorkerRefused
 from taskworker.protos import members_pb2
 from taskworker.protos.members_pb2_grpc import EnrollmentServiceStub, MemberServiceStub
@@ -190,7 +190,7 @@ def _kept_of(
 
 
 def _hash(token: str) -> str:
-    return sha256(token.strip().encode("utf-8", "surrogatepass")).hexdigest()
+    return hash_of_token(token.strip()).hex()
 
 
 def _authority_at(address: str, fingerprint: str) -> bytes:
