@@ -58,16 +58,23 @@ def _require_private(path: Path, found: os.stat_result) -> None:
         raise NotPrivate(f"{path} has mode {mode:04o}, so others may read it: `chmod 600 {path}`")
 
 
+def aside_of(path: Path) -> Path:
+    """Return where :func:`write_private` writes before the file takes its place."""
+    return path.with_name(f".{path.name}.new")
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a private file durably, in place of a former one. Its directory is created, private as well, if absent.
 
     The file is private at every moment, whatever the umask. A symbolic link in its place is replaced, not followed.
+    Only one process at a time may write it. What a crash leaves beside it is removed by the next call.
 
     Raises:
         OSError: it cannot be written; a former file is unchanged.
     """
     path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.new")
+    aside = aside_of(path)
+    aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument
-from storage.system.private_files import NotPrivate, read_private, write_private
+from storage.system.private_files import NotPrivate, aside_of, read_private, write_private
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import (
     NotTrusted,
@@ -219,6 +219,12 @@ def test_a_private_file_is_replaced_whole_and_follows_no_link(tmp_path: Path) ->
     with pytest.raises(NotPrivate, match="more than 3 bytes"):
         read_private(path, 3)
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_what_a_crash_left_beside_a_private_file_goes_with_the_next(tmp_path: Path) -> None:
+    aside_of(tmp_path / "key").write_bytes(b"half a sec")
+    write_private(tmp_path / "key", b"secret")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from storage.errors import InvalidArgument
+from storage.system.private_files import aside_of, write_private
 from taskworker.errors import SecretsUnavailable
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class KeyFile:
     def load(self) -> KeyRing | None:
         """See ``MasterKeySource``."""
         with contextlib.suppress(OSError):  # a read-only place has none
-            self._aside.unlink()  # left by a crash before the rename; nothing is sealed with its keys
+            aside_of(self.path).unlink()  # left by a crash before the rename; nothing is sealed with its keys
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -141,10 +142,6 @@ class KeyFile:
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
         keys = [MasterKey.of_text(line, self.name) for line in lines or [""]]
         return KeyRing(keys[0], tuple(keys[1:]))
-
-    @property
-    def _aside(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.new")
 
     def _require_private(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -183,30 +180,9 @@ class KeyFile:
     def _keep(self, ring: KeyRing) -> None:
         text = _HEADER + "".join(f"{key.text()}\n" for key in (ring.current, *ring.former))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._aside.unlink(missing_ok=True)
-            _write_durably(self._aside, text.encode())
-            self._aside.replace(self.path)
-            _sync_directory(self.path.parent)
+            write_private(self.path, text.encode())
         except OSError as error:
             raise SecretsUnavailable(f"{self.name} cannot be written: {error.strerror}") from error
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)  # regardless of the umask
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
