@@ -13,6 +13,13 @@ class StorageUnavailable(StorageError):
     """No server answers at the address, or it is shutting down. Trying again later may help."""
 
 
+class ServerNotTrusted(StorageUnavailable):
+    """What answers at the address does not prove to be the server that is expected there; nothing was sent to it.
+
+    Its certificate is expired, or of another authority or host, or only one of both ends uses TLS. The text says which.
+    """
+
+
 class ServerBusy(StorageUnavailable):
     """The server runs as many calls of this kind as it allows; try again in a moment."""
 

@@ -7,13 +7,16 @@ import pwd
 import socket
 
 from storage.errors import InvalidArgument
-from taskworker.auth.contexts import Context, Contexts
+from taskworker.auth.contexts import Context, Contexts, reached_here
 from taskworker.auth.rights import Role
+from taskworker.auth.trust import Trust
 from taskworker.auth.users import Users, check_name
 from taskworker.errors import Unauthenticated
 
 
-def keep_owner_context(users: Users, server: str, address: str, contexts: Contexts | None = None) -> str:
+def keep_owner_context(
+    users: Users, server: str, address: str, contexts: Contexts | None = None, *, trust: Trust | None = None
+) -> str:
     """Make the user of this process an operator, whose token is in the context for the server's address.
 
     A token that was made at an earlier start is used again.
@@ -23,6 +26,7 @@ def keep_owner_context(users: Users, server: str, address: str, contexts: Contex
         server: id of the server.
         address: where it listens.
         contexts: where the context is kept; None: with this user's others.
+        trust: how clients know the server; None: it does not use TLS.
 
     Returns:
         The operator's name.
@@ -36,7 +40,7 @@ def keep_owner_context(users: Users, server: str, address: str, contexts: Contex
     owner = users.make_operator(login_name()).name
     former = next((one for one in contexts.all() if one.server == server and _is_valid(users, one, owner)), None)
     token = former.token if former else users.create_token(owner, label=f"context on {socket.gethostname()}").text
-    contexts.put(Context(address, token, owner, server))
+    contexts.put(Context(reached_here(address), token, owner, server).with_trust(trust))
     return owner
 
 

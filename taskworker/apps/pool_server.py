@@ -12,6 +12,7 @@ from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.calls.concurrency import UserPlaces, pool_places
 from taskworker.errors import ApiBusy
@@ -73,6 +74,9 @@ class PoolServer:
         authenticates: whether callers need tokens of the pool's users (:attr:`users`); otherwise everybody may do
             everything.
 
+    Attributes:
+        tls: how it shows users who serves them; None: it does not use TLS, or has not started.
+
     Raises:
         StoreLocked: another process runs this pool.
         FormatError: the directory belongs to something else.
@@ -97,6 +101,7 @@ class PoolServer:
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
         )
         self.users = Users(self.pool.documents)
+        self.tls: ServerTls | None = None
         self._guard = guard_of(self.pool.store, self.users) if authenticates else None
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(
@@ -170,6 +175,7 @@ class PoolServer:
         join_address: str = "",
         members_port: int = 0,
         *,
+        tls: TlsOptions | None = None,
         bound: Callable[[str], None] = lambda _address: None,
     ) -> int:
         """Listen; see :meth:`taskworker.services.file_server.FileServer.start`. On failure the pool is closed.
@@ -178,13 +184,16 @@ class PoolServer:
             address: where users and operators call.
             join_address: where workers join with tokens, see :meth:`MembersServer.start`.
             members_port: where they are served once they have joined.
+            tls: how to show users who serves them; None: without TLS, so on this machine only.
             bound: called with the address for users, with its port, before the first call there is answered.
         """
         try:
             self.capabilities.start()
             if self._members is not None:
                 self._service.join_address = self._members.start(join_address, members_port)
-            port = self._server.start(address, bound=bound)
+            if tls is not None:
+                self.tls = ServerTls(self.pool.authority(), address, tls)
+            port = self._server.start(address, None if self.tls is None else self.tls.credentials(), bound=bound)
         except BaseException:
             if self._members is not None:
                 self._members.stop(0.0)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
 from storage import FileStorage
+from taskworker.auth.authority import Authority
+from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.protos import auth_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS
@@ -10,6 +16,7 @@ from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
 
+_ID_DOCUMENT = "server-id"
 _AUTH = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
 
 
@@ -21,13 +28,34 @@ class StoreServer(FileServer):
 
     Attributes:
         users: the store's users.
+        tls: how it shows them who serves them; None: it does not use TLS, or has not started.
     """
 
     def __init__(self, store: FileStorage) -> None:
+        self._store = store
         self.users = Users(store.upkeep.documents)
+        self.tls: ServerTls | None = None
         guard = guard_of(store, self.users)
         service = generic_handler(_AUTH, AuthService(self.users), guard=guard)
         super().__init__(store, added={_AUTH.full_name: service}, added_calls=DEFAULT_LIMITS.reserved, guard=guard)
+
+    def start_tls(self, address: str, options: TlsOptions, *, bound: Callable[[str], None]) -> int:
+        """Listen with TLS; see :meth:`Server.start`.
+
+        Raises:
+            InvalidArgument: the address is malformed, or given certificates cannot be used.
+            FormatError: the file of the store's certificate authority is damaged.
+            NotPrivate: others may read that.
+            OSError: a file cannot be read or written.
+        """
+        documents = self._store.upkeep.documents
+        server_id = (documents.document(_ID_DOCUMENT) or b"").decode("ascii")
+        if not server_id:
+            server_id = secrets.token_hex(16)
+            documents.save_document(_ID_DOCUMENT, server_id.encode("ascii"))
+        authority = Authority(Path(self._store.path) / "authority.pem", server_id)
+        self.tls = ServerTls(authority, address, options)
+        return self.start(address, self.tls.credentials(), bound=bound)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """See :meth:`Server.stop`."""

@@ -92,6 +92,15 @@ class Authority:
         """SHA-256 of the issuing authority's certificate, 64 hexadecimal digits."""
         return fingerprint_of(self._issuers[0].certificate)
 
+    @property
+    def oldest_fingerprint(self) -> str:
+        """SHA-256 of the certificate of the oldest authority that is trusted."""
+        return fingerprint_of(self._oldest.certificate)
+
+    @property
+    def _oldest(self) -> _Issuer:
+        return min(self._issuers, key=lambda one: one.certificate.not_valid_before_utc)
+
     def issue(
         self,
         request_pem: bytes,
@@ -99,6 +108,7 @@ class Authority:
         *,
         names: Sequence[x509.GeneralName] = (),
         lifetime_s: float = LIFETIME_S,
+        by_oldest: bool = False,
     ) -> bytes:
         """Issue a certificate.
 
@@ -108,6 +118,7 @@ class Authority:
             identity: whom the certificate names.
             names: further names, such as the host names of a server.
             lifetime_s: how long it is valid.
+            by_oldest: whether the oldest of the trusted authorities issues it, while one replaces another.
 
         Returns:
             The certificate, in PEM.
@@ -118,7 +129,7 @@ class Authority:
         if identity.pool != self._pool_id:
             raise InvalidArgument(f"certificates are issued to members of pool {self._pool_id} only")
         request = read_request(request_pem)
-        issuer, now = self._issuers[0], self._now()
+        issuer, now = self._oldest if by_oldest else self._issuers[0], self._now()
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
@@ -145,11 +156,17 @@ class Authority:
         return certificate_to_pem(certificate)
 
     def issue_own(
-        self, identity: MemberIdentity, *, names: Sequence[x509.GeneralName] = (), lifetime_s: float = LIFETIME_S
+        self,
+        identity: MemberIdentity,
+        *,
+        names: Sequence[x509.GeneralName] = (),
+        lifetime_s: float = LIFETIME_S,
+        by_oldest: bool = False,
     ) -> KeyPair:
-        """Make a key and issue a certificate for it, for a member that runs in this process."""
+        """Make a key and issue a certificate for it, for a member that runs in this process; see :meth:`issue`."""
         key = new_key()
-        certificate = self.issue(new_request(key), identity, names=names, lifetime_s=lifetime_s)
+        request = new_request(key)
+        certificate = self.issue(request, identity, names=names, lifetime_s=lifetime_s, by_oldest=by_oldest)
         return KeyPair(key_to_pem(key), certificate, self.certificates_pem)
 
     # -- replacing the authority -----------------------------------------------------------------

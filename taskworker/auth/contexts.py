@@ -1,4 +1,4 @@
-"""The servers that a person of this machine uses, each with the token that it knows the person by.
+"""The servers that a person of this machine uses, each with the token that it knows the person by, and how it is known.
 
 They are in one private file, ``taskworker/contexts.json`` in ``$XDG_CONFIG_HOME``. Servers write the token of their
 owner into it, ``taskworker login`` those that others gave out. Clients look up the token by the address that they call.
@@ -18,9 +18,11 @@ from typing import NamedTuple
 
 from storage.errors import FormatError, InvalidArgument
 from storage.system.private_files import read_private, write_private
+from taskworker.auth.trust import SYSTEM, Trust
 
 _FILE = Path("taskworker", "contexts.json")
 _VERSION = 1
+_LOOPBACKS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 _OWNED_MAX = 100
 """Contexts that servers wrote for their owners. Of more, the oldest ones are dropped."""
 
@@ -33,12 +35,30 @@ class Context(NamedTuple):
         token: what it knows the caller by.
         user: the caller's name there.
         server: id of the server, if it wrote this itself; otherwise empty.
+        authorities: certificates of the authorities that may vouch for the server, PEM; ``system``: those that this
+            machine trusts; empty: the server does not use TLS, and is on this machine.
+        name: the DNS name that the server's certificate must have; empty: the host of the address.
     """
 
     address: str
     token: str
     user: str = ""
     server: str = ""
+    authorities: str = ""
+    name: str = ""
+
+    @property
+    def trust(self) -> Trust | None:
+        """How the server is known; None: by its address only, without TLS."""
+        if not self.authorities:
+            return None
+        return Trust("" if self.authorities == SYSTEM else self.authorities, self.name)
+
+    def with_trust(self, trust: Trust | None) -> Context:
+        """This context, for a server that is known so."""
+        if trust is None:
+            return self._replace(authorities="", name="")
+        return self._replace(authorities=trust.authorities or SYSTEM, name=trust.name)
 
 
 class _Kept(NamedTuple):
@@ -49,7 +69,10 @@ class _Kept(NamedTuple):
         document = {
             "version": _VERSION,
             "current": self.current,
-            "contexts": [context._asdict() for context in self.contexts],
+            "contexts": [
+                {name: text for name, text in context._asdict().items() if text} | {"token": context.token}
+                for context in self.contexts
+            ],
         }
         return json.dumps(document, indent=2).encode() + b"\n"
 
@@ -174,8 +197,22 @@ class Contexts:
         write_private(self.path, kept.encoded())
 
 
-class TokenOf:
-    """The token for the server at an address, whenever it is asked for: contexts may change while a program runs.
+class Access(NamedTuple):
+    """How to call a server now.
+
+    Attributes:
+        token: what to show; empty: nothing.
+        trust: whom the connection must reach; None: it is not encrypted, and stays on this machine.
+    """
+
+    token: str = ""
+    trust: Trust | None = None
+
+
+class AccessTo:
+    """How to call the server at an address, whenever it is asked for: contexts may change while a program runs.
+
+    What is sent to other machines is encrypted, even if there is no context.
 
     Args:
         address: where the server is.
@@ -185,11 +222,12 @@ class TokenOf:
     def __init__(self, address: str, path: Callable[[], Path] = contexts_path) -> None:
         self._address = address
         self._path = path
+        self._without = Access(trust=None if all(map(is_on_this_machine, address.split(","))) else Trust())
         self._seen: tuple[object, ...] = ()
-        self._token = ""
+        self._access = self._without
 
-    def __call__(self) -> str:
-        """The token; empty if there is none, or if others on the way could read it.
+    def __call__(self) -> Access:
+        """How to call it; the same object as before if nothing has changed.
 
         Raises:
             NotPrivate: others may read or change the file of contexts.
@@ -199,13 +237,21 @@ class TokenOf:
         try:
             found = os.stat(path)  # noqa: PTH116 - it is asked at every call, and takes half the time of Path.stat
         except OSError:
-            return ""
+            return self._without
         seen = (path, found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode, found.st_uid)
         if seen != self._seen:
-            context = Contexts(path).find(self._address)
-            self._token = context.token if context is not None and is_on_this_machine(context.address) else ""
+            access = self._read(path)
+            self._access = self._access if access == self._access else access
             self._seen = seen
-        return self._token
+        return self._access
+
+    def _read(self, path: Path) -> Access:
+        context = Contexts(path).find(self._address)
+        if context is None:
+            return self._without
+        if context.trust is None and self._without.trust is not None:
+            return self._without  # one of the addresses is on another machine: the token would be sent there in clear
+        return Access(context.token, context.trust)
 
 
 def plain_address(address: str) -> str:
@@ -217,8 +263,15 @@ def plain_address(address: str) -> str:
     return f"127.0.0.1{separator}{port}" if host.lower() == "localhost" else address
 
 
+def reached_here(address: str) -> str:
+    """Where this machine reaches a server that listens at an address, which may stand for all addresses."""
+    host, separator, port = address.rpartition(":")
+    return f"{_LOOPBACKS.get(host, host)}{separator}{port}"
+
+
 def is_on_this_machine(address: str) -> bool:
     """Whether nobody on another machine could listen to what is sent to an address."""
+    address = address.strip()
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.streams import check_input
 from taskworker.cli.text import one_line
+
+if TYPE_CHECKING:
+    from taskworker.auth.trust import Trust
 
 _TOKEN_CHARACTERS_MAX = 256
 
@@ -34,32 +38,71 @@ def login(
             metavar="TOKEN",
         ),
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the certificate of the authority that vouches for the server, PEM.",
+            metavar="FILE",
+            dir_okay=False,
+            exists=True,
+        ),
+    ] = None,
+    ca_hash: Annotated[
+        str,
+        typer.Option(
+            help="SHA-256 of that certificate, as the server's operator tells it (`taskworker pool` shows it); it is "
+            "checked before the token is sent.",
+            metavar="sha256:HEX",
+        ),
+    ] = "",
 ) -> None:
     """Keep a token that the operator of a server gave you. From then on, all programs of yours send it to that server.
 
+    The token is only sent to this machine, or over TLS to a server that proves who it is: by the authority given here,
+    or else by one that this machine trusts.
+
     Examples:
         taskworker login 127.0.0.1:50051 < token.txt
+        taskworker login pool.example.org:50051 --ca-hash sha256:55d21a...e9 < token.txt
     """
-    from taskworker.auth.contexts import Context, Contexts, is_on_this_machine, plain_address
+    from taskworker.auth.contexts import Access, Context, Contexts, plain_address
     from taskworker.client.users import UserClient
 
-    if not is_on_this_machine(plain_address(address)):
-        raise Failure(
-            f"{one_line(address)} is on another machine, and the token would be sent in the clear: use the address of "
-            "an SSH tunnel on this machine",
-            ExitCode.USAGE,
-        )
+    if ca_file is not None and ca_hash:
+        raise Failure("--ca-file and --ca-hash exclude each other: give one", ExitCode.USAGE)
+    trust = _trust_in(address, ca_file, ca_hash)
     text = (token or os.environ.get("TASKWORKER_TOKEN") or _asked()).strip()
-    with UserClient(address, token=text) as client:
+    with UserClient(address, access=Access(text, trust)) as client:
         who = client.who_am_i()
     contexts = Contexts()
-    contexts.put(Context(address, text, who.user), is_current=True)
+    contexts.put(Context(address, text, who.user).with_trust(trust), is_current=True)
     limits = f", limited to {' '.join(who.scopes)}" if who.scopes else ""
     session.terminal.result(
-        {"address": plain_address(address), "user": who.user, "role": who.role, "scopes": who.scopes},
+        {
+            "address": plain_address(address),
+            "user": who.user,
+            "role": who.role,
+            "scopes": who.scopes,
+            "encrypted": trust is not None,
+        },
         f"{one_line(address)} knows you as {one_line(who.user)}, {who.role}{one_line(limits)}; commands without --pool "
         "work on it now",
     )
+
+
+def _trust_in(address: str, ca_file: Path | None, ca_hash: str) -> Trust | None:
+    """How the server at an address is known; None: it is on this machine, and does not use TLS."""
+    from taskworker.auth.contexts import is_on_this_machine, plain_address
+    from taskworker.auth.trust import Trust
+    from taskworker.client.trusting import known_by_authority, known_by_hash, shows_certificates
+
+    if ca_file is not None:
+        return known_by_authority(address, ca_file.read_bytes())
+    if ca_hash:
+        return known_by_hash(address, ca_hash)
+    if not is_on_this_machine(plain_address(address)) or shows_certificates(address):
+        return Trust()
+    return None
 
 
 def _asked() -> str:
@@ -82,12 +125,18 @@ def ls(session: Session) -> None:
     current, found = contexts.current, contexts.all()
     session.terminal.result(
         [
-            {"address": one.address, "user": one.user, "current": one.address == current, "owned": bool(one.server)}
+            {
+                "address": one.address,
+                "user": one.user,
+                "current": one.address == current,
+                "owned": bool(one.server),
+                "encrypted": one.trust is not None,
+            }
             for one in found
         ],
         *(
             f"{'*' if one.address == current else ' '} {one_line(one.address)}  {one_line(one.user)}"
-            f"{'  (yours)' if one.server else ''}"
+            f"{'  (yours)' if one.server else ''}{'  TLS' if one.trust else ''}"
             for one in found
         ),
         *([] if found else ["no contexts yet; `taskworker login ADDR` makes one, and so does starting a server"]),

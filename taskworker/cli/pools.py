@@ -23,6 +23,7 @@ from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.supervised import GRACE_S, NO_AUTH_WARNING, LimitsMax, NoAuth, Supervised, watch_parent
 from taskworker.cli.text import one_line
+from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
 
 if TYPE_CHECKING:
     from taskworker.functions.routing.users import UserShares
@@ -181,6 +182,10 @@ def pool(
     dns_allow_private: DnsAllowPrivate = None,
     k: K = None,
     n: N = None,
+    tls: Tls = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
     no_auth: NoAuth = False,
     supervised: Supervised = False,
 ) -> None:
@@ -191,10 +196,13 @@ def pool(
         taskworker pool --dir ./pool --listen unix:./pool/socket --k 2 --n 4
         taskworker pool --dir ./pool --dns-port 5353
         taskworker pool --dir ./pool --join 0.0.0.0:50061 --members-port 50062
+        taskworker pool --dir ./pool --listen 0.0.0.0:50051 --tls-cert server.crt --tls-key server.key
     """
+    accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.apps.owner_context import keep_owner_context
     from taskworker.apps.pool_server import PoolServer
+    from taskworker.auth.contexts import reached_here
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
@@ -208,6 +216,7 @@ def pool(
     take_short_turns()
     raise_descriptor_limit()
     path = directory or default_store("pool")
+    encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)
     options = PoolOptions(
         grace_s=grace,
         margin=margin,
@@ -246,36 +255,38 @@ def pool(
         if no_auth:
             session.terminal.error(NO_AUTH_WARNING)
         else:
-            keep_owner_context(server.users, server.pool.pool_id, address)
+            trust = None if server.tls is None else server.tls.trust
+            keep_owner_context(server.users, server.pool.pool_id, address, trust=trust)
 
-    port = server.start(listen, join, members_port, bound=bound)
+    port = server.start(listen, join, members_port, tls=encryption, bound=bound)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
+    here = one_line(reached_here(address))
     try:
         watch_parent(wanted=supervised)
         names_at = server.capabilities.names.address
         session.terminal.result(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()}
             | ({"join_address": server.join_address} if join else {})
+            | tls_document(server.tls)
             | dns_document(names_at),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
             *([f"workers join at {server.join_address}, with tokens"] if join else []),
+            *tls_lines(server.tls, address),
             *dns_lines(names_at),
         )
         if server.pool.store.needs_rebuild:
             session.terminal.note(
                 "\nThe catalog must be rebuilt from what the workers hold. They join by themselves if this is the "
                 f"former pool's address;\nonce `taskworker status` shows all of them:\n"
-                f"  taskworker rebuild --pool {address}\n"
+                f"  taskworker rebuild --pool {here}\n"
             )
         elif join:
             session.terminal.note(
                 "\nAdd workers of any machine that reaches this one: make a token for each with\n"
-                f"  taskworker worker token --pool {address} --id NAME\n"
+                f"  taskworker worker token --pool {here} --id NAME\n"
             )
         else:
-            session.terminal.note(
-                f"\nAdd workers from other terminals:\n  taskworker worker --pool {address} --id NAME\n"
-            )
+            session.terminal.note(f"\nAdd workers from other terminals:\n  taskworker worker --pool {here} --id NAME\n")
         server.wait()
     except Stopped:
         finish_regardless()

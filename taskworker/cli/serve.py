@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.supervised import NO_AUTH_WARNING, NoAuth
 from taskworker.cli.text import one_line
+from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
+
+if TYPE_CHECKING:
+    from taskworker.auth.server_certificates import ServerTls
 
 _GRACE_S = 5.0
 
@@ -32,6 +36,10 @@ def serve(
             metavar="DIR",
         ),
     ] = None,
+    tls: Tls = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
     no_auth: NoAuth = False,
     k: K = None,
     n: N = None,
@@ -42,11 +50,14 @@ def serve(
         taskworker --store ./data serve
         taskworker --store ./data serve --listen unix:./data/socket
         taskworker --store ./data serve --k 1 --n 2 --volume /a --volume /b
+        taskworker --store ./data serve --listen 0.0.0.0:50051 --tls-name files.example.org
     """
+    accept_tls_1_3_only()
     from storage import ErasureProfile, FileStorage
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.apps.owner_context import keep_owner_context
     from taskworker.apps.store_server import StoreServer
+    from taskworker.auth.contexts import reached_here
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
@@ -56,24 +67,33 @@ def serve(
     raise_descriptor_limit()
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
+    encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:
         server = FileServer(store) if no_auth else StoreServer(store)
+        used: ServerTls | None = None
 
         def bound(address: str) -> None:
+            nonlocal used
             if isinstance(server, StoreServer):
-                keep_owner_context(server.users, f"store:{path.resolve()}", address)
+                used = server.tls
+                trust = None if used is None else used.trust
+                keep_owner_context(server.users, f"store:{path.resolve()}", address, trust=trust)
             else:
                 session.terminal.error(NO_AUTH_WARNING)
 
-        port = server.start(listen, bound=bound)
+        if encryption is not None and isinstance(server, StoreServer):
+            port = server.start_tls(listen, encryption, bound=bound)
+        else:
+            port = server.start(listen, bound=bound)
         address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
         try:
             session.terminal.result(
-                {"address": address, "store": str(path.resolve()), "pid": os.getpid()},
+                {"address": address, "store": str(path.resolve()), "pid": os.getpid()} | tls_document(used),
                 f"serving {one_line(str(path))} at {address}; Ctrl-C stops it",
+                *tls_lines(used, address),
             )
             session.terminal.note(
-                f"\nTry in another terminal:\n  export TASKWORKER_POOL={address}\n"
+                f"\nTry in another terminal:\n  export TASKWORKER_POOL={one_line(reached_here(address))}\n"
                 "  taskworker push FILE\n  taskworker ls\n"
             )
             server.wait()

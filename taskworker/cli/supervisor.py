@@ -85,7 +85,7 @@ class Supervisor:
         self._await(self._pool)
         for name in self._names:
             home = str(self._directory / name)
-            arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self._pool.address]
+            arguments = ["worker", "--id", name, "--dir", home, "--listen", "127.0.0.1:0", "--pool", self._reached]
             child = _Child(name, arguments)
             self._workers.append(child)
             self._launch(child)
@@ -111,11 +111,18 @@ class Supervisor:
         from taskworker.client.pool import PoolClient
 
         give_up_at_s = self._clock_s() + _LAYOUT_S
-        with PoolClient(self._pool.address) as client:
+        with PoolClient(self._reached) as client:
             while not set(self._names) <= {member.worker_id for member in client.layout().members}:
                 if self._clock_s() > give_up_at_s:
                     raise Failure("the workers joined, but the pool did not add them to a layout", ExitCode.FAILED)
                 time.sleep(_LOOK_S / 10)
+
+    @property
+    def _reached(self) -> str:
+        """Where this machine reaches the pool."""
+        from taskworker.auth.contexts import reached_here
+
+        return reached_here(self._pool.address)
 
     # -- one process -----------------------------------------------------------------------------
 
@@ -179,7 +186,7 @@ class Supervisor:
         self._terminal.result({"pool": self._pool.address, "processes": documents}, *lines)
         victim = documents[-1]["pid"]
         self._terminal.note(
-            f"\nTry in another terminal:\n  export TASKWORKER_POOL={self._pool.address}\n"
+            f"\nTry in another terminal:\n  export TASKWORKER_POOL={self._reached}\n"
             f"  taskworker push FILE\n  taskworker status --watch\nand kill a worker or two:\n  kill -9 {victim}\n"
         )
 

@@ -14,6 +14,7 @@ from taskworker.cli.session import Session
 from taskworker.cli.signals import Stopped, finish_regardless
 from taskworker.cli.supervised import GRACE_S, LimitsMax, Supervised, watch_parent
 from taskworker.cli.text import one_line
+from taskworker.cli.tls import accept_tls_1_3_only
 
 if TYPE_CHECKING:
     from taskworker.worker.functions import HostedFunctions
@@ -128,6 +129,7 @@ def worker(
         taskworker worker app:worker
         taskworker worker --pool pool.example:50061 --id w7 --listen 0.0.0.0:0 --no-functions --token tw1...
     """
+    accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns

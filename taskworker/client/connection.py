@@ -15,10 +15,13 @@ import grpc
 from google.protobuf.message import Message
 
 from storage.system.forks import HomeProcess
+from taskworker.auth.contexts import Access
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.errors import CallAbandoned, StorageUnavailable
 from taskworker.rpc import status
 from taskworker.rpc.dialling import dial
+from taskworker.rpc.tls_problems import refined
+from taskworker.rpc.token_channel import TokenChannel
 
 ResponseT = TypeVar("ResponseT")
 ResponseT_co = TypeVar("ResponseT_co", covariant=True)
@@ -31,16 +34,16 @@ class Connection:
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several addresses separated by commas.
-        token: the token to show; None: that of this user's context for the address, if there is one.
+        access: what to show, and to whom; None: as this user's context for the address says.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
 
-    def __init__(self, address: str, *, token: str | None = None) -> None:
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
         self.address = address
         self.home = HomeProcess(f"the connection to {address}")
-        self.channel = dial(address, token=token)
+        self.channel = dial(address, access=access)
 
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
@@ -108,7 +111,8 @@ class Connection:
     def _decoded(self, error: Exception) -> Exception:
         """The error to raise for one of gRPC's."""
         if isinstance(error, grpc.RpcError):
-            return status.decode(error, self.address)
+            is_encrypted = isinstance(self.channel, TokenChannel) and self.channel.trust is not None
+            return refined(status.decode(error, self.address), self.address, is_encrypted=is_encrypted)
         if isinstance(error, grpc.FutureCancelledError):
             return CallAbandoned("the call was cancelled")
         if "closed channel" in str(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import auth_pb2
 from taskworker.protos.auth_pb2_grpc import AuthServiceStub
@@ -51,13 +52,13 @@ class UserClient(OperatorClient):
 
     Args:
         address: address of the server.
-        token: the token to show; None: that of the context for the address.
+        access: what to show, and to whom; None: as the context for the address says.
     """
 
     timeout_s = 30.0
 
-    def __init__(self, address: str, *, token: str | None = None) -> None:
-        super().__init__(address, token=token)
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        super().__init__(address, access=access)
         self._stub = AuthServiceStub(self.channel)
 
     def who_am_i(self) -> Identity:

@@ -371,6 +371,8 @@ class NodePool(PoolCore):
         self.enrollment: Enrollment | None = None
         self.credentials: MemberCredentials | None = None
         self._dialling: MemberDialling | None = None
+        self._authority: Authority | None = None
+        self._root = root
         super().__init__(
             root,
             catalog,
@@ -383,7 +385,7 @@ class NodePool(PoolCore):
         )
         if joins_by_token:
             try:
-                self._take_identity(root)
+                self._take_identity()
             except BaseException:
                 super().close()
                 raise
@@ -391,9 +393,20 @@ class NodePool(PoolCore):
         self._driver = WorkDriver(self.background)
         self._driver.start()
 
-    def _take_identity(self, root: Path) -> None:
-        """Make or read the certificate authority, and issue a certificate to the pool itself."""
-        authority = Authority(root / "authority.pem", self.pool_id, self._runtime.wall_ms)
+    def authority(self) -> Authority:
+        """The pool's certificate authority, which is made when it is first needed.
+
+        Raises:
+            FormatError: its file is damaged.
+            NotPrivate: others may read that.
+        """
+        if self._authority is None:
+            self._authority = Authority(self._root / "authority.pem", self.pool_id, self._runtime.wall_ms)
+        return self._authority
+
+    def _take_identity(self) -> None:
+        """Issue a certificate to the pool itself."""
+        authority = self.authority()
         identity = MemberIdentity(self.pool_id, MemberKind.POOL, "pool")
         # Whoever could steal this key from the pool's memory could steal the authority's, so it may last longer.
         pair = authority.issue_own(identity, names=[DNSName(POOL_DNS_NAME)], lifetime_s=_OWN_LIFETIME_S)

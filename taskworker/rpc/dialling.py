@@ -10,7 +10,8 @@ import grpc
 import grpc.aio
 
 from storage.errors import InvalidArgument
-from taskworker.auth.contexts import TokenOf
+from taskworker.auth.contexts import Access, AccessTo
+from taskworker.auth.trust import Trust
 from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
 from taskworker.rpc.token_channel import TokenChannel, TokenOnAsyncCalls
 
@@ -58,26 +59,40 @@ _OPTIONS: Options = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Servers listen on loopback, where a proxy set in the environment must not be used.
+    # Servers are reached directly: a proxy set in the environment is for the web.
     ("grpc.enable_http_proxy", 0),
 )
 
 
-def dial(address: str, options: Options = _OPTIONS, *, token: str | None = None) -> grpc.Channel:
+def dial(address: str, options: Options = _OPTIONS, *, access: Access | None = None) -> grpc.Channel:
     """Make a channel to a server; nothing is sent before its first call.
 
     Args:
         address: see :func:`target_of`.
         options: channel options, in place of the defaults for calls of a few messages.
-        token: what its calls show; empty: nothing; None: the token of this user's context for the address.
+        access: what its calls show, and to whom; None: as this user's context for the address says.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
-    channel = grpc.insecure_channel(target_of(address), options=options)
-    if token == "":
-        return channel
-    return TokenChannel(channel, TokenOf(address) if token is None else lambda: token)
+    target = target_of(address)
+
+    def make(trust: Trust | None) -> grpc.Channel:
+        if trust is None:
+            return grpc.insecure_channel(target, options=options)
+        return grpc.secure_channel(target, _credentials(trust), options=(*options, *_name_option(trust.name)))
+
+    if access == Access():
+        return make(None)
+    return TokenChannel(make, AccessTo(address) if access is None else lambda: access)
+
+
+def _credentials(trust: Trust) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(trust.authorities_pem())
+
+
+def _name_option(name: str) -> Options:
+    return (("grpc.ssl_target_name_override", name),) if name else ()
 
 
 def dial_secure(address: str, credentials: grpc.ChannelCredentials, name: str) -> grpc.Channel:
@@ -91,19 +106,28 @@ def dial_secure(address: str, credentials: grpc.ChannelCredentials, name: str) -
     Raises:
         InvalidArgument: the address is malformed.
     """
-    options: Options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
-    return grpc.secure_channel(target_of(address), credentials, options=options)
+    return grpc.secure_channel(target_of(address), credentials, options=(*_OPTIONS, *_name_option(name)))
 
 
-def dial_async(address: str) -> grpc.aio.Channel:
+def dial_async(address: str, access: AccessTo | None = None) -> grpc.aio.Channel:
     """Make a channel for the running event loop, as :func:`dial` does for threads.
+
+    It does not follow changes of whom calls must reach; it then sends no token.
+
+    Args:
+        address: see :func:`target_of`.
+        access: what its calls show, and to whom; None: as this user's context for the address says.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
-    return grpc.aio.insecure_channel(
-        target_of(address), options=_OPTIONS, interceptors=[TokenOnAsyncCalls(TokenOf(address))]
-    )
+    access = access or AccessTo(address)
+    trust = access().trust
+    interceptors = [TokenOnAsyncCalls(access, trust)]
+    if trust is None:
+        return grpc.aio.insecure_channel(target_of(address), options=_OPTIONS, interceptors=interceptors)
+    options = (*_OPTIONS, *_name_option(trust.name))
+    return grpc.aio.secure_channel(target_of(address), _credentials(trust), options=options, interceptors=interceptors)
 
 
 def target_of(address: str) -> str:

@@ -91,8 +91,7 @@ def _require_loopback(host: str, address: str) -> None:
     if not all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found):
         raise InvalidArgument(
             f"refusing to listen on {address}: it can be reached from other machines, and what users send there, "
-            "such as their tokens, would not be encrypted; listen on 127.0.0.1, [::1] or unix:/path, and reach it from "
-            "elsewhere through an SSH tunnel"
+            "such as their tokens, would not be encrypted; use TLS, or listen on 127.0.0.1, [::1] or unix:/path"
         )
 
 

@@ -58,6 +58,7 @@ from taskworker.errors import (
     SecretsUnavailable,
     ServerBusy,
     ServerFault,
+    ServerNotTrusted,
     StorageUnavailable,
     Unauthenticated,
     WorkerReadOnly,
@@ -66,6 +67,7 @@ from taskworker.errors import (
 )
 from taskworker.protos.store_pb2 import ErrorDetail, FileError
 from taskworker.rpc.limits import STATUS_TEXT_BYTES_MAX
+from taskworker.rpc.tls_problems import tls_problem
 
 DETAIL_KEY = "error-detail-bin"
 HEAD_KEY = "head-version"
@@ -96,6 +98,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     VolumeUnavailable: grpc.StatusCode.UNAVAILABLE,
     VolumeReadOnly: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    ServerNotTrusted: grpc.StatusCode.UNAVAILABLE,
     ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallAbandoned: grpc.StatusCode.CANCELLED,
@@ -247,6 +250,9 @@ def _rebuilt(cls: type[StorageError], text: str, detail: ErrorDetail) -> Storage
 
 def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | bytes], address: str) -> StorageError:
     if code is grpc.StatusCode.UNAVAILABLE:
+        problem = tls_problem(text, address)
+        if problem:
+            return ServerNotTrusted(problem)
         return StorageUnavailable(
             f"no TaskWorker server answers at {address} ({text}); "
             "check the address, or start one there with `taskworker serve`"

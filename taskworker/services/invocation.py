@@ -15,6 +15,7 @@ import msgspec
 from cachetools import TTLCache
 
 from storage.errors import StorageError
+from taskworker.auth.contexts import Access
 from taskworker.calls.call import (
     ERROR_CHARS_MAX,
     LINE_CHARS_MAX,
@@ -350,7 +351,7 @@ class GrpcTransport:
         self._addresses[worker].add(address)
         known = self._stubs.get(address)
         if known is None:
-            channel = dial(address, token="")  # a worker could use the token itself
+            channel = dial(address, access=Access())  # a worker could use the token itself
             known = self._stubs[address] = (InvocationServiceStub(channel), channel)
         return known[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TypeVar
 
 import grpc
 import msgspec
-from cryptography import x509
 
 from storage.clocks import wall_ms
 from storage.errors import FormatError, InvalidArgument
@@ -25,7 +23,6 @@ from taskworker.auth.certificates import (
     key_to_pem,
     new_key,
     new_request,
-    read_certificates,
 )
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import JoinToken
@@ -36,6 +33,7 @@ from taskworker.protos import members_pb2
 from taskworker.protos.members_pb2_grpc import EnrollmentServiceStub, MemberServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.dialling import dial_secure
+from taskworker.rpc.shown_certificates import certificates_shown_at
 
 log = logging.getLogger(__name__)
 
@@ -201,20 +199,10 @@ def _authority_at(address: str, fingerprint: str) -> bytes:
         StorageUnavailable: nobody answers.
         WorkerRefused: whoever answers does not show that authority.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit():
-        raise InvalidArgument(f"workers join at host:port, not at {address!r}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # gRPC's servers
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the hash is what is verified; then gRPC verifies the chain
-    context.set_alpn_protocols(["h2"])
     try:
-        with (
-            socket.create_connection((host.removeprefix("[").removesuffix("]"), int(port)), _TIMEOUT_S) as connected,
-            context.wrap_socket(connected) as shaken,
-        ):
-            chain = _shown(shaken)
+        chain = certificates_shown_at(address, _TIMEOUT_S)  # the hash is what is verified; then gRPC verifies the chain
+    except NotTrusted as error:
+        raise WorkerRefused(f"the server shows a certificate that cannot be read: {error}") from None
     except OSError as error:
         raise StorageUnavailable(f"no pool answers at {address}, where workers join ({error})") from None
     for certificate in chain:
@@ -224,20 +212,6 @@ def _authority_at(address: str, fingerprint: str) -> bytes:
         f"the server at {address} is not the pool that the token is from: its certificates have other fingerprints. "
         "Check the address; if it is right, somebody is between this machine and the pool, and nothing was sent to them"
     )
-
-
-def _shown(shaken: ssl.SSLSocket) -> list[x509.Certificate]:
-    """The certificates that a server has shown. Before Python 3.13, this has no public name, see also truststore."""
-    public = getattr(shaken, "get_unverified_chain", None)
-    found = public() if public is not None else shaken._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
-    shown: list[x509.Certificate] = []
-    for one in found or ():
-        pem = ssl.DER_cert_to_PEM_cert(one) if isinstance(one, bytes) else one.public_bytes()
-        try:
-            shown += read_certificates(pem.encode())
-        except NotTrusted as error:
-            raise WorkerRefused(f"the server shows a certificate that cannot be read: {error}") from None
-    return shown
 
 
 def _called(address: str, call: Callable[[], ResultT]) -> ResultT:

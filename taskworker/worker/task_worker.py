@@ -16,6 +16,8 @@ import grpc.aio
 
 from storage import FileStorage, InvalidArgument
 from storage.system.forks import HomeProcess
+from taskworker.auth.contexts import AccessTo
+from taskworker.auth.trust import Trust
 from taskworker.calls.spec import LIMITS_MAX
 from taskworker.functions.packing.program import Declarations
 from taskworker.protos.taskworker_pb2 import (
@@ -31,6 +33,7 @@ from taskworker.protos.taskworker_pb2 import (
 from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.dialling import dial_async, target_of
+from taskworker.rpc.tls_problems import refined
 from taskworker.sandbox import Limits
 from taskworker.services.file_server import FileServer
 from taskworker.services.files import FileService
@@ -360,13 +363,16 @@ class _PoolStorage:
     def __init__(self, address: str) -> None:
         self._address = address
         target_of(address)  # so that a malformed address is refused here, not by the first call
-        self._channel: grpc.aio.Channel | None = None
+        self._access = AccessTo(address)
+        self._trust: Trust | None = None
+        self._channels: list[grpc.aio.Channel] = []  # the last one is used; calls on the others may be under way
         self._home = HomeProcess(f"the connection to {address}")
 
     async def close(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None and self._home.is_here:
-            await channel.close()
+        channels, self._channels = self._channels, []
+        if self._home.is_here:
+            for channel in channels:
+                await channel.close()
 
     async def Push(self, request: PushRequest) -> PushResponse:  # noqa: N802
         return await self._answer(self._stub().Push(request))
@@ -381,14 +387,19 @@ class _PoolStorage:
         return await self._answer(self._stub().Synchronous(request))
 
     def _stub(self) -> FileServiceAsyncStub:
-        if self._channel is None:
+        trust = self._access().trust
+        if not self._channels:
             self._home = HomeProcess(f"the connection to {self._address}")  # the process that makes it
-            self._channel = dial_async(self._address)
         self._home.check()
-        return FileServiceStub(self._channel)
+        if not self._channels or trust != self._trust:
+            self._trust = trust
+            self._channels.append(dial_async(self._address, self._access))
+        return FileServiceStub(self._channels[-1])
 
     async def _answer(self, call: Awaitable[ResultT]) -> ResultT:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise status.decode(error, self._address) from None
+            failure = status.decode(error, self._address)
+            is_encrypted = self._trust is not None
+            raise await asyncio.to_thread(refined, failure, self._address, is_encrypted=is_encrypted) from None

@@ -11,8 +11,18 @@ import pytest
 from storage.errors import FormatError, InvalidArgument
 from storage.system.private_files import NotPrivate
 from taskworker.apps.owner_context import keep_owner_context, login_name
-from taskworker.auth.contexts import Context, Contexts, TokenOf, contexts_path, is_on_this_machine, plain_address
+from taskworker.auth.contexts import (
+    Access,
+    AccessTo,
+    Context,
+    Contexts,
+    contexts_path,
+    is_on_this_machine,
+    plain_address,
+    reached_here,
+)
 from taskworker.auth.rights import Role
+from taskworker.auth.trust import Trust
 from taskworker.auth.users import Users
 from tests.auth.documents import Clock, Documents
 
@@ -73,7 +83,7 @@ def test_only_the_owner_may_read_the_file(contexts: Contexts) -> None:
     assert stat.S_IMODE(contexts.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(contexts.path.parent.stat().st_mode) == 0o700
     contexts.path.chmod(0o640)
-    for use in (contexts.all, lambda: contexts.put(Context(HERE, "t2")), TokenOf(HERE, lambda: contexts.path)):
+    for use in (contexts.all, lambda: contexts.put(Context(HERE, "t2")), AccessTo(HERE, lambda: contexts.path)):
         with pytest.raises(NotPrivate, match="chmod 600"):
             use()
 
@@ -147,21 +157,49 @@ def test_where_contexts_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_token_is_found_when_it_comes_later(contexts: Contexts) -> None:
-    token = TokenOf(HERE, lambda: contexts.path)
-    assert token() == ""
+    access = AccessTo(HERE, lambda: contexts.path)
+    assert access() == Access()
     contexts.put(Context(HERE, "t1"))
-    assert token() == "t1"
-    contexts.put(Context(HERE, "t2"))
-    assert token() == "t2"
+    assert access() == Access("t1")
+    assert access() is access()
+    contexts.put(Context(HERE, "t2").with_trust(Trust("PEM", "name")))
+    assert access() == Access("t2", Trust("PEM", "name"))
     contexts.remove(HERE)
-    assert token() == ""
+    assert access() == Access()
 
 
 def test_no_token_is_sent_in_the_clear_to_another_machine(contexts: Contexts) -> None:
     for address in ("10.0.0.1:50051", "example.org:50051", "[2001:db8::1]:50051"):
+        for several in (address, f"{address},{HERE}", f"{HERE},{address}"):
+            assert AccessTo(several, lambda: contexts.path)() == Access(trust=Trust())
         contexts.put(Context(address, "t"))
-        assert TokenOf(address, lambda: contexts.path)() == ""
-        assert TokenOf(f"{address},{HERE}", lambda: contexts.path)() == ""
+        for several in (address, f"{address},{HERE}", f"{HERE}, {address}"):
+            assert AccessTo(several, lambda: contexts.path)() == Access(trust=Trust())
+        contexts.put(Context(address, "t").with_trust(Trust()))
+        assert AccessTo(f"{address},{HERE}", lambda: contexts.path)() == Access("t", Trust())
+
+
+@pytest.mark.parametrize("trust", [None, Trust(), Trust("PEM"), Trust("PEM", "name"), Trust("", "name")])
+def test_how_a_server_is_known_is_kept(contexts: Contexts, trust: Trust | None) -> None:
+    context = Context(HERE, "t").with_trust(trust)
+    contexts.put(context)
+    assert contexts.find(HERE) == context
+    assert context.trust == trust
+    assert context.with_trust(None) == Context(HERE, "t")
+
+
+@pytest.mark.parametrize(
+    ("listening", "reached"),
+    [
+        ("0.0.0.0:1", "127.0.0.1:1"),
+        (":1", "127.0.0.1:1"),
+        ("[::]:1", "[::1]:1"),
+        ("10.0.0.1:1", "10.0.0.1:1"),
+        ("unix:/a", "unix:/a"),
+    ],
+)
+def test_where_this_machine_reaches_a_server(listening: str, reached: str) -> None:
+    assert reached_here(listening) == reached
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
+import ssl
 import stat
 import subprocess
 from pathlib import Path
@@ -51,6 +54,7 @@ def test_a_user_logs_in_with_a_token(owner: Cli) -> None:
             "user": "bob",
             "role": "user",
             "scopes": [],
+            "encrypted": False,
         }
         assert bob.names() == []  # at the server chosen by login, as the user whom it knows
         bob.run("push", "f")
@@ -73,7 +77,57 @@ def test_a_wrong_token_is_not_kept(owner: Cli) -> None:
             said = bob.error("login", address, stdin=wrong, code=1)
             assert "aaaa" not in said
         assert bob.json("context", "ls") == []
-    assert "another machine" in bob.error("login", "example.org:50051", "--token", "x", code=2)
+    (owner.directory / "f").touch()
+    bob.error("login", "127.0.0.1:1", "--token", "x", code=6)
+    for options in (["--ca-hash", "sha256:1"], ["--ca-hash", "0" * 64, "--ca-file", "f"], ["--ca-file", "f"]):
+        bob.error("login", "127.0.0.1:1", "--token", "x", *options, code=2)
+
+
+@pytest.mark.parametrize("kind", ["pool", "serve"])
+def test_users_of_other_machines_log_in_with_tls(owner: Cli, kind: str) -> None:
+    bob = person(owner, "bob")
+    arguments = ["pool", "--dir", "pool"] if kind == "pool" else ["--store", "store", "serve"]
+    process = owner.start(*arguments, "--listen", "0.0.0.0:0", "--json", stdin=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        announced = json.loads(os.read(process.stdout.fileno(), 4096))
+        port = announced["address"].removeprefix("0.0.0.0:")
+        address, elsewhere = f"127.0.0.1:{port}", f"127.0.0.2:{port}"
+        owner.run("user", "add", "bob", "--pool", address)
+        token = owner.text("token", "create", "--user", "bob", "--pool", address).encode()
+        assert "--ca-hash" in bob.error("login", elsewhere, stdin=token, code=6)
+        assert "no certificate with" in bob.error("login", elsewhere, "--ca-hash", "0" * 64, stdin=token, code=6)
+        assert bob.json("context", "ls") == []
+        told = bob.json("login", elsewhere, "--ca-hash", announced["ca"], stdin=token)
+        assert (told["user"], told["encrypted"]) == ("bob", True)
+        assert bob.names() == []
+        assert "does not know it" in bob.error("ls", "--pool", address, code=6)
+        for version, is_spoken in ((ssl.TLSVersion.TLSv1_2, False), (ssl.TLSVersion.TLSv1_3, True)):
+            assert _speaks(int(port), version) == is_spoken
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+
+
+def _speaks(port: int, version: ssl.TLSVersion) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port)) as connected, contextlib.suppress(ssl.SSLError):
+        context.wrap_socket(connected).close()
+        return True
+    return False
+
+
+def test_options_for_tls(owner: Cli) -> None:
+    serve = ("--store", "store", "serve", "--listen")
+    assert "no-auth" in owner.error(*serve, "0.0.0.0:0", "--no-auth", code=2)
+    assert "no-auth" in owner.error(*serve, "127.0.0.1:0", "--tls", "--no-auth", code=2)
+    assert "belong together" in owner.error(*serve, "127.0.0.1:0", "--tls-cert", "f", code=2)
+    assert "socket files" in owner.error(*serve, "unix:s", "--tls", code=2)
+    owner.error(*serve, "127.0.0.1:0", "--tls-cert", "absent", "--tls-key", "absent", code=1)
 
 
 def test_contexts_are_chosen_and_forgotten(owner: Cli) -> None:
