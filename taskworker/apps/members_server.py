@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import grpc
+import logging
+import threading
+from collections.abc import Callable
 
+from taskworker.auth.authority import Authority
 from taskworker.auth.enrollment import Enrollment
+from taskworker.auth.server_certificates import ServerTls
 from taskworker.auth.tls import MemberCredentials
 from taskworker.protos import members_pb2, pool_pb2
 from taskworker.rpc.binding import generic_handler
@@ -12,6 +16,9 @@ from taskworker.rpc.serving import Server
 from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService
 from taskworker.services.pool import PoolService
 
+log = logging.getLogger(__name__)
+
+_LOOK_S = 60.0
 _ENROLLMENT = members_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
 _MEMBERS = members_pb2.DESCRIPTOR.services_by_name["MemberService"]
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
@@ -27,12 +34,25 @@ class MembersServer:
         enrollment: admits workers.
         credentials: what the pool shows.
         hide: paths not to show to callers.
+        authority: vouches for the pool to workers that join.
+        renew: renews the credentials if they are due.
     """
 
     def __init__(
-        self, service: PoolService, enrollment: Enrollment, credentials: MemberCredentials, hide: tuple[str, ...]
+        self,
+        service: PoolService,
+        enrollment: Enrollment,
+        credentials: MemberCredentials,
+        hide: tuple[str, ...],
+        *,
+        authority: Authority,
+        renew: Callable[[], None],
     ) -> None:
         self._credentials = credentials
+        self._authority = authority
+        self._renew = renew
+        self._stopping = threading.Event()
+        self._renewing = threading.Thread(target=self._keep_renewing, name="certificates", daemon=True)
         pool_id = credentials.identity.pool
         self._joining = EnrollmentService(enrollment, pool_id)
         members = MemberService(enrollment, pool_id)
@@ -62,14 +82,24 @@ class MembersServer:
             StorageUnavailable: an address is taken or cannot be bound.
         """
         host = address.rpartition(":")[0]
-        pair = self._credentials.pair
-        # Whoever joins knows the authority only by its hash, so it is shown as well.
-        chain = pair.certificate_pem + pair.authorities_pem
-        entrance = grpc.ssl_server_credentials([(pair.key_pem, chain)])
+        # To workers that join, the authority vouches for the pool that their tokens name; it is shown as well.
+        entrance = ServerTls(self._authority, address).credentials()
         self._joining.members_port = self._members.start(f"{host}:{members_port}", self._credentials.for_grpc_server())
-        return f"{host}:{self._entrance.start(address, entrance)}"
+        found = f"{host}:{self._entrance.start(address, entrance)}"
+        self._renewing.start()
+        return found
+
+    def _keep_renewing(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            try:
+                self._renew()
+            except OSError as error:  # such as no descriptors for the moment
+                log.warning("the pool's certificate could not be renewed, and is tried again: %s", error)
 
     def stop(self, grace_s: float) -> None:
         """Stop both servers; running calls have ``grace_s`` seconds."""
+        self._stopping.set()
+        if self._renewing.is_alive():
+            self._renewing.join()
         self._entrance.stop(grace_s)
         self._members.stop(grace_s)

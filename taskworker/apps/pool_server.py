@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.calls.concurrency import UserPlaces, pool_places
@@ -76,6 +78,7 @@ class PoolServer:
 
     Attributes:
         tls: how it shows users who serves them; None: it does not use TLS, or has not started.
+        on_authority_change: called after each step of replacing the pool's certificate authority.
 
     Raises:
         StoreLocked: another process runs this pool.
@@ -102,6 +105,7 @@ class PoolServer:
         )
         self.users = Users(self.pool.documents)
         self.tls: ServerTls | None = None
+        self.on_authority_change: Callable[[], None] = lambda: None
         self._guard = guard_of(self.pool.store, self.users) if authenticates else None
         self._transport = GrpcTransport()
         self.functions = PoolFunctions(
@@ -121,7 +125,14 @@ class PoolServer:
         self._members: MembersServer | None = None
         if self.pool.enrollment is not None and self.pool.credentials is not None:
             whole = PoolService(self.pool, self.functions.hosting.is_without_volume)
-            self._members = MembersServer(whole, self.pool.enrollment, self.pool.credentials, hide)
+            self._members = MembersServer(
+                whole,
+                self.pool.enrollment,
+                self.pool.credentials,
+                hide,
+                authority=self.pool.authority(),
+                renew=partial(self.pool.renew_identity, only_if_due=True),
+            )
         self._server = FileServer(
             self.pool.store,
             added=self._services(hide),
@@ -160,9 +171,21 @@ class PoolServer:
                 _EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate, guard=guard
             ),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
-            _AUTH.full_name: generic_handler(_AUTH, AuthService(self.users), hide=hide, gate=gate, guard=guard),
+            _AUTH.full_name: generic_handler(
+                _AUTH, AuthService(self.users, self._rotation), hide=hide, gate=gate, guard=guard
+            ),
             _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
         }
+
+    def _rotation(self) -> Rotation | None:
+        if self.tls is None and self.pool.enrollment is None:
+            return None
+        waiting = list if self.pool.enrollment is None else self.pool.enrollment.behind
+        return Rotation(self.pool.authority(), waiting, self._authority_changed)
+
+    def _authority_changed(self) -> None:
+        self.pool.renew_identity()
+        self.on_authority_change()
 
     @property
     def join_address(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storage import FileStorage
 from taskworker.auth.authority import Authority
+from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.protos import auth_pb2
@@ -29,14 +30,17 @@ class StoreServer(FileServer):
     Attributes:
         users: the store's users.
         tls: how it shows them who serves them; None: it does not use TLS, or has not started.
+        on_authority_change: called after each step of replacing the store's certificate authority.
     """
 
     def __init__(self, store: FileStorage) -> None:
         self._store = store
         self.users = Users(store.upkeep.documents)
         self.tls: ServerTls | None = None
+        self._authority: Authority | None = None
+        self.on_authority_change: Callable[[], None] = lambda: None
         guard = guard_of(store, self.users)
-        service = generic_handler(_AUTH, AuthService(self.users), guard=guard)
+        service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard)
         super().__init__(store, added={_AUTH.full_name: service}, added_calls=DEFAULT_LIMITS.reserved, guard=guard)
 
     def start_tls(self, address: str, options: TlsOptions, *, bound: Callable[[str], None]) -> int:
@@ -53,9 +57,15 @@ class StoreServer(FileServer):
         if not server_id:
             server_id = secrets.token_hex(16)
             documents.save_document(_ID_DOCUMENT, server_id.encode("ascii"))
-        authority = Authority(Path(self._store.path) / "authority.pem", server_id)
-        self.tls = ServerTls(authority, address, options)
+        self._authority = Authority(Path(self._store.path) / "authority.pem", server_id)
+        self.tls = ServerTls(self._authority, address, options)
         return self.start(address, self.tls.credentials(), bound=bound)
+
+    def _rotation(self) -> Rotation | None:
+        return None if self._authority is None else Rotation(self._authority, changed=self._authority_changed)
+
+    def _authority_changed(self) -> None:
+        self.on_authority_change()
 
     def stop(self, grace_s: float = 5.0) -> None:
         """See :meth:`Server.stop`."""

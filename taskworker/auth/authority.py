@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ class Authority:
         self._lock = threading.Lock()
         raw = read_private(path)
         if raw is None:
-            self._issuers = [self._new_issuer()]
+            self._issuers = [self._new_issuer(())]
             self._keep(self._issuers)
         else:
             self._issuers = _parse(raw, path, pool_id)
@@ -96,6 +97,15 @@ class Authority:
     def oldest_fingerprint(self) -> str:
         """SHA-256 of the certificate of the oldest authority that is trusted."""
         return fingerprint_of(self._oldest.certificate)
+
+    @property
+    def state(self) -> str:
+        """Differs whenever the trusted authorities, or which of them issues certificates, have changed."""
+        return sha256(self.certificates_pem).hexdigest()
+
+    def issuers(self) -> list[x509.Certificate]:
+        """The certificates of the trusted authorities; the first one issues certificates to members."""
+        return [each.certificate for each in self._issuers]
 
     @property
     def _oldest(self) -> _Issuer:
@@ -185,7 +195,7 @@ class Authority:
         with self._lock:
             if len(self._issuers) > 1:
                 raise InvalidArgument("the pool's certificate authority is being replaced already")
-            self._change([*self._issuers, self._new_issuer()])
+            self._change([*self._issuers, self._new_issuer(self._issuers)])
 
     def promote(self) -> None:
         """Let the further authority issue all certificates from now on; the former one stays trusted.
@@ -199,8 +209,16 @@ class Authority:
             self._change([self._issuers[-1], *self._issuers[:-1]])
 
     def drop_former(self) -> None:
-        """Trust only the authority that issues certificates now."""
+        """Trust only the authority that issues certificates now.
+
+        Raises:
+            InvalidArgument: no other one is trusted, or the further one does not issue certificates yet.
+        """
         with self._lock:
+            if len(self._issuers) < 2:
+                raise InvalidArgument("the pool trusts no former certificate authority")
+            if self._issuers[0] is self._oldest:
+                raise InvalidArgument("the further certificate authority issues nothing yet: promote it first")
             self._change(self._issuers[:1])
 
     def _change(self, issuers: list[_Issuer]) -> None:
@@ -213,8 +231,9 @@ class Authority:
         parts = [key_to_pem(each.key) + certificate_to_pem(each.certificate) for each in issuers]
         write_private(self._path, _HEADER + b"".join(parts))
 
-    def _new_issuer(self) -> _Issuer:
+    def _new_issuer(self, former: Sequence[_Issuer]) -> _Issuer:
         key, now = new_key(), self._now()
+        begins = [one.certificate.not_valid_before_utc + timedelta(seconds=1) for one in former]  # their order
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, "TaskWorker"),
@@ -228,7 +247,7 @@ class Authority:
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATED)
+            .not_valid_before(max([now - _BACKDATED, *begins]))
             .not_valid_after(now + _AUTHORITY_LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs_certificates=True), critical=True)

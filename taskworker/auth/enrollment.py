@@ -10,7 +10,7 @@ import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
-from taskworker.auth.authority import Authority
+from taskworker.auth.authority import LIFETIME_S, Authority
 from taskworker.auth.certificates import public_key_hash, read_request
 from taskworker.auth.documents import Documents
 from taskworker.auth.identity import MemberIdentity, MemberKind
@@ -35,16 +35,30 @@ class Issued(NamedTuple):
     authorities_pem: bytes
 
 
+class _Told(msgspec.Struct, frozen=True):
+    """What a member got last.
+
+    Attributes:
+        authorities: the state of the authorities then, see :attr:`Authority.state`.
+        until_ms: until when its certificate is valid.
+    """
+
+    authorities: str
+    until_ms: int
+
+
 class _Kept(msgspec.Struct, frozen=True):
     """The members by certificate.
 
     Attributes:
         admitted: what each of them was admitted as, by its id.
         denied: ids whose certificates are not accepted any more.
+        told: what each of them got last; those of former releases are added as soon as they are read.
     """
 
     admitted: dict[str, Admission] = {}
     denied: frozenset[str] = frozenset()
+    told: dict[str, _Told] = {}
 
 
 _decoder = msgspec.msgpack.Decoder(_Kept)
@@ -66,7 +80,9 @@ class Enrollment:
         self._tokens = JoinTokens(documents, now_ms)
         self._lock = threading.Lock()
         raw = documents.document(DOCUMENT)
-        self._kept = _decoder.decode(raw) if raw else _Kept()
+        kept = _decoder.decode(raw) if raw else _Kept()
+        unknown = _Told("", self._now_ms() + int(LIFETIME_S * 1000))
+        self._kept = msgspec.structs.replace(kept, told=dict.fromkeys(kept.admitted, unknown) | kept.told)
 
     def new_token(self, admission: Admission, ttl_s: float = TTL_S) -> JoinToken:
         """Make a token with which a worker can join once. A worker that was denied may join again with it.
@@ -77,7 +93,7 @@ class Enrollment:
         """
         if len(admission.worker.encode("utf-8", "surrogatepass")) > _ID_BYTES_MAX:
             raise InvalidArgument(f"a worker's id has at most {_ID_BYTES_MAX} bytes")
-        return self._tokens.create(self._authority.fingerprint, admission, ttl_s)
+        return self._tokens.create(self._authority.oldest_fingerprint, admission, ttl_s)
 
     def enroll(self, worker: str, secret: str, request_pem: bytes, their_ms: int) -> Issued:
         """Trade a token for a certificate.
@@ -101,7 +117,8 @@ class Enrollment:
             )
         admission = self._tokens.use(worker, secret, public_key_hash(request))
         with self._lock:
-            self._keep(_Kept(self._kept.admitted | {worker: admission}, self._kept.denied - {worker}))
+            kept = self._kept
+            self._keep(_Kept(kept.admitted | {worker: admission}, kept.denied - {worker}, kept.told))
         return self._issue(worker, request_pem)
 
     def renew(self, member: MemberIdentity, request_pem: bytes) -> Issued:
@@ -116,7 +133,29 @@ class Enrollment:
 
     def _issue(self, worker: str, request_pem: bytes) -> Issued:
         identity = MemberIdentity(self._authority.pool_id, MemberKind.WORKER, worker)
-        return Issued(self._authority.issue(request_pem, identity), self._authority.certificates_pem)
+        state = self._authority.state  # before, so that a member that missed a change is told again
+        issued = Issued(self._authority.issue(request_pem, identity), self._authority.certificates_pem)
+        told = _Told(state, self._now_ms() + int(LIFETIME_S * 1000))
+        with self._lock:
+            self._keep(msgspec.structs.replace(self._kept, told=self._kept.told | {worker: told}))
+        return issued
+
+    def is_behind(self, worker: str) -> bool:
+        """Whether the authorities have changed since this worker got its certificate."""
+        told = self._kept.told.get(worker)
+        return told is None or told.authorities != self._authority.state
+
+    def behind(self) -> list[str]:
+        """The members with valid certificates that do not know the present authorities yet."""
+        kept, now_ms = self._kept, self._now_ms()
+        return sorted(
+            worker
+            for worker, told in kept.told.items()
+            if worker in kept.admitted
+            and worker not in kept.denied
+            and told.until_ms > now_ms
+            and told.authorities != self._authority.state
+        )
 
     def require(self, member: MemberIdentity) -> Admission:
         """Return what a worker was admitted as.
@@ -144,7 +183,7 @@ class Enrollment:
         with self._lock:
             if worker not in self._kept.admitted and not dropped:
                 raise InvalidArgument(f"no worker {worker!r} has joined with a token, and none is to")
-            self._keep(_Kept(self._kept.admitted, self._kept.denied | {worker}))
+            self._keep(msgspec.structs.replace(self._kept, denied=self._kept.denied | {worker}))
 
     def _keep(self, kept: _Kept) -> None:
         self._documents.save_document(DOCUMENT, msgspec.msgpack.encode(kept))

@@ -156,6 +156,8 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "taskworker.auth.AuthService",
         {
             "WhoAmI": _ANY_USER,
+            "GetAuthorities": _ANY_USER,
+            "ChangeAuthority": _OPERATE,
             "AddUser": _OPERATE,
             "RemoveUser": _OPERATE,
             "ListUsers": _AUDIT,

@@ -49,7 +49,9 @@ _PANELS = {
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
 
-_GROUPS = {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"}
+_GROUPS = {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"} | {
+    "authority": "authorities"
+}
 """Groups of commands, each with the module that defines its ``app``."""
 
 _GROUPS_OF_FUNCTIONS = frozenset(("secret", "egress"))

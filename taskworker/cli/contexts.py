@@ -1,4 +1,4 @@
-"""The command login, and the commands for contexts: ls, use, rm."""
+"""The command login, and the commands for contexts: ls, use, rm, refresh."""
 
 from __future__ import annotations
 
@@ -170,6 +170,47 @@ def rm(session: Session, address: Address) -> None:
     session.terminal.result({"address": address, "removed": True}, f"{one_line(address)} is forgotten")
 
 
+def refresh(
+    session: Session,
+    address: Annotated[str | None, typer.Argument(help="Only this server.", metavar="[ADDR]")] = None,
+) -> None:
+    """Learn of the certificate authorities that servers have added, so that they can replace the former ones.
+
+    Servers that do not answer are named, and stay as they are.
+
+    Examples:
+        taskworker context refresh
+    """
+    from storage.errors import StorageError
+    from taskworker.auth.contexts import Contexts, plain_address
+    from taskworker.auth.identity import POOL_DNS_NAME
+    from taskworker.client.users import UserClient
+
+    contexts, told, failed = Contexts(), [], 0
+    for one in contexts.all():
+        trust = one.trust
+        if trust is None or not trust.authorities or (address and plain_address(address) != one.address):
+            continue
+        try:
+            with UserClient(one.address) as client:
+                found = client.authorities()
+        except StorageError as error:
+            failed += 1
+            session.terminal.error(f"{one_line(one.address)}: {error}")
+            continue
+        known = "".join(authority.certificate for authority in found.authorities)
+        is_changed = bool(known) and trust.name == POOL_DNS_NAME and known != trust.authorities
+        if is_changed:
+            contexts.put(one.with_trust(trust._replace(authorities=known)))
+        told.append({"address": one.address, "authorities": len(found.authorities), "changed": is_changed})
+    session.terminal.result(
+        told, *(f"{one_line(str(one['address']))}: {'changed' if one['changed'] else 'unchanged'}" for one in told)
+    )
+    if failed:
+        raise Failure(f"{failed} servers could not be asked", ExitCode.UNAVAILABLE)
+
+
+app.command("refresh", cls=Command)(with_session(refresh))
 app.command("ls", cls=Command)(with_session(ls))
 app.command("use", cls=Command)(with_session(use))
 app.command("rm", cls=Command)(with_session(rm))

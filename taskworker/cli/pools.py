@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -251,12 +252,16 @@ def pool(
         authenticates=not no_auth,
     )
 
+    def keep_context(address: str) -> None:
+        trust = None if server.tls is None else server.tls.trust
+        keep_owner_context(server.users, server.pool.pool_id, address, trust=trust)
+
     def bound(address: str) -> None:
         if no_auth:
             session.terminal.error(NO_AUTH_WARNING)
         else:
-            trust = None if server.tls is None else server.tls.trust
-            keep_owner_context(server.users, server.pool.pool_id, address, trust=trust)
+            keep_context(address)
+            server.on_authority_change = partial(keep_context, address)
 
     port = server.start(listen, join, members_port, tls=encryption, bound=bound)
     address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"

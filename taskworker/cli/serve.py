@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,12 +73,16 @@ def serve(
         server = FileServer(store) if no_auth else StoreServer(store)
         used: ServerTls | None = None
 
+        def keep_context(server: StoreServer, address: str) -> None:
+            trust = None if server.tls is None else server.tls.trust
+            keep_owner_context(server.users, f"store:{path.resolve()}", address, trust=trust)
+
         def bound(address: str) -> None:
             nonlocal used
             if isinstance(server, StoreServer):
                 used = server.tls
-                trust = None if used is None else used.trust
-                keep_owner_context(server.users, f"store:{path.resolve()}", address, trust=trust)
+                keep_context(server, address)
+                server.on_authority_change = partial(keep_context, server, address)
             else:
                 session.terminal.error(NO_AUTH_WARNING)
 

@@ -44,6 +44,26 @@ class TokenStatus:
     used_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class AuthorityStatus:
+    """A certificate authority of a server; times in ms since 1970, the fingerprint is the SHA-256 in hexadecimal."""
+
+    fingerprint: str
+    issues_to_members: bool
+    issues_to_users: bool
+    created_ms: int
+    expires_ms: int
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthoritiesStatus:
+    """A server's certificate authorities, and the workers that have not learned of the last change yet."""
+
+    authorities: list[AuthorityStatus]
+    waiting: list[str]
+
+
 class UserClient(OperatorClient):
     """The users of a server, and their tokens. Thread-safe; a context manager.
 
@@ -65,6 +85,20 @@ class UserClient(OperatorClient):
         """Whose token it is that this client sends."""
         told = self._call(self._stub.WhoAmI, auth_pb2.WhoAmIRequest())
         return Identity(told.user, told.role, list(told.scopes), told.token_id)
+
+    def authorities(self) -> AuthoritiesStatus:
+        """The authorities that may vouch for the server."""
+        return _authorities(self._call(self._stub.GetAuthorities, auth_pb2.GetAuthoritiesRequest()))
+
+    def change_authority(self, step: str, *, force: bool = False) -> AuthoritiesStatus:
+        """Take a step of replacing the server's authority: ``add-next``, ``promote`` or ``drop-former``.
+
+        Args:
+            step: which one.
+            force: whether to take it although some workers do not know of the one before.
+        """
+        request = auth_pb2.ChangeAuthorityRequest(step=step, force=force)
+        return _authorities(self._call(self._stub.ChangeAuthority, request))
 
     def add(self, user: str, role: str = "user") -> UserStatus:
         """Add a user; the role is ``operator``, ``deployer``, ``user`` or ``auditor``."""
@@ -101,6 +135,21 @@ class UserClient(OperatorClient):
     def revoke(self, token_id: str) -> TokenStatus:
         """End a token at once."""
         return _token(self._call(self._stub.RevokeToken, auth_pb2.RevokeTokenRequest(token_id=token_id)))
+
+
+def _authorities(answer: auth_pb2.Authorities) -> AuthoritiesStatus:
+    authorities = [
+        AuthorityStatus(
+            one.fingerprint,
+            one.issues_to_members,
+            one.issues_to_users,
+            one.created_ms,
+            one.expires_ms,
+            one.certificate,
+        )
+        for one in answer.authorities
+    ]
+    return AuthoritiesStatus(authorities, list(answer.waiting))
 
 
 def _user(user: auth_pb2.User) -> UserStatus:

@@ -17,6 +17,7 @@ from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from taskworker.auth.authority import Authority
+from taskworker.auth.certificates import KeyPair
 from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.tls import MemberCredentials
@@ -53,7 +54,7 @@ from taskworker.transport.port import Connect, Identify, WorkerVolume
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import WorkerFleet
 
-_OWN_LIFETIME_S = 365 * 24 * 3600.0
+_OWN_LIFETIME_S = 30 * 24 * 3600.0
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection joins again within this time
 
 
@@ -407,12 +408,23 @@ class NodePool(PoolCore):
     def _take_identity(self) -> None:
         """Issue a certificate to the pool itself."""
         authority = self.authority()
-        identity = MemberIdentity(self.pool_id, MemberKind.POOL, "pool")
-        # Whoever could steal this key from the pool's memory could steal the authority's, so it may last longer.
-        pair = authority.issue_own(identity, names=[DNSName(POOL_DNS_NAME)], lifetime_s=_OWN_LIFETIME_S)
-        self.credentials = MemberCredentials(pair, self._runtime.wall_ms)
+        self.credentials = MemberCredentials(self._issue_to_itself(authority), self._runtime.wall_ms)
         self._dialling = MemberDialling(self.credentials)
         self.enrollment = Enrollment(authority, self._catalog, self._runtime.wall_ms)
+
+    def renew_identity(self, *, only_if_due: bool = False) -> None:
+        """Issue a new certificate to the pool itself, if its workers join with tokens.
+
+        Args:
+            only_if_due: only if half of the present one's lifetime has passed.
+        """
+        if self.credentials is not None and (self.credentials.is_due or not only_if_due):
+            self.credentials.renew(self._issue_to_itself(self.authority()))
+
+    def _issue_to_itself(self, authority: Authority) -> KeyPair:
+        identity = MemberIdentity(self.pool_id, MemberKind.POOL, "pool")
+        # Whoever could steal this key from the pool's memory could steal the authority's, so it may last longer.
+        return authority.issue_own(identity, names=[DNSName(POOL_DNS_NAME)], lifetime_s=_OWN_LIFETIME_S)
 
     def _connect(self, address: str, worker: str, instance: str) -> WorkerVolume:
         if self._dialling is None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"6\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\xb2\x04\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\x17\n\x15GetAuthoritiesRequest\"5\n\x16\x43hangeAuthorityRequest\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"O\n\x0b\x41uthorities\x12/\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\x1a.taskworker.auth.Authority\x12\x0f\n\x07waiting\x18\x02 \x03(\t\"\x91\x01\n\tAuthority\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x19\n\x11issues_to_members\x18\x03 \x01(\x08\x12\x17\n\x0fissues_to_users\x18\x04 \x01(\x08\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"6\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\xe4\x05\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12V\n\x0eGetAuthorities\x12&.taskworker.auth.GetAuthoritiesRequest\x1a\x1c.taskworker.auth.Authorities\x12X\n\x0f\x43hangeAuthority\x12\'.taskworker.auth.ChangeAuthorityRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHOAMIREQUEST']._serialized_end=57
   _globals['_IDENTITY']._serialized_start=59
   _globals['_IDENTITY']._serialized_end=131
-  _globals['_ADDUSERREQUEST']._serialized_start=133
-  _globals['_ADDUSERREQUEST']._serialized_end=177
-  _globals['_USER']._serialized_start=179
-  _globals['_USER']._serialized_end=233
-  _globals['_REMOVEUSERREQUEST']._serialized_start=235
-  _globals['_REMOVEUSERREQUEST']._serialized_end=268
-  _globals['_REMOVEUSERRESPONSE']._serialized_start=270
-  _globals['_REMOVEUSERRESPONSE']._serialized_end=306
-  _globals['_LISTUSERSREQUEST']._serialized_start=308
-  _globals['_LISTUSERSREQUEST']._serialized_end=326
-  _globals['_LISTUSERSRESPONSE']._serialized_start=328
-  _globals['_LISTUSERSRESPONSE']._serialized_end=385
-  _globals['_CREATETOKENREQUEST']._serialized_start=387
-  _globals['_CREATETOKENREQUEST']._serialized_end=467
-  _globals['_NEWTOKEN']._serialized_start=469
-  _globals['_NEWTOKEN']._serialized_end=537
-  _globals['_TOKEN']._serialized_start=540
-  _globals['_TOKEN']._serialized_end=687
-  _globals['_LISTTOKENSREQUEST']._serialized_start=689
-  _globals['_LISTTOKENSREQUEST']._serialized_end=722
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=724
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=784
-  _globals['_REVOKETOKENREQUEST']._serialized_start=786
-  _globals['_REVOKETOKENREQUEST']._serialized_end=824
-  _globals['_AUTHSERVICE']._serialized_start=827
-  _globals['_AUTHSERVICE']._serialized_end=1389
+  _globals['_GETAUTHORITIESREQUEST']._serialized_start=133
+  _globals['_GETAUTHORITIESREQUEST']._serialized_end=156
+  _globals['_CHANGEAUTHORITYREQUEST']._serialized_start=158
+  _globals['_CHANGEAUTHORITYREQUEST']._serialized_end=211
+  _globals['_AUTHORITIES']._serialized_start=213
+  _globals['_AUTHORITIES']._serialized_end=292
+  _globals['_AUTHORITY']._serialized_start=295
+  _globals['_AUTHORITY']._serialized_end=440
+  _globals['_ADDUSERREQUEST']._serialized_start=442
+  _globals['_ADDUSERREQUEST']._serialized_end=486
+  _globals['_USER']._serialized_start=488
+  _globals['_USER']._serialized_end=542
+  _globals['_REMOVEUSERREQUEST']._serialized_start=544
+  _globals['_REMOVEUSERREQUEST']._serialized_end=577
+  _globals['_REMOVEUSERRESPONSE']._serialized_start=579
+  _globals['_REMOVEUSERRESPONSE']._serialized_end=615
+  _globals['_LISTUSERSREQUEST']._serialized_start=617
+  _globals['_LISTUSERSREQUEST']._serialized_end=635
+  _globals['_LISTUSERSRESPONSE']._serialized_start=637
+  _globals['_LISTUSERSRESPONSE']._serialized_end=694
+  _globals['_CREATETOKENREQUEST']._serialized_start=696
+  _globals['_CREATETOKENREQUEST']._serialized_end=776
+  _globals['_NEWTOKEN']._serialized_start=778
+  _globals['_NEWTOKEN']._serialized_end=846
+  _globals['_TOKEN']._serialized_start=849
+  _globals['_TOKEN']._serialized_end=996
+  _globals['_LISTTOKENSREQUEST']._serialized_start=998
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1031
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1033
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1093
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1095
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1133
+  _globals['_AUTHSERVICE']._serialized_start=1136
+  _globals['_AUTHSERVICE']._serialized_end=1876
 # @@protoc_insertion_point(module_scope)

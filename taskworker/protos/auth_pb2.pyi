@@ -68,6 +68,110 @@ class Identity(_message.Message):
 Global___Identity: _TypeAlias = Identity  # noqa: Y015
 
 @_typing.final
+class GetAuthoritiesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthoritiesRequest: _TypeAlias = GetAuthoritiesRequest  # noqa: Y015
+
+@_typing.final
+class ChangeAuthorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """add-next, promote or drop-former"""
+    force: _builtins.bool
+    """even if some workers have not renewed their certificates since the last step"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeAuthorityRequest: _TypeAlias = ChangeAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class Authorities(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]:
+        """the one that issues certificates to workers first"""
+
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """for operators: workers that have not renewed their certificates since the last step"""
+
+    def __init__(
+        self,
+        *,
+        authorities: _abc.Iterable[Global___Authority] | None = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authorities: _TypeAlias = Authorities  # noqa: Y015
+
+@_typing.final
+class Authority(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ISSUES_TO_MEMBERS_FIELD_NUMBER: _builtins.int
+    ISSUES_TO_USERS_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    """SHA-256 of the certificate, hexadecimal"""
+    certificate: _builtins.str
+    """PEM"""
+    issues_to_members: _builtins.bool
+    issues_to_users: _builtins.bool
+    """issues the certificate that users are shown"""
+    created_ms: _builtins.int
+    expires_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        issues_to_members: _builtins.bool = ...,
+        issues_to_users: _builtins.bool = ...,
+        created_ms: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "created_ms", b"created_ms", "expires_ms", b"expires_ms", "fingerprint", b"fingerprint", "issues_to_members", b"issues_to_members", "issues_to_users", b"issues_to_users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authority: _TypeAlias = Authority  # noqa: Y015
+
+@_typing.final
 class AddUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,16 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.WhoAmIRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.Identity.FromString,
                 _registered_method=True)
+        self.GetAuthorities = channel.unary_unary(
+                '/taskworker.auth.AuthService/GetAuthorities',
+                request_serializer=taskworker_dot_auth__pb2.GetAuthoritiesRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.Authorities.FromString,
+                _registered_method=True)
+        self.ChangeAuthority = channel.unary_unary(
+                '/taskworker.auth.AuthService/ChangeAuthority',
+                request_serializer=taskworker_dot_auth__pb2.ChangeAuthorityRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.Authorities.FromString,
+                _registered_method=True)
         self.AddUser = channel.unary_unary(
                 '/taskworker.auth.AuthService/AddUser',
                 request_serializer=taskworker_dot_auth__pb2.AddUserRequest.SerializeToString,
@@ -81,9 +91,23 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def AddUser(self, request, context):
-        """For operators.
+    def GetAuthorities(self, request, context):
+        """For everybody: the authorities that may vouch for this server.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeAuthority(self, request, context):
+        """For operators.
+        Takes a step of replacing the server's certificate authority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUser(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -128,6 +152,16 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.WhoAmI,
                     request_deserializer=taskworker_dot_auth__pb2.WhoAmIRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.Identity.SerializeToString,
+            ),
+            'GetAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthorities,
+                    request_deserializer=taskworker_dot_auth__pb2.GetAuthoritiesRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.Authorities.SerializeToString,
+            ),
+            'ChangeAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeAuthority,
+                    request_deserializer=taskworker_dot_auth__pb2.ChangeAuthorityRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.Authorities.SerializeToString,
             ),
             'AddUser': grpc.unary_unary_rpc_method_handler(
                     servicer.AddUser,
@@ -187,6 +221,60 @@ class AuthService:
             '/taskworker.auth.AuthService/WhoAmI',
             taskworker_dot_auth__pb2.WhoAmIRequest.SerializeToString,
             taskworker_dot_auth__pb2.Identity.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/GetAuthorities',
+            taskworker_dot_auth__pb2.GetAuthoritiesRequest.SerializeToString,
+            taskworker_dot_auth__pb2.Authorities.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/ChangeAuthority',
+            taskworker_dot_auth__pb2.ChangeAuthorityRequest.SerializeToString,
+            taskworker_dot_auth__pb2.Authorities.FromString,
             options,
             channel_credentials,
             insecure,

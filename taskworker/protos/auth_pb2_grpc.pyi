@@ -36,8 +36,13 @@ class AuthServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_auth_pb2.WhoAmIRequest, _auth_pb2.Identity]
     """For everybody: whose token it is, and what it allows."""
+    GetAuthorities: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetAuthoritiesRequest, _auth_pb2.Authorities]
+    """For everybody: the authorities that may vouch for this server."""
+    ChangeAuthority: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ChangeAuthorityRequest, _auth_pb2.Authorities]
+    """For operators.
+    Takes a step of replacing the server's certificate authority.
+    """
     AddUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.AddUserRequest, _auth_pb2.User]
-    """For operators."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]
     """A user's tokens end at once. Files stay."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]
@@ -52,8 +57,13 @@ class AuthServiceAsyncStub(AuthServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     WhoAmI: _aio.UnaryUnaryMultiCallable[_auth_pb2.WhoAmIRequest, _auth_pb2.Identity]  # type: ignore[assignment]
     """For everybody: whose token it is, and what it allows."""
+    GetAuthorities: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetAuthoritiesRequest, _auth_pb2.Authorities]  # type: ignore[assignment]
+    """For everybody: the authorities that may vouch for this server."""
+    ChangeAuthority: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangeAuthorityRequest, _auth_pb2.Authorities]  # type: ignore[assignment]
+    """For operators.
+    Takes a step of replacing the server's certificate authority.
+    """
     AddUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.AddUserRequest, _auth_pb2.User]  # type: ignore[assignment]
-    """For operators."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]  # type: ignore[assignment]
     """A user's tokens end at once. Files stay."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]  # type: ignore[assignment]
@@ -73,12 +83,29 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """For everybody: whose token it is, and what it allows."""
 
     @_abc_1.abstractmethod
+    def GetAuthorities(
+        self,
+        request: _auth_pb2.GetAuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.Authorities, _abc.Awaitable[_auth_pb2.Authorities]]:
+        """For everybody: the authorities that may vouch for this server."""
+
+    @_abc_1.abstractmethod
+    def ChangeAuthority(
+        self,
+        request: _auth_pb2.ChangeAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.Authorities, _abc.Awaitable[_auth_pb2.Authorities]]:
+        """For operators.
+        Takes a step of replacing the server's certificate authority.
+        """
+
+    @_abc_1.abstractmethod
     def AddUser(
         self,
         request: _auth_pb2.AddUserRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_auth_pb2.User, _abc.Awaitable[_auth_pb2.User]]:
-        """For operators."""
+    ) -> _typing.Union[_auth_pb2.User, _abc.Awaitable[_auth_pb2.User]]: ...
 
     @_abc_1.abstractmethod
     def RemoveUser(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from storage.errors import InvalidArgument
 from taskworker.auth import users as domain
-from taskworker.auth.rights import Role, Scope
+from taskworker.auth.certificates import certificate_to_pem, fingerprint_of
+from taskworker.auth.rights import Right, Role, Scope
+from taskworker.auth.rotation import Rotation, Step
 from taskworker.protos import auth_pb2
 from taskworker.rpc.authorization import KnownCaller
 from taskworker.rpc.binding import Caller
@@ -13,10 +17,16 @@ _NAME_CHARACTERS_SHOWN = 80
 
 
 class AuthService:
-    """Manages the users of a server for its operators; thread-safe."""
+    """Manages the users of a server for its operators; thread-safe.
 
-    def __init__(self, users: domain.Users) -> None:
+    Args:
+        users: the users.
+        rotation: returns what replaces the server's certificate authority; None: it has none.
+    """
+
+    def __init__(self, users: domain.Users, rotation: Callable[[], Rotation | None] = lambda: None) -> None:
         self._users = users
+        self._rotation = rotation
 
     def WhoAmI(  # noqa: N802 - the names are the contract's
         self, _request: auth_pb2.WhoAmIRequest, caller: Caller
@@ -31,6 +41,29 @@ class AuthService:
             scopes=[scope.text for scope in principal.scopes],
             token_id=principal.token,
         )
+
+    def GetAuthorities(  # noqa: N802
+        self, _request: auth_pb2.GetAuthoritiesRequest, caller: Caller
+    ) -> auth_pb2.Authorities:
+        """The authorities that may vouch for this server."""
+        is_operator = not isinstance(caller, KnownCaller) or caller.principal.has(Right.OPERATE)
+        return _authorities(self._require_rotation(), is_operator=is_operator)
+
+    def ChangeAuthority(  # noqa: N802
+        self, request: auth_pb2.ChangeAuthorityRequest, _caller: Caller
+    ) -> auth_pb2.Authorities:
+        """Take a step of replacing the authority."""
+        if request.step not in [*Step]:
+            raise InvalidArgument(f"{request.step[:_NAME_CHARACTERS_SHOWN]!r} is no step: choose {', '.join(Step)}")
+        rotation = self._require_rotation()
+        rotation.take(Step(request.step), force=request.force)
+        return _authorities(rotation, is_operator=True)
+
+    def _require_rotation(self) -> Rotation:
+        rotation = self._rotation()
+        if rotation is None:
+            raise InvalidArgument("this server has no certificate authority: it uses no TLS, and workers join without")
+        return rotation
 
     def AddUser(self, request: auth_pb2.AddUserRequest, _caller: Caller) -> auth_pb2.User:  # noqa: N802
         """Add a user."""
@@ -73,6 +106,24 @@ class AuthService:
     def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, _caller: Caller) -> auth_pb2.Token:  # noqa: N802
         """End a token."""
         return _token(self._users.revoke(request.token_id))
+
+
+def _authorities(rotation: Rotation, *, is_operator: bool) -> auth_pb2.Authorities:
+    oldest = rotation.authority.oldest_fingerprint
+    return auth_pb2.Authorities(
+        authorities=[
+            auth_pb2.Authority(
+                fingerprint=fingerprint_of(one),
+                certificate=certificate_to_pem(one).decode("ascii"),
+                issues_to_members=at == 0,
+                issues_to_users=fingerprint_of(one) == oldest,
+                created_ms=int(one.not_valid_before_utc.timestamp() * 1000),
+                expires_ms=int(one.not_valid_after_utc.timestamp() * 1000),
+            )
+            for at, one in enumerate(rotation.authority.issuers())
+        ],
+        waiting=rotation.waiting() if is_operator else [],
+    )
 
 
 def _user(user: domain.User) -> auth_pb2.User:

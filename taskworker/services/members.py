@@ -105,7 +105,9 @@ class MembersPoolService:
     ) -> pool_pb2.HeartbeatResponse:
         """See :class:`PoolService`."""
         self._require_self(caller, request.worker_id)
-        return self._service.Heartbeat(request, caller)
+        answer = self._service.Heartbeat(request, caller)
+        answer.renew = self._enrollment.is_behind(request.worker_id)
+        return answer
 
     def Leave(self, request: pool_pb2.LeaveRequest, caller: SecureCaller) -> pool_pb2.LeaveResponse:  # noqa: N802
         """See :class:`PoolService`."""

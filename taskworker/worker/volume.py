@@ -123,6 +123,8 @@ class VolumeWorker:
             scrub_bytes_per_s, self._stopping, self.directory / "scrub.json", clock_s=clock_s, now_ms=now_ms
         )
         self._renew_at_s = -math.inf
+        self._failed_until_s = -math.inf
+        self._is_to_renew = False
         self._heartbeat_s = 1.0
         self._cpu_s = (clock_s(), 0.0)
 
@@ -393,15 +395,22 @@ class VolumeWorker:
         return usable
 
     def _renew_certificate(self) -> None:
-        """Renew the certificate when half of its lifetime has passed; after a failure, try again a minute later."""
-        if self._member is None or not self._member.credentials.is_due or self._clock_s() < self._renew_at_s:
+        """Renew the certificate when half of its lifetime has passed, or the pool says so.
+
+        After a failure, try again a minute later.
+        """
+        now_s = self._clock_s()
+        if self._member is None or now_s < self._failed_until_s:
             return
-        self._renew_at_s = self._clock_s() + _RENEW_AGAIN_S
+        if not self._is_to_renew and not (self._member.credentials.is_due and now_s >= self._renew_at_s):
+            return
+        self._renew_at_s = self._failed_until_s = now_s + _RENEW_AGAIN_S
         try:
             self._member.renew(self._channel)
         except (StorageError, OSError) as error:
             log.warning("this worker's certificate could not be renewed, and is tried again: %s", error)
             return
+        self._failed_until_s, self._is_to_renew = -math.inf, False
         former, self._channel = self._channel, self._member.dial()
         self._pool = PoolServiceStub(self._channel)
         former.close()
@@ -417,7 +426,8 @@ class VolumeWorker:
 
     def _beat(self) -> None:
         request = pool_pb2.HeartbeatRequest(worker_id=self.worker_id, instance=self._instance, load=self._load())
-        self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
+        answer = self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
+        self._is_to_renew = answer.renew
 
     def _load(self) -> pool_pb2.Load:
         assert self._own is not None

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 
+from storage import ErasureProfile
 from storage.clocks import wall_ms
-from storage.errors import PermissionDenied
+from storage.errors import InvalidArgument, PermissionDenied
 from taskworker import Client
+from taskworker.apps.owner_context import keep_owner_context
 from taskworker.apps.pool_server import PoolServer
+from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import new_key, new_request
-from taskworker.auth.identity import POOL_DNS_NAME
+from taskworker.auth.contexts import Contexts
+from taskworker.auth.enrollment import DOCUMENT, Enrollment
+from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
+from taskworker.auth.join_tokens import Admission
+from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.pool import PoolClient
-from taskworker.errors import StorageUnavailable, WorkerRefused
+from taskworker.client.users import UserClient
+from taskworker.errors import ServerNotTrusted, StorageUnavailable, WorkerRefused
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import members_pb2, pool_pb2
 from taskworker.protos.members_pb2_grpc import EnrollmentServiceStub, MemberServiceStub
@@ -26,6 +37,7 @@ from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.worker.member import WorkerMember, enroll, load_member
 from taskworker.worker.volume import VolumeWorker
+from tests.auth.documents import Documents
 
 HOUR_MS = 3_600_000
 
@@ -33,11 +45,23 @@ HOUR_MS = 3_600_000
 class Stand:
     """A pool whose workers join with tokens, and its operator."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, secured: bool = False) -> None:
         self.directory = directory
-        options = PoolOptions(allow_fragile=True)
-        self.server = PoolServer(directory / "pool", options=options, joins_by_token=True)
-        self.address = f"127.0.0.1:{self.server.start('127.0.0.1:0', '127.0.0.1:0')}"
+        options = PoolOptions(allow_fragile=True, lease_s=1.0 if secured else 3.0)
+        profile = ErasureProfile(1, 2) if secured else None
+        self.server = server = PoolServer(
+            directory / "pool", profile=profile, options=options, joins_by_token=True, authenticates=secured
+        )
+        port = server.start("127.0.0.1:0", "127.0.0.1:0", tls=TlsOptions() if secured else None)
+        self.address = f"127.0.0.1:{port}"
+
+        def keep_context() -> None:
+            assert server.tls is not None
+            keep_owner_context(server.users, server.pool.pool_id, self.address, trust=server.tls.trust)
+
+        if secured:
+            keep_context()
+            server.on_authority_change = keep_context
         self.operator = PoolClient(self.address)
 
     def enroll(self, name: str, now_ms: Callable[[], int] = wall_ms) -> WorkerMember:
@@ -193,3 +217,145 @@ def test_a_token_is_not_used_up_by_a_bad_request(stand: Stand) -> None:
     assert enroll(stand.directory, address, token, "w1").worker_id == "w1"
     with pytest.raises(WorkerRefused, match="used already"):
         enroll(stand.directory, address, token, "w1")  # with another key
+
+
+# -- replacing the authority ---------------------------------------------------------------------
+
+
+class Load:
+    """Pushes and gets that go on until they are stopped; each opens its connection anew, and none may fail."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.calls = 0
+        self.errors: list[Exception] = []
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with Client(self._address) as client:
+                    data = os.urandom(100_000)
+                    version = client.push(data, filename=f"f{self.calls % 10}", user_id="u")
+                    assert client.get(version.file_id, user_id="u") == data
+                self.calls += 2
+            except Exception as error:
+                self.errors.append(error)
+
+    def go_on(self) -> None:
+        """Wait for some more calls."""
+        until = self.calls + 6
+        eventually(lambda: self.calls >= until or bool(self.errors))
+
+
+@pytest.fixture
+def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    stand = Stand(tmp_path, secured=True)
+    yield stand
+    stand.close()
+
+
+def test_the_authority_is_replaced_under_load_without_an_error(secured: Stand) -> None:
+    members = {name: secured.enroll(name) for name in ("w1", "w2", "w3")}
+    workers = [
+        VolumeWorker(name, member.members_address, secured.directory / name, member=member)
+        for name, member in members.items()
+    ]
+    first = members["w1"].credentials.pair
+    former = Contexts().find(secured.address)
+    assert former is not None
+    late = secured.enroll("late")  # has a certificate, and is off
+    with UserClient(secured.address) as operator:
+        try:
+            for worker in workers:
+                worker.start("127.0.0.1:0")
+            eventually(lambda: secured.states() == ["alive"] * 3)
+            with Load(secured.address) as load:
+                for number, step in enumerate(("add-next", "promote", "drop-former")):
+                    load.go_on()
+                    if number:
+                        with pytest.raises(InvalidArgument, match=r"1 workers have not renewed .* late"):
+                            operator.change_authority(step)
+                    told = operator.change_authority(step, force=number > 0)
+                    assert [one.issues_to_users for one in told.authorities].count(True) == 1
+                    eventually(lambda: operator.authorities().waiting == ["late"])
+                    load.go_on()
+            assert not load.errors
+            assert secured.states() == ["alive"] * 3
+            (only,) = operator.authorities().authorities
+            for member in members.values():
+                assert member.credentials.pair.authorities_pem.decode() == only.certificate
+            assert only.certificate.encode() != first.authorities_pem
+        finally:
+            for worker in workers:
+                worker.stop(0.0)
+        with late.dial() as channel:
+            describe = PoolServiceStub(channel).Describe
+            assert isinstance(refusal(lambda: describe(pool_pb2.DescribeRequest())), StorageUnavailable)
+    Contexts().put(former)  # as of a user who learned of nothing
+    with Client(secured.address) as client, pytest.raises(ServerNotTrusted, match="not trusted"):
+        client.stats()
+
+
+def test_steps_come_in_their_order(secured: Stand) -> None:
+    with UserClient(secured.address) as operator:
+        for step, text in (
+            ("promote", "no further"),
+            ("drop-former", "no former"),
+            ("", "is no step"),
+            ("up", "is no step"),
+        ):
+            with pytest.raises(InvalidArgument, match=text):
+                operator.change_authority(step)
+        operator.change_authority("add-next")
+        with pytest.raises(InvalidArgument, match="already"):
+            operator.change_authority("add-next")
+        with pytest.raises(InvalidArgument, match="promote it first"):
+            operator.change_authority("drop-former")
+        # Tokens to join with that were made before the second step are valid after it.
+        token, address = PoolClient(secured.address).new_join_token("w1")
+        operator.change_authority("promote")
+        assert enroll(secured.directory, address, token, "w1").worker_id == "w1"
+
+
+def test_the_pools_own_certificate_is_renewed_while_it_runs(stand: Stand) -> None:
+    member = stand.enroll("w1")
+    pool = stand.server.pool
+    assert pool.credentials is not None
+    first = pool.credentials.pair
+    pool.renew_identity(only_if_due=True)
+    assert pool.credentials.pair is first
+    pool.credentials._now_ms = lambda: wall_ms() + 16 * 24 * HOUR_MS
+    pool.renew_identity(only_if_due=True)
+    assert pool.credentials.pair.certificate_pem != first.certificate_pem
+    with member.dial() as channel:
+        PoolServiceStub(channel).Describe(pool_pb2.DescribeRequest())
+
+
+def test_members_of_a_pool_of_the_release_before_are_waited_for(tmp_path: Path) -> None:
+    now_ms = wall_ms()
+    documents = Documents()
+    authority = Authority(tmp_path / "a.pem", "a" * 32, lambda: now_ms)
+    admitted = {"w1": Admission("w1")}
+    documents.save_document(DOCUMENT, msgspec.msgpack.encode({"admitted": admitted, "denied": []}))
+    enrollment = Enrollment(authority, documents, lambda: now_ms)
+    assert enrollment.behind() == ["w1"]
+    assert enrollment.is_behind("w1")
+    member = MemberIdentity("a" * 32, MemberKind.WORKER, "w1")
+    enrollment.renew(member, new_request(new_key()))
+    assert enrollment.behind() == []
+    authority.add_next()
+    assert enrollment.behind() == ["w1"]
+    assert Enrollment(authority, documents, lambda: now_ms).behind() == ["w1"]
+    now_ms += 25 * HOUR_MS  # its certificate has expired, and it needs a new token anyway
+    assert enrollment.behind() == []

@@ -96,6 +96,8 @@ ALLOWED = {
     "taskworker.pool.PoolService.NewJoinToken": "o",
     "taskworker.pool.PoolService.DenyWorker": "o",
     "taskworker.auth.AuthService.WhoAmI": "udao",
+    "taskworker.auth.AuthService.GetAuthorities": "udao",
+    "taskworker.auth.AuthService.ChangeAuthority": "o",
     "taskworker.auth.AuthService.AddUser": "o",
     "taskworker.auth.AuthService.RemoveUser": "o",
     "taskworker.auth.AuthService.ListUsers": "ao",
