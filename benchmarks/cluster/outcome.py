@@ -35,6 +35,7 @@ TRUSTING_LIMIT = "the same by a pool that takes its workers at their word"
 QUIET_LIMIT = "the same on the same pool with nothing else going on"
 ALONE_LIMIT = "the same bytes by one such client"
 IDLE_LIMIT = "the same in the same pool with nothing else going on"
+BARE_IDLE_LIMIT = "the same with nothing else going on"
 THROUGHPUT, PROCESSOR, LOOPBACK, LATENCY = "throughput", "processor time", "bytes on loopback", "latency"
 
 FACTORS = {
@@ -196,6 +197,9 @@ class _Outcome:
         p99_ms = self._samples.p99_ms
         idle = Limit(IDLE_LIMIT, tuple(p99_ms["idle"]))
         self.figures.append(Figure("pool: get of 4 KiB, p99", "ms", idle.samples, "lower", chart=LATENCY))
+        bare_idle = Limit(BARE_IDLE_LIMIT, tuple(p99_ms["bare idle"]))
+        bare = f"bare gRPC: call with an answer of 4 KiB while {CLIENTS} clients load the pool, p99"
+        self.figures.append(Figure(bare, "ms", tuple(p99_ms["bare loaded"]), "lower", bare_idle, chart=LATENCY))
         texts = {
             "loaded": f"while {CLIENTS} clients push and get files of {self._label}",
             "stopped": "with one worker stopped",

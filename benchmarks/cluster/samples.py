@@ -74,7 +74,10 @@ class Samples:
     trusting: dict[str, list[float]] = field(default_factory=lambda: {"repair": [], "move": []})
     """Seconds to repair a loss and to drain a worker, with reading back what was written, and without."""
     kill_to_whole: list[float] = field(default_factory=list)
-    p99_ms: dict[str, list[float]] = field(default_factory=lambda: {"idle": [], "loaded": [], "stopped": []})
-    """99th percentile of small gets: in an idle pool, beside busy clients, and with one worker stopped."""
+    p99_ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """99th percentile of small gets: in an "idle" pool, while it is "loaded" by clients, and with one worker "stopped".
+
+    Also that of a bare server's calls at the same times: "bare idle" and "bare loaded".
+    """
     peaks: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     """Peak memory in MiB, at the end and before the first byte."""
