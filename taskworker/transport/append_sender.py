@@ -26,9 +26,14 @@ class SyncTicket:
     Args:
         signal: for which the caller waits.
         clock_s: monotonic seconds.
+
+    Attributes:
+        size: see :class:`taskworker.transport.port.Ticket`.
+        took_s: see there.
     """
 
     def __init__(self, signal: Signal, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.size = 0
         self._clock_s = clock_s
         self._signal = signal
         self._error: StorageError | None = None
@@ -62,10 +67,11 @@ class _Sent:
     Attributes:
         before: of a sync, the frames sent before it that have not been answered.
         covers: how many frames with shards had been sent, including this one.
+        covers_bytes: how many bytes these had.
         outcome: of a sync, why it failed.
     """
 
-    __slots__ = ("_sender", "before", "bytes_max", "covers", "keys", "outcome", "ticket")
+    __slots__ = ("_sender", "before", "bytes_max", "covers", "covers_bytes", "keys", "outcome", "ticket")
 
     def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
         self._sender = sender
@@ -73,7 +79,7 @@ class _Sent:
         self.keys = frame.keys  # not the payloads, which have been sent, or copied
         self.ticket = ticket
         self.before: set[_Sent] = set()
-        self.covers = 0
+        self.covers = self.covers_bytes = 0
         self.outcome: StorageError | None = None
 
     def memory(self, header: Header) -> Sequence[memoryview]:
@@ -121,6 +127,7 @@ class AppendSender:
         self._unreported: StorageError | None = None
         self._appended = 1  # frames with shards; the worker may have unsynced ones of an earlier connection
         self._synced = 0  # as many of them are durable
+        self._appended_bytes = self._synced_bytes = 0  # of these frames
         self._making = 0  # calls by which the worker may be appending shards that it makes
 
     @property
@@ -173,8 +180,10 @@ class AppendSender:
             with self._lock:
                 self._calls.check_usable()
                 self._appended += bool(frame.keys)
-                sent.covers = self._appended
+                self._appended_bytes += frame.size if frame.keys else 0
+                sent.covers, sent.covers_bytes = self._appended, self._appended_bytes
                 if ticket is not None:
+                    ticket.size = self._appended_bytes - self._synced_bytes
                     sent.before = set(self._under_way)
                     sent.outcome, self._unreported = self._unreported, None
                     self._syncs.append(sent)
@@ -206,7 +215,10 @@ class AppendSender:
                 self._unreported = self._unreported or error
             ended = [sync for sync in self._syncs if not sync.before and sync not in self._under_way]
             self._syncs = [sync for sync in self._syncs if sync not in ended]
-            self._synced = max(self._synced, *(sync.covers for sync in ended if sync.outcome is None), 0)
+            for sync in ended:
+                if sync.outcome is None:
+                    self._synced = max(self._synced, sync.covers)
+                    self._synced_bytes = max(self._synced_bytes, sync.covers_bytes)
             self._changed.notify_all()
         _settle_all(ended)
 

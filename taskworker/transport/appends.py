@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from statistics import median
 from typing import NamedTuple, Protocol
 
 from storage.errors import InsufficientWorkers, StorageError, StoreFull
 from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey, kind_of, slot_of, stripe_of
+from storage.limits import KIB
 from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from taskworker.transport.lateness import Lateness
 from taskworker.transport.port import Ticket, WorkerVolume
@@ -71,6 +73,9 @@ class Workers(Protocol):
     def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
         """Note how long each worker took to make durable what it was given, and which are late."""
 
+    def note_caught_up(self, slot: int) -> None:
+        """Note that a worker has done all writes for which nobody waited."""
+
     def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
         """Whether the other workers are enough to take all shards of stripes with these k and n."""
 
@@ -85,6 +90,8 @@ class _Started(NamedTuple):
 
 _PROFILES_MAX = 64
 _LOOK_S = 0.05
+_BYTES_MIN = 64 * KIB  # less than this takes no longer for being more
+_SHARES_MAX = 3.0  # as many workers' shares one may get at once
 
 
 class Appends:
@@ -210,14 +217,20 @@ class Appends:
             if not waiting:
                 return []
             now_s = self._clock_s()
-            ended_s = [one.ticket.took_s for one in tickets if one not in waiting]
+            ended = [one.ticket for one in tickets if one not in waiting]
             if (
-                ended_s
-                and now_s - began_s >= self._lateness.limit_s(ended_s)
+                ended
+                and all(now_s - began_s >= limit_s for limit_s in self._limits_s(waiting, ended))
                 and self._can_spare([one.slot for one in waiting])
             ):
                 return waiting
             until_s = now_s + _LOOK_S
+
+    def _limits_s(self, waiting: list[_Started], ended: list[Ticket]) -> list[float]:
+        """The seconds after which each worker is late. One that stands in for others has more to do than they had."""
+        limit_s = self._lateness.limit_s([ticket.took_s for ticket in ended])
+        usual_bytes = max(_BYTES_MIN, median(ticket.size for ticket in ended))
+        return [limit_s * min(_SHARES_MAX, max(1.0, one.ticket.size / usual_bytes)) for one in waiting]
 
     def _can_spare(self, slots: Collection[int]) -> bool:
         profiles = self._profiles
@@ -269,11 +282,13 @@ class Appends:
         with self._lock:
             before, self._late = self._late, []
         left = [one for one in before if one.slot not in synced and not one.ticket.ended_within(0)]
-        for started in before:
-            if started not in left:
-                self._outcome(started)
+        done = [one.slot for one in before if one not in left and self._outcome(one) is None]
         with self._lock:
             self._late += left + late
+            behind = {one.slot for one in self._late}
+        for slot in done:
+            if slot not in behind:
+                self._workers.note_caught_up(slot)
 
     def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
         """The shards that could not be delivered, by the slot to write them to now."""

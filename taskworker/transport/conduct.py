@@ -48,6 +48,11 @@ class Conduct:
         return self._slowness.slow
 
     @property
+    def behind(self) -> frozenset[int]:
+        """Those of the slow workers that have not caught up with a write, and may be sound."""
+        return self._slowness.behind
+
+    @property
     def avoided(self) -> frozenset[int]:
         """Workers that are distrusted or slow: others take new shards in their place."""
         return self._trust.distrusted | self._slowness.slow
@@ -146,7 +151,11 @@ class Conduct:
             took_s: the seconds, by slot.
             late: those for which nobody waited any longer.
         """
-        return any([self._slowness.note(took_s), self._slowness.note_late(late)])
+        return any([self._slowness.note(took_s), self._slowness.note_late(late, took_s)])
+
+    def note_caught_up(self, slot: int) -> bool:
+        """Note that a worker has done all writes for which nobody waited; return whether it is left out no longer."""
+        return self._slowness.note_caught_up(slot)
 
     def note_space(self, slot: int, free: int, used: int) -> bool:
         """Note a worker's report of its disk, in bytes; return whether it has room again."""

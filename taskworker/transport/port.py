@@ -14,9 +14,11 @@ class Ticket(Protocol):
     """A running sync.
 
     Attributes:
+        size: bytes that the worker had been given at its start and had not confirmed as durable.
         took_s: seconds from its start to its end, once it has ended.
     """
 
+    size: int
     took_s: float
 
     def ended_within(self, within_s: float) -> bool:

@@ -252,8 +252,18 @@ class WorkerFleet(MemberFleet):
 
     def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
         """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
-        if self._note(lambda: self._conduct.note_taken(took_s, late)):
-            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(self._conduct.slow))))
+        shunned = self._conduct.slow - self._conduct.behind
+        if not self._note(lambda: self._conduct.note_taken(took_s, late)):
+            return
+        slow, behind = self._conduct.slow, self._conduct.behind
+        if slow - behind != shunned:
+            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(slow - behind))))
+        else:
+            log.info("others stand in until these have caught up: %s", ", ".join(map(self.name, sorted(behind))))
+
+    def note_caught_up(self, slot: int) -> None:
+        """Note that a worker has done all writes for which nobody waited."""
+        self._note(lambda: self._conduct.note_caught_up(slot))
 
     def takes_new(self, slot: int) -> bool:
         """Whether a worker is given new shards: it is neither full, slow nor distrusted."""

@@ -192,7 +192,7 @@ def test_all_targets_are_reported(
     samples = Samples(series, healthy, plain=series, bare=series, kill_to_whole=two)
     samples.alone = samples.together = samples.quiet = samples.beside = {"push": two, "get": two}
     samples.verifying = samples.trusting = {"repair": two, "move": two}
-    samples.p99_ms.update({state: two for state in ("idle", "loaded", "stopped", "bare idle", "bare loaded")})
+    samples.p99_ms.update(dict.fromkeys(("idle", "loaded", "stopped", "bare idle", "bare loaded"), two))
     for who in MIB_MAX:
         samples.peaks[who] = [(2.0, 1.0)]
     for store in ("pool", "plain", *(["before"] if former else [])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from taskworker.transport.lateness import Lateness
 from taskworker.transport.port import Ticket
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.shard_service import shard_server
+from taskworker.transport.slowness import Slowness
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.worker_fleet import WorkerFleet
@@ -75,6 +77,7 @@ class MemoryVolume:
         self.name = name
         self.misbehaved = ""
         self.took_s = 0.0  # if it is to have taken so long
+        self.size = 0  # of its syncs
         self.queued: dict[ShardKey, Shard] = {}
         self.durable: dict[ShardKey, Shard] = {}
         self.fails_at: str | None = None
@@ -100,6 +103,7 @@ class MemoryVolume:
         self.synced += 1
         self._maybe_fail("start_sync")
         ticket = SyncTicket(SHARED.signal())
+        ticket.size = self.size
         error: StorageError | None = None
         if self.is_late:
             self.queued |= {shard.key: shard for shard in shards}
@@ -744,6 +748,55 @@ def test_a_write_waits_for_late_workers_that_it_cannot_do_without(count: int, la
     thread.join()
     assert not fleet.slow()
     assert all(durable_in(fleet, stripe) == Counter(range(6)) for stripe in stripes)
+
+
+def test_a_worker_that_was_late_gets_shards_again_once_it_has_caught_up() -> None:
+    fleet = manned(9)
+    volume = volumes_of(fleet)[3]
+    stripes = [stripe_of(seed) for seed in range(40)]
+    volume.is_late = True
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    assert fleet.slow() == {3}
+    volume.is_late = False
+    (late,) = volume.late
+    late.settle(None)
+    fleet.append_and_sync(batches_of(fleet, stripes))
+    assert not fleet.slow()
+    assert any(3 in fleet.targets(stripe) for stripe in stripes)
+
+
+@pytest.mark.parametrize(("late_in", "left_out"), [(8, False), (3, True)])
+def test_only_a_worker_that_is_late_often_is_left_out_for_long(late_in: int, *, left_out: bool) -> None:
+    now_s = 0.0
+    slowness = Slowness(lambda: now_s)
+    most_s = 0.0
+    for number in range(200):
+        slow_since_s = now_s
+        slowness.note_late([3] if number % late_in == 0 else [], [0, 1, 2] if number % late_in == 0 else [0, 1, 2, 3])
+        now_s += 1
+        slowness.note_caught_up(3)
+        while 3 in slowness.slow:
+            now_s += 1
+            slowness.lapse()
+        most_s = max(most_s, now_s - slow_since_s)
+    assert (most_s > 15) == left_out
+    assert (most_s > 300) == left_out  # longer each time
+
+
+def test_a_worker_that_stands_in_for_another_has_longer() -> None:
+    fleet = manned(9)
+    volumes = volumes_of(fleet)
+    for slot in range(9):
+        volumes[slot].took_s = 0.05
+    for _ in range(20):  # what a write usually takes
+        fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(20)]))
+    volume = volumes[3]
+    volume.is_late, volume.size = True, 3 << 20
+    began_s = time.monotonic()
+    fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(20, 40)]))
+    alone_s = time.monotonic() - began_s
+    assert fleet.slow() == {3}
+    assert alone_s >= 0.7  # three times the 0.25 s after which another one is late
 
 
 def test_a_write_that_is_slow_everywhere_has_no_late_worker() -> None:
