@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from storage.clocks import wall_ms
 from taskworker.errors import ServerNotTrusted, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -46,16 +48,17 @@ def tls_problem(text: str, address: str) -> str:
     return ""
 
 
-def refined(error: Exception, address: str, *, is_encrypted: bool) -> Exception:
+def refined(error: Exception, address: str, *, is_encrypted: bool, now_ms: Callable[[], int] = wall_ms) -> Exception:
     """Return a better error for a failed call, if a look at the server shows what is wrong with the connection.
 
     Args:
         error: the error.
         address: the server.
         is_encrypted: whether the call would have been.
+        now_ms: milliseconds since 1970.
     """
     if isinstance(error, ServerNotTrusted):
-        problem = _problem_of_certificate(_shown_by(address)) if is_encrypted else ""
+        problem = _problem_of_certificate(_shown_by(address), now_ms()) if is_encrypted else ""
         if problem:
             return ServerNotTrusted(f"the server at {address} is not trusted, and nothing was sent: {problem}")
     elif _may_expect_tls(error, is_encrypted=is_encrypted) and _shown_by(address):
@@ -70,11 +73,10 @@ def _may_expect_tls(error: Exception, *, is_encrypted: bool) -> bool:
     return type(error) is StorageUnavailable and not is_encrypted and any(sign in str(error) for sign in _CLOSED)
 
 
-def _problem_of_certificate(shown: list[x509.Certificate]) -> str:
-    from storage.clocks import wall_ms
+def _problem_of_certificate(shown: list[x509.Certificate], now_ms: int) -> str:
     from taskworker.auth.certificates import lifetime_text
 
-    return lifetime_text(shown[0], wall_ms()) if shown else ""
+    return lifetime_text(shown[0], now_ms) if shown else ""
 
 
 def _shown_by(address: str) -> list[x509.Certificate]:
