@@ -14,6 +14,7 @@ from storage.fleet.volumes import VolumeOptions, VolumeSet
 from storage.runtime import Runtime
 from storage.settings import keep_settings, load_or_create_settings, looks_like_store
 from storage.system.locking import StoreLock
+from storage.system.private_paths import make_root_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def opened_parts(
     """
     if not create and not looks_like_store(root, volumes):
         raise InvalidArgument(f"there is no store at {root}")
-    root.mkdir(parents=True, exist_ok=True)
+    make_root_directory(root)
     lock = StoreLock(root)
     opened: list[LmdbCatalog | VolumeSet] = []
     try:

@@ -21,13 +21,12 @@ from storage.catalog import CatalogTransaction, LmdbCatalog
 from storage.errors import FormatError, InvalidArgument, StoreFull, StoreLocked, StoreUnavailable
 from storage.system.faults import Fault, fault_of
 from storage.system.lmdb_errors import translated
+from storage.system.lmdb_files import LOCK_FILE
 from storage.system.lmdb_origin import DATA_FILE, Past, origin_of, past_of, write_closing_note
 from storage.system.locking import StoreLock
+from storage.system.private_paths import FILE_MODE, make_private_directory, open_private
 
 CATALOG = "catalog"
-_LOCK_FILE = "lock.mdb"
-_DIRECTORY_MODE = 0o700  # it names all users' files
-_FILE_MODE = 0o600
 _ROOM_BYTES = 16 << 20
 _TEMPORARY_SUFFIX = ".new"  # a directory with this suffix is left over from a crash and can be removed
 
@@ -81,7 +80,7 @@ def take_snapshot(
             _copy_database(directory / name, place / name)
         _end(place / CATALOG)
         for name in copied:
-            (place / name / _LOCK_FILE).unlink()
+            (place / name / LOCK_FILE).unlink()
             past_of(place / name, thoroughly=True)
             _sync(place / name)
         others = [name for name in files if _copy_file(directory / name, place / name)]
@@ -107,10 +106,12 @@ def _check_idle(directory: Path, databases: Sequence[str]) -> None:
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    target.mkdir(_DIRECTORY_MODE)
+    make_private_directory(target)
     try:
         with (
-            closing(lmdb.open(str(source), map_size=_map_bytes(source), readonly=True, create=False)) as environment,
+            closing(
+                lmdb.open(str(source), map_size=_map_bytes(source), readonly=True, create=False, mode=FILE_MODE)
+            ) as environment,
             _new_file(target / DATA_FILE) as descriptor,
         ):
             environment.reader_check()  # otherwise, a copy that was killed would keep pages from being reused
@@ -123,7 +124,7 @@ def _copy_database(source: Path, target: Path) -> None:
 def _note_closed(path: Path) -> None:
     """Make a copied environment durable, and mark it as written here and closed properly."""
     try:
-        with closing(lmdb.open(str(path), map_size=_map_bytes(path))) as environment:
+        with closing(lmdb.open(str(path), map_size=_map_bytes(path), mode=FILE_MODE)) as environment:
             origin = origin_of(path)
             with environment.begin(write=True) as txn:
                 write_closing_note(txn, origin)
@@ -164,7 +165,7 @@ def _copy_file(source: Path, target: Path) -> bool:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    descriptor = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         yield descriptor
     finally:

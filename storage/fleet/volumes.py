@@ -29,6 +29,7 @@ from storage.shards.filesystem import FileSystem, LocalFileSystem
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.system.backoff import Backoff
 from storage.system.flushing import Flusher, new_flusher
+from storage.system.private_paths import make_root_directory
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,8 @@ class VolumeSet(Fleet[LocalVolume]):
                 log.warning("volume %d at %s is empty; run repair to rebuild its shards", slot, path)
                 self.incomplete.add(slot)
         options = self._options
+        if options.filesystem is None:
+            make_root_directory(path)  # older releases made it with the rights that the umask left
         keywords = {} if options.segment_bytes_max is None else {"segment_bytes_max": options.segment_bytes_max}
         volume = LocalVolume(
             path,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from storage.formats.voices import Voice
 from storage.limits import MIB
 from storage.system.lmdb_env import Environment, Transaction
+from storage.system.private_paths import make_own_directory
 
 _TABLE = "holders"
 _AGREED = b""  # replaces the bits of the holders
@@ -124,7 +125,7 @@ class Agreement:
 
     def _opened(self) -> Environment:
         if self._holders is None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
+            make_own_directory(self._scratch)
             self._directory = Path(tempfile.mkdtemp(prefix="rebuild-", dir=self._scratch))
             self._holders = Environment(self._directory, (_TABLE,), sync=False)
         return self._holders

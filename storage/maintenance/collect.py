@@ -34,6 +34,7 @@ from storage.reports import CollectReport, Progress
 from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
 from storage.stripes.stripes import metadata_stripe
+from storage.system.private_paths import make_own_directory, open_private
 from storage.write.registry import KeptUploads
 
 log = logging.getLogger(__name__)
@@ -183,10 +184,10 @@ class _Marks:
     def _spill(self) -> None:
         try:
             if self._directory is None:
-                self._scratch.mkdir(parents=True, exist_ok=True)
+                make_own_directory(self._scratch)
                 self._directory = Path(tempfile.mkdtemp(prefix="collect-", dir=self._scratch))
             for bucket, marks in enumerate(self._buckets):
-                with (self._directory / f"{bucket:02x}").open("ab") as stream:
+                with open(self._directory / f"{bucket:02x}", "ab", opener=open_private) as stream:
                     stream.write(marks)
         except OSError as error:
             raise_if_full(error)

@@ -12,6 +12,7 @@ from storage.errors import StoreFull
 from storage.limits import BytesLike
 from storage.system.faults import Fault, fault_of
 from storage.system.lmdb_env import Environment
+from storage.system.private_paths import make_root_directory, open_private
 
 _IOV_MAX = 1024  # Linux's UIO_MAXIOV
 
@@ -161,7 +162,7 @@ class LocalFileSystem:
 
     def make_directory(self, path: Path) -> None:
         """See :class:`FileSystem`."""
-        path.mkdir(parents=True, exist_ok=True)
+        make_root_directory(path)
         for above in path.absolute().parents:
             # Sync existing parents, too: a process that created them may have been killed before syncing them.
             try:
@@ -172,19 +173,20 @@ class LocalFileSystem:
     def create(self, path: Path) -> LocalFile:
         """See :class:`FileSystem`."""
         try:
-            return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+            return LocalFile(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         except OSError as error:
             raise_if_full(error)
             raise
 
     def open(self, path: Path, *, writable: bool) -> LocalFile:
         """See :class:`FileSystem`."""
-        return LocalFile(os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
+        return LocalFile(open_private(path, os.O_RDWR if writable else os.O_RDONLY))
 
     def write_whole(self, path: Path, content: bytes) -> None:
         """See :class:`FileSystem`."""
         temporary = path.with_name(path.name + ".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        temporary.unlink(missing_ok=True)  # left by a crash, or by somebody who can write here
+        fd = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             os.write(fd, content)
             os.fsync(fd)

@@ -10,6 +10,7 @@ import os
 import threading
 
 from storage.errors import UsedAfterFork
+from storage.system.private_paths import open_private
 
 
 class _Forks:
@@ -69,10 +70,10 @@ class PrivateDescriptors:
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._close_all
         )
 
-    def open(self, path: os.PathLike[str], flags: int, mode: int) -> int:
-        """Like ``os.open``, for a descriptor that children close at once."""
+    def open(self, path: os.PathLike[str], flags: int) -> int:
+        """Like ``open_private``, for a descriptor that children close at once."""
         with self._lock:
-            descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+            descriptor = open_private(path, flags)
             self._open.add(descriptor)
         return descriptor
 

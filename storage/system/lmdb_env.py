@@ -24,8 +24,9 @@ from storage.system.backoff import Backoff
 from storage.system.descriptors import occupy_standard_descriptors
 from storage.system.forks import HomeProcess
 from storage.system.lmdb_errors import translated, unavailable
-from storage.system.lmdb_files import drop_cache, initial_map, sync_names
+from storage.system.lmdb_files import drop_cache, initial_map, prepare_directory, sync_names
 from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
+from storage.system.private_paths import FILE_MODE
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Environment:
 
     def _open_writable(self, map_bytes: int) -> None:
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            prepare_directory(self._path)
             fresh = not (self._path / DATA_FILE).exists()
         except OSError as error:
             raise unavailable(error, self._path) from error
@@ -163,7 +164,7 @@ class Environment:
                 max_readers=_READERS_MAX,
                 readahead=False,
                 sync=self._sync,
-                mode=0o640,
+                mode=FILE_MODE,
                 readonly=readonly,
                 lock=not readonly,  # a read-only environment has no writer
             )

@@ -8,10 +8,25 @@ from pathlib import Path
 
 from storage.system.lmdb_errors import unavailable
 from storage.system.lmdb_origin import DATA_FILE
+from storage.system.private_paths import make_own_directory, narrow_path
 
 log = logging.getLogger(__name__)
 
+LOCK_FILE = "lock.mdb"
 _MAP_BYTES_START = 64 << 20
+
+
+def prepare_directory(path: Path) -> None:
+    """Make the directory of an environment, and what is in it, private. LMDB itself would follow symbolic links.
+
+    Raises:
+        NotPrivate: a file is a symbolic link.
+        OSError: the directory cannot be made.
+    """
+    make_own_directory(path)
+    for name in (DATA_FILE, LOCK_FILE):
+        # Not by opening it: closing a descriptor of a locked file would end this process's locks on it.
+        narrow_path(path / name)
 
 
 def sync_names(directory: Path) -> None:

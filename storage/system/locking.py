@@ -67,11 +67,11 @@ class StoreLock:
 def _open(path: Path) -> int:
     """Return a descriptor to lock; -1 if there is no file and none can be created."""
     try:
-        return private_descriptors.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+        return private_descriptors.open(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         if fault_of(error) is not Fault.READ_ONLY:
             raise
     try:
-        return private_descriptors.open(path, os.O_RDONLY, 0o640)
+        return private_descriptors.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return -1

@@ -11,14 +11,7 @@ import os
 import stat
 from pathlib import Path
 
-from storage.errors import StorageError
-
-_MODE = 0o600
-_DIRECTORY_MODE = 0o700
-
-
-class NotPrivate(StorageError):
-    """A file that must be private is not: others may read or change it, or it is not a regular file."""
+from storage.system.private_paths import FILE_MODE, NotPrivate, make_private_directory, open_private
 
 
 def read_private(path: Path, bytes_max: int = 1 << 20) -> bytes | None:
@@ -54,7 +47,7 @@ def _require_private(path: Path, found: os.stat_result) -> None:
             "change it; use a file of your own"
         )
     mode = stat.S_IMODE(found.st_mode)
-    if mode & ~_MODE:
+    if mode & ~FILE_MODE:
         raise NotPrivate(f"{path} has mode {mode:04o}, so others may read it: `chmod 600 {path}`")
 
 
@@ -63,31 +56,37 @@ def aside_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a private file durably, in place of a former one. Its directory is created, private as well, if absent.
+def write_private(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a private file, in place of a former one. Its directory is created, private as well, if absent.
 
     The file is private at every moment, whatever the umask. A symbolic link in its place is replaced, not followed.
     Only one process at a time may write it. What a crash leaves beside it is removed by the next call.
 
+    Args:
+        path: the file.
+        content: what to write.
+        durable: whether the file must survive a power cut once this returns.
+
     Raises:
         OSError: it cannot be written; a former file is unchanged.
     """
-    path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    make_private_directory(path.parent)
     aside = aside_of(path)
     aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+    descriptor = open_private(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, _MODE)
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         aside.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()
         raise
-    _sync_directory(path.parent)
+    if durable:
+        _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:

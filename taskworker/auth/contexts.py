@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from storage.errors import FormatError, InvalidArgument
 from storage.system.private_files import read_private, write_private
+from storage.system.private_paths import make_private_directory, open_private
 from taskworker.auth.trust import SYSTEM, Trust
 
 _FILE = Path("taskworker", "contexts.json")
@@ -174,10 +175,8 @@ class Contexts:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_Kept]:
         """What is kept, which no other process changes meanwhile."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(
-            self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        make_private_directory(self.path.parent)
+        descriptor = open_private(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield self._read()

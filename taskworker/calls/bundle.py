@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from blake3 import blake3
 
 from storage.errors import FormatError, InvalidArgument
+from storage.system.private_paths import make_private_directory
 from taskworker.calls.spec import FunctionSpec
 
 APP, DEPENDENCIES, PLATFORMS, DOCUMENT = "app", "dependencies", "platforms", "function.json"
@@ -232,7 +233,7 @@ class BundleCache:
         self._prefix = f"{directory}{os.sep}"
         self._kept = kept
         self._lock = threading.Lock()
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private_directory(directory)
         for leftover in directory.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

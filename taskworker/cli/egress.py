@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
-from taskworker.cli.text import one_line, size_text, time_text
+from taskworker.cli.text import json_text, one_line, size_text, time_text
 
 if TYPE_CHECKING:
     from taskworker.client.egress import EgressRecord, EgressRule
@@ -126,7 +125,7 @@ def log(
     with EgressClient(session.pool_address()) as client:
         for one in client.log(function, follow=follow):
             if session.terminal.as_json:
-                session.terminal.lines(json.dumps(document(one), ensure_ascii=False))
+                session.terminal.lines(json_text(document(one)))
             else:
                 session.terminal.lines(_record_line(one))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from datetime import datetime
@@ -14,7 +13,7 @@ import typer
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.session import Session
-from taskworker.cli.text import one_line, plural, size_text, time_text
+from taskworker.cli.text import json_text, one_line, plural, size_text, time_text
 
 if TYPE_CHECKING:
     from taskworker.calls.bundle import PackedPackage
@@ -444,7 +443,7 @@ def logs(
         for line in client.logs(function, follow=follow, since_ms=_since_ms(since), tail=tail, call_id=call_id):
             none = False
             if session.terminal.as_json:
-                session.terminal.lines(json.dumps(document(line), ensure_ascii=False))
+                session.terminal.lines(json_text(document(line)))
             else:
                 session.terminal.lines(*_log_lines(line))
         if none and function and all(known.function != function for known in client.functions()):

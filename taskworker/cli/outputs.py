@@ -28,7 +28,7 @@ def target_of(output: str | None, version: Version) -> Path:
             f"'{visible(version.filename)}' is not the name of a file here: say where to write with -o", ExitCode.USAGE
         )
     target = directory / name
-    if output is None and target.exists():
+    if output is None and os.path.lexists(target):
         raise Failure(f"{one_line(str(target))} is already here; -o overwrites it or names another place")
     directory.mkdir(parents=True, exist_ok=True)
     return target

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.system.private_paths import make_root_directory
 from taskworker.cli.children import PROGRAM, announcement, command_line, end_all, environment
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.terminal import Terminal
@@ -80,7 +81,7 @@ class Supervisor:
         Raises:
             Failure: a process did not start; its output is on stderr.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_root_directory(self._directory)
         self._launch(self._pool)
         self._await(self._pool)
         for name in self._names:

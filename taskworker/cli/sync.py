@@ -6,9 +6,11 @@ that the copy had at the last sync, which tells apart *changed here*, *changed t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storage.system.private_files import write_private
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
@@ -26,7 +29,7 @@ from taskworker.cli.many import SHORT_ID_LENGTH
 from taskworker.cli.references import resolve_file
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, visible
-from taskworker.client.local_files import LocalFile, replacing, write_all
+from taskworker.client.local_files import LocalFile, replacing
 
 if TYPE_CHECKING:
     from storage import Version
@@ -222,12 +225,14 @@ class _Pair:
 
     def _fetch_keeping_local(self, head: Version) -> Version:
         number = 1
-        while (aside := self._path.with_name(f"{self._path.name}.local-{number}")).exists():
+        while os.path.lexists(aside := self._path.with_name(f"{self._path.name}.local-{number}")):
             number += 1
         try:
             aside.hardlink_to(self._path)
         except OSError:  # a file system without links
-            shutil.copy2(self._path, aside)
+            with self._path.open("rb") as local, aside.open("xb") as copy:
+                shutil.copyfileobj(local, copy)
+            shutil.copystat(self._path, aside, follow_symlinks=False)
         try:
             version = self._fetch(head)
         except BaseException:
@@ -243,6 +248,7 @@ class _Pair:
         return f"'{visible(str(self._path))}'"
 
     def _tie(self) -> Tie | None:
+        self._require_own_ties()
         try:
             return Tie(**json.loads(self._tie_path.read_bytes()))
         except FileNotFoundError:
@@ -252,9 +258,16 @@ class _Pair:
 
     def _keep_tie(self, version: Version, looked: os.stat_result) -> None:
         tie = Tie.between(version, looked)
-        self._tie_path.parent.mkdir(exist_ok=True)
-        with replacing(self._tie_path, durable=True) as part:
-            write_all(part, json.dumps(asdict(tie)).encode())
+        self._require_own_ties()
+        write_private(self._tie_path, json.dumps(asdict(tie)).encode())
+
+    def _require_own_ties(self) -> None:
+        """Whoever can change a tie decides which stored file this one is a copy of."""
+        for path in (self._tie_path.parent, self._tie_path):
+            with contextlib.suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
+                    raise Failure(f"{one_line(str(path))} is a link or belongs to another user: remove it")
 
     def _changed_since(self, tie: Tie) -> bool:
         """Whether the content differs from the tied version; reads the file only if it looks different."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import traceback
@@ -12,7 +11,7 @@ from io import TextIOWrapper
 from typing import Literal
 
 from taskworker.cli.streams import check_output
-from taskworker.cli.text import one_line
+from taskworker.cli.text import harmless, json_text, one_line
 
 Progress = Callable[[int, int], None]
 Json = Mapping[str, object]
@@ -38,11 +37,11 @@ class Terminal:
 
     def document(self, document: object) -> None:
         """Print a JSON document."""
-        self.lines(json.dumps(document, ensure_ascii=False, indent=2))
+        self.lines(json_text(document, indent=2))
 
     def lines(self, *lines: str) -> None:
         """Print lines."""
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.writelines(f"{harmless(line)}\n" for line in lines)
         sys.stdout.flush()
 
     def listing(self, title: str, rows: Iterable[tuple[Json, str]]) -> int:
@@ -55,13 +54,13 @@ class Terminal:
         if self.as_json:
             sys.stdout.write("[")
             for count, (document, _) in enumerate(rows, start=1):
-                sys.stdout.write((",\n " if count > 1 else "\n ") + json.dumps(document, ensure_ascii=False))
+                sys.stdout.write((",\n " if count > 1 else "\n ") + json_text(document))
             sys.stdout.write("\n]\n" if count else "]\n")
         else:
             for count, (_, line) in enumerate(rows, start=1):
                 if count == 1 and sys.stdout.isatty():
                     sys.stdout.write(f"\x1b[2m{title}\x1b[0m\n")
-                sys.stdout.write(line + "\n")
+                sys.stdout.write(harmless(line) + "\n")
         sys.stdout.flush()
         return count
 
@@ -73,7 +72,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print a note that is not part of the result, if a person is watching."""
         if sys.stderr.isatty() and not self.as_json:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(harmless(text) + "\n")
 
     def error(self, text: str, *more: str) -> None:
         """Print an error as one line, followed by ``more``, such as a function's frames, as indented lines."""

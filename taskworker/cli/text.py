@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from datetime import UTC, datetime
 
@@ -23,6 +24,31 @@ def one_line(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_visible_character(character) for character in text)
+
+
+def harmless(text: str) -> str:
+    """A text of one or more lines; apart from line ends and tabs, whatever is not plainly visible is escaped.
+
+    The parts that come from others are escaped where they are put in. This makes sure that none was forgotten.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if one in "\n\t" else _visible_character(one) for one in text)
+
+
+def json_text(document: object, *, indent: int | None = None) -> str:
+    """A document as JSON, in which whatever is not plainly visible is escaped, so that a terminal can show it."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    if text.isascii():  # JSON itself escapes the control characters of ASCII, except for the last
+        return text.replace("\x7f", "\\u007f")
+    return "".join(_json_character(one) for one in text)
+
+
+def _json_character(character: str) -> str:
+    if character == "\n" or character in _JOINERS or unicodedata.category(character) not in _HIDDEN_CATEGORIES:
+        return character
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _visible_character(character: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storage.system.private_paths import make_root_directory
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import Session
@@ -221,7 +222,7 @@ def _member(path: Path, pool_address: str, token: str, worker_id: str, *, functi
             "functions cannot be run yet on workers that join with tokens: add --no-functions", ExitCode.USAGE
         )
     if token and (member is None or not member.joined_with(token)):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_root_directory(path)
         return enroll(path, pool_address, token, worker_id)
     assert member is not None
     if member.credentials.problem:

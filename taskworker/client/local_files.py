@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from storage.system.private_paths import FILE_MODE, NotPrivate, require_own_link
+
 if TYPE_CHECKING:
     from storage.limits import BytesLike
+
+_NEW_MODE = 0o666  # less the umask: a fetched file is like any other file that its user makes
+_LINKS_MAX = 40  # as many as Linux follows
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A temporary file to write, which replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Follows links, keeps the mode of an existing file, and writes directly to anything that is not a regular
-    file (a device, a pipe). With ``durable``, the file survives a power cut once the block has ended.
+    Follows symbolic links of this process's user and of root, keeps the mode of an existing file, and writes directly
+    to anything that is not a regular file (a device, a pipe). With ``durable``, the file survives a power cut once the
+    block has ended.
+
+    Raises:
+        NotPrivate: a symbolic link or a pipe belongs to another user, who would get what is written, or have it
+            written to another place.
     """
-    target = path.resolve()
-    if target.exists() and not target.is_file():
-        with target.open("wb", buffering=0) as direct:
+    target = _target_of(path)
+    if target is None:
+        with open(path, "wb", buffering=0) as direct:  # noqa: PTH123 - mypy knows that this one is unbuffered
             yield direct
         return
-    descriptor, name = tempfile.mkstemp(prefix=".taskworker-", suffix=".part", dir=target.parent)
-    part = Path(name)
+    mode = _mode_of(target)
+    part = target.with_name(f".taskworker-{secrets.token_hex(8)}.part")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(part, flags, _NEW_MODE if mode is None else FILE_MODE)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(descriptor, "w+b", buffering=0) as file:
             yield file
-            os.fchmod(file.fileno(), _mode_for(target))
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             if durable:
                 os.fsync(file.fileno())
         part.replace(target)
@@ -44,12 +62,37 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         sync_directory(target.parent)
 
 
-def _mode_for(target: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def _target_of(path: Path) -> Path | None:
+    """The regular file that a path leads to, which may not exist; None: it leads to something else."""
+    target = path
+    for _ in range(_LINKS_MAX):
+        for above in reversed(target.absolute().parents):
+            with contextlib.suppress(FileNotFoundError):
+                require_own_link(above)
+        try:
+            require_own_link(target)
+            if not target.is_symlink():
+                break
+        except FileNotFoundError:
+            break
+        target = target.parent / target.readlink()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return target
+    if stat.S_ISFIFO(found.st_mode) and found.st_uid not in (os.geteuid(), 0):
+        raise NotPrivate(f"{path} is a pipe of user {found.st_uid}, who would get what is written to it")
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return target if stat.S_ISREG(found.st_mode) else None
+
+
+def _mode_of(target: Path) -> int | None:
+    """The permissions of a file; None: it does not exist, and the umask decides."""
+    try:
+        return stat.S_IMODE(target.stat().st_mode) & 0o777
+    except FileNotFoundError:
+        return None
 
 
 def sync_directory(directory: Path) -> None:

@@ -16,6 +16,7 @@ from storage.fleet.members import Member
 from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
+from storage.system.private_paths import make_root_directory
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import KeyPair
 from taskworker.auth.enrollment import Enrollment
@@ -362,7 +363,7 @@ class NodePool(PoolCore):
         joins_by_token: bool = False,
     ) -> None:
         root = Path(directory)
-        root.mkdir(parents=True, exist_ok=True)
+        make_root_directory(root)
         lock = StoreLock(root)
         try:
             catalog = LmdbCatalog(root / "catalog")

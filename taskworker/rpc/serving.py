@@ -31,6 +31,7 @@ from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+from taskworker.rpc.socket_files import appearing
 
 log = logging.getLogger("taskworker.services")
 
@@ -185,23 +186,30 @@ class Server:
         """
         self._home.check()
         endpoint = Endpoint.parse(address, secured=credentials is not None)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(endpoint.target)
-            else:
-                port = self._server.add_secure_port(endpoint.target, credentials)
-        except RuntimeError:
-            raise StorageUnavailable(
-                f"cannot listen on {address}: is another server running there? Stop it, or choose another address"
-            ) from None
-        if endpoint.socket_file is not None:
-            endpoint.socket_file.chmod(0o600)
+        if endpoint.socket_file is None:
+            port = self._bind(endpoint.target, address, credentials)
+        else:
+            try:
+                with appearing(endpoint.socket_file) as inner:
+                    self._bind(f"unix:{inner}", address, credentials)
+            except OSError as error:
+                raise StorageUnavailable(f"cannot listen on {address}: {error.strerror}") from error
             self._socket_file, port = endpoint.socket_file, 0
         found = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
         bound(found)
         self._server.start()
         log.info("serving on %s", found)
         return port
+
+    def _bind(self, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        try:
+            if credentials is None:
+                return self._server.add_insecure_port(target)
+            return self._server.add_secure_port(target, credentials)
+        except RuntimeError:
+            raise StorageUnavailable(
+                f"cannot listen on {address}: is another server running there? Stop it, or choose another address"
+            ) from None
 
     def tell_health(self, *, serving: bool) -> None:
         """Set whether health checks report that this server is serving."""

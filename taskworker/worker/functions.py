@@ -308,8 +308,9 @@ class LocalFunctions:
     ) -> None:
         self._clock_s = clock_s
         self._home = HomeProcess("this worker's host of functions")
-        self._bundles = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
-        self._remove_bundles = weakref.finalize(self, _remove_at_home, self._bundles, self._home)
+        private = Path(tempfile.mkdtemp(prefix="taskworker-functions-"))
+        self._remove_bundles = weakref.finalize(self, _remove_at_home, private, self._home)
+        self._bundles = private / "bundles"  # which users of sandboxes may enter, but only from within a sandbox
         self._host = FunctionHost(
             self._bundles,
             lambda user, _timeout_s: EmbeddedFiles(store, user),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
+from storage.system.private_paths import make_root_directory
 from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.serving import Server
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
@@ -44,7 +45,7 @@ class FunctionsOnlyWorker:
             StoreLocked: another process uses this directory.
         """
         self._home.check()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_root_directory(self._directory)
         self._lock = StoreLock(self._directory)
         try:
             services = self._functions.services(self._directory)

@@ -14,6 +14,7 @@ import msgspec
 from storage.clocks import wall_ms
 from storage.errors import StorageError
 from storage.shards import LocalVolume
+from storage.system.private_files import write_private
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,7 @@ class SelfScrub:
     def _keep(self, kept: _Kept) -> None:
         self._kept = kept
         if self._path is not None:
-            fresh = self._path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(kept))
-            fresh.replace(self._path)
+            write_private(self._path, msgspec.json.encode(kept), durable=False)
 
 
 class _Ended(Exception):

@@ -27,6 +27,7 @@ from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
+from storage.system.private_paths import make_own_directory, make_root_directory
 from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
@@ -152,7 +153,7 @@ class VolumeWorker:
         """
         self._home.check()
         description = self._when_it_answers(self._describe)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_root_directory(self.directory)
         self._lock = StoreLock(self.directory)
         try:
             volume = self._open_volume(description)
@@ -252,7 +253,7 @@ class VolumeWorker:
 
     def _open_volume(self, description: pool_pb2.PoolDescription) -> LocalVolume:
         path = self.directory / "volume"
-        path.mkdir(exist_ok=True)
+        make_own_directory(path)
         identity = read_identity(path)
         if identity is None:
             identity = VolumeIdentity(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import FormatError, InvalidArgument
-from storage.system.private_files import NotPrivate
+from storage.system.private_paths import NotPrivate
 from taskworker.apps.owner_context import keep_owner_context, login_name
 from taskworker.auth.contexts import (
     Access,

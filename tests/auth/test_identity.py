@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import FormatError, InvalidArgument
-from storage.system.private_files import NotPrivate, aside_of, read_private, write_private
+from storage.system.private_files import aside_of, read_private, write_private
+from storage.system.private_paths import NotPrivate
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import (
     NotTrusted,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskworker.cli.text import harmless, json_text, one_line, pace_text, plural, size_text, time_text, visible
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,23 @@ def test_paces_times_and_counts() -> None:
     assert time_text(1 << 62) == f"{1 << 62} ms"
     assert len(time_text(0)) == 19
     assert (plural(1, "file"), plural(2000, "file")) == ("1 file", "2,000 files")
+
+
+@given(st.text(), st.sampled_from([None, 2]))
+def test_json_says_the_same_without_what_is_not_visible(text: str, indent: int | None) -> None:
+    said = json_text({text: [text]}, indent=indent)
+    assert json.loads(said) == {text: [text]}
+    assert harmless(said) == said
+
+
+def test_json_keeps_what_is_visible() -> None:
+    assert (
+        json_text("文é\u200d\u202e\x9b\x7f\u2028\U000e0041") == '"文é\u200d\\u202e\\u009b\\u007f\\u2028\\udb40\\udc41"'
+    )
+
+
+@given(st.text())
+def test_what_is_printed_cannot_disturb_a_terminal(text: str) -> None:
+    assert one_line(harmless(text).replace("\n", "").replace("\t", "")) == harmless(text).replace("\n", "").replace(
+        "\t", ""
+    )

@@ -414,7 +414,6 @@ def _read(decoder: msgspec.msgpack.Decoder[T], document: bytes | None) -> T:
 
 
 def _opened(path: Path) -> Environment:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # the output of functions is private
     env = Environment(path, _DATABASES)
     try:
         _check_format(env)

@@ -9,7 +9,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
+
+from storage.system.private_paths import open_private
 
 _RECORDS_KEPT = 5_000
 _FILE_BYTES = 4 << 20
@@ -60,9 +64,7 @@ class AuditLog:
         self._file = (
             None
             if path is None
-            else logging.handlers.RotatingFileHandler(
-                path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8", delay=True
-            )
+            else _PrivateFile(path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8", delay=True)
         )
 
     def close(self) -> None:
@@ -97,3 +99,11 @@ class AuditLog:
             if not follow:
                 return
             yield None
+
+
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        return cast(
+            TextIOWrapper,
+            open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_private),
+        )

@@ -228,7 +228,7 @@ def listen(address: str) -> socket.socket:
 def _listen_at(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if path.is_socket() and not _answers(path):
+        if not path.is_symlink() and path.is_socket() and not _answers(path):
             path.unlink()  # left by a process that was killed
         os.fchmod(listening.fileno(), 0o600)  # the file gets these rights, so it is never open to others
         listening.bind(str(path))
