@@ -105,7 +105,8 @@ class Appends:
     def __init__(self, workers: Workers, clock_s: Callable[[], float]) -> None:
         self._workers = workers
         self._clock_s = clock_s
-        self._lateness = Lateness()
+        # What large writes take says nothing about small ones, such as the last step of each large one.
+        self._small, self._large = Lateness(), Lateness()
         self._late: list[_Started] = []  # syncs that nobody waited for; replaced as a whole, under the lock
         self._lock = threading.Lock()
         self._profiles: set[tuple[int, int]] = set()  # of all shards appended so far
@@ -210,8 +211,9 @@ class Appends:
 
     def _who_is_late(self, tickets: list[_Started]) -> list[_Started]:
         """Wait until all syncs have ended, or only late ones are left, which others can stand in for; return those."""
+        lateness = self._lateness(tickets)
         began_s = self._clock_s()
-        until_s = began_s + self._lateness.usual_s()
+        until_s = began_s + lateness.usual_s()
         while True:
             waiting = [one for one in tickets if not one.ticket.ended_within(until_s - self._clock_s())]
             if not waiting:
@@ -220,15 +222,20 @@ class Appends:
             ended = [one.ticket for one in tickets if one not in waiting]
             if (
                 ended
-                and all(now_s - began_s >= limit_s for limit_s in self._limits_s(waiting, ended))
+                and all(now_s - began_s >= limit_s for limit_s in self._limits_s(lateness, waiting, ended))
                 and self._can_spare([one.slot for one in waiting])
             ):
                 return waiting
             until_s = now_s + _LOOK_S
 
-    def _limits_s(self, waiting: list[_Started], ended: list[Ticket]) -> list[float]:
+    def _lateness(self, tickets: list[_Started]) -> Lateness:
+        """What decides who is late with a write of this size."""
+        usual_bytes = median(started.ticket.size for started in tickets) if tickets else 0
+        return self._small if usual_bytes <= _BYTES_MIN else self._large
+
+    def _limits_s(self, lateness: Lateness, waiting: list[_Started], ended: list[Ticket]) -> list[float]:
         """The seconds after which each worker is late. One that stands in for others has more to do than they had."""
-        limit_s = self._lateness.limit_s([ticket.took_s for ticket in ended])
+        limit_s = lateness.limit_s([ticket.took_s for ticket in ended])
         usual_bytes = max(_BYTES_MIN, median(ticket.size for ticket in ended))
         return [limit_s * min(_SHARES_MAX, max(1.0, one.ticket.size / usual_bytes)) for one in waiting]
 
@@ -249,7 +256,7 @@ class Appends:
             else:
                 refused = refused or error
         took_s = {one.slot: one.ticket.took_s for one in tickets if one not in late}
-        self._lateness.note(took_s.values())
+        self._lateness(tickets).note(took_s.values())
         self._workers.note_taken(took_s, [one.slot for one in late])
         self._settle_late(late, {slot for slot, error in outcomes if error is None})
         if refused is not None:

@@ -799,6 +799,23 @@ def test_a_worker_that_stands_in_for_another_has_longer() -> None:
     assert alone_s >= 0.7  # three times the 0.25 s after which another one is late
 
 
+def test_a_small_write_does_not_wait_as_long_as_large_ones_take() -> None:
+    fleet = manned(9)
+    volumes = volumes_of(fleet)
+
+    def write(size: int, took_s: float) -> None:
+        for slot in range(9):
+            volumes[slot].size, volumes[slot].took_s = size, took_s
+        fleet.append_and_sync(batches_of(fleet, [stripe_of(seed) for seed in range(20)]))
+
+    for _ in range(20):
+        write(542, 0.05)
+        write(2 << 20, 100.0)
+    volumes[3].is_late = True
+    write(542, 0.05)  # would last for 200 s
+    assert fleet.slow() == {3}
+
+
 def test_a_write_that_is_slow_everywhere_has_no_late_worker() -> None:
     lateness = Lateness()
     for _ in range(100):
