@@ -136,7 +136,7 @@ class PackageFunctions:
 @contextmanager
 def _host(home: Path) -> Iterator[FunctionHost]:
     with FileStorage.open(home / "store") as store:
-        host = FunctionHost(home / "bundles", lambda user, _timeout_s: EmbeddedFiles(store, user), _calls_nothing)
+        host = FunctionHost(home / "bundles", lambda call, _s: EmbeddedFiles(store, call.user_id), _calls_nothing)
         try:
             host.start()
             yield host

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import grpc
 
 from taskworker.auth.authority import Authority
 from taskworker.auth.enrollment import Enrollment
@@ -34,6 +36,8 @@ class MembersServer:
         enrollment: admits workers.
         credentials: what the pool shows.
         hide: paths not to show to callers.
+        added: further services for workers, by full name.
+        added_calls: how many calls of these may run at once.
         authority: vouches for the pool to workers that join.
         renew: renews the credentials if they are due.
     """
@@ -45,6 +49,8 @@ class MembersServer:
         credentials: MemberCredentials,
         hide: tuple[str, ...],
         *,
+        added: Mapping[str, grpc.GenericRpcHandler],
+        added_calls: int,
         authority: Authority,
         renew: Callable[[], None],
     ) -> None:
@@ -63,8 +69,9 @@ class MembersServer:
             {
                 _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide),
                 _POOL.full_name: generic_handler(_POOL, MembersPoolService(service, enrollment), hide=hide),
+                **added,
             },
-            calls=_CALLS,
+            calls=_CALLS + added_calls,
         )
 
     def start(self, address: str, members_port: int = 0) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
@@ -26,18 +27,29 @@ from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import auth_pb2, egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
-from taskworker.rpc.admission import Gate
+from taskworker.rpc.admission import DEFAULT_CALLS, Gate, ServerLimits
+from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.dialling import dial_secure
+from taskworker.rpc.limits import PUSH_DATA_BYTES
+from taskworker.rpc.quick_threads import QuickThreads
+from taskworker.rpc.token_channel import TokenChannel
 from taskworker.services.auth import AuthService
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.dns import DnsService
 from taskworker.services.egress import EgressService
-from taskworker.services.file_server import FileServer, guard_of
+from taskworker.services.file_server import FileServer, guard_of, services_of
 from taskworker.services.functions import FunctionService, HostingService
 from taskworker.services.invocation import GrpcTransport
 from taskworker.services.members import TokensOnly
 from taskworker.services.pool import PoolService
 from taskworker.services.rpc import RpcService, StreamService
+from taskworker.services.running_calls import (
+    MembersHostingService,
+    MembersOutsideService,
+    TokensAndCalls,
+    by_certificate,
+)
 from taskworker.services.secrets import SecretService
 
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
@@ -106,8 +118,8 @@ class PoolServer:
         self.users = Users(self.pool.documents)
         self.tls: ServerTls | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
-        self._guard = guard_of(self.pool.store, self.users) if authenticates else None
-        self._transport = GrpcTransport()
+        self._guard = self._guard_of_users() if authenticates else None
+        self._transport = GrpcTransport(self._dial_worker if joins_by_token else None)
         self.functions = PoolFunctions(
             self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
         )
@@ -120,6 +132,7 @@ class PoolServer:
             self.pool.close()
             raise
         hide = (str(directory),)
+        self._quick: QuickThreads | None = None
         service = PoolService if self.pool.enrollment is None else TokensOnly
         self._service = service(self.pool, self.functions.hosting.is_without_volume)
         self._members: MembersServer | None = None
@@ -130,6 +143,8 @@ class PoolServer:
                 self.pool.enrollment,
                 self.pool.credentials,
                 hide,
+                added=self._services_of_members(hide),
+                added_calls=_OUTSIDE_CALLS + _CALLS + DEFAULT_CALLS + _OPERATORS_CALLS,
                 authority=self.pool.authority(),
                 renew=partial(self.pool.renew_identity, only_if_due=True),
             )
@@ -141,32 +156,77 @@ class PoolServer:
             guard=self._guard,
         )
 
+    def _guard_of_users(self) -> Guard:
+        """The guard of the users' server. There, workers that joined without tokens act for the calls that they run."""
+        known = TokensAndCalls(self.users, lambda token: self.functions.hosting.call_of(token))
+        return guard_of(self.pool.store, by_token(self.users if self.pool.enrollment else known))
+
+    def _dial_worker(self, worker: str, address: str) -> grpc.Channel:
+        """Make a channel to a worker that joined with a token."""
+        credentials = self.pool.credentials
+        assert credentials is not None, "workers join with tokens"
+
+        def make(_pair: object) -> grpc.Channel:
+            identity = MemberIdentity(self.pool.pool_id, MemberKind.WORKER, worker)
+            return dial_secure(address, credentials.for_grpc_channel(), identity.dns_name)
+
+        return TokenChannel(make, lambda: ("", credentials.pair))
+
+    def _services_of_members(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
+        """What workers that joined with tokens need for the calls of functions that they run."""
+        enrollment, hosting = self.pool.enrollment, self.functions.hosting
+        assert enrollment is not None, "workers join with tokens"
+        guard = guard_of(self.pool.store, by_certificate(enrollment, hosting))
+        gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} workers are telling what they run; that is the limit")
+        offers = MembersHostingService(self._hosting(knows_calls=True), hosting, enrollment)
+        asked = MembersOutsideService(self._outside(), hosting)
+        router = self.functions.router
+        limits = ServerLimits()
+        self._quick = QuickThreads(limits.calls)
+        return {
+            **services_of(self.pool.store, limits, self.pool.startup_barrier.wait, self._quick, guard),
+            _HOSTING.full_name: generic_handler(_HOSTING, offers, hide=hide, gate=gate, guard=guard),
+            _RPC.full_name: generic_handler(_RPC, RpcService(router), hide=hide, guard=guard),
+            _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=self._asking(), guard=guard),
+        }
+
+    def _hosting(self, *, knows_calls: bool) -> HostingService:
+        functions = self.functions
+        return HostingService(functions.hosting, functions.deployed, self._read_bundle, knows_calls=knows_calls)
+
+    def _read_bundle(self, owner: str, file_id: str, version_id: str) -> Iterator[bytes]:
+        with self.pool.store.open_file(file_id, user_id=owner, version_id=version_id) as reader:
+            while data := reader.read(PUSH_DATA_BYTES):
+                yield data
+
+    def _outside(self) -> OutsideService:
+        weight_of = self.functions.weight_of
+        return OutsideService(
+            self.functions.hosting.call_of,
+            self.capabilities.of,
+            UserPlaces(_OUTSIDE_REQUESTS, "this pool", "requests to outside APIs", weight_of, refusal=ApiBusy),
+            UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", weight_of),
+        )
+
+    def _asking(self) -> Gate:
+        # A running call holds a place at one gate while it requests secrets, outside APIs or names. These requests have
+        # another gate: otherwise calls could fill the only gate, and their own requests would be refused.
+        return Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions request secrets, outside APIs or names")
+
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
         functions, capabilities, guard = self.functions, self.capabilities, self._guard
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
-        # A running call holds a place at one gate while it requests secrets, outside APIs or names. These requests have
-        # another gate: otherwise calls could fill the only gate, and their own requests would be refused.
-        asking = Gate(
-            _OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions are requesting secrets, outside APIs or names"
-        )
         lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool allows at once")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
-        hosting = HostingService(functions.hosting, functions.deployed)
-        asked = OutsideService(
-            functions.hosting.call_of,
-            capabilities.of,
-            UserPlaces(
-                _OUTSIDE_REQUESTS, "this pool", "requests to outside APIs", functions.weight_of, refusal=ApiBusy
-            ),
-            UserPlaces(_OUTSIDE_LOOKUPS, "this pool", "lookups of names", functions.weight_of),
-        )
         return {
             _POOL.full_name: generic_handler(_POOL, self._service, hide=hide, guard=guard),
-            _HOSTING.full_name: generic_handler(_HOSTING, hosting, hide=hide, guard=guard),
+            _HOSTING.full_name: generic_handler(
+                _HOSTING, self._hosting(knows_calls=guard is not None), hide=hide, guard=guard
+            ),
             _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate, guard=guard),
             _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, guard=guard),
             _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide, guard=guard),
-            _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=asking, guard=guard),
+            _OUTSIDE.full_name: generic_handler(_OUTSIDE, self._outside(), hide=hide, gate=self._asking(), guard=guard),
             _EGRESS.full_name: generic_handler(
                 _EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate, guard=guard
             ),
@@ -241,6 +301,8 @@ class PoolServer:
         if self._members is not None:
             self._members.stop(grace_s)
         self._server.stop(grace_s)
+        if self._quick is not None:
+            self._quick.shutdown()
         ending.cancel()
         ending.join()
         self.capabilities.close()

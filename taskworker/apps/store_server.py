@@ -13,6 +13,7 @@ from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.protos import auth_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS
+from taskworker.rpc.authorization import by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
@@ -39,7 +40,7 @@ class StoreServer(FileServer):
         self.tls: ServerTls | None = None
         self._authority: Authority | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
-        guard = guard_of(store, self.users)
+        guard = guard_of(store, by_token(self.users))
         service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard)
         super().__init__(store, added={_AUTH.full_name: service}, added_calls=DEFAULT_LIMITS.reserved, guard=guard)
 

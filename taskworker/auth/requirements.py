@@ -116,7 +116,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "taskworker.functions.InvocationService",
         {"Invoke": _MEMBERS_ONLY, "InvokeStream": _MEMBERS_ONLY, "Prepare": _MEMBERS_ONLY, "Cancel": _MEMBERS_ONLY},
     ),
-    **_service("taskworker.functions.HostingService", {"Offer": _JOIN}),
+    **_service("taskworker.functions.HostingService", {"Offer": _JOIN, "FetchBundle": _JOIN}),
     # The token of a running call in each message says for whom it is; a worker passes it on.
     **_service("taskworker.outside.OutsideService", {"GetSecret": _JOIN, "CallExternalApi": _JOIN, "Resolve": _JOIN}),
     **_service(

@@ -106,12 +106,14 @@ class Principal(NamedTuple):
         role: what the user is.
         scopes: what the token is limited to; empty: to nothing, it has all rights of the role.
         token: id of the token, which is no secret.
+        call: token of the running call on whose behalf the caller acts; empty: none.
     """
 
     user: str
     role: Role
     scopes: tuple[Scope, ...] = ()
     token: str = ""
+    call: str = ""
 
     def has(self, right: Right) -> bool:
         """Whether the principal has a right, if only on some names."""
@@ -128,3 +130,24 @@ class Principal(NamedTuple):
     def may_act_for(self, user: str) -> bool:
         """Whether the principal may act in the name of this user."""
         return user == self.user or self.has(Right.OPERATE)
+
+
+class PoolPrincipal(Principal):
+    """The pool, as its workers know it. It names the user in every message itself."""
+
+    __slots__ = ()
+
+    def has(self, right: Right) -> bool:
+        """See :class:`Principal`."""
+        return right is Right.MEMBER
+
+    def may(self, right: Right, _target: str) -> bool:
+        """See :class:`Principal`."""
+        return right is Right.MEMBER
+
+    def may_act_for(self, _user: str) -> bool:
+        """See :class:`Principal`."""
+        return True
+
+
+POOL = PoolPrincipal("", Role.OPERATOR, (), "pool")

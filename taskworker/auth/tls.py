@@ -6,6 +6,7 @@ expects one member, by the DNS name that belongs to its identity.
 
 from __future__ import annotations
 
+import functools
 import os
 import ssl
 import threading
@@ -145,4 +146,9 @@ def peer_of_call(auth_context: Mapping[str, Iterable[bytes]]) -> MemberIdentity:
         NotTrusted: the caller showed no certificate, or one that names no member.
     """
     (pem, *_) = [*auth_context.get("x509_pem_cert", []), b""]
+    return _identity_in(pem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _identity_in(pem: bytes) -> MemberIdentity:
     return identity_of(read_certificate(pem))

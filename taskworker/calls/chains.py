@@ -34,6 +34,11 @@ def chain_metadata(chain: Chain) -> tuple[tuple[str, str], ...]:
     return ((CALL_KEY, chain.call_id), (CHAIN_KEY, ",".join(chain.functions)), (PARENT_KEY, chain.parent))
 
 
+def parent_in(metadata: object) -> str:
+    """Read the token of the innermost call from a call's metadata; cut if it is too long."""
+    return read_chain(metadata).parent
+
+
 def read_chain(metadata: object) -> Chain:
     """Read the chain from a call's metadata; values that are too long are cut."""
     pairs = dict(cast(Iterable[tuple[str, str | bytes]], metadata or ()))

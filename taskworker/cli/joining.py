@@ -51,7 +51,7 @@ def worker_token(
     session.terminal.note(
         f"\nOn the machine of {one_line(worker_id)}:\n"
         f"  TASKWORKER_JOIN_TOKEN={token} \\\n"
-        f"  taskworker worker --pool {address} --id {one_line(worker_id)} --listen 0.0.0.0:50052 --no-functions\n"
+        f"  taskworker worker --pool {address} --id {one_line(worker_id)} --listen 0.0.0.0:50052\n"
     )
 
 

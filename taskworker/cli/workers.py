@@ -128,7 +128,7 @@ def worker(
         taskworker worker --id worker_002 --dir /disk2/worker --listen 127.0.0.1:0 --zone rack2
         taskworker worker --id runner_1 --listen 127.0.0.1:0 --no-volume --label gpu=none
         taskworker worker app:worker
-        taskworker worker --pool pool.example:50061 --id w7 --listen 0.0.0.0:0 --no-functions --token tw1...
+        taskworker worker --pool pool.example:50061 --id w7 --listen 0.0.0.0:0 --token tw1...
     """
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
@@ -153,7 +153,7 @@ def worker(
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
-    member = _member(path, pool_address, token, worker_id, functions=functions)
+    member = _member(path, pool_address, token, worker_id)
     hosted = None
     if label and not functions:
         raise Failure("--label has no effect with --no-functions: leave one out", ExitCode.USAGE)
@@ -164,6 +164,7 @@ def worker(
             pool_address,
             path / "functions",
             required=not volume,
+            member=member,
             limits_max=most,
             keep_max=Keep(
                 KEEP_MAX.calls if process_calls_max is None else process_calls_max,
@@ -174,7 +175,7 @@ def worker(
     if not volume:
         if hosted is None:
             raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)
-        _run_functions_only(session, worker_id, path, hosted, listen, supervised=supervised)
+        _run_functions_only(session, worker_id, path, hosted, listen, member, supervised=supervised)
         return
     running = VolumeWorker(
         worker_id,
@@ -210,17 +211,13 @@ def worker(
         running.stop(GRACE_S)
 
 
-def _member(path: Path, pool_address: str, token: str, worker_id: str, *, functions: bool) -> WorkerMember | None:
+def _member(path: Path, pool_address: str, token: str, worker_id: str) -> WorkerMember | None:
     """Join with a token, or read the certificate of a worker that did so before; None: the pool needs none."""
     from taskworker.worker.member import enroll, load_member
 
     member = load_member(path)
     if member is None and not token:
         return None
-    if functions:
-        raise Failure(
-            "functions cannot be run yet on workers that join with tokens: add --no-functions", ExitCode.USAGE
-        )
     if token and (member is None or not member.joined_with(token)):
         make_root_directory(path)
         return enroll(path, pool_address, token, worker_id)
@@ -237,11 +234,18 @@ def _member(path: Path, pool_address: str, token: str, worker_id: str, *, functi
 
 
 def _run_functions_only(
-    session: Session, worker_id: str, path: Path, hosted: HostedFunctions, listen: str, *, supervised: bool
+    session: Session,
+    worker_id: str,
+    path: Path,
+    hosted: HostedFunctions,
+    listen: str,
+    member: WorkerMember | None,
+    *,
+    supervised: bool,
 ) -> None:
     from taskworker.worker.functions_only import FunctionsOnlyWorker
 
-    runner = FunctionsOnlyWorker(worker_id, path, hosted)
+    runner = FunctionsOnlyWorker(worker_id, path, hosted, member)
     try:
         watch_parent(wanted=supervised)
         runner.start(listen)

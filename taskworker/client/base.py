@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+import grpc
+
 from storage import (
     Version,
 )
@@ -24,17 +26,18 @@ class ClientBase:
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
+        channel: a channel to the server to use in place of one of its own; it stays open.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+    def __init__(self, address: str, *, timeout_s: float | None = None, channel: grpc.Channel | None = None) -> None:
         if timeout_s is not None:
             seconds("timeout_s")(timeout_s)
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = Channel(address)
+        self._channel = Channel(address, channel)
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""

@@ -42,8 +42,8 @@ class Channel:
         has_small_calls: whether to use the calls for small files, which older servers do not offer.
     """
 
-    def __init__(self, address: str) -> None:
-        self._connection = Connection(address)
+    def __init__(self, address: str, channel: grpc.Channel | None = None) -> None:
+        self._connection = Connection(address, channel=channel)
         channel = self._connection.channel
         self.address = address
         self.has_small_calls = True

@@ -21,6 +21,7 @@ class Client(FileCalls, ManyCalls, RevisionCalls, FunctionCalls, MaintenanceCall
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
+        channel: a gRPC channel to the server to use in place of one of its own; it stays open.
 
     Raises:
         InvalidArgument: the address is malformed.

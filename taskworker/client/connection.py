@@ -35,19 +35,21 @@ class Connection:
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:path``, or several addresses separated by commas.
         access: what to show, and to whom; None: as this user's context for the address says.
+        channel: a channel to use in place of one of its own; it stays open.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
 
-    def __init__(self, address: str, *, access: Access | None = None) -> None:
+    def __init__(self, address: str, *, access: Access | None = None, channel: grpc.Channel | None = None) -> None:
         self.address = address
         self.home = HomeProcess(f"the connection to {address}")
-        self.channel = dial(address, access=access)
+        self._is_own = channel is None
+        self.channel = dial(address, access=access) if channel is None else channel
 
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
-        if not self.home.is_here:
+        if not self.home.is_here or not self._is_own:
             return
         # gRPC waits for its threads here. If a signal's exception left one of its locks held, it waits for ever.
         closing = threading.Thread(target=self.channel.close, name="close-channel", daemon=True)
@@ -111,7 +113,7 @@ class Connection:
     def _decoded(self, error: Exception) -> Exception:
         """The error to raise for one of gRPC's."""
         if isinstance(error, grpc.RpcError):
-            is_encrypted = isinstance(self.channel, TokenChannel) and self.channel.trust is not None
+            is_encrypted = isinstance(self.channel, TokenChannel) and self.channel.is_encrypted
             return refined(status.decode(error, self.address), self.address, is_encrypted=is_encrypted)
         if isinstance(error, grpc.FutureCancelledError):
             return CallAbandoned("the call was cancelled")

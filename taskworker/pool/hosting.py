@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -136,7 +136,8 @@ class Hosting:
         self._offers: dict[str, Offer] = {}
         self._leases: dict[str, float] = {}  # of workers without volumes: monotonic end times
         self._places: WeakValueDictionary[str, Places] = WeakValueDictionary()  # while there are calls
-        self._under_way: dict[str, Call] = {}
+        self._under_way: dict[str, tuple[Call, str]] = {}  # with the worker at which it is
+        self._bundles: Counter[tuple[str, str, str]] = Counter()  # worker, file and version of what workers may need
         self._running: Counter[str] = Counter()
         self.redactors = CallRedactors()
 
@@ -271,10 +272,10 @@ class Hosting:
         if address is None:
             raise WorkerGone(worker, may_have_run=False)
         with self._lock:
-            self._under_way[call.token] = call
+            self._under_way[call.token] = call, worker
             self._running[worker] += 1
         try:
-            with self.redactors.during(call) as redactor:
+            with self._needing(worker, function), self.redactors.during(call) as redactor:
                 report = self._transport.invoke(worker, address, function, call, timeout_s, running, items)
                 redactor.report(report)
                 return report
@@ -325,7 +326,8 @@ class Hosting:
         if address is None:
             return "is gone"
         try:
-            self._transport.prepare(offer.worker, address, function, _PREPARE_TIMEOUT_S)
+            with self._needing(offer.worker, function):
+                self._transport.prepare(offer.worker, address, function, _PREPARE_TIMEOUT_S)
         except (WorkerGone, ServerBusy) as error:
             return str(error)
         return None
@@ -336,10 +338,30 @@ class Hosting:
         while not self.hosts() and self._clock_s() < give_up:
             time.sleep(_LOOK_AGAIN_S)
 
-    def call_of(self, token: str) -> Call | None:
-        """The running call with this token; None if it is over."""
+    def call_of(self, token: str, worker: str | None = None) -> Call | None:
+        """The running call with this token; None if it is over, or is not at this worker."""
         with self._lock:
-            return self._under_way.get(token)
+            call, at = self._under_way.get(token, (None, ""))
+        return call if worker is None or worker == at else None
+
+    @contextmanager
+    def _needing(self, worker: str, function: RoutedFunction) -> Iterator[None]:
+        """Within this context, a worker may fetch a function's bundle."""
+        key = (worker, function.file_id, function.version)
+        with self._lock:
+            self._bundles[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bundles[key] -= 1
+                if not self._bundles[key]:
+                    del self._bundles[key]
+
+    def needs_bundle(self, worker: str, file_id: str, version: str) -> bool:
+        """Whether a worker has been told to run or try this version of a function, and may need its bundle."""
+        with self._lock:
+            return (worker, file_id, version) in self._bundles
 
 
 def _obstacle(offer: Offer, function: RoutedFunction) -> str:

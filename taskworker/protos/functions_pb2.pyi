@@ -210,16 +210,69 @@ class FunctionOffer(_message.Message):
 Global___FunctionOffer: _TypeAlias = FunctionOffer  # noqa: Y015
 
 @_typing.final
+class FetchBundleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    IS_CANDIDATE_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    version_id: _builtins.str
+    is_candidate: _builtins.bool
+    """it is tried before it is deployed"""
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        is_candidate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "is_candidate", b"is_candidate", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchBundleRequest: _TypeAlias = FetchBundleRequest  # noqa: Y015
+
+@_typing.final
+class FetchBundlePart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchBundlePart: _TypeAlias = FetchBundlePart  # noqa: Y015
+
+@_typing.final
 class OfferResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDED_VERSIONS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     FUNCTIONS_DEPLOYED_FIELD_NUMBER: _builtins.int
+    KNOWS_CALLS_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """validity of the offer of a worker without a volume"""
     functions_deployed: _builtins.bool
     """whether there are functions that this worker may have to run"""
+    knows_calls: _builtins.bool
+    """Whether the pool knows running calls by their tokens. What a worker does for a call then has, as the token of the
+    caller, `twc1.` and the token of the call; and bundles are fetched with FetchBundle.
+    """
+    renew: _builtins.bool
+    """the authorities have changed: the worker should renew its certificate now"""
     @_builtins.property
     def ended_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """versions that the worker named, which are neither the newest nor being tried"""
@@ -230,10 +283,12 @@ class OfferResponse(_message.Message):
         ended_versions: _abc.Iterable[_builtins.str] | None = ...,
         lease_ms: _builtins.int = ...,
         functions_deployed: _builtins.bool = ...,
+        knows_calls: _builtins.bool = ...,
+        renew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_versions", b"ended_versions", "functions_deployed", b"functions_deployed", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_versions", b"ended_versions", "functions_deployed", b"functions_deployed", "knows_calls", b"knows_calls", "lease_ms", b"lease_ms", "renew", b"renew"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

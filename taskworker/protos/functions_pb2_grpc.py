@@ -663,6 +663,11 @@ class HostingServiceStub:
                 request_serializer=taskworker_dot_functions__pb2.OfferRequest.SerializeToString,
                 response_deserializer=taskworker_dot_functions__pb2.OfferResponse.FromString,
                 _registered_method=True)
+        self.FetchBundle = channel.unary_stream(
+                '/taskworker.functions.HostingService/FetchBundle',
+                request_serializer=taskworker_dot_functions__pb2.FetchBundleRequest.SerializeToString,
+                response_deserializer=taskworker_dot_functions__pb2.FetchBundlePart.FromString,
+                _registered_method=True)
 
 
 class HostingServiceServicer:
@@ -676,6 +681,13 @@ class HostingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchBundle(self, request, context):
+        """The bundle of a version that the pool has just told this worker to run or to try.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -683,6 +695,11 @@ def add_HostingServiceServicer_to_server(servicer, server):
                     servicer.Offer,
                     request_deserializer=taskworker_dot_functions__pb2.OfferRequest.FromString,
                     response_serializer=taskworker_dot_functions__pb2.OfferResponse.SerializeToString,
+            ),
+            'FetchBundle': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchBundle,
+                    request_deserializer=taskworker_dot_functions__pb2.FetchBundleRequest.FromString,
+                    response_serializer=taskworker_dot_functions__pb2.FetchBundlePart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -713,6 +730,33 @@ class HostingService:
             '/taskworker.functions.HostingService/Offer',
             taskworker_dot_functions__pb2.OfferRequest.SerializeToString,
             taskworker_dot_functions__pb2.OfferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.functions.HostingService/FetchBundle',
+            taskworker_dot_functions__pb2.FetchBundleRequest.SerializeToString,
+            taskworker_dot_functions__pb2.FetchBundlePart.FromString,
             options,
             channel_credentials,
             insecure,

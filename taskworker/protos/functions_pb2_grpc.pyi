@@ -240,6 +240,8 @@ class HostingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> HostingServiceAsyncStub: ...
     Offer: _grpc.UnaryUnaryMultiCallable[_functions_pb2.OfferRequest, _functions_pb2.OfferResponse]
     """Reports what a worker can run, and how its functions run: after joining, after changes, and from time to time."""
+    FetchBundle: _grpc.UnaryStreamMultiCallable[_functions_pb2.FetchBundleRequest, _functions_pb2.FetchBundlePart]
+    """The bundle of a version that the pool has just told this worker to run or to try."""
 
 @_typing.type_check_only
 class HostingServiceAsyncStub(HostingServiceStub):
@@ -248,6 +250,8 @@ class HostingServiceAsyncStub(HostingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Offer: _aio.UnaryUnaryMultiCallable[_functions_pb2.OfferRequest, _functions_pb2.OfferResponse]  # type: ignore[assignment]
     """Reports what a worker can run, and how its functions run: after joining, after changes, and from time to time."""
+    FetchBundle: _aio.UnaryStreamMultiCallable[_functions_pb2.FetchBundleRequest, _functions_pb2.FetchBundlePart]  # type: ignore[assignment]
+    """The bundle of a version that the pool has just told this worker to run or to try."""
 
 class HostingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the pool, for its workers."""
@@ -259,5 +263,13 @@ class HostingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_functions_pb2.OfferResponse, _abc.Awaitable[_functions_pb2.OfferResponse]]:
         """Reports what a worker can run, and how its functions run: after joining, after changes, and from time to time."""
+
+    @_abc_1.abstractmethod
+    def FetchBundle(
+        self,
+        request: _functions_pb2.FetchBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_functions_pb2.FetchBundlePart], _abc.AsyncIterator[_functions_pb2.FetchBundlePart]]:
+        """The bundle of a version that the pool has just told this worker to run or to try."""
 
 def add_HostingServiceServicer_to_server(servicer: HostingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -41,6 +41,10 @@ class _WithMetadata(Protocol):
     def invocation_metadata(self) -> object: ...
 
 
+Identify = Callable[[Any], Principal]
+"""Returns who makes a call, from gRPC's ServicerContext; raises Unauthenticated or PermissionDenied."""
+
+
 class KnownCaller:
     """A caller of which it is known who it is; apart from that, gRPC's ServicerContext."""
 
@@ -66,22 +70,27 @@ def require_right(caller: object, right: Right, name: str) -> None:
         raise PermissionDenied(f"the token allows to {right} other names than {name[:80]!r}")
 
 
+def by_token(authenticator: Authenticator) -> Identify:
+    """Identify callers by the tokens that they send."""
+    return lambda caller: authenticator.principal_of(token_of(caller.invocation_metadata()))
+
+
 class Guard:
     """Guards the calls of a server.
 
     Args:
-        authenticator: knows who has which token.
+        identify: finds out who makes a call.
         filename_of: returns the name of a user's file, by its id; raises FileNotFound if there is none.
     """
 
-    def __init__(self, authenticator: Authenticator, filename_of: Callable[[str, str], str] | None = None) -> None:
-        self._authenticator = authenticator
+    def __init__(self, identify: Identify, filename_of: Callable[[str, str], str] | None = None) -> None:
+        self._identify = identify
         self._filename_of = filename_of
 
     def of_method(self, method: MethodDescriptor) -> MethodGuard:
         """Return the guard of one method."""
         requirement = REQUIREMENTS.get(method.full_name, NOTHING_ALLOWED)
-        return MethodGuard(method, requirement, self._authenticator, self._filename_of)
+        return MethodGuard(method, requirement, self._identify, self._filename_of)
 
 
 class MethodGuard:
@@ -91,12 +100,12 @@ class MethodGuard:
         self,
         method: MethodDescriptor,
         requirement: Requirement,
-        authenticator: Authenticator,
+        identify: Identify,
         filename_of: Callable[[str, str], str] | None,
     ) -> None:
         self._call = f"{method.containing_service.name}.{method.name}"
         self._requirement = requirement
-        self._authenticator = authenticator
+        self._identify = identify
         self._filename_of = filename_of
         self._owners = list(paths_to_owners(method.input_type))
 
@@ -110,7 +119,7 @@ class MethodGuard:
         requirement = self._requirement
         if requirement.is_public:
             return context, _unchecked
-        principal = self._authenticator.principal_of(_token_in(context.invocation_metadata()))
+        principal = self._identify(context)
         if not requirement.needs_user:
             self._require_right(principal)
         return KnownCaller(context, principal), partial(self._checked, principal)
@@ -192,7 +201,12 @@ def _unchecked(message: Any) -> Any:
     return message
 
 
-def _token_in(metadata: object) -> str:
+def token_of(metadata: object) -> str:
+    """Return the token in a call's metadata.
+
+    Raises:
+        Unauthenticated: there is none.
+    """
     found = [value for key, value in metadata or () if key == METADATA_KEY]  # type: ignore[attr-defined]
     if len(found) == 1 and isinstance(found[0], str) and found[0][: len(_SCHEME)].lower() == _SCHEME:
         return found[0][len(_SCHEME) :].strip()

@@ -16,6 +16,7 @@ from taskworker.auth.contexts import Access
 from taskworker.auth.trust import Trust
 
 METADATA_KEY = "authorization"
+_FORMER_MAX = 8
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -51,43 +52,48 @@ class _Call:
         if bound is not channel:
             call = getattr(channel, self._kind)(*self._arguments, **self._options)
             self._bound = channel, call
-        return call, (*(metadata or ()), (METADATA_KEY, f"Bearer {token}")) if token else metadata
+        if not token or any(key == METADATA_KEY for key, _ in metadata or ()):
+            return call, metadata  # a call of a function has a token of its own
+        return call, (*(metadata or ()), (METADATA_KEY, f"Bearer {token}"))
 
 
 class TokenChannel(grpc.Channel):
     """A channel whose calls have a token.
 
     Args:
-        make: makes a channel to the server, which must prove to be whom this says; None: without TLS.
-        access: how to call the server now.
+        make: makes a channel, according to the second part of what ``access`` returns.
+        access: returns the token to show now, and how to connect: :class:`~taskworker.auth.contexts.Access`, or a key
+            and certificate with which ``make`` connects.
     """
 
-    def __init__(self, make: Callable[[Trust | None], grpc.Channel], access: Callable[[], Access]) -> None:
+    def __init__(self, make: Callable[[Any], grpc.Channel], access: Callable[[], tuple[str, Any]]) -> None:
         self._make = make
         self._access = access
         self._lock = threading.Lock()
         self._former: list[grpc.Channel] = []  # calls on them may be under way
-        self._trust = access().trust
+        self._trust = access()[1]
         self._channel = make(self._trust)
 
     def present(self) -> tuple[grpc.Channel, str]:
         """The channel to use now, and the token to show on it; empty: none."""
-        access = self._access()
-        if access.trust is not self._trust:
-            self._follow(access.trust)
-        return self._channel, access.token
+        token, trust = self._access()
+        if trust is not self._trust:
+            self._follow(trust)
+        return self._channel, token
 
-    def _follow(self, trust: Trust | None) -> None:
+    def _follow(self, trust: Any) -> None:
         with self._lock:
             if trust != self._trust:
                 self._former.append(self._channel)
                 self._channel = self._make(trust)
+                if len(self._former) > _FORMER_MAX:
+                    self._former.pop(0).close()
             self._trust = trust
 
     @property
-    def trust(self) -> Trust | None:
-        """Whom calls must reach now; None: they are not encrypted."""
-        return self._trust
+    def is_encrypted(self) -> bool:
+        """Whether calls are encrypted now."""
+        return self._trust is not None
 
     def subscribe(self, callback: Any, try_to_connect: bool = False) -> None:
         """See ``grpc.Channel``."""

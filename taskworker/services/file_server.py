@@ -10,7 +10,7 @@ import grpc
 from storage import FileStorage, StorageError, StoreUnavailable
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, ServerLimits
-from taskworker.rpc.authorization import Authenticator, Guard
+from taskworker.rpc.authorization import Guard, Identify
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.serving import Server
@@ -54,7 +54,7 @@ class FileServer(Server):
     ) -> None:
         self._quick = QuickThreads(limits.calls)
         super().__init__(
-            {**_services_of(store, limits, ready, self._quick, guard), **(added or {})},
+            {**services_of(store, limits, ready, self._quick, guard), **(added or {})},
             calls=limits.calls + added_calls + (limits.reserved if added else 0),
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
@@ -68,9 +68,10 @@ class FileServer(Server):
             self._quick.shutdown()
 
 
-def _services_of(
+def services_of(
     store: FileStorage, limits: ServerLimits, ready: Callable[[], None], quick: QuickThreads, guard: Guard | None
 ) -> dict[str, grpc.GenericRpcHandler]:
+    """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
     gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
@@ -88,9 +89,9 @@ def _services_of(
     }
 
 
-def guard_of(store: FileStorage, authenticator: Authenticator) -> Guard:
-    """Return a guard for a server of this store."""
-    return Guard(authenticator, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename)
+def guard_of(store: FileStorage, identify: Identify) -> Guard:
+    """Return a guard for a server of this store, which finds out with ``identify`` who calls."""
+    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename)
 
 
 def _paths_of(store: FileStorage) -> list[str]:

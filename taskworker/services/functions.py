@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from storage import Version
 from storage.errors import InvalidArgument
 from taskworker.auth.rights import Right
 from taskworker.calls.concurrency import TIMES_THE_FREE, UserPlaces
 from taskworker.calls.labels import check_labels
+from taskworker.calls.owners import CANDIDATE_OWNER, DEPLOYED_OWNER
 from taskworker.calls.platform import Platform
 from taskworker.calls.spec import check_name, check_options
 from taskworker.errors import CallAbandoned
@@ -188,12 +189,35 @@ class FunctionService:
         )
 
 
-class HostingService:
-    """Records which functions each worker can run; thread-safe."""
+ReadBundle = Callable[[str, str, str], Iterator[bytes]]
+"""(user, id of a file, id of a version) → its content, in pieces."""
 
-    def __init__(self, hosting: Hosting, deployed: DeployedFunctions) -> None:
+
+class HostingService:
+    """Records which functions each worker can run, and gives workers their bundles; thread-safe.
+
+    Args:
+        hosting: the workers.
+        deployed: the functions.
+        read_bundle: reads a version of a file of a user, piece by piece.
+        knows_calls: whether running calls are known by their tokens here.
+    """
+
+    def __init__(
+        self, hosting: Hosting, deployed: DeployedFunctions, read_bundle: ReadBundle, *, knows_calls: bool = False
+    ) -> None:
         self._hosting = hosting
         self._deployed = deployed
+        self._read_bundle = read_bundle
+        self._knows_calls = knows_calls
+
+    def FetchBundle(  # noqa: N802
+        self, request: functions_pb2.FetchBundleRequest, _caller: Caller
+    ) -> Iterator[functions_pb2.FetchBundlePart]:
+        """The bundle of a version."""
+        owner = CANDIDATE_OWNER if request.is_candidate else DEPLOYED_OWNER
+        for data in self._read_bundle(owner, request.file_id, request.version_id):
+            yield functions_pb2.FetchBundlePart(data=data)
 
     def Offer(  # noqa: N802
         self, request: functions_pb2.OfferRequest, _caller: Caller
@@ -231,6 +255,7 @@ class HostingService:
         return functions_pb2.OfferResponse(
             functions_deployed=self._deployed.any(),
             lease_ms=int(LEASE_S * 1000),
+            knows_calls=self._knows_calls,
             ended_versions=[
                 version
                 for one in request.warm

@@ -55,6 +55,11 @@ _CANCEL_TIMEOUT_S = _CANCELLED_BEFORE_S
 _NEVER_SENT = ("failed to connect", "connection refused", "no such file", "connect failed")
 
 
+DialWorker = Callable[[str, str], grpc.Channel]
+"""(id of a worker, its address) → a channel to it."""
+_Place = tuple[str, str]  # id of a worker, and its address
+
+
 class InvocationService:
     """Serves a worker's functions to its pool; thread-safe."""
 
@@ -240,12 +245,16 @@ class GrpcTransport:
     A call blocks its thread: gRPC for Python takes a quarter of a millisecond longer for a call that can be
     cancelled, as another thread then waits for it. To end a call, the pool tells the worker instead; when a worker is
     lost, closing its channel ends its calls.
+
+    Args:
+        dial_worker: makes a channel to the worker at an address.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dial_worker: DialWorker | None = None) -> None:
+        self._dial = dial_worker or _dial_unknown
         self._lock = threading.Lock()
-        self._stubs: dict[str, tuple[InvocationServiceStub, grpc.Channel]] = {}
-        self._addresses: defaultdict[str, set[str]] = defaultdict(set)  # of all workers called so far
+        self._stubs: dict[_Place, tuple[InvocationServiceStub, grpc.Channel]] = {}
+        self._places: defaultdict[str, set[_Place]] = defaultdict(set)  # of all workers called so far
         self._under_way: defaultdict[str, set[str]] = defaultdict(set)  # tokens of running calls, by worker
         self._abandoned: set[str] = set()
 
@@ -260,8 +269,8 @@ class GrpcTransport:
         """See ``Transport``."""
         with self._lock:
             self._abandoned.update(self._under_way.get(worker, ()))
-            addresses = self._addresses.pop(worker, set())
-            stubs = [stub for address in addresses if (stub := self._stubs.pop(address, None)) is not None]
+            places = self._places.pop(worker, set())
+            stubs = [stub for place in places if (stub := self._stubs.pop(place, None)) is not None]
         for _, channel in stubs:
             channel.close()
 
@@ -348,12 +357,17 @@ class GrpcTransport:
 
     def _stub(self, worker: str, address: str) -> InvocationServiceStub:
         """The stub for an address; the caller holds the lock."""
-        self._addresses[worker].add(address)
-        known = self._stubs.get(address)
+        place = (worker, address)
+        self._places[worker].add(place)
+        known = self._stubs.get(place)
         if known is None:
-            channel = dial(address, access=Access())  # a worker could use the token itself
-            known = self._stubs[address] = (InvocationServiceStub(channel), channel)
+            channel = self._dial(worker, address)
+            known = self._stubs[place] = (InvocationServiceStub(channel), channel)
         return known[0]
+
+
+def _dial_unknown(_worker: str, address: str) -> grpc.Channel:
+    return dial(address, access=Access())  # without this login's token, which the worker could use
 
 
 def _tell_to_end(stub: InvocationServiceStub, token: str) -> None:

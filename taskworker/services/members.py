@@ -97,7 +97,7 @@ class MembersPoolService:
         if admission.capacity_max:
             request.capacity = min(request.capacity, admission.capacity_max)
         for address in (request.address, request.shard_address):
-            _require_own_address(address, caller.peer(), admission)
+            require_own_address(address, caller.peer(), admission)
         return self._service.Join(request, caller)
 
     def Heartbeat(  # noqa: N802
@@ -176,7 +176,7 @@ def _as_admitted(what: str, claimed: str, admitted: str) -> str:
     return admitted or claimed
 
 
-def _require_own_address(address: str, peer: str, admission: Admission) -> None:
+def require_own_address(address: str, peer: str, admission: Admission) -> None:
     """Refuse an address of another machine: the pool would connect to it.
 
     A name is only taken from the operator, as it could stand for another machine a moment later.

@@ -9,11 +9,13 @@ from typing import Protocol, TypeVar
 
 import grpc
 
+from taskworker.auth.rights import Right
 from taskworker.calls.call import Call, RunningCall
-from taskworker.calls.chains import read_chain
+from taskworker.calls.chains import parent_in
 from taskworker.errors import CallAbandoned
 from taskworker.functions.routing.router import CallRouter
 from taskworker.protos import functions_pb2, taskworker_pb2
+from taskworker.rpc.authorization import KnownCaller
 from taskworker.rpc.binding import Caller
 from taskworker.services.handing_over import handed_over
 
@@ -103,13 +105,23 @@ class StreamService:
 def _call_of(
     request: taskworker_pb2.FunctionCallRequest | functions_pb2.StreamFunctionRequest, caller: CallerWithDeadline
 ) -> Call:
-    chain = read_chain(caller.invocation_metadata())
     return Call(
         function=request.function_name,
         args=tuple(request.args),
         kwargs=dict(request.kwargs),
         user_id=request.user_id,
-        call_id=chain.call_id or secrets.token_hex(8),
-        chain=chain.functions,
-        parent=chain.parent,
+        call_id=secrets.token_hex(8),
+        parent=_parent_of(caller),
     )
+
+
+def _parent_of(caller: CallerWithDeadline) -> str:
+    """The token of the call that makes this one. The router knows by it all calls that led to this one.
+
+    Workers send it for their own calls. What anybody else sends is ignored.
+    """
+    if isinstance(caller, KnownCaller):
+        principal = caller.principal
+        if principal.call or not principal.has(Right.JOIN):
+            return principal.call
+    return parent_in(caller.invocation_metadata())

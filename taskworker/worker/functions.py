@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -18,12 +19,14 @@ from storage import FileStorage
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError
 from storage.system.forks import HomeProcess
+from taskworker.calls import call_tokens
 from taskworker.calls.bundle import PackedFunction
 from taskworker.calls.call import Call, RunningCall
 from taskworker.calls.chains import Chain, chain_metadata
 from taskworker.calls.concurrency import worker_places
 from taskworker.calls.labels import check_labels
 from taskworker.calls.nested import patiently
+from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.platform import own_platform
 from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX
 from taskworker.client import Client
@@ -39,10 +42,14 @@ from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial
+from taskworker.rpc.token_channel import TokenChannel
 from taskworker.sandbox import Keep, Limits, SandboxUnavailable
 from taskworker.services.capabilities import RemoteCapabilities
 from taskworker.services.invocation import InvocationService
+from taskworker.services.pool_only import pool_only
 from taskworker.services.rpc import RpcService, StreamService, awaited
+from taskworker.worker.member import WorkerMember
+from taskworker.worker.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +62,7 @@ _INVOCATION = functions_pb2.DESCRIPTOR.services_by_name["InvocationService"]
 _OFFER_EVERY_S = 2.0
 _OFFERS_PER_LEASE = 4
 _OFFER_TIMEOUT_S = 5.0
+_FETCH_TIMEOUT_S = 300.0  # for a bundle of some hundred MiB over a slow line
 _TRY_AGAIN_S = 15.0
 
 
@@ -64,6 +72,7 @@ class HostedFunctions:
     Args:
         pool_address: address of the pool.
         directory: where bundles are unpacked.
+        member: the worker's certificate, if the pool's workers join with tokens.
         required: whether the worker is useless without functions. If so, :meth:`services` raises if sandboxes
             cannot be started. Otherwise the sandbox starts once the pool has functions, and if it cannot, the
             worker goes on without functions, and logs that.
@@ -80,6 +89,7 @@ class HostedFunctions:
         directory: Path,
         *,
         required: bool,
+        member: WorkerMember | None = None,
         limits_max: Limits = LIMITS_MAX,
         keep_max: Keep = KEEP_MAX,
         labels: Mapping[str, str] | None = None,
@@ -88,16 +98,18 @@ class HostedFunctions:
     ) -> None:
         self._clock_s = clock_s
         self._home = HomeProcess("this worker's host of functions")
-        self._client = Client(pool_address)
-        self._channel = dial(pool_address)
-        self._pool = RPCServiceStub(self._channel)
+        self._member = member
+        self._channel = dial(pool_address) if member is None else member.channel()
+        self._client = Client(pool_address, channel=self._channel)
+        self._knows_calls = member is not None
+        self._renewal = Renewal(member, self._channel, clock_s)
         self._hosting = HostingServiceStub(self._channel)
         outside = OutsideServiceStub(self._channel)
         self._pool_address = pool_address
         self._required = required
         self.host = FunctionHost(
             directory,
-            lambda user, timeout_s: PoolFiles(self._client, user, timeout_s),
+            lambda call, timeout_s: PoolFiles(partial(self._client_for, call), call.user_id, timeout_s),
             self._call_function,
             lambda call, timeout_s, asking: RemoteCapabilities(outside, pool_address, call.token, timeout_s, asking),
             limits_max,
@@ -131,8 +143,8 @@ class HostedFunctions:
         if self._required:
             self.host.start()
         service = InvocationService(self.host, self._fetch)
-        handler = generic_handler(_INVOCATION, service, hide=(str(directory),))
-        return {_INVOCATION.full_name: handler}
+        guard = None if self._member is None else pool_only(self._member.credentials.identity)
+        return {_INVOCATION.full_name: generic_handler(_INVOCATION, service, hide=(str(directory),), guard=guard)}
 
     def start(self, worker_id: str, instance: str, address: str = "") -> None:
         """Start offering functions to the pool.
@@ -199,7 +211,10 @@ class HostedFunctions:
                 self._not_taken(status.decode(error, self._pool_address))
             else:
                 self._taken.set()
+                self._knows_calls = answer.knows_calls
                 self.host.end_versions(answer.ended_versions)
+                if self._address:  # a worker with a volume renews its certificate itself
+                    self._renewal.look(told=answer.renew)
                 if self._address and answer.lease_ms:
                     self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
                 if answer.functions_deployed and self._clock_s() >= self._try_at:
@@ -266,17 +281,33 @@ class HostedFunctions:
         )
 
     def _fetch(self, owner: str, file_id: str, version_id: str) -> bytes:
-        return self._client.get(file_id, user_id=owner, version_id=version_id)
+        if not self._knows_calls:  # a pool of an earlier release, or one where everybody may do everything
+            return self._client.get(file_id, user_id=owner, version_id=version_id)
+        request = functions_pb2.FetchBundleRequest(
+            file_id=file_id, version_id=version_id, is_candidate=owner == CANDIDATE_OWNER
+        )
+        with status.errors_decoded(self._pool_address):
+            return b"".join(part.data for part in self._hosting.FetchBundle(request, timeout=_FETCH_TIMEOUT_S))
+
+    def _channel_for(self, token: str) -> grpc.Channel:
+        """A channel for what a call does: the pool serves it as the call's user."""
+        if not self._knows_calls:
+            return self._channel
+        return TokenChannel(lambda _none: self._channel, lambda: (call_tokens.written(token), None))
+
+    def _client_for(self, call: Call) -> Client:
+        return Client(self._pool_address, channel=self._channel_for(call.token))
 
     def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:
         request = taskworker_pb2.FunctionCallRequest(
             function_name=call.function, args=call.args, kwargs=call.kwargs, user_id=call.user_id
         )
+        pool = RPCServiceStub(self._channel_for(call.parent))
         metadata = chain_metadata(Chain(call.call_id or secrets.token_hex(8), call.chain, call.parent))
 
         def ask(left_s: float | None) -> str:
             with status.errors_decoded(self._pool_address):
-                asked = self._pool.CallFunction.future(request, timeout=left_s, metadata=metadata)
+                asked = pool.CallFunction.future(request, timeout=left_s, metadata=metadata)
                 return awaited(asked, asking).result
 
         return patiently(ask, timeout_s, asking, self._clock_s)
@@ -313,7 +344,7 @@ class LocalFunctions:
         self._bundles = private / "bundles"  # which users of sandboxes may enter, but only from within a sandbox
         self._host = FunctionHost(
             self._bundles,
-            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s: EmbeddedFiles(store, call.user_id),
             self._call_function,
             limits_max=limits_max,
             clock_s=clock_s,

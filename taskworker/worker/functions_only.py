@@ -11,7 +11,9 @@ from storage.system.locking import StoreLock
 from storage.system.private_paths import make_root_directory
 from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.serving import Server
+from taskworker.worker.announcing import announced
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
+from taskworker.worker.member import WorkerMember
 
 
 class FunctionsOnlyWorker:
@@ -21,13 +23,21 @@ class FunctionsOnlyWorker:
         worker_id: its id in the pool, which no worker with a volume may have.
         directory: where bundles are unpacked; created if absent.
         functions: the functions it runs.
+        member: its certificate, if the pool's workers join with tokens.
     """
 
-    def __init__(self, worker_id: str, directory: str | os.PathLike[str], functions: HostedFunctions) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        directory: str | os.PathLike[str],
+        functions: HostedFunctions,
+        member: WorkerMember | None = None,
+    ) -> None:
         self._home = HomeProcess(f"worker {worker_id}")
         self._worker_id = worker_id
         self._directory = Path(directory)
         self._functions = functions
+        self._member = member
         self._lock: StoreLock | None = None
         self._server: Server | None = None
         self.address = ""
@@ -50,9 +60,11 @@ class FunctionsOnlyWorker:
         try:
             services = self._functions.services(self._directory)
             self._server = Server(services, calls=DEFAULT_CALLS + FUNCTION_CALLS)
-            port = self._server.start(address)
+            credentials = None if self._member is None else self._member.credentials.for_grpc_server()
+            port = self._server.start(address, credentials)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
-            self._functions.start(self._worker_id, secrets.token_hex(8), self.address)
+            reached = announced(self.address, self._member.members_address) if self._member else self.address
+            self._functions.start(self._worker_id, secrets.token_hex(8), reached)
             self._functions.await_taken()
         except BaseException:
             self.stop(0.0)

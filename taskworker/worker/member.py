@@ -34,6 +34,7 @@ from taskworker.protos.members_pb2_grpc import EnrollmentServiceStub, MemberServ
 from taskworker.rpc import status
 from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.shown_certificates import certificates_shown_at
+from taskworker.rpc.token_channel import TokenChannel
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,10 @@ class WorkerMember:
     def dial(self) -> grpc.Channel:
         """Make a channel to the pool, with the present certificate. After a renewal, another one is needed."""
         return dial_secure(self.members_address, self.credentials.for_grpc_channel(), POOL_DNS_NAME)
+
+    def channel(self) -> grpc.Channel:
+        """Make a channel to the pool that follows renewals."""
+        return TokenChannel(lambda _pair: self.dial(), lambda: ("", self.credentials.pair))
 
     def renew(self, channel: grpc.Channel) -> None:
         """Get a new key and certificate, and keep them.

@@ -9,7 +9,6 @@ import os
 import random
 import resource
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -39,16 +38,17 @@ from taskworker.rpc.serving import Server
 from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.server import WireServer
+from taskworker.worker.announcing import announced
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
+from taskworker.worker.renewal import Renewal
 from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
 
 log = logging.getLogger(__name__)
 
 ResponseT = TypeVar("ResponseT")
 
-_RENEW_AGAIN_S = 60.0
 _CALL_TIMEOUT_S = 30.0  # while a worker joins, the pool makes several calls to it, over a link that may be slow
 _RETRY_S = 0.5
 _LEAVE_TIMEOUT_S = 2.0
@@ -108,7 +108,7 @@ class VolumeWorker:
         self._capacity = capacity
         self._shard_port = shard_port
         self._member = member
-        self._channel = dial(pool_address) if member is None else member.dial()
+        self._channel = dial(pool_address) if member is None else member.channel()
         self._pool = PoolServiceStub(self._channel)
         self._stopping = threading.Event()
         self._joined = threading.Event()
@@ -123,8 +123,7 @@ class VolumeWorker:
         self._scrubber = SelfScrub(
             scrub_bytes_per_s, self._stopping, self.directory / "scrub.json", clock_s=clock_s, now_ms=now_ms
         )
-        self._renew_at_s = -math.inf
-        self._failed_until_s = -math.inf
+        self._renewal = Renewal(member, self._channel, clock_s)
         self._is_to_renew = False
         self._heartbeat_s = 1.0
         self._cpu_s = (clock_s(), 0.0)
@@ -333,19 +332,7 @@ class VolumeWorker:
         log.info("joined pool %s as number %d", response.pool_id, response.slot)
 
     def _announced(self, address: str) -> str:
-        """The address to tell the pool: in place of all addresses, the one from which this worker reaches the pool."""
-        host, _, port = address.rpartition(":")
-        if host not in ("0.0.0.0", "[::]", ""):
-            return address
-        pool_host, _, pool_port = (self._member.members_address if self._member else self.pool_address).rpartition(":")
-        family = socket.AF_INET if host == "0.0.0.0" else socket.AF_INET6
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
-                probe.connect((pool_host.removeprefix("[").removesuffix("]"), int(pool_port)))
-                own = probe.getsockname()[0]
-        except OSError as error:
-            raise StorageUnavailable(f"the pool at {pool_host} cannot be reached from {address}: {error}") from None
-        return f"{own}:{port}" if family == socket.AF_INET else f"[{own}]:{port}"
+        return announced(address, self._member.members_address if self._member else self.pool_address)
 
     def _own_capacity(self) -> int:
         """Size of the disk in whole GiB, so that the layout does not change with every file."""
@@ -359,7 +346,7 @@ class VolumeWorker:
             try:
                 if not self._tend():
                     continue
-                self._renew_certificate()
+                self._renewal.look(told=self._is_to_renew)
                 self._renew_lease()
             except NotJoined:
                 self._joined.clear()
@@ -394,27 +381,6 @@ class VolumeWorker:
         if self._server is not None:
             self._server.tell_health(serving=usable)
         return usable
-
-    def _renew_certificate(self) -> None:
-        """Renew the certificate when half of its lifetime has passed, or the pool says so.
-
-        After a failure, try again a minute later.
-        """
-        now_s = self._clock_s()
-        if self._member is None or now_s < self._failed_until_s:
-            return
-        if not self._is_to_renew and not (self._member.credentials.is_due and now_s >= self._renew_at_s):
-            return
-        self._renew_at_s = self._failed_until_s = now_s + _RENEW_AGAIN_S
-        try:
-            self._member.renew(self._channel)
-        except (StorageError, OSError) as error:
-            log.warning("this worker's certificate could not be renewed, and is tried again: %s", error)
-            return
-        self._failed_until_s, self._is_to_renew = -math.inf, False
-        former, self._channel = self._channel, self._member.dial()
-        self._pool = PoolServiceStub(self._channel)
-        former.close()
 
     def _renew_lease(self) -> None:
         assert self._own is not None

@@ -105,7 +105,7 @@ def hosting_nothing(directory: Path, keep_max: Keep = KEEP_MAX) -> FunctionHost:
     def called(_call: Call, _timeout_s: float | None, _asking: RunningCall) -> str:
         raise AssertionError("nothing is called")
 
-    def files(_user: str, _timeout_s: float | None) -> EmbeddedFiles:
+    def files(_call: Call, _timeout_s: float | None) -> EmbeddedFiles:
         raise AssertionError("nothing is called")
 
     return FunctionHost(directory, files, called, keep_max=keep_max)

@@ -23,7 +23,7 @@ LOADED = "[name for name in ('asyncio', 'pydantic', 'datetime') if name in sys.m
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionHost]:
-    def files(_user: str, _timeout_s: float | None) -> UserFiles:
+    def files(_call: Call, _timeout_s: float | None) -> UserFiles:
         return cast("UserFiles", None)  # none is wanted
 
     def called(_call: Call, _timeout_s: float | None, _asking: RunningCall) -> str:

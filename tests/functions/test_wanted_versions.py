@@ -35,7 +35,7 @@ def opened(directory: Path, stack: contextlib.ExitStack) -> FunctionHost:
     store = stack.enter_context(contextlib.closing(FileStorage.open(directory / "store")))
     host = FunctionHost(
         directory / "functions",
-        lambda user, _timeout_s: EmbeddedFiles(store, user),
+        lambda call, _timeout_s: EmbeddedFiles(store, call.user_id),
         lambda call, _timeout_s, _asking: call.function,
     )
     return stack.enter_context(contextlib.closing(host))

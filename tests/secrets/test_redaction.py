@@ -182,7 +182,7 @@ def test_a_worker_tells_its_pool_nothing_of_what_a_call_was_given(tmp_path: Path
     with contextlib.closing(FileStorage.open(tmp_path / "store")) as store:
         host = FunctionHost(
             tmp_path / "functions",
-            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s: EmbeddedFiles(store, call.user_id),
             lambda call, _timeout_s, _asking: call.function,
             lambda _call, _timeout_s, _asking: Giving(),
         )
@@ -214,7 +214,7 @@ def test_a_process_that_serves_several_calls_tells_no_secret_of_an_earlier_one(t
     with contextlib.closing(FileStorage.open(tmp_path / "store")) as store:
         host = FunctionHost(
             tmp_path / "functions",
-            lambda user, _timeout_s: EmbeddedFiles(store, user),
+            lambda call, _timeout_s: EmbeddedFiles(store, call.user_id),
             lambda call, _timeout_s, _asking: call.function,
             lambda _call, _timeout_s, _asking: Giving(),
         )

@@ -16,6 +16,7 @@ from taskworker.calls import owners
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
 from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
+from taskworker.rpc.authorization import by_token
 from taskworker.services.file_server import FileServer, guard_of
 from taskworker.services.files import FileService
 from tests.auth.documents import Documents
@@ -99,7 +100,7 @@ def users() -> Users:
 
 @pytest.fixture
 def channel(store: FileStorage, users: Users) -> Iterator[grpc.Channel]:
-    server = FileServer(store, guard=guard_of(store, users))
+    server = FileServer(store, guard=guard_of(store, by_token(users)))
     port = server.start("127.0.0.1:0")
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as opened:

@@ -21,7 +21,7 @@ from taskworker.calls.bundle import packed
 from taskworker.calls.spec import FunctionSpec
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import functions_pb2, taskworker_pb2
-from taskworker.rpc.authorization import Guard, paths_to_owners
+from taskworker.rpc.authorization import Guard, by_token, paths_to_owners
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.serving import Server
 from tests.auth.documents import Clock, Documents
@@ -69,6 +69,7 @@ ALLOWED = {
     "taskworker.functions.InvocationService.Prepare": "",
     "taskworker.functions.InvocationService.Cancel": "",
     "taskworker.functions.HostingService.Offer": "o",
+    "taskworker.functions.HostingService.FetchBundle": "o",
     "taskworker.outside.OutsideService.GetSecret": "o",
     "taskworker.outside.OutsideService.CallExternalApi": "o",
     "taskworker.outside.OutsideService.Resolve": "o",
@@ -176,7 +177,7 @@ def everything() -> Iterator[tuple[Callers, Clock]]:
     """A server that has every service, none of which does anything."""
     clock = Clock()
     users = Users(Documents(), clock)
-    guard = Guard(users)
+    guard = Guard(by_token(users))
     own = [one for one in services() if not one.full_name.startswith("grpc.")]
     handlers = {service.full_name: generic_handler(service, _Anything(), guard=guard) for service in own}
     server = Server(handlers, guard=guard)

@@ -58,8 +58,8 @@ _WANTED_PER_FUNCTION_MAX = 16
 _REDACTORS_MAX = 4_096
 """Redactors kept for users whose processes serve several calls; more than there are such processes at once."""
 
-FilesOf = Callable[[str, float | None], UserFiles]
-"""Returns the files of a user, with a timeout in seconds for each operation."""
+FilesOf = Callable[[Call, float | None], UserFiles]
+"""Returns the files of a call's user, with a timeout in seconds for each operation."""
 
 CapabilitiesOf = Callable[[Call, float | None, RunningCall], Capabilities]
 """Returns the capabilities of a call, with a timeout in seconds for each request, and a way to end them."""
@@ -104,7 +104,7 @@ class FunctionHost:
 
     Args:
         directory: where bundles are unpacked; created if absent.
-        files_of: returns the files of a call's user.
+        files_of: returns the files of a call's user, for the call.
         call_function: makes a nested call.
         capabilities_of: returns the capabilities of a call.
         limits_max: the highest limits that a function may ask for.
@@ -331,7 +331,7 @@ class FunctionHost:
             return None if until is None else max(0.001, until - self._clock_s())
 
         wall_s = function.spec.limits.wall_s
-        files = self._files_of(call.user_id, wall_s if timeout_s is None else min(wall_s, timeout_s))
+        files = self._files_of(call, wall_s if timeout_s is None else min(wall_s, timeout_s))
         bridge = Bridge(
             call,
             files,

@@ -97,15 +97,19 @@ class PoolFiles:
     """One user's files behind a pool; a ``UserFiles``.
 
     Args:
-        client: a client of the pool.
+        client_of: makes a client of the pool, when it is first needed: many calls need none.
         user_id: the user.
         timeout_s: seconds for each operation.
     """
 
-    def __init__(self, client: Client, user_id: str, timeout_s: float | None) -> None:
-        self._client = client
+    def __init__(self, client_of: Callable[[], Client], user_id: str, timeout_s: float | None) -> None:
+        self._client_of = client_of
         self._user = user_id
         self._timeout_s = timeout_s
+
+    @functools.cached_property
+    def _client(self) -> Client:
+        return self._client_of()
 
     def stat(self, name: str, version_id: str | None) -> Version:
         """See ``UserFiles``."""
