@@ -21,6 +21,8 @@ DOCUMENT = "pool-admissions"
 CLOCK_SKEW_S_MAX = 300.0
 """By how many seconds a worker's clock may differ from the pool's."""
 _ID_BYTES_MAX = 200
+DENIED_MAX = 1000
+"""Workers told in one answer, some 30 KiB; each is told for a day at most."""
 
 
 class Issued(NamedTuple):
@@ -184,6 +186,13 @@ class Enrollment:
             if worker not in self._kept.admitted and not dropped:
                 raise InvalidArgument(f"no worker {worker!r} has joined with a token, and none is to")
             self._keep(msgspec.structs.replace(self._kept, denied=self._kept.denied | {worker}))
+
+    def denied_now(self) -> list[str]:
+        """The workers that were denied, and whose certificates are still valid; at most as many as are told."""
+        kept, now_ms = self._kept, self._now_ms()
+        until = {worker: told.until_ms for worker in kept.denied if (told := kept.told.get(worker))}
+        valid = sorted((until_ms, worker) for worker, until_ms in until.items() if until_ms > now_ms)
+        return sorted(worker for _, worker in valid[-DENIED_MAX:])
 
     def _keep(self, kept: _Kept) -> None:
         self._documents.save_document(DOCUMENT, msgspec.msgpack.encode(kept))

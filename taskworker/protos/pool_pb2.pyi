@@ -265,8 +265,11 @@ class HeartbeatRequest(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DENIED_STATE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     instance: _builtins.str
+    denied_state: _builtins.str
+    """as in the answer before"""
     @_builtins.property
     def load(self) -> Global___Load: ...
     def __init__(
@@ -275,10 +278,11 @@ class HeartbeatRequest(_message.Message):
         worker_id: _builtins.str = ...,
         instance: _builtins.str = ...,
         load: Global___Load | None = ...,
+        denied_state: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "load", b"load", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_state", b"denied_state", "instance", b"instance", "load", b"load", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,18 +294,28 @@ class HeartbeatResponse(_message.Message):
 
     LEASE_MS_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    DENIED_STATE_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     renew: _builtins.bool
     """the authorities have changed: the worker should renew its certificate now"""
+    denied_state: _builtins.str
+    """Workers that were denied, and whose certificates have not expired yet: the worker must have nothing to do with them.
+    They are sent only if their state, which is opaque, is not what the request says.
+    """
+    @_builtins.property
+    def denied(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         lease_ms: _builtins.int = ...,
         renew: _builtins.bool = ...,
+        denied_state: _builtins.str = ...,
+        denied: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ms", b"lease_ms", "renew", b"renew"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "denied_state", b"denied_state", "lease_ms", b"lease_ms", "renew", b"renew"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

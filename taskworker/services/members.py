@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from hashlib import sha256
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -16,6 +17,8 @@ from taskworker.errors import WorkerRefused
 from taskworker.protos import members_pb2, pool_pb2
 from taskworker.rpc.binding import Caller
 from taskworker.services.pool import PoolService
+
+_STATE_DIGITS = 16
 
 
 class SecureCaller(Caller, Protocol):
@@ -107,6 +110,10 @@ class MembersPoolService:
         self._require_self(caller, request.worker_id)
         answer = self._service.Heartbeat(request, caller)
         answer.renew = self._enrollment.is_behind(request.worker_id)
+        denied = self._enrollment.denied_now()
+        answer.denied_state = sha256("/".join(denied).encode()).hexdigest()[:_STATE_DIGITS] if denied else ""
+        if answer.denied_state != request.denied_state:
+            answer.denied.extend(denied)
         return answer
 
     def Leave(self, request: pool_pb2.LeaveRequest, caller: SecureCaller) -> pool_pb2.LeaveResponse:  # noqa: N802

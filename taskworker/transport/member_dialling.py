@@ -8,7 +8,7 @@ from, it need not know: what it makes of the shards is verified by its hash.
 from __future__ import annotations
 
 import socket
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from functools import partial
 
 from cryptography import x509
@@ -36,6 +36,7 @@ class MemberDialling:
 
     def __init__(self, credentials: MemberCredentials) -> None:
         self._credentials = credentials
+        self._denied: frozenset[str] = frozenset()
 
     # -- of a pool -------------------------------------------------------------------------------
 
@@ -65,6 +66,18 @@ class MemberDialling:
         assert isinstance(peer, MemberIdentity)
         return None if peer.kind is MemberKind.POOL else _FOR_WORKERS
 
+    def deny(self, workers: Iterable[str]) -> None:
+        """Have nothing to do with these workers from now on, and with others again."""
+        self._denied = frozenset(workers)
+
+    def is_denied(self, stream: Stream) -> bool:
+        """Whether the other end of a stream is such a worker."""
+        peer = stream.peer if isinstance(stream, SecureStream) else None
+        return isinstance(peer, MemberIdentity) and self._refuses(peer)
+
+    def _refuses(self, peer: MemberIdentity) -> bool:
+        return peer.kind is MemberKind.WORKER and peer.name in self._denied
+
     def to_workers(self) -> Dialling:
         """How to reach other workers of the pool, at addresses that the pool gives."""
         return Dialling(SHARED, self._dial_any_worker, Runtime())
@@ -83,6 +96,8 @@ class MemberDialling:
             raise ConnectionRefusedError(str(error)) from None
         if peer.pool != self._credentials.identity.pool:
             raise ConnectionRefusedError("a member of another pool")
+        if self._refuses(peer):
+            raise ConnectionRefusedError(f"worker {peer.name} was denied")
         return peer
 
     def _require_worker(self, certificate: bytes) -> MemberIdentity:

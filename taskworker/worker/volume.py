@@ -125,6 +125,8 @@ class VolumeWorker:
         )
         self._renewal = Renewal(member, self._channel, clock_s)
         self._is_to_renew = False
+        self._members: MemberDialling | None = None
+        self._denied_state = ""
         self._heartbeat_s = 1.0
         self._cpu_s = (clock_s(), 0.0)
 
@@ -184,7 +186,7 @@ class VolumeWorker:
         if self._member is None:
             server = shard_server(None, hide=hide, current=own.current)
         else:
-            members = MemberDialling(self._member.credentials)
+            self._members = members = MemberDialling(self._member.credentials)
             server = shard_server(
                 None,
                 hide=hide,
@@ -392,9 +394,15 @@ class VolumeWorker:
             self._instance = instance
 
     def _beat(self) -> None:
-        request = pool_pb2.HeartbeatRequest(worker_id=self.worker_id, instance=self._instance, load=self._load())
+        request = pool_pb2.HeartbeatRequest(
+            worker_id=self.worker_id, instance=self._instance, load=self._load(), denied_state=self._denied_state
+        )
         answer = self._call(lambda: self._pool.Heartbeat(request, timeout=max(1.0, self._heartbeat_s)))
         self._is_to_renew = answer.renew
+        if answer.denied_state != self._denied_state and self._members is not None and self._shards is not None:
+            self._members.deny(answer.denied)
+            self._shards.end_those(self._members.is_denied)
+            self._denied_state = answer.denied_state
 
     def _load(self) -> pool_pb2.Load:
         assert self._own is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -35,6 +36,7 @@ from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.protocol import PROTOCOL
+from taskworker.transport.member_dialling import MemberDialling
 from taskworker.worker.member import WorkerMember, enroll, load_member
 from taskworker.worker.volume import VolumeWorker
 from tests.auth.documents import Documents
@@ -68,6 +70,10 @@ class Stand:
         token, address = self.operator.new_join_token(name)
         (self.directory / name).mkdir()
         return enroll(self.directory / name, address, token, name, now_ms)
+
+    def enroll_again(self, name: str) -> WorkerMember:
+        token, address = self.operator.new_join_token(name)
+        return enroll(self.directory / name, address, token, name)
 
     def states(self) -> list[str]:
         status = self.operator.status()
@@ -200,6 +206,52 @@ def test_a_denied_worker_is_cut_off_and_cannot_renew(stand: Stand) -> None:
             member.renew(channel)
     finally:
         worker.stop(0.0)
+
+
+def test_workers_close_their_doors_to_one_that_was_denied(stand: Stand) -> None:
+    member, thief = stand.enroll("w1"), stand.enroll("w2")
+    worker = VolumeWorker("w1", member.members_address, stand.directory / "w1", member=member)
+    worker.start("127.0.0.1:0")
+    stolen = MemberDialling(thief.credentials)
+    try:
+        stream = stolen.to_workers().dial(worker.shard_address, 10.0)
+        stand.operator.deny_worker("w2")
+        eventually(lambda: refuses(stolen, worker.shard_address))
+        ready = memoryview(bytearray(1))
+        with contextlib.suppress(OSError):
+            assert stream.receive([ready], wait=True) == 0  # it was closed at the other end
+        stream.close()
+        stand.enroll_again("w2")
+        eventually(lambda: not refuses(stolen, worker.shard_address))
+    finally:
+        worker.stop(0.0)
+
+
+def refuses(dialling: MemberDialling, address: str) -> bool:
+    """Whether a worker closes a connection as soon as it knows who connects."""
+    stream = dialling.to_workers().dial(address, 10.0)
+    try:
+        return stream.receive([memoryview(bytearray(1))], wait=True) == 0
+    except OSError:
+        return True
+    finally:
+        stream.close()
+
+
+def test_how_long_workers_are_told_of_one_that_was_denied(tmp_path: Path) -> None:
+    now_ms = wall_ms()
+    enrollment = Enrollment(Authority(tmp_path / "a.pem", "a" * 32, lambda: now_ms), Documents(), lambda: now_ms)
+    token = enrollment.new_token(Admission("w1"))
+    enrollment.enroll("w1", token.secret, new_request(new_key()), now_ms)
+    enrollment.new_token(Admission("w2"))
+    assert enrollment.denied_now() == []
+    for worker in ("w1", "w2"):  # the latter has never had a certificate
+        enrollment.deny(worker)
+    assert enrollment.denied_now() == ["w1"]
+    now_ms += 23 * HOUR_MS
+    assert enrollment.denied_now() == ["w1"]
+    now_ms += 2 * HOUR_MS
+    assert enrollment.denied_now() == []
 
 
 def test_a_token_is_not_used_up_by_a_bad_request(stand: Stand) -> None:

@@ -176,6 +176,10 @@ class AnsweringConnection:
             self.end()
         self._resume([serving for serving in parked if not serving.is_active()])
 
+    def is_with(self, judge: Callable[[Stream], bool]) -> bool:
+        """Whether the stream is one that ``judge`` says yes to."""
+        return judge(self._stream)
+
     def end(self) -> None:
         """End the connection, by any thread. Calls under way lose their caller."""
         with self._lock:

@@ -142,6 +142,14 @@ class WireServer:
                 path.unlink(missing_ok=True)
         self._epoll.close()
 
+    def end_those(self, judge: Callable[[Stream], bool]) -> None:
+        """End the connections to whose streams ``judge`` says yes."""
+        with self._lock:
+            connections = list(self._connections.values())
+        for connection in connections:
+            if connection.is_with(judge):
+                connection.end()
+
     # -- what connections call -------------------------------------------------------------------
 
     @property
