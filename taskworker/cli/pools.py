@@ -201,9 +201,9 @@ def pool(
     """
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
-    from taskworker.apps.owner_context import keep_owner_context
     from taskworker.apps.pool_server import PoolServer
     from taskworker.auth.contexts import reached_here
+    from taskworker.auth.owner_context import keep_owner_context
     from taskworker.calls.spec import LIMITS_MAX, limits_from_text
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns

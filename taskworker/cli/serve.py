@@ -56,12 +56,12 @@ def serve(
     accept_tls_1_3_only()
     from storage import ErasureProfile, FileStorage
     from storage.system.descriptors import raise_descriptor_limit
-    from taskworker.apps.owner_context import keep_owner_context
-    from taskworker.apps.store_server import StoreServer
     from taskworker.auth.contexts import reached_here
+    from taskworker.auth.owner_context import keep_owner_context
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
+    from taskworker.services.store_server import StoreServer
 
     keep_one_arena()
     take_short_turns()

@@ -40,6 +40,7 @@ from taskworker.protos.functions_pb2_grpc import HostingServiceStub
 from taskworker.protos.outside_pb2_grpc import OutsideServiceStub
 from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.rpc import status
+from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial
 from taskworker.rpc.token_channel import TokenChannel
@@ -364,12 +365,12 @@ class LocalFunctions:
         for function in functions:
             self._host.register(function)
 
-    def services(self) -> dict[str, grpc.GenericRpcHandler]:
-        """The gRPC services to serve."""
+    def services(self, guard: Guard | None = None) -> dict[str, grpc.GenericRpcHandler]:
+        """The gRPC services to serve; ``guard`` refuses calls that a caller may not make."""
         hide = (str(self._bundles),)
         return {
-            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide),
+            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide, guard=guard),
+            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide, guard=guard),
         }
 
     def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:

@@ -17,6 +17,7 @@ import grpc.aio
 from storage import FileStorage, InvalidArgument
 from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import AccessTo
+from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.trust import Trust
 from taskworker.calls.spec import LIMITS_MAX
 from taskworker.functions.packing.program import Declarations
@@ -37,6 +38,7 @@ from taskworker.rpc.tls_problems import refined
 from taskworker.sandbox import Limits
 from taskworker.services.file_server import FileServer
 from taskworker.services.files import FileService
+from taskworker.services.store_server import StoreServer
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions, LocalFunctions
 from taskworker.worker.volume import VolumeWorker
 
@@ -94,6 +96,8 @@ class TaskWorker:
         capacity: bytes; the worker's weight relative to the others. Default: the size of the volume's disk.
         host: the address to listen on: ``127.0.0.1`` or another loopback address.
         limits_max: the highest limits that a function may ask for on this worker; docs/functions.md has the default.
+        no_auth: for tests: the server of a standalone worker asks nobody for a token, and whoever can connect to it may
+            do everything. Without this, it serves its users, of whom the login that runs this program is the operator.
 
     Raises:
         InvalidArgument: ``worker_id`` is not such a name.
@@ -111,6 +115,7 @@ class TaskWorker:
         capacity: int | None = None,
         host: str = "127.0.0.1",
         limits_max: Limits = LIMITS_MAX,
+        no_auth: bool = False,
     ) -> None:
         if not _WORKER_ID.fullmatch(worker_id):
             raise InvalidArgument(
@@ -125,6 +130,7 @@ class TaskWorker:
         self.address: str | None = None
         self._host = host
         self._limits_max = limits_max
+        self._no_auth = no_auth
         self._server: FileServer | None = None
         self._member: VolumeWorker | None = None
         self._volume = Path(volume) if volume is not None else default_store(worker_id)
@@ -256,15 +262,26 @@ class TaskWorker:
         assert self._embedded is not None, "a worker without a pool has a store"
         store = await asyncio.to_thread(self._embedded.open)
         local = LocalFunctions(self.worker_id, store, self._limits_max)
-        server = FileServer(store, added=local.services(), added_calls=FUNCTION_CALLS)
         try:
             await asyncio.to_thread(local.register, self._declared.packed())
-            bound = await asyncio.to_thread(server.start, address)
+            server, bound = await asyncio.to_thread(self._started, store, local, address)
         except BaseException:
             await asyncio.to_thread(local.close)
             raise
         self._server, self._local = server, local
         return bound
+
+    def _started(self, store: FileStorage, local: LocalFunctions, address: str) -> tuple[FileServer, int]:
+        """Start a server; return it with its port."""
+        if self._no_auth:
+            server = FileServer(store, added=local.services(), added_calls=FUNCTION_CALLS)
+            return server, server.start(address)
+        guarded = StoreServer(store, local.services, FUNCTION_CALLS)
+
+        def bound(found: str) -> None:
+            keep_owner_context(guarded.users, f"store:{store.path.resolve()}", found)
+
+        return guarded, guarded.start(address, bound=bound)
 
     async def wait_for_termination(self) -> None:
         """Wait until the server has stopped; return at once if none is running."""

@@ -10,7 +10,6 @@ import pytest
 
 from storage.errors import FormatError, InvalidArgument
 from storage.system.private_paths import NotPrivate
-from taskworker.apps.owner_context import keep_owner_context, login_name
 from taskworker.auth.contexts import (
     Access,
     AccessTo,
@@ -21,6 +20,7 @@ from taskworker.auth.contexts import (
     plain_address,
     reached_here,
 )
+from taskworker.auth.owner_context import keep_owner_context, login_name
 from taskworker.auth.rights import Role
 from taskworker.auth.trust import Trust
 from taskworker.auth.users import Users

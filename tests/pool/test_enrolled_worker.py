@@ -17,7 +17,6 @@ from storage import ErasureProfile
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker import Client
-from taskworker.apps.owner_context import keep_owner_context
 from taskworker.apps.pool_server import PoolServer
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import new_key, new_request
@@ -25,6 +24,7 @@ from taskworker.auth.contexts import Contexts
 from taskworker.auth.enrollment import DOCUMENT, Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import Admission
+from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.pool import PoolClient
 from taskworker.client.users import UserClient

@@ -27,16 +27,16 @@ from cryptography.x509 import CertificateBuilder, DNSName, IPAddress, Name
 from storage import FileStorage, InvalidArgument
 from storage.clocks import wall_ms
 from taskworker import AsyncClient, Client, TaskWorker, taskworker_pb2
-from taskworker.apps.owner_context import keep_owner_context
-from taskworker.apps.store_server import StoreServer
 from taskworker.auth.authority import Authority
 from taskworker.auth.contexts import Context, Contexts
 from taskworker.auth.identity import MemberIdentity, MemberKind
+from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import CertificateFiles, OwnCertificate, ServerTls, TlsOptions
 from taskworker.auth.trust import Trust
 from taskworker.client.trusting import known_by_authority, known_by_hash, shows_certificates
 from taskworker.errors import ServerNotTrusted, StorageUnavailable
 from taskworker.rpc.shown_certificates import certificates_shown_at
+from taskworker.services.store_server import StoreServer
 
 DAY_MS = 86_400_000
 _LOOPBACK = ipaddress.ip_address("127.0.0.1")

@@ -13,10 +13,9 @@ import pytest
 
 from storage import FileStorage, InvalidArgument, PermissionDenied
 from taskworker import AsyncClient, Client
-from taskworker.apps.owner_context import keep_owner_context, login_name
 from taskworker.apps.pool_server import PoolServer
-from taskworker.apps.store_server import StoreServer
 from taskworker.auth.contexts import Context, Contexts
+from taskworker.auth.owner_context import keep_owner_context, login_name
 from taskworker.auth.rights import CANDIDATE_OWNER, Role, Scope
 from taskworker.calls.bundle import packed
 from taskworker.calls.spec import FunctionSpec
@@ -29,6 +28,7 @@ from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
 from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
 from taskworker.rpc.dialling import dial, dial_async
+from taskworker.services.store_server import StoreServer
 from taskworker.worker.volume import VolumeWorker
 
 

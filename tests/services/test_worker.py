@@ -12,7 +12,7 @@ import pytest
 import storage
 from storage import ConflictError, FileNotFound, FileStorage, InvalidArgument, StoreLocked
 from taskworker import Client, TaskWorker
-from taskworker.errors import StorageUnavailable
+from taskworker.errors import FunctionNotFound, StorageUnavailable, Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.worker.task_worker import default_store
 
@@ -168,3 +168,32 @@ def test_names_of_the_package_are_loaded_when_used() -> None:
     assert taskworker.FileStorage is storage.FileStorage
     with pytest.raises(AttributeError):
         _ = taskworker.Nothing
+
+
+@pytest.mark.parametrize("no_auth", [False, True])
+def test_a_standalone_worker_serves_its_owner_and_strangers_only_if_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_auth: bool
+) -> None:
+    async def run() -> None:
+        async with TaskWorker("worker_001", store=tmp_path / "store", no_auth=no_auth) as worker:
+            await worker.start_server(port=0)
+            address = worker.address or ""
+
+            def use() -> None:
+                with Client(address) as client:
+                    client.stats()
+                    with pytest.raises(FunctionNotFound):
+                        client.call("absent", user_id="u1")
+
+            await asyncio.to_thread(use)
+            monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
+            if no_auth:
+                await asyncio.to_thread(use)
+                return
+            with Client(address) as client:
+                for call in (client.stats, lambda: client.call("absent", user_id="u1")):
+                    with pytest.raises(Unauthenticated):
+                        await asyncio.to_thread(call)
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "owner"))
+    asyncio.run(run())

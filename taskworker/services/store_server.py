@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import grpc
 
 from storage import FileStorage
 from taskworker.auth.authority import Authority
@@ -13,7 +15,7 @@ from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.protos import auth_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS
-from taskworker.rpc.authorization import by_token
+from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
@@ -27,6 +29,8 @@ class StoreServer(FileServer):
 
     Args:
         store: the store to serve.
+        added: makes further services, by full name, with the guard for them.
+        added_calls: how many calls of these may run at once.
 
     Attributes:
         users: the store's users.
@@ -34,7 +38,12 @@ class StoreServer(FileServer):
         on_authority_change: called after each step of replacing the store's certificate authority.
     """
 
-    def __init__(self, store: FileStorage) -> None:
+    def __init__(
+        self,
+        store: FileStorage,
+        added: Callable[[Guard], Mapping[str, grpc.GenericRpcHandler]] = lambda _guard: {},
+        added_calls: int = 0,
+    ) -> None:
         self._store = store
         self.users = Users(store.upkeep.documents)
         self.tls: ServerTls | None = None
@@ -42,7 +51,12 @@ class StoreServer(FileServer):
         self.on_authority_change: Callable[[], None] = lambda: None
         guard = guard_of(store, by_token(self.users))
         service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard)
-        super().__init__(store, added={_AUTH.full_name: service}, added_calls=DEFAULT_LIMITS.reserved, guard=guard)
+        super().__init__(
+            store,
+            added={_AUTH.full_name: service, **added(guard)},
+            added_calls=DEFAULT_LIMITS.reserved + added_calls,
+            guard=guard,
+        )
 
     def start_tls(self, address: str, options: TlsOptions, *, bound: Callable[[str], None]) -> int:
         """Listen with TLS; see :meth:`Server.start`.
