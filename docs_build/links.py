@@ -21,7 +21,7 @@ PAGES = {
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _ITEM = re.compile(r"(?:-|\d+\.) ")
-_LANGUAGES = {".proto": "protobuf", ".py": "python", ".txt": "text"}
+_LANGUAGES = {".js": "javascript", ".proto": "protobuf", ".py": "python", ".txt": "text"}
 
 
 def included(path: str, page: str) -> str:
