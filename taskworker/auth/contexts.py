@@ -39,6 +39,7 @@ class Context(NamedTuple):
         authorities: certificates of the authorities that may vouch for the server, PEM; ``system``: those that this
             machine trusts; empty: the server does not use TLS, and is on this machine.
         name: the DNS name that the server's certificate must have; empty: the host of the address.
+        worker_token: what workers of this login show that join without tokens of their own; empty: the same token.
     """
 
     address: str
@@ -47,6 +48,7 @@ class Context(NamedTuple):
     server: str = ""
     authorities: str = ""
     name: str = ""
+    worker_token: str = ""
 
     @property
     def trust(self) -> Trust | None:
@@ -216,10 +218,12 @@ class AccessTo:
     Args:
         address: where the server is.
         path: returns the file with the contexts.
+        as_worker: whether a worker calls, which needs no more rights than workers have.
     """
 
-    def __init__(self, address: str, path: Callable[[], Path] = contexts_path) -> None:
+    def __init__(self, address: str, path: Callable[[], Path] = contexts_path, *, as_worker: bool = False) -> None:
         self._address = address
+        self._as_worker = as_worker
         self._path = path
         self._without = Access(trust=None if all(map(is_on_this_machine, address.split(","))) else Trust())
         self._seen: tuple[object, ...] = ()
@@ -250,7 +254,8 @@ class AccessTo:
             return self._without
         if context.trust is None and self._without.trust is not None:
             return self._without  # one of the addresses is on another machine: the token would be sent there in clear
-        return Access(context.token, context.trust)
+        token = context.worker_token if self._as_worker and context.worker_token else context.token
+        return Access(token, context.trust)
 
 
 def plain_address(address: str) -> str:

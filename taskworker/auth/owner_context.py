@@ -8,14 +8,22 @@ import socket
 
 from storage.errors import InvalidArgument
 from taskworker.auth.contexts import Context, Contexts, reached_here
-from taskworker.auth.rights import Role
+from taskworker.auth.rights import Right, Role, Scope
 from taskworker.auth.trust import Trust
 from taskworker.auth.users import Users, check_name
 from taskworker.errors import Unauthenticated
 
+_FOR_WORKERS = (Scope(Right.JOIN),)
+
 
 def keep_owner_context(
-    users: Users, server: str, address: str, contexts: Contexts | None = None, *, trust: Trust | None = None
+    users: Users,
+    server: str,
+    address: str,
+    contexts: Contexts | None = None,
+    *,
+    trust: Trust | None = None,
+    has_workers: bool = False,
 ) -> str:
     """Make the user of this process an operator, whose token is in the context for the server's address.
 
@@ -27,6 +35,7 @@ def keep_owner_context(
         address: where it listens.
         contexts: where the context is kept; None: with this user's others.
         trust: how clients know the server; None: it does not use TLS.
+        has_workers: whether workers of this login join it, which get a token of their own that lets them do no more.
 
     Returns:
         The operator's name.
@@ -38,10 +47,20 @@ def keep_owner_context(
     """
     contexts = contexts or Contexts()
     owner = users.make_operator(login_name()).name
-    former = next((one for one in contexts.all() if one.server == server and _is_valid(users, one, owner)), None)
-    token = former.token if former else users.create_token(owner, label=f"context on {socket.gethostname()}").text
-    contexts.put(Context(reached_here(address), token, owner, server).with_trust(trust))
+    former = next((one for one in contexts.all() if one.server == server), Context("", ""))
+    token = _kept_or_new(users, owner, former.token, ())
+    worker_token = _kept_or_new(users, owner, former.worker_token, _FOR_WORKERS) if has_workers else ""
+    context = Context(reached_here(address), token, owner, server, worker_token=worker_token)
+    contexts.put(context.with_trust(trust))
     return owner
+
+
+def _kept_or_new(users: Users, owner: str, kept: str, scopes: tuple[Scope, ...]) -> str:
+    """A token that was made at an earlier start, if it is still good, or a new one."""
+    if kept and _is_valid(users, kept, owner, scopes):
+        return kept
+    what = "workers" if scopes else "context"
+    return users.create_token(owner, scopes=scopes, label=f"{what} on {socket.gethostname()}").text
 
 
 def login_name() -> str:
@@ -55,9 +74,9 @@ def login_name() -> str:
     return name
 
 
-def _is_valid(users: Users, context: Context, owner: str) -> bool:
+def _is_valid(users: Users, token: str, owner: str, scopes: tuple[Scope, ...]) -> bool:
     try:
-        principal = users.principal_of(context.token)
+        principal = users.principal_of(token)
     except Unauthenticated:
         return False
-    return (principal.user, principal.role, principal.scopes) == (owner, Role.OPERATOR, ())
+    return (principal.user, principal.role, principal.scopes) == (owner, Role.OPERATOR, scopes)

@@ -254,7 +254,7 @@ def pool(
 
     def keep_context(address: str) -> None:
         trust = None if server.tls is None else server.tls.trust
-        keep_owner_context(server.users, server.pool.pool_id, address, trust=trust)
+        keep_owner_context(server.users, server.pool.pool_id, address, trust=trust, has_workers=not join)
 
     def bound(address: str) -> None:
         if no_auth:

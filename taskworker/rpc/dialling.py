@@ -64,13 +64,16 @@ _OPTIONS: Options = (
 )
 
 
-def dial(address: str, options: Options = _OPTIONS, *, access: Access | None = None) -> grpc.Channel:
+def dial(
+    address: str, options: Options = _OPTIONS, *, access: Access | None = None, as_worker: bool = False
+) -> grpc.Channel:
     """Make a channel to a server; nothing is sent before its first call.
 
     Args:
         address: see :func:`target_of`.
         options: channel options, in place of the defaults for calls of a few messages.
         access: what its calls show, and to whom; None: as this user's context for the address says.
+        as_worker: whether a worker calls, which needs no more rights than workers have.
 
     Raises:
         InvalidArgument: the address is malformed.
@@ -84,7 +87,7 @@ def dial(address: str, options: Options = _OPTIONS, *, access: Access | None = N
 
     if access == Access():
         return make(None)
-    return TokenChannel(make, AccessTo(address) if access is None else lambda: access)
+    return TokenChannel(make, AccessTo(address, as_worker=as_worker) if access is None else lambda: access)
 
 
 def _credentials(trust: Trust) -> grpc.ChannelCredentials:

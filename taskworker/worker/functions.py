@@ -100,7 +100,7 @@ class HostedFunctions:
         self._clock_s = clock_s
         self._home = HomeProcess("this worker's host of functions")
         self._member = member
-        self._channel = dial(pool_address) if member is None else member.channel()
+        self._channel = dial(pool_address, as_worker=True) if member is None else member.channel()
         self._client = Client(pool_address, channel=self._channel)
         self._knows_calls = member is not None
         self._renewal = Renewal(member, self._channel, clock_s)

@@ -108,7 +108,7 @@ class VolumeWorker:
         self._capacity = capacity
         self._shard_port = shard_port
         self._member = member
-        self._channel = dial(pool_address) if member is None else member.channel()
+        self._channel = dial(pool_address, as_worker=True) if member is None else member.channel()
         self._pool = PoolServiceStub(self._channel)
         self._stopping = threading.Event()
         self._joined = threading.Event()

@@ -212,6 +212,33 @@ def test_a_worker_of_the_owner_joins_and_of_a_stranger_does_not(home: Home, tmp_
         pool.stop(0.0)
 
 
+def test_workers_of_the_owner_show_a_token_that_lets_them_do_no_more(home: Home, tmp_path: Path) -> None:
+    pool = PoolServer(tmp_path / "pool", options=PoolOptions(allow_fragile=True), authenticates=True)
+    address = f"127.0.0.1:{pool.start('127.0.0.1:0')}"
+    try:
+        for _ in range(2):  # as at a restart
+            keep_owner_context(pool.users, pool.pool.pool_id, address, has_workers=True)
+        by_scopes = {one.scopes: one for one in pool.users.tokens()}
+        assert sorted(by_scopes) == [(), (Scope.parse("join"),)]
+        worker = VolumeWorker("w1", address, tmp_path / "w1")
+        worker.start("127.0.0.1:0")
+        worker.stop()
+        used = {one.scopes: one.used_ms for one in pool.users.tokens()}
+        assert used[(Scope.parse("join"),)]
+        with PoolClient(address) as client:
+            client.status()
+        with dial(address, as_worker=True) as channel, pytest.raises(grpc.RpcError) as refused:
+            StoreServiceStub(channel).Stats(store_pb2.StatsRequest())
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        contexts = home.be("ann")  # somebody else on this machine, who was given such a token
+        contexts.put(Context(address, pool.users.create_token(login_name(), scopes=[Scope.parse("join")]).text))
+        worker = VolumeWorker("w2", address, tmp_path / "w2")
+        worker.start("127.0.0.1:0")
+        worker.stop()
+    finally:
+        pool.stop(0.0)
+
+
 def test_a_large_bundle_of_a_function_that_a_token_is_not_for_is_dropped(home: Home, tmp_path: Path) -> None:
     pool = PoolServer(tmp_path / "pool", options=PoolOptions(allow_fragile=True, lease_s=600.0), authenticates=True)
     address = f"127.0.0.1:{pool.start('127.0.0.1:0')}"
