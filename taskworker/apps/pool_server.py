@@ -232,7 +232,7 @@ class PoolServer:
             ),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
             _AUTH.full_name: generic_handler(
-                _AUTH, AuthService(self.users, self._rotation), hide=hide, gate=gate, guard=guard
+                _AUTH, AuthService(self.users, self._rotation, self.pool.enrollment), hide=hide, gate=gate, guard=guard
             ),
             _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
         }

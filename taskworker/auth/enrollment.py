@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -193,6 +193,30 @@ class Enrollment:
         until = {worker: told.until_ms for worker in kept.denied if (told := kept.told.get(worker))}
         valid = sorted((until_ms, worker) for worker, until_ms in until.items() if until_ms > now_ms)
         return sorted(worker for _, worker in valid[-DENIED_MAX:])
+
+    # -- backups ---------------------------------------------------------------------------------
+
+    def members(self) -> tuple[dict[str, Admission], frozenset[str]]:
+        """What workers were admitted as, by their ids, and the ids of those that were denied."""
+        return self._kept.admitted, self._kept.denied
+
+    def restore(self, admitted: Mapping[str, Admission], denied: Iterable[str]) -> int:
+        """Add the members of a backup, except those that are there already; return how many were added.
+
+        Raises:
+            InvalidArgument: an id cannot be used.
+        """
+        for worker, admission in admitted.items():
+            if not worker or admission.worker != worker or len(worker.encode("utf-8", "surrogatepass")) > _ID_BYTES_MAX:
+                raise InvalidArgument(f"the backup has a worker with an id that cannot be used: {worker[:80]!r}")
+        with self._lock:
+            kept = self._kept
+            added = {worker: one for worker, one in admitted.items() if worker not in kept.admitted}
+            # When their certificates expire, is not known here; they learn of the authorities with their heartbeats.
+            unknown = dict.fromkeys(added, _Told("", self._now_ms() + int(LIFETIME_S * 1000)))
+            refused = kept.denied | {worker for worker in denied if worker in added}
+            self._keep(_Kept(kept.admitted | added, refused, unknown | kept.told))
+            return len(added)
 
     def _keep(self, kept: _Kept) -> None:
         self._documents.save_document(DOCUMENT, msgspec.msgpack.encode(kept))

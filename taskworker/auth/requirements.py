@@ -161,6 +161,8 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "AddUser": _OPERATE,
             "RemoveUser": _OPERATE,
             "ListUsers": _AUDIT,
+            "ExportUsers": _OPERATE,
+            "ImportUsers": _OPERATE,
             "CreateToken": _OPERATE,
             "ListTokens": _AUDIT,
             "RevokeToken": _OPERATE,

@@ -273,6 +273,36 @@ class Users:
             self._save(msgspec.structs.replace(self._kept, tokens=tokens))
             return revoked
 
+    # -- backups ---------------------------------------------------------------------------------
+
+    def restore(self, users: Iterable[User], tokens: Iterable[Token]) -> tuple[int, int]:
+        """Add users and tokens of a backup, except those that are there already.
+
+        Returns:
+            How many users and tokens were added.
+
+        Raises:
+            InvalidArgument: nobody can have one of the names, or a token is of nobody, or has a right that its user has
+                not. Nothing was added.
+            StoreFull: there would be too many.
+        """
+        with self._lock:
+            kept = self._kept
+            added = {user.name: user for user in users if user.name not in kept.users}
+            for name in added:
+                check_name(name)
+            everybody = kept.users | added
+            known = {token.token_id for token in kept.tokens} | {token.digest for token in kept.tokens}
+            missing = tuple(token for token in tokens if not known & {token.token_id, token.digest})
+            for token in missing:
+                owner = everybody.get(token.user)
+                if owner is None or any(scope.right not in RIGHTS_OF[owner.role] for scope in token.scopes):
+                    raise InvalidArgument(f"token {token.token_id[:80]!r} of the backup is of nobody who could have it")
+            if len(everybody) > USERS_MAX or len(kept.tokens) + len(missing) > TOKENS_MAX:
+                raise StoreFull(f"there would be more than {USERS_MAX:,} users or {TOKENS_MAX:,} tokens")
+            self._save(_Kept(everybody, (*kept.tokens, *missing)))
+            return len(added), len(missing)
+
     def save_uses(self) -> None:
         """Write when tokens were last used; called when the server stops."""
         with self._lock:

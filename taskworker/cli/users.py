@@ -1,7 +1,8 @@
-"""The commands for users: add, ls, rm."""
+"""The commands for users: add, ls, rm, export, import."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +75,50 @@ def rm(session: Session, name: UserName) -> None:
     )
 
 
+def export(
+    session: Session,
+    file: Annotated[Path, typer.Argument(help="The file to write; only you can read it.", metavar="FILE")],
+) -> None:
+    """Write all users, hashes of their tokens, and the workers that joined with tokens to a file.
+
+    With it, and with copies of authority.pem and the master key, a pool whose directory is lost knows its users and
+    workers again. Nobody can log in with it.
+
+    Examples:
+        taskworker user export users.json
+    """
+    from storage.system.private_files import write_private
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        raw = client.export()
+    write_private(file, raw)
+    session.terminal.result({"file": str(file), "bytes": len(raw)}, f"users are in {one_line(str(file))}")
+
+
+def restore(
+    session: Session,
+    file: Annotated[
+        Path, typer.Argument(help="A file that `user export` wrote.", metavar="FILE", exists=True, dir_okay=False)
+    ],
+) -> None:
+    """Add the users, tokens and workers of such a file, except those that are there already.
+
+    Examples:
+        taskworker user import users.json
+    """
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        users, tokens, workers = client.restore(file.read_bytes())
+    session.terminal.result(
+        {"users": users, "tokens": tokens, "workers": workers},
+        f"{plural(users, 'user')}, {plural(tokens, 'token')} and {plural(workers, 'worker')} added",
+    )
+
+
+app.command("export", cls=Command)(with_session(export))
+app.command("import", cls=Command)(with_session(restore))
 app.command("add", cls=Command)(with_session(add))
 app.command("ls", cls=Command)(with_session(ls))
 app.command("rm", cls=Command)(with_session(rm))

@@ -112,6 +112,15 @@ class UserClient(OperatorClient):
         """All users, by name."""
         return [_user(one) for one in self._call(self._stub.ListUsers, auth_pb2.ListUsersRequest()).users]
 
+    def export(self) -> bytes:
+        """All users, the hashes of their tokens, and the workers that joined with tokens, as a document."""
+        return self._call(self._stub.ExportUsers, auth_pb2.ExportUsersRequest()).document
+
+    def restore(self, document: bytes) -> tuple[int, int, int]:
+        """Add what was exported; return how many users, tokens and workers were not there already."""
+        added = self._call(self._stub.ImportUsers, auth_pb2.ExportedUsers(document=document))
+        return added.users, added.tokens, added.workers
+
     def create_token(
         self, user: str, *, scopes: Sequence[str] = (), ttl_s: float | None = None, label: str = ""
     ) -> tuple[str, TokenStatus]:

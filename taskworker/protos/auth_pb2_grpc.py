@@ -64,6 +64,16 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.ListUsersRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.ListUsersResponse.FromString,
                 _registered_method=True)
+        self.ExportUsers = channel.unary_unary(
+                '/taskworker.auth.AuthService/ExportUsers',
+                request_serializer=taskworker_dot_auth__pb2.ExportUsersRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.ExportedUsers.FromString,
+                _registered_method=True)
+        self.ImportUsers = channel.unary_unary(
+                '/taskworker.auth.AuthService/ImportUsers',
+                request_serializer=taskworker_dot_auth__pb2.ExportedUsers.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.ImportUsersResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/taskworker.auth.AuthService/CreateToken',
                 request_serializer=taskworker_dot_auth__pb2.CreateTokenRequest.SerializeToString,
@@ -125,6 +135,20 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportUsers(self, request, context):
+        """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportUsers(self, request, context):
+        """Adds what was exported, except what is there already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Makes a token. Only this response has it: the server keeps a hash.
         """
@@ -177,6 +201,16 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.ListUsers,
                     request_deserializer=taskworker_dot_auth__pb2.ListUsersRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'ExportUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportUsers,
+                    request_deserializer=taskworker_dot_auth__pb2.ExportUsersRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.ExportedUsers.SerializeToString,
+            ),
+            'ImportUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportUsers,
+                    request_deserializer=taskworker_dot_auth__pb2.ExportedUsers.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.ImportUsersResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -356,6 +390,60 @@ class AuthService:
             '/taskworker.auth.AuthService/ListUsers',
             taskworker_dot_auth__pb2.ListUsersRequest.SerializeToString,
             taskworker_dot_auth__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/ExportUsers',
+            taskworker_dot_auth__pb2.ExportUsersRequest.SerializeToString,
+            taskworker_dot_auth__pb2.ExportedUsers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/ImportUsers',
+            taskworker_dot_auth__pb2.ExportedUsers.SerializeToString,
+            taskworker_dot_auth__pb2.ImportUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

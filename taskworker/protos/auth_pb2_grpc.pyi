@@ -46,6 +46,10 @@ class AuthServiceStub:
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]
     """A user's tokens end at once. Files stay."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]
+    ExportUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ExportUsersRequest, _auth_pb2.ExportedUsers]
+    """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
+    ImportUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ExportedUsers, _auth_pb2.ImportUsersResponse]
+    """Adds what was exported, except what is there already."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateTokenRequest, _auth_pb2.NewToken]
     """Makes a token. Only this response has it: the server keeps a hash."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]
@@ -67,6 +71,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     RemoveUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]  # type: ignore[assignment]
     """A user's tokens end at once. Files stay."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]  # type: ignore[assignment]
+    ExportUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ExportUsersRequest, _auth_pb2.ExportedUsers]  # type: ignore[assignment]
+    """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
+    ImportUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ExportedUsers, _auth_pb2.ImportUsersResponse]  # type: ignore[assignment]
+    """Adds what was exported, except what is there already."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateTokenRequest, _auth_pb2.NewToken]  # type: ignore[assignment]
     """Makes a token. Only this response has it: the server keeps a hash."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]  # type: ignore[assignment]
@@ -121,6 +129,22 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.ListUsersResponse, _abc.Awaitable[_auth_pb2.ListUsersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportUsers(
+        self,
+        request: _auth_pb2.ExportUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ExportedUsers, _abc.Awaitable[_auth_pb2.ExportedUsers]]:
+        """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
+
+    @_abc_1.abstractmethod
+    def ImportUsers(
+        self,
+        request: _auth_pb2.ExportedUsers,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ImportUsersResponse, _abc.Awaitable[_auth_pb2.ImportUsersResponse]]:
+        """Adds what was exported, except what is there already."""
 
     @_abc_1.abstractmethod
     def CreateToken(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from storage.errors import InvalidArgument
+from taskworker.auth import backup
 from taskworker.auth import users as domain
 from taskworker.auth.certificates import certificate_to_pem, fingerprint_of
+from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.rights import Right, Role, Scope
 from taskworker.auth.rotation import Rotation, Step
 from taskworker.protos import auth_pb2
@@ -22,10 +24,17 @@ class AuthService:
     Args:
         users: the users.
         rotation: returns what replaces the server's certificate authority; None: it has none.
+        enrollment: the workers that joined with tokens; None: there are none.
     """
 
-    def __init__(self, users: domain.Users, rotation: Callable[[], Rotation | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        users: domain.Users,
+        rotation: Callable[[], Rotation | None] = lambda: None,
+        enrollment: Enrollment | None = None,
+    ) -> None:
         self._users = users
+        self._enrollment = enrollment
         self._rotation = rotation
 
     def WhoAmI(  # noqa: N802 - the names are the contract's
@@ -84,6 +93,19 @@ class AuthService:
     ) -> auth_pb2.ListUsersResponse:
         """All users."""
         return auth_pb2.ListUsersResponse(users=map(_user, self._users.users()))
+
+    def ExportUsers(  # noqa: N802
+        self, _request: auth_pb2.ExportUsersRequest, _caller: Caller
+    ) -> auth_pb2.ExportedUsers:
+        """A backup."""
+        return auth_pb2.ExportedUsers(document=backup.exported(self._users, self._enrollment))
+
+    def ImportUsers(  # noqa: N802
+        self, request: auth_pb2.ExportedUsers, _caller: Caller
+    ) -> auth_pb2.ImportUsersResponse:
+        """Add what is in a backup."""
+        added = backup.restored(request.document, self._users, self._enrollment)
+        return auth_pb2.ImportUsersResponse(users=added.users, tokens=added.tokens, workers=added.workers)
 
     def CreateToken(  # noqa: N802
         self, request: auth_pb2.CreateTokenRequest, _caller: Caller

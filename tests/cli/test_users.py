@@ -64,6 +64,9 @@ def test_a_user_logs_in_with_a_token(owner: Cli) -> None:
         text = owner.text("token", "ls", "--user", "bob", *at)
         assert "laptop" in text
         assert token.decode() not in text
+        owner.run("user", "export", "users.json", *at)
+        assert stat.S_IMODE((owner.directory / "users.json").stat().st_mode) == 0o600
+        assert owner.json("user", "import", "users.json", *at) == {"users": 0, "tokens": 0, "workers": 0}
         owner.run("token", "revoke", made["token_id"], *at)
         assert "was revoked" in bob.error("ls", code=1)
         assert owner.json("user", "rm", "bob", *at)["tokens"] == 1
@@ -119,6 +122,30 @@ def _speaks(port: int, version: ssl.TLSVersion) -> bool:
         context.wrap_socket(connected).close()
         return True
     return False
+
+
+def test_the_authority_of_a_running_server_is_replaced(owner: Cli) -> None:
+    bob, eve = person(owner, "bob"), person(owner, "eve")
+    with serving(owner, owner.directory / "store", "--tls") as address:
+        at = ("--pool", address)
+        (first,) = owner.json("authority", "show", "--certificates", "ca.pem", *at)["authorities"]
+        for name, user in (("bob", bob), ("eve", eve)):
+            owner.run("user", "add", name, *at)
+            token = owner.text("token", "create", "--user", name, *at).encode()
+            user.run("login", address, "--ca-file", owner.directory / "ca.pem", stdin=token)
+        owner.error("authority", "promote", *at, code=2)
+        assert len(owner.json("authority", "add-next", *at)["authorities"]) == 2
+        assert [one["changed"] for one in bob.json("context", "refresh")] == [True]
+        assert [one["changed"] for one in bob.json("context", "refresh", address)] == [False]
+        owner.run("authority", "promote", *at)
+        assert bob.names() == eve.names() == []
+        (second,) = owner.json("authority", "drop-former", *at)["authorities"]
+        assert second["fingerprint"] != first["fingerprint"]
+        assert bob.names() == []
+        assert owner.json("ls", *at) == []
+        assert "its authority was replaced" in eve.error("ls", code=6)
+        refused = eve.run("context", "refresh", code=6).stderr.decode()
+        assert address in refused
 
 
 def test_options_for_tls(owner: Cli) -> None:

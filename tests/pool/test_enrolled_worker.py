@@ -18,6 +18,7 @@ from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
+from taskworker.auth import backup
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import new_key, new_request
 from taskworker.auth.contexts import Contexts
@@ -252,6 +253,46 @@ def test_how_long_workers_are_told_of_one_that_was_denied(tmp_path: Path) -> Non
     assert enrollment.denied_now() == ["w1"]
     now_ms += 2 * HOUR_MS
     assert enrollment.denied_now() == []
+
+
+def test_a_pool_whose_directory_was_lost_knows_its_users_and_workers_again(secured: Stand) -> None:
+    member = secured.enroll("w1")
+    secured.enroll("w2")
+    secured.operator.deny_worker("w2")
+    secured.server.users.add("bob")
+    bob = secured.server.users.create_token("bob")
+    with UserClient(secured.address) as operator:
+        exported = operator.export()
+        assert operator.restore(exported) == (0, 0, 0)
+        for wrong in (b"", b"{}", b"[]", exported.replace(b'"version": 1', b'"version": 2'), b"[" * 100_000):
+            with pytest.raises(InvalidArgument, match="backup of users"):
+                operator.restore(wrong)
+        with pytest.raises(InvalidArgument, match="reserved"):
+            operator.restore(exported.replace(b'"bob"', b'"system:x"'))
+    assert bob.text.encode() not in exported
+    pool_id = secured.server.pool.pool_id
+    secured.server.stop(0.0)
+    lost = secured.directory / "pool"
+    lost.rename(secured.directory / "lost")
+    lost.mkdir()
+    (lost / "authority.pem").write_bytes((secured.directory / "lost/authority.pem").read_bytes())
+    (lost / "authority.pem").chmod(0o600)
+    options = PoolOptions(allow_fragile=True, rebuild=pool_id)
+    again = PoolServer(lost, profile=ErasureProfile(1, 2), options=options, joins_by_token=True, authenticates=True)
+    try:
+        again.start("127.0.0.1:0", "127.0.0.1:0")
+        assert again.pool.enrollment is not None
+        with pytest.raises(PermissionDenied):
+            again.pool.enrollment.require(member.credentials.identity)
+        assert backup.restored(exported, again.users, again.pool.enrollment) == (2, 2, 2)
+        assert again.pool.enrollment.require(member.credentials.identity) == Admission("w1")
+        with pytest.raises(PermissionDenied):
+            again.pool.enrollment.require(MemberIdentity(pool_id, MemberKind.WORKER, "w2"))
+        assert again.users.principal_of(bob.text).user == "bob"
+        renewed = again.pool.enrollment.renew(member.credentials.identity, new_request(new_key()))
+        assert renewed.authorities_pem == member.credentials.pair.authorities_pem
+    finally:
+        again.stop(0.0)
 
 
 def test_a_token_is_not_used_up_by_a_bad_request(stand: Stand) -> None:

@@ -102,6 +102,8 @@ ALLOWED = {
     "taskworker.auth.AuthService.AddUser": "o",
     "taskworker.auth.AuthService.RemoveUser": "o",
     "taskworker.auth.AuthService.ListUsers": "ao",
+    "taskworker.auth.AuthService.ExportUsers": "o",
+    "taskworker.auth.AuthService.ImportUsers": "o",
     "taskworker.auth.AuthService.CreateToken": "o",
     "taskworker.auth.AuthService.ListTokens": "ao",
     "taskworker.auth.AuthService.RevokeToken": "o",
