@@ -10,7 +10,7 @@ from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.rights import Principal, Right, Role, Scope
 from taskworker.calls import call_tokens
 from taskworker.calls.call import Call
-from taskworker.errors import Unauthenticated
+from taskworker.errors import Unauthenticated, WorkerRefused
 from taskworker.pool.hosting import Hosting
 from taskworker.protos import functions_pb2, outside_pb2
 from taskworker.rpc.authorization import Authenticator, Identify, token_of
@@ -90,6 +90,11 @@ class MembersHostingService:
         admission = self._enrollment.require(member)
         if request.worker_id != member.name:
             raise PermissionDenied(f"worker {member.name} cannot speak for worker {request.worker_id[:80]}")
+        if request.functions:
+            # Otherwise, whoever runs a worker could answer calls of a function by whatever name.
+            raise WorkerRefused(
+                "workers that join with tokens run functions that are deployed: deploy these, instead of declaring them"
+            )
         if request.address:
             require_own_address(request.address, caller.peer(), admission)
         answer = self._service.Offer(request, caller)

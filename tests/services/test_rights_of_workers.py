@@ -199,9 +199,11 @@ def test_a_worker_fetches_only_bundles_that_it_was_told_to_run(stand: Stand, cha
 
 def test_a_worker_offers_functions_for_itself_at_its_own_address(stand: Stand, channel: grpc.Channel) -> None:
     offer = METHODS["taskworker.functions.HostingService.Offer"]
+    declared = functions_pb2.FunctionOffer(function_name="f", bundle="b")
     for request, text in (
         (functions_pb2.OfferRequest(worker_id="w2", instance="i", address="127.0.0.1:1"), "cannot speak for worker w2"),
         (functions_pb2.OfferRequest(worker_id="w1", instance="i", address="192.0.2.7:1"), "calls from"),
+        (functions_pb2.OfferRequest(worker_id="w1", instance="i", functions=[declared]), "that are deployed"),
     ):
         code, why = outcome(channel, offer, request)
         assert code is not grpc.StatusCode.OK
