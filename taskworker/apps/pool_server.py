@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -52,6 +53,9 @@ from taskworker.services.running_calls import (
 )
 from taskworker.services.secrets import SecretService
 
+if TYPE_CHECKING:
+    from taskworker.auth.oidc import OidcOptions, OidcProvider
+
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
 _HOSTING = functions_pb2.DESCRIPTOR.services_by_name["HostingService"]
 _FUNCTIONS = functions_pb2.DESCRIPTOR.services_by_name["FunctionService"]
@@ -71,6 +75,13 @@ _OUTSIDE_LOOKUPS = 32  # how many of these may be name lookups
 _LOOKUPS = 32  # lookups at once by other callers; each holds a thread while it waits for name servers
 
 
+def _provider_of(identities: OidcOptions) -> OidcProvider:
+    from taskworker.apps.fetching import fetched  # these load much that most pools need not
+    from taskworker.auth.oidc import OidcProvider
+
+    return OidcProvider(identities, fetched)
+
+
 class PoolServer:
     """Runs the pool in a directory. ``start`` and ``stop`` may be called once each.
 
@@ -87,6 +98,7 @@ class PoolServer:
         joins_by_token: whether workers join with tokens, at an address of their own (:meth:`start`), over TLS.
         authenticates: whether callers need tokens of the pool's users (:attr:`users`); otherwise everybody may do
             everything.
+        identities: whose identity tokens users can trade for tokens; None: nobody's.
 
     Attributes:
         tls: how it shows users who serves them; None: it does not use TLS, or has not started.
@@ -110,7 +122,9 @@ class PoolServer:
         functions: FunctionPolicy | None = None,
         joins_by_token: bool = False,
         authenticates: bool = False,
+        identities: OidcOptions | None = None,
     ) -> None:
+        self._provider = None if identities is None else _provider_of(identities)
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
         self.pool = NodePool(
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
@@ -232,7 +246,11 @@ class PoolServer:
             ),
             _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
             _AUTH.full_name: generic_handler(
-                _AUTH, AuthService(self.users, self._rotation, self.pool.enrollment), hide=hide, gate=gate, guard=guard
+                _AUTH,
+                AuthService(self.users, self._rotation, self.pool.enrollment, self._provider),
+                hide=hide,
+                gate=gate,
+                guard=guard,
             ),
             _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
         }

@@ -157,6 +157,8 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         {
             "WhoAmI": _ANY_USER,
             "GetAuthorities": _ANY_USER,
+            # The identity token in the message says who it is.
+            "LogIn": _PUBLIC,
             "ChangeAuthority": _OPERATE,
             "AddUser": _OPERATE,
             "RemoveUser": _OPERATE,

@@ -7,6 +7,7 @@ as nobody can choose the hash of what he sends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -30,6 +31,9 @@ USERS_MAX = 10_000
 TOKENS_MAX = 20_000
 TTL_S_MAX = 10 * 365 * 86_400.0
 LABEL_CHARACTERS_MAX = 200
+LOGIN_TTL_S = 12 * 3600.0
+LOGINS_MAX = 20
+"""Valid tokens of a user that were got with identity tokens."""
 SCOPES_MAX = 64
 _NAME_BYTES_MAX = 200
 _NAME_PUNCTUATION = frozenset("._@+-")
@@ -256,6 +260,27 @@ class Users:
             )
             self._save(msgspec.structs.replace(self._kept, tokens=(*tokens, token)))
         return NewToken(text, token)
+
+    def log_in(self, user: str, label: str, ttl_s: float = LOGIN_TTL_S) -> NewToken:
+        """Make a token of a user whom somebody else has identified; the oldest of many such tokens ends.
+
+        Args:
+            user: who it is.
+            label: who has identified the user.
+            ttl_s: for how many seconds it is valid.
+
+        Raises:
+            Unauthenticated: there is no such user.
+            StoreFull: there are too many tokens.
+        """
+        if user not in self._kept.users:
+            raise Unauthenticated(f"there is no user {user[:80]!r} here; ask the server's operator to add you")
+        now_ms = self._now_ms()
+        former = [one for one in self.tokens(user) if one.label == label and not one.ended_ms(now_ms)]
+        for one in former[: max(0, len(former) - LOGINS_MAX + 1)]:
+            with contextlib.suppress(InvalidArgument):  # it has just ended by itself
+                self.revoke(one.token_id)
+        return self.create_token(user, ttl_s=ttl_s, label=label)
 
     def revoke(self, token_id: str) -> Token:
         """End a token at once.

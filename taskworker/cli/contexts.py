@@ -18,7 +18,7 @@ from taskworker.cli.text import one_line
 if TYPE_CHECKING:
     from taskworker.auth.trust import Trust
 
-_TOKEN_CHARACTERS_MAX = 256
+_TOKEN_CHARACTERS_MAX = 16_384  # of an identity token
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="The servers that you use, and your tokens for them."
@@ -38,6 +38,15 @@ def login(
             metavar="TOKEN",
         ),
     ] = None,
+    identity: Annotated[
+        bool,
+        typer.Option(
+            "--identity",
+            help="What is given is an identity token (JWT) of the server's OpenID Connect provider; it is traded for a "
+            "token that is valid for 12 hours.",
+            show_default=False,
+        ),
+    ] = False,
     ca_file: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +81,9 @@ def login(
         raise Failure("--ca-file and --ca-hash exclude each other: give one", ExitCode.USAGE)
     trust = _trust_in(address, ca_file, ca_hash)
     text = (token or os.environ.get("TASKWORKER_TOKEN") or _asked()).strip()
+    if identity:
+        with UserClient(address, access=Access("", trust)) as client:
+            text = client.log_in(text)
     with UserClient(address, access=Access(text, trust)) as client:
         who = client.who_am_i()
     contexts = Contexts()

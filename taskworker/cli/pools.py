@@ -27,6 +27,7 @@ from taskworker.cli.text import one_line
 from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
 
 if TYPE_CHECKING:
+    from taskworker.auth.oidc import OidcOptions
     from taskworker.functions.routing.users import UserShares
     from taskworker.outbound.secrets.master_key import MasterKeySource
 
@@ -187,6 +188,20 @@ def pool(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
+    oidc_issuer: Annotated[
+        str,
+        typer.Option(
+            help="URL of an OpenID Connect provider, whose identity tokens users can trade for tokens "
+            "(`login --identity`).",
+            metavar="URL",
+        ),
+    ] = "",
+    oidc_audience: Annotated[
+        str, typer.Option(help="Id under which that provider knows this pool (`aud`).", metavar="ID")
+    ] = "",
+    oidc_claim: Annotated[
+        str, typer.Option(help="Which claim of such a token is the user's name here.", metavar="NAME")
+    ] = "email",
     no_auth: NoAuth = False,
     supervised: Supervised = False,
 ) -> None:
@@ -250,6 +265,7 @@ def pool(
         functions=policy,
         joins_by_token=bool(join),
         authenticates=not no_auth,
+        identities=_identities(oidc_issuer, oidc_audience, oidc_claim) if oidc_issuer else None,
     )
 
     def keep_context(address: str) -> None:
@@ -298,6 +314,12 @@ def pool(
         session.terminal.note(f"stopping; running calls have {GRACE_S:.0f} s to end")
     finally:
         server.stop(GRACE_S)
+
+
+def _identities(issuer: str, audience: str, claim: str) -> OidcOptions:
+    from taskworker.auth.oidc import OidcOptions
+
+    return OidcOptions(issuer, audience, claim)
 
 
 def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:

@@ -81,6 +81,10 @@ class UserClient(OperatorClient):
         super().__init__(address, access=access)
         self._stub = AuthServiceStub(self.channel)
 
+    def log_in(self, identity_token: str) -> str:
+        """Trade an identity token of the server's OpenID Connect provider for a token of the user whom it names."""
+        return self._call(self._stub.LogIn, auth_pb2.LogInRequest(identity_token=identity_token)).text
+
     def who_am_i(self) -> Identity:
         """Whose token it is that this client sends."""
         told = self._call(self._stub.WhoAmI, auth_pb2.WhoAmIRequest())

@@ -44,6 +44,11 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.GetAuthoritiesRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.Authorities.FromString,
                 _registered_method=True)
+        self.LogIn = channel.unary_unary(
+                '/taskworker.auth.AuthService/LogIn',
+                request_serializer=taskworker_dot_auth__pb2.LogInRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.NewToken.FromString,
+                _registered_method=True)
         self.ChangeAuthority = channel.unary_unary(
                 '/taskworker.auth.AuthService/ChangeAuthority',
                 request_serializer=taskworker_dot_auth__pb2.ChangeAuthorityRequest.SerializeToString,
@@ -103,6 +108,14 @@ class AuthServiceServicer:
 
     def GetAuthorities(self, request, context):
         """For everybody: the authorities that may vouch for this server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogIn(self, request, context):
+        """For whoever has an identity token of the server's OpenID Connect provider: trades it for a token of the user whom it
+        names. The operator must have added that user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +194,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.GetAuthorities,
                     request_deserializer=taskworker_dot_auth__pb2.GetAuthoritiesRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.Authorities.SerializeToString,
+            ),
+            'LogIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogIn,
+                    request_deserializer=taskworker_dot_auth__pb2.LogInRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.NewToken.SerializeToString,
             ),
             'ChangeAuthority': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangeAuthority,
@@ -282,6 +300,33 @@ class AuthService:
             '/taskworker.auth.AuthService/GetAuthorities',
             taskworker_dot_auth__pb2.GetAuthoritiesRequest.SerializeToString,
             taskworker_dot_auth__pb2.Authorities.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/LogIn',
+            taskworker_dot_auth__pb2.LogInRequest.SerializeToString,
+            taskworker_dot_auth__pb2.NewToken.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class AuthServiceStub:
     """For everybody: whose token it is, and what it allows."""
     GetAuthorities: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetAuthoritiesRequest, _auth_pb2.Authorities]
     """For everybody: the authorities that may vouch for this server."""
+    LogIn: _grpc.UnaryUnaryMultiCallable[_auth_pb2.LogInRequest, _auth_pb2.NewToken]
+    """For whoever has an identity token of the server's OpenID Connect provider: trades it for a token of the user whom it
+    names. The operator must have added that user.
+    """
     ChangeAuthority: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ChangeAuthorityRequest, _auth_pb2.Authorities]
     """For operators.
     Takes a step of replacing the server's certificate authority.
@@ -63,6 +67,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """For everybody: whose token it is, and what it allows."""
     GetAuthorities: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetAuthoritiesRequest, _auth_pb2.Authorities]  # type: ignore[assignment]
     """For everybody: the authorities that may vouch for this server."""
+    LogIn: _aio.UnaryUnaryMultiCallable[_auth_pb2.LogInRequest, _auth_pb2.NewToken]  # type: ignore[assignment]
+    """For whoever has an identity token of the server's OpenID Connect provider: trades it for a token of the user whom it
+    names. The operator must have added that user.
+    """
     ChangeAuthority: _aio.UnaryUnaryMultiCallable[_auth_pb2.ChangeAuthorityRequest, _auth_pb2.Authorities]  # type: ignore[assignment]
     """For operators.
     Takes a step of replacing the server's certificate authority.
@@ -97,6 +105,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.Authorities, _abc.Awaitable[_auth_pb2.Authorities]]:
         """For everybody: the authorities that may vouch for this server."""
+
+    @_abc_1.abstractmethod
+    def LogIn(
+        self,
+        request: _auth_pb2.LogInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.NewToken, _abc.Awaitable[_auth_pb2.NewToken]]:
+        """For whoever has an identity token of the server's OpenID Connect provider: trades it for a token of the user whom it
+        names. The operator must have added that user.
+        """
 
     @_abc_1.abstractmethod
     def ChangeAuthority(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from storage.errors import InvalidArgument
 from taskworker.auth import backup
@@ -15,7 +16,11 @@ from taskworker.protos import auth_pb2
 from taskworker.rpc.authorization import KnownCaller
 from taskworker.rpc.binding import Caller
 
+if TYPE_CHECKING:
+    from taskworker.auth.oidc import OidcProvider
+
 _NAME_CHARACTERS_SHOWN = 80
+_LOGIN_LABEL = "identity token"
 
 
 class AuthService:
@@ -25,6 +30,7 @@ class AuthService:
         users: the users.
         rotation: returns what replaces the server's certificate authority; None: it has none.
         enrollment: the workers that joined with tokens; None: there are none.
+        provider: knows users by identity tokens; None: none is accepted.
     """
 
     def __init__(
@@ -32,7 +38,9 @@ class AuthService:
         users: domain.Users,
         rotation: Callable[[], Rotation | None] = lambda: None,
         enrollment: Enrollment | None = None,
+        provider: OidcProvider | None = None,
     ) -> None:
+        self._provider = provider
         self._users = users
         self._enrollment = enrollment
         self._rotation = rotation
@@ -73,6 +81,13 @@ class AuthService:
         if rotation is None:
             raise InvalidArgument("this server has no certificate authority: it uses no TLS, and workers join without")
         return rotation
+
+    def LogIn(self, request: auth_pb2.LogInRequest, _caller: Caller) -> auth_pb2.NewToken:  # noqa: N802
+        """Trade an identity token for a token."""
+        if self._provider is None:
+            raise InvalidArgument("this server accepts no identity tokens; ask its operator for a token")
+        made = self._users.log_in(self._provider.user_of(request.identity_token), _LOGIN_LABEL)
+        return auth_pb2.NewToken(text=made.text, token=_token(made.token))
 
     def AddUser(self, request: auth_pb2.AddUserRequest, _caller: Caller) -> auth_pb2.User:  # noqa: N802
         """Add a user."""

@@ -98,6 +98,7 @@ ALLOWED = {
     "taskworker.pool.PoolService.DenyWorker": "o",
     "taskworker.auth.AuthService.WhoAmI": "udao",
     "taskworker.auth.AuthService.GetAuthorities": "udao",
+    "taskworker.auth.AuthService.LogIn": "P",
     "taskworker.auth.AuthService.ChangeAuthority": "o",
     "taskworker.auth.AuthService.AddUser": "o",
     "taskworker.auth.AuthService.RemoveUser": "o",
