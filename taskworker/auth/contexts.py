@@ -39,6 +39,7 @@ class Context(NamedTuple):
         authorities: certificates of the authorities that may vouch for the server, PEM; ``system``: those that this
             machine trusts; empty: the server does not use TLS, and is on this machine.
         name: the DNS name that the server's certificate must have; empty: the host of the address.
+        asked_ms: when the server was last asked for its authorities, in milliseconds since 1970; empty: never.
         worker_token: what workers of this login show that join without tokens of their own; empty: the same token.
     """
 
@@ -49,6 +50,7 @@ class Context(NamedTuple):
     authorities: str = ""
     name: str = ""
     worker_token: str = ""
+    asked_ms: str = ""
 
     @property
     def trust(self) -> Trust | None:

@@ -75,6 +75,7 @@ def login(
         taskworker login pool.example.org:50051 --ca-hash sha256:55d21a...e9 < token.txt
     """
     from taskworker.auth.contexts import Access, Context, Contexts, plain_address
+    from taskworker.client.trust_refresh import asked_now
     from taskworker.client.users import UserClient
 
     if ca_file is not None and ca_hash:
@@ -87,7 +88,7 @@ def login(
     with UserClient(address, access=Access(text, trust)) as client:
         who = client.who_am_i()
     contexts = Contexts()
-    contexts.put(Context(address, text, who.user).with_trust(trust), is_current=True)
+    contexts.put(asked_now(Context(address, text, who.user).with_trust(trust)), is_current=True)
     limits = f", limited to {' '.join(who.scopes)}" if who.scopes else ""
     session.terminal.result(
         {
@@ -186,35 +187,30 @@ def refresh(
     session: Session,
     address: Annotated[str | None, typer.Argument(help="Only this server.", metavar="[ADDR]")] = None,
 ) -> None:
-    """Learn of the certificate authorities that servers have added, so that they can replace the former ones.
+    """Learn of the certificate authorities that servers have added, before they drop the former ones.
 
-    Servers that do not answer are named, and stay as they are.
+    Other commands do so, too, twice a day, for the server that they use. Servers that do not answer are named, and stay
+    as they are.
 
     Examples:
         taskworker context refresh
     """
     from storage.errors import StorageError
     from taskworker.auth.contexts import Contexts, plain_address
-    from taskworker.auth.identity import POOL_DNS_NAME
-    from taskworker.client.users import UserClient
+    from taskworker.client.trust_refresh import is_refreshable
+    from taskworker.client.trust_refresh import refresh as refresh_one
 
     contexts, told, failed = Contexts(), [], 0
     for one in contexts.all():
-        trust = one.trust
-        if trust is None or not trust.authorities or (address and plain_address(address) != one.address):
+        if not is_refreshable(one) or (address and plain_address(address) != one.address):
             continue
         try:
-            with UserClient(one.address) as client:
-                found = client.authorities()
+            found = refresh_one(contexts, one)
         except StorageError as error:
             failed += 1
             session.terminal.error(f"{one_line(one.address)}: {error}")
             continue
-        known = "".join(authority.certificate for authority in found.authorities)
-        is_changed = bool(known) and trust.name == POOL_DNS_NAME and known != trust.authorities
-        if is_changed:
-            contexts.put(one.with_trust(trust._replace(authorities=known)))
-        told.append({"address": one.address, "authorities": len(found.authorities), "changed": is_changed})
+        told.append({"address": one.address, "authorities": found.authorities, "changed": found.is_changed})
     session.terminal.result(
         told, *(f"{one_line(str(one['address']))}: {'changed' if one['changed'] else 'unchanged'}" for one in told)
     )

@@ -147,6 +147,24 @@ class Session:
             raise Failure("this works with a pool only: say which with --pool ADDR", ExitCode.USAGE)
         return pool or _default_address()
 
+    def keep_trust(self) -> None:
+        """Learn of new authorities of the server that this command has used, if that is due."""
+        store, pool = self._where()
+        if store is not None:
+            return
+        from taskworker.auth.contexts import Contexts
+
+        contexts = Contexts()
+        context = contexts.find(pool or contexts.current or DEFAULT_ADDRESS)
+        if context is None or not context.name or context.server:
+            return  # at once, as loading what follows takes longer
+        from storage.errors import StorageError
+        from taskworker.client.trust_refresh import is_due, refresh
+
+        if is_due(context):
+            with contextlib.suppress(StorageError, OSError):  # the command itself has succeeded
+                refresh(contexts, context)
+
     def store_path(self) -> Path:
         """The directory of the embedded store, for commands that work only on such stores."""
         store, _ = self._where()
@@ -263,6 +281,7 @@ def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
         if session.settings.json:
             check_output()
         command(session)
+        session.keep_trust()
     except BrokenPipeError:
         drop_output()
         raise typer.Exit(ExitCode.PIPE_CLOSED) from None

@@ -125,11 +125,11 @@ def _speaks(port: int, version: ssl.TLSVersion) -> bool:
 
 
 def test_the_authority_of_a_running_server_is_replaced(owner: Cli) -> None:
-    bob, eve = person(owner, "bob"), person(owner, "eve")
+    bob, eve, ida = person(owner, "bob"), person(owner, "eve"), person(owner, "ida")
     with serving(owner, owner.directory / "store", "--tls") as address:
         at = ("--pool", address)
         (first,) = owner.json("authority", "show", "--certificates", "ca.pem", *at)["authorities"]
-        for name, user in (("bob", bob), ("eve", eve)):
+        for name, user in (("bob", bob), ("eve", eve), ("ida", ida)):
             owner.run("user", "add", name, *at)
             token = owner.text("token", "create", "--user", name, *at).encode()
             user.run("login", address, "--ca-file", owner.directory / "ca.pem", stdin=token)
@@ -137,11 +137,16 @@ def test_the_authority_of_a_running_server_is_replaced(owner: Cli) -> None:
         assert len(owner.json("authority", "add-next", *at)["authorities"]) == 2
         assert [one["changed"] for one in bob.json("context", "refresh")] == [True]
         assert [one["changed"] for one in bob.json("context", "refresh", address)] == [False]
+        kept = owner.directory / "ida/taskworker/contexts.json"  # two days later, she only lists her files
+        document = json.loads(kept.read_text())
+        assert document["contexts"][0].pop("asked_ms")
+        kept.write_text(json.dumps(document))
+        assert ida.names() == []
         owner.run("authority", "promote", *at)
-        assert bob.names() == eve.names() == []
+        assert bob.names() == eve.names() == ida.names() == []
         (second,) = owner.json("authority", "drop-former", *at)["authorities"]
         assert second["fingerprint"] != first["fingerprint"]
-        assert bob.names() == []
+        assert bob.names() == ida.names() == []
         assert owner.json("ls", *at) == []
         assert "its authority was replaced" in eve.error("ls", code=6)
         refused = eve.run("context", "refresh", code=6).stderr.decode()
