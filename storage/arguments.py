@@ -34,6 +34,7 @@ from storage.limits import (
     shown,
     utf8,
 )
+from storage.sealing.master_keys import StoreKeys
 
 P = ParamSpec("P")
 SelfT = TypeVar("SelfT")
@@ -252,10 +253,18 @@ def _patch(patch: Any) -> Patch:
     return replace(patch, data=memoryview(patch.data).tobytes())
 
 
+def _key(value: Any) -> Any:
+    """A key: its bytes, a key file, or keys; the file is read later."""
+    if isinstance(value, bytes | str | os.PathLike | StoreKeys):
+        return value
+    raise InvalidArgument(f"key is {type(value).__name__}; give the 32 bytes of a key, or the path of a key file")
+
+
 RULES: Mapping[str, Rule] = {
     "path": path,
     "volumes": _paths,
     "create": instance(bool, "create"),
+    "key": _key,
     "volume_options": anything,
     "runtime": anything,
     "source": path_or_object,  # storage.write.sources and taskworker.client.sources know what can be pushed

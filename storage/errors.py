@@ -148,6 +148,14 @@ class FormatError(StorageError):
     """Data on disk was not written by this store, or not in a format that this release understands."""
 
 
+class SealBroken(FormatError):
+    """Encrypted data was changed, or belongs to another key."""
+
+
+class KeyRequired(FormatError):
+    """Data is encrypted, and its key was not given, or another one was."""
+
+
 class CatalogBehind(StorageError):
     """The catalog is, or may be, older than the volumes. Files can be read; run rebuild before changing anything."""
 

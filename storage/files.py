@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from storage.catalog import Catalog, FileEntry, name_key, user_key
 from storage.errors import ConflictError, FileNotFound, FormatError, VersionNotFound
 from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.sealing.user_keys import KeyFinder
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,12 @@ class Files:
 
     Args:
         catalog: the store's catalog.
+        keys: finds the keys of sealed versions.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, keys: KeyFinder) -> None:
         self._catalog = catalog
+        self._keys = keys
 
     def entry(self, file_id: str, user_id: str) -> tuple[bytes, FileEntry]:
         """A user's file: its id in bytes, and its entry.
@@ -44,7 +47,7 @@ class Files:
         raw = self._catalog.version(file_id, identifier) if identifier is not None else None
         if identifier is None or raw is None:
             raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
-        return read_version(raw, identifier)
+        return read_version(raw, identifier, self._keys)
 
     def version(self, file_id: str, user_id: str, version_id: str | None) -> StoredVersion:
         """A version of a user's file, the head by default.
@@ -101,7 +104,7 @@ class Files:
             if raw is None:
                 return  # a rebuild could not find the older part of the chain
             try:
-                stored = read_version(raw, current)
+                stored = read_version(raw, current, self._keys)
             except FormatError as error:
                 if current == first:
                     raise

@@ -16,6 +16,7 @@ MIB = 1024 * KIB
 CHUNK_SIZE_MIN = 64 * KIB
 CHUNK_SIZE_MAX = 16 * MIB
 CHUNK_SIZE_DEFAULT = 1 * MIB
+OBJECT_BYTES_MAX = CHUNK_SIZE_MAX + 64  # a chunk that is sealed is a little longer
 SMALL_COPIES_BYTES_MAX = CHUNK_SIZE_MIN  # so that files kept as copies have one chunk
 
 FILENAME_BYTES_MAX = 1024  # S3's limit for object keys

@@ -111,13 +111,15 @@ class StoredEntry(NamedTuple):
 class Holding(NamedTuple):
     """A user's claim on a stripe: for a version of the user that contains it, or for uploads, given by their numbers.
 
-    If the claim cannot be read, ``problem`` says so, and the claim must be kept.
+    If the claim cannot be read, ``problem`` says so, and the claim must be kept. ``name`` is the catalog's name of a
+    sealed chunk, which ends with the claim.
     """
 
     stripe: StripeKey
     user: bytes
     uploads: tuple[int, ...]
     problem: str = ""
+    name: bytes = b""
 
 
 LEASES_BEFORE = 0
@@ -196,8 +198,21 @@ class CatalogTransaction(Protocol):
     def put_nodes(self, nodes: Iterable[tuple[bytes, bytes]]) -> None:
         """Store manifest nodes, as (id, bytes)."""
 
-    def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
-        """Enter a user's claims on stripes, for an upload or, if None, for a version."""
+    def hold(
+        self,
+        user: bytes,
+        stripes: Iterable[StripeKey],
+        upload: int | None,
+        names: Mapping[StripeKey, bytes] | None = None,
+    ) -> None:
+        """Enter a user's claims on stripes, for an upload or, if None, for a version.
+
+        Args:
+            user: key of the user.
+            stripes: the stripes.
+            upload: number of the upload; None: a version.
+            names: the names by which :meth:`Catalog.chunks_named` finds sealed chunks, 32 bytes each.
+        """
 
     def keep_upload(self, number: int, record: UploadRecord) -> None:
         """Store the record of an upload, in place of its former record."""
@@ -276,6 +291,9 @@ class Catalog(Protocol):
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         """Return for each stripe whether the user has a claim on it."""
+
+    def chunks_named(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Return the ids of the stored chunks with these names; None for each that nobody holds by that name."""
 
     def counters(self) -> Counters:
         """Return the current totals."""

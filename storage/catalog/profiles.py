@@ -8,7 +8,7 @@ import msgspec
 
 from storage.catalog.port import FileEntry, ProfileCount, StoredEntry
 from storage.errors import FormatError
-from storage.formats.versions import read_version
+from storage.formats.versions import outline
 
 Profile = tuple[int, int]
 """(k, n)."""
@@ -50,10 +50,10 @@ def profile_in(raw: bytes | None, version_id: bytes) -> tuple[int, int] | None:
     if raw is None:
         return None
     try:
-        root = read_version(raw, version_id).root
+        found = outline(raw, version_id)
     except FormatError:
         return None  # reads of this version report it
-    return root.k, root.n
+    return found.k, found.n
 
 
 class ProfileChanges:

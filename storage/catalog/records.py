@@ -34,6 +34,8 @@ NO_UPLOAD = b""  # value of a claim for a version
 _DOCUMENT = b"document:"
 _LEASE_BEFORE = struct.Struct("<q")  # value of a claim in the former format: a time, or 0
 _CLAIM_FORMAT = b"\x01"
+_NAMED_CLAIM_FORMAT = b"\x02"  # with the name of a sealed chunk
+_NAME_BYTES = 32
 _NUMBER_BYTES = 8
 
 encode = msgspec.msgpack.Encoder().encode
@@ -129,23 +131,34 @@ def holding_of(key: bytes, value: bytes) -> Holding:
     """Decode a claim from its key and value."""
     stripe, user = stripe_of(key), key[-USER_KEY_BYTES:]
     try:
-        return Holding(stripe, user, _claimants(value))
+        uploads, name = _claimants(value)
+        return Holding(stripe, user, uploads, name=name)
     except FormatError as error:
         return Holding(stripe, user, (), str(error))
 
 
-def claim(uploads: tuple[int, ...]) -> bytes:
-    """Return the value of a claim for uploads."""
-    return _CLAIM_FORMAT + b"".join(number_key(number) for number in uploads)
+def claim(uploads: tuple[int, ...], name: bytes = b"") -> bytes:
+    """Return the value of a claim for uploads, or for a version if there are none.
+
+    Args:
+        uploads: numbers of the uploads.
+        name: the catalog's name of a sealed chunk, 32 bytes; empty for other chunks.
+    """
+    if not uploads and not name:
+        return NO_UPLOAD
+    return (_NAMED_CLAIM_FORMAT + name if name else _CLAIM_FORMAT) + b"".join(map(number_key, uploads))
 
 
-def _claimants(value: bytes) -> tuple[int, ...]:
-    """Decode the uploads in a claim's value."""
+def _claimants(value: bytes) -> tuple[tuple[int, ...], bytes]:
+    """Decode the uploads in a claim's value, and the name."""
     if value == NO_UPLOAD:
-        return ()
+        return (), b""
     if len(value) == _LEASE_BEFORE.size:
-        return (LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()
-    if value[:1] != _CLAIM_FORMAT or len(value) % _NUMBER_BYTES != 1:
+        return ((LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()), b""
+    begin = 1 + _NAME_BYTES if value[:1] == _NAMED_CLAIM_FORMAT else 1
+    is_known = value[:1] in (_CLAIM_FORMAT, _NAMED_CLAIM_FORMAT)
+    if not is_known or len(value) < begin or (len(value) - begin) % _NUMBER_BYTES:
         raise FormatError("a claim in the catalog is damaged or of a newer format; upgrade, or run rebuild")
-    starts = range(1, len(value), _NUMBER_BYTES)
-    return tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)
+    starts = range(begin, len(value), _NUMBER_BYTES)
+    numbers = tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)
+    return numbers, value[1:begin]

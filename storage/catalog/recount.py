@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from storage.catalog.port import Counters, Holding, StoredEntry, StoreTime, UploadRecord
 from storage.errors import FormatError
-from storage.formats.versions import decode_tombstone, read_version
+from storage.formats.tombstones import decode_tombstone
+from storage.formats.versions import outline
 
 
 def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, bytes]]) -> Counters:
@@ -22,7 +23,7 @@ def recounted(stored: Iterable[StoredEntry], tombstones: Iterable[tuple[bytes, b
         if one.entry is not None or one.problem:
             files[one.file_id] = one.entry.size if one.entry is not None else 0
         try:
-            committed = read_version(one.raw, one.version_id).record.sequence
+            committed = outline(one.raw, one.version_id).sequence
         except FormatError:
             continue  # reads of this version report it
         sequence = max(sequence, committed)

@@ -41,7 +41,7 @@ from storage.catalog.tables import ROOT, Tables, TableTransaction
 from storage.catalog.transaction import RecordTransaction
 from storage.errors import FormatError
 from storage.formats.versions import FILE_ID_BYTES
-from storage.keys import StripeKey
+from storage.keys import StripeKey, object_id_of
 
 T = TypeVar("T")
 
@@ -121,6 +121,9 @@ class TableCatalog:
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         return [claim is not None for claim in self._tables.get_each("holdings", [stripe + user for stripe in stripes])]
+
+    def chunks_named(self, names: Sequence[bytes]) -> list[bytes | None]:
+        return self._tables.get_each("chunk_names", names)
 
     def counters(self) -> Counters:
         raw = self._tables.get(ROOT, COUNTERS)
@@ -231,6 +234,8 @@ class TableCatalog:
                 value = txn.get("holdings", key)
                 if value is not None and holding_of(key, value) == holding:
                     txn.delete("holdings", key)
+                    if holding.name and txn.get("chunk_names", holding.name) == object_id_of(key):
+                        txn.delete("chunk_names", holding.name)
 
         if doomed:
             self._tables.transact(work)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 ROOT = ""
 """The table of settings, totals and documents."""
 
-TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads")
+TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads", "chunk_names")
 
 
 class TableTransaction(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -11,7 +11,6 @@ from storage.catalog.port import Counters, DamagedSettings, FileEntry, StoreTime
 from storage.catalog.profiles import Profile, ProfileChanges, profile_in
 from storage.catalog.records import (
     COUNTERS,
-    NO_UPLOAD,
     PROFILES,
     SETTINGS,
     TIME,
@@ -28,7 +27,7 @@ from storage.catalog.records import (
 )
 from storage.catalog.tables import ROOT, TableTransaction
 from storage.formats.versions import FILE_ID_BYTES
-from storage.keys import StripeKey
+from storage.keys import StripeKey, object_id_of
 
 T = TypeVar("T")
 
@@ -139,14 +138,31 @@ class RecordTransaction:
         for node_id, raw in nodes:
             self._txn.put("nodes", node_id, raw)
 
-    def hold(self, user: bytes, stripes: Iterable[StripeKey], upload: int | None) -> None:
-        value = NO_UPLOAD if upload is None else claim((upload,))
+    def hold(
+        self,
+        user: bytes,
+        stripes: Iterable[StripeKey],
+        upload: int | None,
+        names: Mapping[StripeKey, bytes] | None = None,
+    ) -> None:
+        uploads = () if upload is None else (upload,)
+        plain = claim(uploads)
         for stripe in stripes:
-            key = stripe + user
-            if not self._txn.put("holdings", key, value, overwrite=False) and upload is not None:
-                numbers = holding_of(key, self._txn.get("holdings", key) or b"").uploads
-                if upload not in numbers:
-                    self._txn.put("holdings", key, claim((*self._still_kept(numbers), upload)))
+            key, name = stripe + user, names.get(stripe, b"") if names else b""
+            if name:
+                self._txn.put("chunk_names", name, object_id_of(stripe))
+            value = claim(uploads, name) if name else plain
+            if not self._txn.put("holdings", key, value, overwrite=False) and (name or upload is not None):
+                self._hold_again(key, upload, name)
+
+    def _hold_again(self, key: bytes, upload: int | None, name: bytes) -> None:
+        """Add an upload and a name to a claim that exists."""
+        held = holding_of(key, self._txn.get("holdings", key) or b"")
+        uploads = held.uploads
+        if upload is not None and upload not in uploads:
+            uploads = (*self._still_kept(uploads), upload)
+        if uploads != held.uploads or (name and name != held.name):
+            self._txn.put("holdings", key, claim(uploads, name or held.name))
 
     def _still_kept(self, numbers: tuple[int, ...]) -> list[int]:
         """Return those uploads that are under way, and the latest interrupted one, so that few accumulate."""

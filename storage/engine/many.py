@@ -139,7 +139,7 @@ class ManyFiles(ReadableStore):
 
     def _reader(self) -> ManyReader:
         parts = self._parts
-        return ManyReader(parts.stripes, parts.load_node, parts.activity, parts.readers, self._stream)
+        return ManyReader(parts.contents, parts.load_node, parts.activity, parts.readers, self._stream)
 
     def _wanted(
         self, position: int, file: str, user_id: str, version_id: str | None, by_name: bool, bytes_max: int | None

@@ -16,6 +16,7 @@ from storage.figures import Figures
 from storage.files import Files
 from storage.fleet.fleet import Fleet
 from storage.formats.authenticity import Authority
+from storage.formats.sealed_nodes import VersionReader
 from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
@@ -23,6 +24,8 @@ from storage.maintenance.live import node_loader
 from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL
 from storage.runtime import Runtime
+from storage.sealing.master_keys import StoreKeys
+from storage.stripes.contents import Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from storage.write.commit import GroupCommit
@@ -32,6 +35,7 @@ from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
 from storage.write.registry import Uploads
 from storage.write.target import PushTarget, push_target
+from storage.write.user_keys import UserKeyStore
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class StoreParts:
         opening_s: see :class:`~storage.write.registry.Uploads`.
         hot_bytes: memory for small objects that were read lately, in bytes.
         small_copies_bytes: files up to this size are kept as copies; 0: none are.
+        masters: the master keys of an encrypted store; None: none were given.
+        seals: whether new files are encrypted.
 
     Attributes:
         home: the process that opened the store.
@@ -61,6 +67,7 @@ class StoreParts:
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
         *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0, small_copies_bytes: int = 0,
+        masters: StoreKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         self.home = HomeProcess(f"the store at {path}")
         self.path = path
@@ -72,9 +79,11 @@ class StoreParts:
         self.runtime = runtime
         self.needs_rebuild = needs_rebuild
         self.closed = False
-        self.files = Files(catalog)
+        self.keys = UserKeyStore(catalog, volumes, self.profile, masters, runtime, seals=seals)
+        self.files = Files(catalog, self.keys)
         self.figures = Figures(catalog, volumes, settings)
         self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes)
+        self.contents = Contents(self.stripes)
         self._recount()
         self.healer = Healer(self.stripes, runtime, self._is_needed)
         self.stripes.heal_requests.damaged = self.healer.request
@@ -93,9 +102,12 @@ class StoreParts:
         self.pushing = PushContext(
             catalog=catalog,
             stripes=self.stripes,
+            contents=self.contents,
             pins=pins,
             uploads=self.uploads,
-            commits=GroupCommit(catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority),
+            commits=GroupCommit(
+                catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority, self.keys
+            ),
             workers=runtime.executor(threads, "store-chunks"),
             flusher=runtime.executor(1, "flush"),
             committer=runtime.executor(_COMMITTERS, "commit-many"),
@@ -109,7 +121,7 @@ class StoreParts:
             pins=pins,
             uploads=self.uploads,
             readings=self.readings,
-            load_node=self.load_node,
+            versions=VersionReader(self.keys, self.load_node),
             metadata_copies=settings.n,
             scratch=path / "scratch",
             runtime=runtime,
@@ -157,13 +169,18 @@ class StoreParts:
         """
         self.check_writable()
         chunk_size = self.settings.chunk_size if options.chunk_size is None else options.chunk_size
-        target = self.target(options, options.profile or self.profile, chunk_size)
-        self.volumes.require_writable(target.profile)
-        return target
+        profile = options.profile or self.profile
+        self.volumes.require_writable(profile)
+        return self.target(options, profile, chunk_size, seals=self.keys.seals)
 
-    def target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int) -> PushTarget:
-        """Return the target of a push or revision that begins now."""
-        return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime)
+    def target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int, *, seals: bool) -> PushTarget:
+        """Return the target of a push or revision that begins now; ``seals``: whether it is sealed.
+
+        Raises:
+            InsufficientWorkers: the owner has no key yet, and a new one could not be stored safely.
+        """
+        key = self.keys.current(options.user_id) if seals else None
+        return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime, key)
 
     def stop(self) -> None:
         """Wait for running work to end, and stop the threads."""

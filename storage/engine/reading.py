@@ -9,7 +9,7 @@ from storage.diff.manifest_diff import ManifestDiff
 from storage.engine.parts import StoreParts
 from storage.errors import InvalidArgument
 from storage.files import parsed_id
-from storage.formats.manifest import Manifest
+from storage.formats.sealed_nodes import manifest_of
 from storage.formats.versions import Version
 from storage.limits import MIB
 from storage.read.reader import FileReader, VersionStream
@@ -59,12 +59,12 @@ class ReadableStore:
         done = parts.readings.begin(parsed_id(file_id) or b"")
         try:
             stored = parts.files.version(file_id, user_id, version_id)
-            manifest = Manifest(stored.root, parts.load_node)
             return VersionStream(
-                parts.stripes,
+                parts.contents,
                 parts.readers,
                 stored.public(),
-                manifest,
+                manifest_of(stored, parts.load_node),
+                stored.keys,
                 done,
                 parts.activity,
                 parts.ahead,
@@ -103,7 +103,7 @@ class ReadableStore:
         stored = self._parts.files.version(file_id, user_id, version_id)
         if start < 0 or (stop is not None and stop < start):
             raise InvalidArgument(f"chunk range {start}…{stop} is not a range")
-        return list(Manifest(stored.root, self._parts.load_node).chunk_ids(start, stop))
+        return list(manifest_of(stored, self._parts.load_node).chunk_ids(start, stop))
 
     @checked
     def diff(self, file_id: str, source: Source, *, user_id: str, base_version_id: str | None = None) -> ManifestDiff:

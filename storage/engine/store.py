@@ -10,21 +10,21 @@ from types import TracebackType
 from typing import Any
 
 from storage.arguments import checked
-from storage.catalog import Catalog, Counters, ProfileCount, StoreSettings, user_key
+from storage.catalog import Catalog, StoreSettings, user_key
 from storage.diff.manifest_diff import ManifestDiff
-from storage.engine.many import ManyFiles
 from storage.engine.parts import StoreParts
+from storage.engine.reporting import ReportingStore
 from storage.engine.upkeep import Upkeep
-from storage.erasure import ErasureProfile, accelerator_name
+from storage.erasure import ErasureProfile
 from storage.fleet.fleet import Fleet
 from storage.fleet.volumes import VolumeOptions
 from storage.formats.versions import Version
-from storage.maintenance.heal import Pace
 from storage.maintenance.repair import Watch
 from storage.opening import opened_parts
 from storage.options import PushOptions
-from storage.reports import CollectReport, HealingState, Progress, RebuildReport, RepairReport, ScrubReport, StoreStats
+from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
 from storage.runtime import Runtime
+from storage.sealing.master_keys import StoreKeys, store_keys
 from storage.system.locking import StoreLock
 from storage.write import revising
 from storage.write.known import usable_chunks
@@ -36,7 +36,7 @@ COLLECT_GRACE_S = 86400.0
 _OPENING_S = 3600.0  # added to the store's time: commands open it only briefly, yet interrupted pushes must lapse
 
 
-class FileStorage(ManyFiles):
+class FileStorage(ReportingStore):
     """A store of files in one directory, erasure-coded over its volumes.
 
     Thread-safe: all methods may be called from any number of threads at once. One process at a time
@@ -59,7 +59,7 @@ class FileStorage(ManyFiles):
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0, hot_bytes: int = 0,
-        small_copies_bytes: int = 0,
+        small_copies_bytes: int = 0, keys: StoreKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         parts = StoreParts(
             path,
@@ -71,6 +71,8 @@ class FileStorage(ManyFiles):
             opening_s=opening_s,
             hot_bytes=hot_bytes,
             small_copies_bytes=small_copies_bytes,
+            masters=keys,
+            seals=seals,
         )
         super().__init__(parts)
         self.path = path
@@ -97,6 +99,7 @@ class FileStorage(ManyFiles):
         chunk_size: int | None = None,
         create: bool = True,
         small_copies_bytes: int = 0,
+        key: bytes | str | os.PathLike[str] | StoreKeys | None = None,
         volume_options: VolumeOptions | None = None,
         runtime: Runtime | None = None,
     ) -> FileStorage:
@@ -112,16 +115,21 @@ class FileStorage(ManyFiles):
             small_copies_bytes: keep files up to this size, at most 64 KiB, as n - k + 1 whole copies instead of n
                 shards, if no profile is chosen for them. They survive as many losses, and take n - k + 1 times their
                 size instead of n / k times. This is faster only if volumes answer slowly.
+            key: encrypts what is stored from now on, and opens what is encrypted: 32 random bytes, or a file that has
+                them in base64 (see :func:`~storage.sealing.master_keys.new_key_file`). Without it nothing can be read:
+                keep a copy elsewhere. What was stored before without a key stays as it is, and readable.
             volume_options: how volumes access their disks; for tests and tuning.
             runtime: threads, clocks and random bytes; the machine's own by default.
 
         Raises:
+            KeyRequired: the store is encrypted, and its key was not given, or another one was.
             StoreLocked: another process has it open.
             FormatError: this is not a store, its format is newer, or a volume belongs elsewhere.
             StoreUnavailable: the catalog is gone, and volumes to rebuild it from are missing; or it cannot be read now.
             InvalidArgument: there is no store and ``create`` is False, or the arguments are invalid.
         """
         runtime = runtime or Runtime()
+        keys = store_keys(key)
         with opened_parts(
             Path(path),
             profile=profile,
@@ -141,6 +149,8 @@ class FileStorage(ManyFiles):
                 runtime=runtime,
                 opening_s=_OPENING_S,
                 small_copies_bytes=small_copies_bytes,
+                keys=keys,
+                seals=keys is not None,
             )
             parts.volumes.on_attached = store.upkeep.meet_again
             store.upkeep.meet_all()
@@ -150,6 +160,7 @@ class FileStorage(ManyFiles):
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0, small_copies_bytes: int = 0,
+        keys: StoreKeys | None = None, seals: bool = False,
     ) -> FileStorage:  # fmt: skip
         """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 
@@ -166,6 +177,8 @@ class FileStorage(ManyFiles):
             hot_bytes: memory for small objects that were read lately, in bytes; see
                 :class:`~storage.stripes.hot_objects.HotObjects`.
             small_copies_bytes: see :meth:`open`.
+            keys: the master keys, if there are any.
+            seals: whether to encrypt what is stored from now on.
         """
         return cls(
             path,
@@ -177,6 +190,8 @@ class FileStorage(ManyFiles):
             runtime=runtime,
             hot_bytes=hot_bytes,
             small_copies_bytes=small_copies_bytes,
+            keys=keys,
+            seals=seals,
         )
 
     def close(self) -> None:
@@ -288,7 +303,10 @@ class FileStorage(ManyFiles):
         self._parts.check_open()
         chosen = profile or self.profile
         profiles = (chosen, *self._parts.copies.others(chosen))
-        usable = usable_chunks(self._context, user_key(user_id.encode()), chunk_ids, profiles)
+        key = self._parts.keys.keys_of(user_id).current if self._parts.keys.seals else None
+        if key is None and self._parts.keys.seals:
+            return [True] * len(chunk_ids)
+        usable = usable_chunks(self._context, user_key(user_id.encode()), chunk_ids, profiles, key)
         return [chunk_id not in usable for chunk_id in chunk_ids]
 
     @checked
@@ -326,7 +344,8 @@ class FileStorage(ManyFiles):
         profile = self._parts.copies.profile_after(base.root.profile, base.root.size, diff.new_size)
         self._volumes.require_writable(profile)
         options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
-        target = self._parts.target(options, profile, base.root.chunk_size)
+        seals = self._parts.keys.seals or base.root.is_sealed
+        target = self._parts.target(options, profile, base.root.chunk_size, seals=seals)
         return revising.revise(self._context, target, base, diff, self._parts.load_node)
 
     def profile_after(self, base: Version, new_size: int) -> ErasureProfile:
@@ -355,6 +374,23 @@ class FileStorage(ManyFiles):
         """
         self._parts.check_writable()
         self._delete(list(dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)), user_id)
+
+    @checked
+    def rotate_key(self, *, user_id: str) -> int:
+        """Give a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted.
+
+        Content that is stored already counts as new, so a push of it stores it again, under the new key.
+
+        Returns:
+            The epoch of the new key: the number of keys that the user has had.
+
+        Raises:
+            KeyRequired: the store is not encrypted.
+            InsufficientWorkers: the key could not be stored so that it survives losses.
+            CatalogBehind: see :attr:`behind`.
+        """
+        self._parts.check_writable()
+        return self._parts.keys.rotate(user_id).epoch
 
     # -- maintenance -----------------------------------------------------------------------------
 
@@ -414,86 +450,3 @@ class FileStorage(ManyFiles):
             InsufficientWorkers: the store's signatures cannot be verified; run it again when more volumes are back.
         """
         return self.upkeep.rebuild(progress)
-
-    @property
-    def needs_rebuild(self) -> bool:
-        """Whether the catalog is gone; only :meth:`rebuild`, :meth:`stats` and :meth:`close` work then."""
-        return self._parts.needs_rebuild
-
-    @property
-    def behind(self) -> bool:
-        """Whether the catalog is older than the volumes, for instance because it was restored from a backup.
-
-        Files can still be read, but nothing is written or freed until a :meth:`rebuild` has added what the catalog
-        lacks.
-        """
-        return self._parts.lineage.behind
-
-    @property
-    def unfinished(self) -> str:
-        """What the latest rebuild could not examine, and what to do about it; empty if it finished."""
-        return self._parts.lineage.unfinished
-
-    def counts(self) -> Counters:
-        """The numbers of files and versions, and their bytes, from the catalog alone."""
-        self._parts.check_usable()
-        return self._catalog.counters()
-
-    def profiles(self) -> list[ProfileCount]:
-        """The erasure profiles in use; if there are no files, the store's own profile.
-
-        Metadata counts as a separate profile, since files cannot be read without it.
-        """
-        self._parts.check_usable()
-        return self._parts.figures.profiles()
-
-    def survivable(self, losses: Callable[[ErasureProfile], int], *, verified: bool = False) -> int:
-        """How many losses all files survive.
-
-        At most 0 while the catalog is behind, since files in it may have been deleted and collected.
-
-        Args:
-            losses: how many losses files of a profile survive.
-            verified: whether a repair has verified, since the catalog fell behind, that everything in it exists.
-        """
-        self._parts.check_usable()
-        survivable = self._parts.figures.survivable(losses)
-        return min(0, survivable) if self.behind and not verified else survivable
-
-    @property
-    def accelerator(self) -> str:
-        """The library that computes the erasure code: ``"isa-l"`` or ``"zfec"``."""
-        return accelerator_name(self.profile)
-
-    def stats(self) -> StoreStats:
-        """Statistics of the store and its volumes; cheap at any size."""
-        self._parts.check_usable()
-        self._volumes.check_present()
-        return self._parts.figures.stats(
-            behind=self.behind, unfinished=self.unfinished, needs_rebuild=self.needs_rebuild
-        )
-
-    def trouble(self) -> str:
-        """Why the catalog cannot be used now; empty if it can. Retries a catalog that failed recently."""
-        self._parts.home.check()
-        return self._catalog.trouble()
-
-    @checked
-    def is_busy(self, within_s: float = 0.25) -> bool:
-        """Whether users' data was read or written within the last ``within_s`` seconds."""
-        self._parts.home.check()
-        return self._parts.activity.is_busy(within_s)
-
-    def pace_healing(self, pace: Pace) -> None:
-        """Set how the healing of missing shards gives way to users."""
-        self._parts.healer.pace = pace
-
-    def healing(self) -> HealingState:
-        """The progress of healing damage that reads have found."""
-        self._parts.home.check()
-        return self._parts.healer.state()
-
-    def wait_for_healing(self) -> None:
-        """Wait until all damage that reads have found so far has been handled."""
-        self._parts.home.check()
-        self._parts.healer.drain()

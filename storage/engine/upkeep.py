@@ -32,6 +32,7 @@ class Upkeep:
         parts: the parts of the store.
 
     Attributes:
+        keys: the users' keys of an encrypted store.
         on_collected: called with the report of each :meth:`collect`.
         on_rebuilt: called after each successful :meth:`rebuild`.
     """
@@ -41,6 +42,7 @@ class Upkeep:
         self._catalog = parts.catalog
         self._volumes = parts.volumes
         self._lineage = parts.lineage
+        self.keys = parts.keys
         self._commits = parts.pushing.commits
         self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self.on_rebuilt: Callable[[], None] = lambda: None
@@ -59,6 +61,7 @@ class Upkeep:
         report = scrub(self._parts.maintenance, progress)
         if not self._lineage.behind:
             self._lineage.restore_marks()
+            self.keys.spread()
         return report
 
     def repair(
@@ -76,6 +79,7 @@ class Upkeep:
             self._volumes.incomplete |= waiting  # they may lack objects that this catalog does not know
         else:
             self._lineage.plant(waiting - self._volumes.incomplete, anew=True)
+            self.keys.spread()
         self.save_incomplete()
         return report
 
@@ -99,14 +103,18 @@ class Upkeep:
                 "the store and move its 'catalog' directory away first"
             )
         self._lineage.recover()
+        self.keys.recover()
         clock_s = parts.runtime.monotonic_s
         liars_max = parts.profile.n - parts.profile.k if self._volumes.remote else 0
-        report = rebuild(self._catalog, parts.stripes, parts.settings.n, self._belief(), liars_max, clock_s, progress)
+        report = rebuild(
+            self._catalog, parts.stripes, parts.settings.n, self.keys, self._belief(), liars_max, clock_s, progress
+        )
         if report.undecided:
             self._lineage.left_unfinished(report.undecided)  # first: without settings, a rebuild is needed anyway
         self._catalog.save_settings(parts.settings)
         if not report.undecided:
             self._lineage.rebuilt()
+            self.keys.spread()
         parts.needs_rebuild = False
         self.save_incomplete()
         self.on_rebuilt()
@@ -183,6 +191,7 @@ class Upkeep:
             if not self._lineage.behind:
                 self._commits.catch_up(self._lineage.latest_shown)
                 self._commits.write_pending_tombstones()
+                self.keys.spread()
         except (StoreUnavailable, StoreFull) as error:
             log.warning("the store at %s can only be read for now: %s", self._parts.path, error)
 
@@ -190,11 +199,14 @@ class Upkeep:
         """Compare a volume that came back while the store was open, as it may have been replaced by a copy."""
         if not self._parts.needs_rebuild:
             self._lineage.meet_again(slot)
+            if not self._lineage.behind:
+                self.keys.spread()
 
     def mark(self, slot: int, *, anew: bool = False) -> None:
         """Mark a store that is now used, unless it has a mark; ``anew`` replaces the mark. See :class:`Lineage`."""
         if not self._parts.needs_rebuild and not self._lineage.behind:
             self._lineage.plant([slot], anew=anew)
+            self.keys.spread()
 
     def save_incomplete(self) -> None:
         """Save in the catalog which stores wait for repair; for fleets whose stores come and go."""

@@ -1,8 +1,11 @@
-"""Manifests: the Merkle tree over a version's chunk ids, its edits and differences.
+"""Manifests: the Merkle tree over a version's chunks, and its edits.
 
 A tree has fan-out 1024. The root carries everything needed to read the file; the nodes below it are
 content-addressed, so that versions share what did not change. A tree's shape follows from the number
 of chunks alone, so equal content gives equal trees.
+
+Children are named by *references*: the id of the object, of 32 bytes; in a sealed file, the hash of the
+content, and then the id of the stored object, which is encrypted.
 """
 
 from __future__ import annotations
@@ -21,18 +24,22 @@ from storage.keys import ID_BYTES
 from storage.limits import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX
 
 FAN_OUT = 1024
-_NODE_BYTES = FAN_OUT * ID_BYTES
 HEIGHT_MAX = 4
 TRANSFORM_IDENTITY = 0
+TRANSFORM_SEALED = 1
+SEALED_REFERENCE_BYTES = 2 * ID_BYTES
+_REFERENCE_BYTES = (ID_BYTES, SEALED_REFERENCE_BYTES)  # by transform
 ROOT_FORMAT = 1
 
 LoadNode = Callable[[bytes], bytes]
-"""Returns the bytes of the node with this id, or raises."""
+"""Returns the bytes of the node with this reference, or raises."""
 StoreNode = Callable[[bytes, bytes], None]
-"""Takes (id, bytes) of a new node."""
+"""Takes the reference of a new node, and the bytes to store."""
+NameNode = Callable[[bytes], tuple[bytes, bytes]]
+"""Takes the bytes of a node; returns its reference, and the bytes to store."""
 
 _Height = Annotated[int, msgspec.Meta(ge=0, le=HEIGHT_MAX)]
-_Children = Annotated[bytes, msgspec.Meta(max_length=_NODE_BYTES)]
+_Children = Annotated[bytes, msgspec.Meta(max_length=FAN_OUT * SEALED_REFERENCE_BYTES)]
 
 
 class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -44,9 +51,9 @@ class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         chunk_size: bytes of every chunk but the last.
         k: shards needed.
         n: shards stored.
-        transform: how chunk bytes follow from content bytes; 0 = identity.
-        height: levels of nodes below the root; 0 = ``children`` are chunk ids.
-        children: ids (32 bytes each), concatenated.
+        transform: how stored bytes follow from the content; 0: they are the same; 1: they are sealed.
+        height: levels of nodes below the root; 0 = ``children`` are chunks.
+        children: references of the children, concatenated.
     """
 
     format: Annotated[int, msgspec.Meta(ge=ROOT_FORMAT, le=ROOT_FORMAT)]
@@ -54,7 +61,7 @@ class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     chunk_size: Annotated[int, msgspec.Meta(ge=CHUNK_SIZE_MIN, le=CHUNK_SIZE_MAX)]
     k: Annotated[int, msgspec.Meta(ge=1, le=256)]
     n: Annotated[int, msgspec.Meta(ge=1, le=256)]
-    transform: Annotated[int, msgspec.Meta(ge=TRANSFORM_IDENTITY, le=TRANSFORM_IDENTITY)]
+    transform: Annotated[int, msgspec.Meta(ge=TRANSFORM_IDENTITY, le=TRANSFORM_SEALED)]
     height: _Height
     children: _Children
 
@@ -62,6 +69,16 @@ class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     def chunk_count(self) -> int:
         """Number of chunks."""
         return -(-self.size // self.chunk_size)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nodes and chunks are encrypted."""
+        return self.transform == TRANSFORM_SEALED
+
+    @property
+    def reference_bytes(self) -> int:
+        """Length of the reference of a child."""
+        return _REFERENCE_BYTES[self.transform]
 
     @property
     def profile(self) -> ErasureProfile:
@@ -74,7 +91,7 @@ class RootNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class InnerNode(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A node below the root: level (0 = its children are chunks) and children ids."""
+    """A node below the root: level (0 = its children are chunks) and the references of its children."""
 
     level: _Height
     children: _Children
@@ -102,7 +119,7 @@ def read_root(raw: bytes) -> RootNode:
         raise FormatError(f"manifest root is malformed: {error}") from error
     if root.k > root.n or root.height != height_for(root.chunk_count):
         raise FormatError("manifest root contradicts itself (code or height)")
-    if len(root.children) != ID_BYTES * _width(root.chunk_count, root.height):
+    if len(root.children) != root.reference_bytes * _width(root.chunk_count, root.height):
         raise FormatError("manifest root has the wrong number of children")
     return root
 
@@ -124,8 +141,8 @@ def encode_node(level: int, children: bytes) -> bytes:
     return _encoder.encode(InnerNode(level, children))
 
 
-def decode_node(raw: bytes, level: int) -> bytes:
-    """The children of an inner node, which must be of this level.
+def decode_node(raw: bytes, level: int, reference_bytes: int = ID_BYTES) -> bytes:
+    """The children of an inner node, which must be of this level, and have references of this length.
 
     Raises:
         FormatError: it is malformed, of another level, or has a broken list of children.
@@ -134,7 +151,8 @@ def decode_node(raw: bytes, level: int) -> bytes:
         node = _node_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"manifest node is malformed: {error}") from error
-    if node.level != level or len(node.children) % ID_BYTES or not node.children:
+    size = len(node.children)
+    if node.level != level or size % reference_bytes or not 0 < size <= FAN_OUT * reference_bytes:
         raise FormatError("manifest node has the wrong level or children")
     return node.children
 
@@ -152,60 +170,79 @@ def height_for(chunk_count: int) -> int:
     return height
 
 
-def _span(level: int) -> int:
+def span_of(level: int) -> int:
     """Chunks below one child of a node of ``level``."""
     return int(FAN_OUT**level)
 
 
 def _width(chunk_count: int, level: int) -> int:
-    return -(-chunk_count // _span(level))
+    return -(-chunk_count // span_of(level))
 
 
-def _child(children: bytes | bytearray, position: int) -> bytes:
-    return bytes(children[position * ID_BYTES : (position + 1) * ID_BYTES])
+def plain_id(reference: bytes) -> bytes:
+    """The hash of the content that a reference names."""
+    return reference[:ID_BYTES]
 
 
-def _there(children: bytes, position: int) -> bytes:
+def stored_id(reference: bytes) -> bytes:
+    """The id of the stored object that a reference names."""
+    return reference[-ID_BYTES:]
+
+
+def named_by_hash(raw: bytes) -> tuple[bytes, bytes]:
+    """Name a node that is stored as it is; see :data:`NameNode`."""
+    return object_id(raw), raw
+
+
+def child_at(children: bytes | bytearray, position: int, size: int) -> bytes:
+    """The reference at a position, of ``size`` bytes; empty beyond the end."""
+    return bytes(children[position * size : (position + 1) * size])
+
+
+def _there(children: bytes, position: int, size: int) -> bytes:
     """Like :func:`_child`, for a child that must exist."""
-    child = _child(children, position)
-    if len(child) != ID_BYTES:
+    child = child_at(children, position, size)
+    if len(child) != size:
         raise FormatError("manifest node has too few children")
     return child
 
 
 @dataclass(slots=True)
 class ManifestBuilder:
-    """Builds a tree from chunk ids in order, passing on nodes as soon as they are full (bounded memory)."""
+    """Builds a tree from references of chunks in order, passing on nodes as soon as they are full (bounded memory).
+
+    Attributes:
+        store_node: takes the nodes.
+        name_node: names them.
+        transform: see :class:`RootNode`.
+        count: how many chunks there are so far.
+    """
 
     store_node: StoreNode
+    name_node: NameNode = named_by_hash
+    transform: int = TRANSFORM_IDENTITY
     count: int = 0
     _levels: list[bytearray] = field(default_factory=lambda: [bytearray()])
 
-    def add(self, chunk_id: bytes) -> None:
-        """Append one chunk id."""
-        self._push(0, chunk_id)
+    def add(self, reference: bytes) -> None:
+        """Append one chunk."""
+        self._push(0, reference)
         self.count += 1
-
-    @property
-    def newest(self) -> bytes:
-        """Concatenated ids of the last chunks, which are in no node passed on yet."""
-        return bytes(self._levels[0])
 
     def _push(self, level: int, child: bytes) -> None:
         if level == len(self._levels):
             self._levels.append(bytearray())
         children = self._levels[level]
-        if len(children) == _NODE_BYTES:
+        if len(children) == FAN_OUT * _REFERENCE_BYTES[self.transform]:
             self._push(level + 1, self._emit(level))
             children = self._levels[level]
         children += child
 
     def _emit(self, level: int) -> bytes:
-        raw = encode_node(level, bytes(self._levels[level]))
-        identifier = object_id(raw)
-        self.store_node(identifier, raw)
+        reference, stored = self.name_node(encode_node(level, bytes(self._levels[level])))
+        self.store_node(reference, stored)
         self._levels[level] = bytearray()
-        return identifier
+        return reference
 
     def root(self, size: int, chunk_size: int, profile: ErasureProfile) -> RootNode:
         """Emit partial nodes, and return the root."""
@@ -215,83 +252,102 @@ class ManifestBuilder:
             level += 1
         height = height_for(self.count)
         children = bytes(self._levels[height])
-        return RootNode(ROOT_FORMAT, size, chunk_size, profile.k, profile.n, TRANSFORM_IDENTITY, height, children)
+        return RootNode(ROOT_FORMAT, size, chunk_size, profile.k, profile.n, self.transform, height, children)
 
 
 class Manifest:
     """A readable tree: a root and a way to load the nodes below it."""
 
-    __slots__ = ("_load", "root")
+    __slots__ = ("_load", "_size", "root")
 
     def __init__(self, root: RootNode, load_node: LoadNode) -> None:
         self.root = root
         self._load = load_node
+        self._size = root.reference_bytes
+
+    def reference(self, index: int) -> bytes:
+        """Reference of chunk ``index``."""
+        return _there(self._leaf(index), index % FAN_OUT, self._size)
 
     def chunk_id(self, index: int) -> bytes:
-        """Id of chunk ``index``."""
-        children = self.root.children
-        for level in range(self.root.height, 0, -1):
-            children = self.children_of(_there(children, index // _span(level) % FAN_OUT), level - 1)
-        return _there(children, index % FAN_OUT)
+        """Hash of the content of chunk ``index``."""
+        return plain_id(self.reference(index))
 
-    def chunk_ids(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Ids of chunks start…stop-1, loading one leaf at a time."""
+    def references(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """References of chunks start…stop-1, loading one leaf at a time."""
         stop = self.root.chunk_count if stop is None else min(stop, self.root.chunk_count)
         while start < stop:
             leaf = self._leaf(start)
             upto = min(stop, (start // FAN_OUT + 1) * FAN_OUT)
             for index in range(start, upto):
-                yield _there(leaf, index % FAN_OUT)
+                yield _there(leaf, index % FAN_OUT, self._size)
             start = upto
 
+    def chunk_ids(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Hashes of the contents of chunks start…stop-1, loading one leaf at a time."""
+        return map(plain_id, self.references(start, stop))
+
     def leaves(self) -> Iterator[list[bytes]]:
-        """Ids of all chunks, one leaf at a time."""
+        """References of all chunks, one leaf at a time."""
+        size = self._size
         for start in range(0, self.root.chunk_count, FAN_OUT):
             count = min(FAN_OUT, self.root.chunk_count - start)
-            leaf = self._leaf(start)[: count * ID_BYTES]
-            if len(leaf) != count * ID_BYTES:
+            leaf = self._leaf(start)[: count * size]
+            if len(leaf) != count * size:
                 raise FormatError("manifest node has too few children")
-            yield [leaf[at : at + ID_BYTES] for at in range(0, len(leaf), ID_BYTES)]
+            yield [leaf[at : at + size] for at in range(0, len(leaf), size)]
 
     def _leaf(self, index: int) -> bytes:
         children = self.root.children
         for level in range(self.root.height, 0, -1):
-            children = self.children_of(_there(children, index // _span(level) % FAN_OUT), level - 1)
+            children = self.children_of(_there(children, index // span_of(level) % FAN_OUT, self._size), level - 1)
         return children
 
-    def children_of(self, node_id: bytes, level: int) -> bytes:
+    def children_of(self, reference: bytes, level: int) -> bytes:
         """Children of a node of this level."""
-        return decode_node(self._load(node_id), level)
+        return decode_node(self._load(reference), level, self._size)
 
     def node_ids(self) -> Iterator[bytes]:
-        """Ids of all nodes below the root."""
-        yield from self._node_ids(self.root.children, self.root.height)
+        """Ids of all stored nodes below the root."""
+        return map(stored_id, self._nodes(self.root.children, self.root.height))
 
-    def _node_ids(self, children: bytes, level: int) -> Iterator[bytes]:
+    def _nodes(self, children: bytes, level: int) -> Iterator[bytes]:
         if level == 0:
             return
-        for position in range(len(children) // ID_BYTES):
-            node_id = _child(children, position)
-            yield node_id
+        for position in range(len(children) // self._size):
+            node = child_at(children, position, self._size)
+            yield node
             if level > 1:
-                yield from self._node_ids(self.children_of(node_id, level - 1), level - 1)
+                yield from self._nodes(self.children_of(node, level - 1), level - 1)
 
 
-def edited(manifest: Manifest, size: int, chunks: Sequence[tuple[int, bytes]], store_node: StoreNode) -> RootNode:
+def edited(
+    manifest: Manifest,
+    size: int,
+    chunks: Sequence[tuple[int, bytes]],
+    store_node: StoreNode,
+    name_node: NameNode = named_by_hash,
+) -> RootNode:
     """The root of a tree with some chunks replaced and another size; copies only the changed paths.
 
     Args:
         manifest: the tree to start from.
         size: new size in bytes.
-        chunks: (index, chunk id), ascending by index, all below the new chunk count.
+        chunks: (index, reference), ascending by index, all below the new chunk count.
         store_node: takes the new nodes.
+        name_node: names them.
     """
-    return _Edit(manifest, size, chunks, store_node).run()
+    return _Edit(manifest, size, chunks, store_node, name_node).run()
 
 
 class _Edit:
     def __init__(
-        self, manifest: Manifest, size: int, chunks: Sequence[tuple[int, bytes]], store_node: StoreNode
+        self,
+        manifest: Manifest,
+        size: int,
+        chunks: Sequence[tuple[int, bytes]],
+        store_node: StoreNode,
+        name_node: NameNode,
     ) -> None:
         self._manifest = manifest
         self._root = manifest.root
@@ -299,7 +355,9 @@ class _Edit:
         self._chunks = chunks
         self._indices = [index for index, _ in chunks]
         self._store = store_node
-        self._fresh: dict[bytes, bytes] = {}
+        self._name = name_node
+        self._width = manifest.root.reference_bytes
+        self._fresh: dict[bytes, tuple[bytes, bytes]] = {}  # by reference: a node's bytes, and those to store
         self._old_count = self._root.chunk_count
         self._new_count = -(-size // self._root.chunk_size)
 
@@ -321,36 +379,36 @@ class _Edit:
             if not children:
                 return b""
             raw = encode_node(level, children)
-            identifier = object_id(raw)
-            self._fresh[identifier] = raw
-            children = identifier
+            children, stored = self._name(raw)
+            self._fresh[children] = raw, stored
         return children
 
     def _descend(self, children: bytes, level: int) -> bytes:
         """Descend in a shrunk tree, which lies entirely below the first child of the old top."""
-        return self._children(_child(children, 0), level - 1) if children else b""
+        return self._children(child_at(children, 0, self._width), level - 1) if children else b""
 
     def _edit(self, old: bytes, level: int, first: int) -> bytes:
         """New children of the node of ``level`` whose first chunk is ``first``."""
-        span = _span(level)
+        span = span_of(level)
         width = min(FAN_OUT, -(-(self._new_count - first) // span)) if self._new_count > first else 0
-        children = bytearray(old[: width * ID_BYTES])
+        size = self._width
+        children = bytearray(old[: width * size])
         touched = self._touched(children, level, first, width)
-        if _child(children, 0) in self._fresh and 0 not in touched:
+        if child_at(children, 0, size) in self._fresh and 0 not in touched:
             # The old root becomes an unchanged node of the taller tree, but was never stored as a node.
-            for identifier, raw in self._fresh.items():
-                self._store(identifier, raw)
+            for reference, (_, stored) in self._fresh.items():
+                self._store(reference, stored)
         for position in touched:
-            child = self._new_child(bytes(old), level, first, position)
-            children[position * ID_BYTES : (position + 1) * ID_BYTES] = child
+            child = self._newchild_at(bytes(old), level, first, position)
+            children[position * size : (position + 1) * size] = child
         return bytes(children)
 
     def _touched(self, children: bytearray, level: int, first: int, width: int) -> list[int]:
         """Positions whose child changes: it has an edited chunk, is new, or covers another number of chunks."""
-        span = _span(level)
+        span = span_of(level)
         low, high = bisect_left(self._indices, first), bisect_left(self._indices, first + width * span)
         positions = {(index - first) // span for index in self._indices[low:high]}
-        positions.update(range(len(children) // ID_BYTES, width))
+        positions.update(range(len(children) // self._width, width))
         if level > 0 and width:
             for count in (self._old_count, self._new_count):
                 position = (count - 1 - first) // span
@@ -367,60 +425,21 @@ class _Edit:
     def _clipped(count: int, first: int, span: int) -> int:
         return max(0, min(span, count - first))
 
-    def _new_child(self, old: bytes, level: int, first: int, position: int) -> bytes:
+    def _newchild_at(self, old: bytes, level: int, first: int, position: int) -> bytes:
         if level == 0:
             return self._chunks[bisect_left(self._indices, first + position)][1]
-        had = _child(old, position)
+        had = child_at(old, position, self._width)
         below = self._children(had, level - 1) if had else b""
-        children = self._edit(below, level - 1, first + position * _span(level))
+        children = self._edit(below, level - 1, first + position * span_of(level))
         raw = encode_node(level - 1, children)
-        identifier = object_id(raw)
-        if identifier != had or identifier in self._fresh:
-            self._store(identifier, raw)
-        return identifier
+        if plain_id(had) == object_id(raw) and had not in self._fresh:
+            return had  # also if the node was sealed with a former key
+        reference, stored = self._name(raw)
+        self._store(reference, stored)
+        return reference
 
-    def _children(self, node_id: bytes, level: int) -> bytes:
-        raw = self._fresh.get(node_id)
-        return decode_node(raw, level) if raw is not None else self._manifest.children_of(node_id, level)
-
-
-def differing_chunks(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
-    """(index, new chunk id) wherever ``new`` differs from ``old``; the cost grows with the difference."""
-    top = max(old.root.height, new.root.height)
-    a, b = _Lifted(old, top), _Lifted(new, top)
-    yield from _differing(a, b, a.children, b.children, top, 0)
-
-
-class _Lifted:
-    """A view of a tree as one of greater height, in which its old root is a node."""
-
-    def __init__(self, manifest: Manifest, top: int) -> None:
-        self._manifest = manifest
-        self._standing: dict[bytes, bytes] = {}
-        self.children = manifest.root.children
-        for level in range(manifest.root.height, top):
-            if not self.children:
-                break
-            identifier = object_id(encode_node(level, self.children))
-            self._standing[identifier] = self.children
-            self.children = identifier
-
-    def below(self, node_id: bytes, level: int) -> bytes:
-        if not node_id:
-            return b""
-        standing = self._standing.get(node_id)
-        return standing if standing is not None else self._manifest.children_of(node_id, level)
-
-
-def _differing(a: _Lifted, b: _Lifted, old: bytes, new: bytes, level: int, first: int) -> Iterator[tuple[int, bytes]]:
-    if old == new:
-        return
-    for position in range(len(new) // ID_BYTES):
-        had, has = _child(old, position), _child(new, position)
-        if had == has:
-            continue
-        at = first + position * _span(level)
-        if level == 0:
-            yield at, has
-        else:
-            yield from _differing(a, b, a.below(had, level - 1), b.below(has, level - 1), level - 1, at)
+    def _children(self, node: bytes, level: int) -> bytes:
+        fresh = self._fresh.get(node)
+        if fresh is None:
+            return self._manifest.children_of(node, level)
+        return decode_node(fresh[0], level, self._width)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from storage.formats.authenticity import Authority
-from storage.formats.versions import SIGNED_FORMAT, StoredVersion, Tombstone, is_signed_tombstone, is_signed_version
+from storage.formats.tombstones import Tombstone, is_signed_tombstone
+from storage.formats.versions import SIGNED_FORMAT, Outline, is_signed
 from storage.keys import Kind
 from storage.maintenance.agreement import Agreement
 
@@ -40,11 +41,11 @@ class Belief:
         self._authority = authority
         self.agreement = agreement
 
-    def about_version(self, stored: StoredVersion) -> bytes | None:
+    def about_version(self, found: Outline) -> bytes | None:
         """None if a version is accepted whichever volume shows it; otherwise the question for :meth:`agreed`."""
-        if self.agreement.quorum <= 1 or is_signed_version(stored, self._authority):
+        if self.agreement.quorum <= 1 or is_signed(found, self._authority):
             return None
-        return self._question(stored.version_id, Kind.VERSION, has_mac=stored.record.format == SIGNED_FORMAT)
+        return self._question(found.version_id, Kind.VERSION, has_mac=found.format >= SIGNED_FORMAT)
 
     def about_tombstone(self, identifier: bytes, raw: bytes, tombstone: Tombstone) -> bytes | None:
         """None if a tombstone is accepted whichever volume shows it; otherwise the question for :meth:`agreed`."""

@@ -224,7 +224,7 @@ def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
 def _mark(context: MaintenanceContext, marks: _Marks, set_aside: SetAside, steps: _Steps) -> None:
     users: dict[str, bytes] = {}
     catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
-    for live in live_objects(catalog, context.load_node, copies, set_aside, steps.step, in_use):
+    for live in live_objects(catalog, context.versions, copies, set_aside, steps.step, in_use):
         user = users.get(live.user_id)
         if user is None:
             users.clear()  # files are ordered by age, not by owner: keep only the last one

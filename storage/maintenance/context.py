@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.catalog import Catalog
-from storage.formats.manifest import LoadNode
+from storage.formats.sealed_nodes import VersionReader
 from storage.runtime import Runtime
 from storage.stripes.stripes import StripeStore
 from storage.write.pins import Pins, Readings
@@ -23,7 +23,7 @@ class MaintenanceContext:
     pins: Pins
     uploads: Uploads
     readings: Readings
-    load_node: LoadNode
+    versions: VersionReader
     metadata_copies: int
     scratch: Path
     runtime: Runtime

@@ -13,7 +13,8 @@ from storage.catalog import Catalog, CatalogTransaction
 from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StorageError
 from storage.fleet.fleet import Fleet
 from storage.formats.manifest import object_id
-from storage.formats.versions import decode_tombstone, decode_version
+from storage.formats.tombstones import decode_tombstone
+from storage.formats.versions import checked_outline
 from storage.keys import Kind, kind_of, object_id_of
 from storage.limits import check_filename, check_user_id
 from storage.maintenance.belief import Belief
@@ -30,7 +31,7 @@ _ROUNDS_MAX = 3  # of asking stores that came while others were examined
 
 @dataclass(slots=True)
 class Tally:
-    """The progress of a rebuild, and its report."""
+    """The progress of a rebuild, and its report. ``key_ids``: the keys that sealed versions of volumes need."""
 
     progress: Progress | None
     sequence: int
@@ -38,6 +39,7 @@ class Tally:
     skipped: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     malformed: Counter[int] = field(default_factory=Counter)
+    key_ids: set[bytes] = field(default_factory=set)
 
     def step(self, count: int = 1) -> None:
         """Count objects that were handled."""
@@ -130,7 +132,7 @@ class Intake:
                 questions[question] = shard
         believed += [questions[question] for question in self.belief.agreed(list(questions), slot)]
         if believed:
-            self.catalog.transact(lambda txn: _take_all(txn, believed))
+            self.tally.key_ids |= self.catalog.transact(lambda txn: _take_all(txn, believed))
         self.tally.step(len(page))
         return len(believed)
 
@@ -142,11 +144,12 @@ class Intake:
         """
         identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.VERSION:
-            stored = decode_version(raw, identifier)
-            check_filename(stored.record.filename)
-            check_user_id(stored.record.user_id)
-            question = self.belief.about_version(stored)
-            known = question is not None and self.catalog.version(stored.record.file_id, identifier) is not None
+            found = checked_outline(raw, identifier)
+            if found.record is not None:
+                check_filename(found.record.filename)
+                check_user_id(found.record.user_id)
+            question = self.belief.about_version(found)
+            known = question is not None and self.catalog.version(found.file_id, identifier) is not None
             return None if known else question
         if object_id(raw) != identifier:
             raise FormatError("does not match its id")
@@ -158,14 +161,18 @@ class Intake:
         self.tally.skip_malformed(slot, f"{kind.name.lower()} {object_id_of(shard.key).hex()}: {error}{lost}")
 
 
-def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
+def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> set[bytes]:
+    """Enter objects; return the ids of the keys that sealed versions among them need."""
     added = 0
+    key_ids: set[bytes] = set()
     for shard in batch:
         identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.TOMBSTONE:
             txn.keep_tombstone(decode_tombstone(raw).file_id, raw)
         else:
-            file_id = decode_version(raw).record.file_id
+            found = checked_outline(raw, identifier)
+            file_id = found.file_id
+            key_ids |= {found.key_id} if found.key_id else set()
             known = txn.version(file_id, identifier)
             if known != raw:  # ``raw`` matches the id, so the catalog's bytes are damaged
                 txn.put_version(file_id, identifier, raw)
@@ -173,6 +180,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> None:
     if added:
         counters = txn.counters()
         txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions + added))
+    return key_ids
 
 
 def _report_refused(belief: Belief, volumes: Fleet[Any], tally: Tally) -> None:

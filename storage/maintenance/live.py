@@ -9,8 +9,10 @@ from storage.batching import batched
 from storage.catalog import Catalog, FileEntry
 from storage.catalog.port import StoredEntry
 from storage.errors import DataLossError, FormatError
-from storage.formats.manifest import FAN_OUT, LoadNode, Manifest, differing_chunks, object_id
-from storage.formats.versions import StoredVersion, read_version
+from storage.formats.differences import differing_chunks
+from storage.formats.manifest import FAN_OUT, Manifest, object_id, stored_id
+from storage.formats.sealed_nodes import LoadObject, VersionReader
+from storage.formats.versions import StoredVersion
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.maintenance.set_aside import SetAside
 from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
@@ -38,8 +40,8 @@ class LiveRun(NamedTuple):
         return LiveObject(self.stripes[index], self.user_id, self.filename, self.file_id)
 
 
-def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode:
-    """A function that loads manifest nodes from the catalog, or from the volumes if the catalog has lost one."""
+def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadObject:
+    """A function that loads stored manifest nodes from the catalog, or from the volumes if the catalog has lost one."""
 
     def load(node_id: bytes) -> bytes:
         raw = catalog.node(node_id)
@@ -50,7 +52,7 @@ def node_loader(catalog: Catalog, stripes: StripeStore, copies: int) -> LoadNode
 
 def live_objects(
     catalog: Catalog,
-    load_node: LoadNode,
+    versions: VersionReader,
     copies: int,
     set_aside: SetAside,
     seen_version: Callable[[], None] = lambda: None,
@@ -61,14 +63,14 @@ def live_objects(
     Deleted files whose ids are ``in_use`` count as live, without an owner. If a version or its manifest cannot be read,
     only its known objects are listed, and it is set aside.
     """
-    for run in live_runs(catalog, load_node, copies, set_aside, seen_version, in_use):
+    for run in live_runs(catalog, versions, copies, set_aside, seen_version, in_use):
         for index in range(len(run.stripes)):
             yield run.object(index)
 
 
 def live_runs(
     catalog: Catalog,
-    load_node: LoadNode,
+    versions: VersionReader,
     copies: int,
     set_aside: SetAside,
     seen_version: Callable[[], None] = lambda: None,
@@ -76,7 +78,7 @@ def live_runs(
 ) -> Iterator[LiveRun]:
     """Like :func:`live_objects`, in runs: there are millions of objects, and few are handled individually."""
     for kept in catalog.versions():
-        yield from _live_in(catalog, load_node, copies, set_aside, kept, in_use)
+        yield from _live_in(catalog, versions, copies, set_aside, kept, in_use)
         seen_version()
     for _, raw in catalog.tombstones():
         yield LiveRun([metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies)], "", "", b"")
@@ -84,7 +86,7 @@ def live_runs(
 
 def _live_in(
     catalog: Catalog,
-    load_node: LoadNode,
+    versions: VersionReader,
     copies: int,
     set_aside: SetAside,
     kept: StoredEntry,
@@ -97,10 +99,10 @@ def _live_in(
     try:
         if kept.problem:
             raise FormatError(kept.problem)
-        stored = read_version(kept.raw, kept.version_id)
+        stored = versions.version(kept.raw, kept.version_id)
         if entry is None:
             entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
-        yield from _objects_of(catalog, load_node, copies, entry, stored)
+        yield from _objects_of(catalog, versions, copies, entry, stored)
     except (DataLossError, FormatError) as error:
         if entry is not None and catalog.file(kept.file_id) is None:
             return  # deleted, and its nodes collected, during the walk: nothing of it is live
@@ -123,32 +125,32 @@ def is_live(catalog: Catalog, live: LiveObject) -> bool:
 
 
 def _objects_of(
-    catalog: Catalog, load_node: LoadNode, copies: int, entry: FileEntry, stored: StoredVersion
+    catalog: Catalog, versions: VersionReader, copies: int, entry: FileEntry, stored: StoredVersion
 ) -> Iterator[LiveRun]:
     def run(stripes: list[StripeKey]) -> LiveRun:
         return LiveRun(stripes, entry.user_id, entry.filename, stored.record.file_id)
 
     yield run([metadata_stripe(Kind.VERSION, stored.version_id, copies)])
-    manifest = Manifest(stored.root, load_node)
+    manifest = versions.manifest(stored)
     for node_id in manifest.node_ids():
         yield run([metadata_stripe(Kind.NODE, node_id, copies)])
     code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, instead of for each of millions
-    for chunk_ids in _new_chunks(catalog, load_node, stored, manifest):
-        yield run([StripeKey(chunk_id + code) for chunk_id in chunk_ids])
+    for references in _new_chunks(catalog, versions, stored, manifest):
+        yield run([StripeKey(stored_id(reference) + code) for reference in references])
 
 
 def _new_chunks(
-    catalog: Catalog, load_node: LoadNode, stored: StoredVersion, manifest: Manifest
+    catalog: Catalog, versions: VersionReader, stored: StoredVersion, manifest: Manifest
 ) -> Iterator[list[bytes]]:
     parent = stored.record.parent
     raw = catalog.version(stored.record.file_id, parent) if parent is not None else None
     if parent is None or raw is None:
         return manifest.leaves()
     try:
-        before = read_version(raw, parent).root
+        before = versions.version(raw, parent)
     except FormatError:
         return manifest.leaves()  # the walk sets the parent aside when it gets there
-    after = stored.root
-    if (before.k, before.n, before.chunk_size) != (after.k, after.n, after.chunk_size):
+    old, new = before.root, stored.root
+    if (old.k, old.n, old.chunk_size) != (new.k, new.n, new.chunk_size):
         return manifest.leaves()
-    return batched((chunk_id for _, chunk_id in differing_chunks(Manifest(before, load_node), manifest)), FAN_OUT)
+    return batched((reference for _, reference in differing_chunks(versions.manifest(before), manifest)), FAN_OUT)

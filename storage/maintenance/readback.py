@@ -22,7 +22,7 @@ from blake3 import blake3
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreFull
 from storage.fleet.fleet import Fleet
 from storage.keys import Kind, ShardKey, StripeKey, data_shards, kind_of, slot_of, stripe_of
-from storage.limits import CHUNK_SIZE_MAX, MIB
+from storage.limits import MIB, OBJECT_BYTES_MAX
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
 from storage.stripes.delegation import Written
@@ -363,7 +363,7 @@ def _of_proper_length(keys: Sequence[ShardKey], places: Sequence[Any]) -> list[t
     return [
         (key, place.payload_length)
         for key, place in zip(keys, places, strict=True)
-        if place is not None and place.payload_length <= -(-CHUNK_SIZE_MAX // data_shards(key))
+        if place is not None and place.payload_length <= -(-OBJECT_BYTES_MAX // data_shards(key))
     ]
 
 

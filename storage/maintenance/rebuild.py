@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -13,29 +13,35 @@ import msgspec
 from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
-from storage.formats.manifest import Manifest, differing_chunks, object_id
-from storage.formats.versions import StoredVersion, decode_tombstone, read_version
-from storage.keys import ID_BYTES, Kind, StripeKey
+from storage.formats.differences import differing_chunks
+from storage.formats.manifest import plain_id, stored_id
+from storage.formats.sealed_nodes import VersionReader
+from storage.formats.tombstones import decode_tombstone
+from storage.formats.versions import StoredVersion, outline
+from storage.keys import StripeKey, object_id_of
 from storage.limits import MIB
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
 from storage.maintenance.intake import Intake, Tally
+from storage.maintenance.node_taker import NodeTaker
+from storage.maintenance.required_keys import require_keys
 from storage.reports import Progress, RebuildReport
+from storage.sealing.user_keys import KeyFinder, UserKey
 from storage.stripes.shard_map import ShardMap
-from storage.stripes.stripes import StripeStore, chunk_stripe, metadata_stripe
+from storage.stripes.stripes import StripeStore, chunk_stripe
 
 _BATCH = 2000
 _BATCH_BYTES = 4 * MIB
 _LOCATED_TOGETHER = 256
 _SMALL_CHUNKS = 4
 _CLAIMED_TOGETHER = 4096
-_NODES_MAX = 256  # 8 MiB
 
 
 def rebuild(
     catalog: Catalog,
     stripes: StripeStore,
     metadata_copies: int,
+    keys: KeyFinder,
     belief: Belief,
     liars_max: int,
     clock_s: Callable[[], float],
@@ -55,12 +61,14 @@ def rebuild(
         catalog: the catalog to fill.
         stripes: reads from the volumes.
         metadata_copies: number of copies of metadata objects.
+        keys: finds the keys of sealed versions.
         belief: decides which objects to accept; closed at the end.
         liars_max: how many volumes may lie at once.
         clock_s: monotonic seconds.
         progress: called with (metadata records and files entered, 0).
 
     Raises:
+        KeyRequired: what the volumes show is sealed, and no key of it is here. The text says how much that is.
         InsufficientWorkers: the store's secret is unknown, and too few volumes agree on signed objects. Nothing was
             dropped; run it again.
     """
@@ -70,9 +78,11 @@ def rebuild(
         Intake(catalog, stripes.volumes, belief, metadata_copies, liars_max, clock_s, tally).run(examined)
     finally:
         belief.close()
-    nodes = _Nodes(catalog, stripes, metadata_copies)
-    judge = _Judge(stripes, nodes, examined, tally)
-    for batch in batched_by_size(_files(catalog, tally), _BATCH, _BATCH_BYTES, _Found.size):
+    require_keys(catalog, stripes.volumes, keys, tally.key_ids)
+    nodes = NodeTaker(catalog, stripes, metadata_copies)
+    versions = VersionReader(keys, nodes.load)
+    judge = _Judge(stripes, nodes, versions, examined, tally)
+    for batch in batched_by_size(_files(catalog, versions, tally), _BATCH, _BATCH_BYTES, _Found.size):
         _settle_files(catalog, batch, judge)
         nodes.keep()
     lacking = [f"{stripes.volumes.name(slot)} was not examined: {reason}" for slot, reason in examined.lacking()]
@@ -86,41 +96,6 @@ class _File:
     head: StoredVersion
     chain: list[StoredVersion]
     others: list[StoredVersion]
-
-
-class _Nodes:
-    """Loads manifest nodes, and stores those in the catalog that it lacks or has damaged.
-
-    Args:
-        catalog: stores the nodes.
-        stripes: reads nodes that the catalog lacks.
-        copies: how many copies there are of each node.
-    """
-
-    def __init__(self, catalog: Catalog, stripes: StripeStore, copies: int) -> None:
-        self._catalog = catalog
-        self._stripes = stripes
-        self._copies = copies
-        self._found: dict[bytes, bytes] = {}
-
-    @property
-    def crowded(self) -> bool:
-        """Whether it is time to :meth:`keep` them, so that memory stays bounded."""
-        return len(self._found) >= _NODES_MAX
-
-    def load(self, node_id: bytes) -> bytes:
-        """A node's bytes."""
-        raw = self._found.get(node_id) or self._catalog.node(node_id)
-        if raw is None or object_id(raw) != node_id:
-            raw = self._found[node_id] = self._stripes.read(metadata_stripe(Kind.NODE, node_id, self._copies))
-        return raw
-
-    def keep(self) -> None:
-        """Store nodes found on the volumes in the catalog; do not call this inside a transaction."""
-        if self._found:
-            found = list(self._found.items())
-            self._catalog.transact(lambda txn: txn.put_nodes(found))
-            self._found.clear()
 
 
 class _Found(NamedTuple):
@@ -166,7 +141,7 @@ class _Graves:
         return file_id
 
 
-def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
+def _files(catalog: Catalog, reader: VersionReader, tally: Tally) -> Iterator[_Found]:
     """The readable versions of each file. A file whose entry or head cannot be read is left as it is."""
     tombstones = _Graves(catalog, tally)
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
@@ -178,7 +153,7 @@ def _files(catalog: Catalog, tally: Tally) -> Iterator[_Found]:
             head = kept.entry.head if kept.entry is not None else head
             problem = problem or kept.problem
             try:
-                stored = read_version(kept.raw, kept.version_id)
+                stored = reader.version(kept.raw, kept.version_id)
                 versions.append(stored)
                 tally.sequence = max(tally.sequence, stored.record.sequence)
             except FormatError as error:
@@ -202,7 +177,8 @@ class _Judge:
     """Decides which version of a file is its head, given the parts of each that exist."""
 
     stripes: StripeStore
-    nodes: _Nodes
+    nodes: NodeTaker
+    versions: VersionReader
     examined: Examined
     tally: Tally
     looked_up: dict[StripeKey, ShardMap] = field(default_factory=dict)
@@ -246,12 +222,12 @@ class _Judge:
             _UndecidedError: that part may exist on an unreachable store.
         """
         try:
-            for chunk_ids in batched(Manifest(head.root, self.nodes.load).chunk_ids(), _LOCATED_TOGETHER):
-                chunks = [chunk_stripe(chunk_id, head.root.profile) for chunk_id in chunk_ids]
-                for chunk_id, where in zip(chunk_ids, self._shard_maps(chunks), strict=True):
+            for references in batched(self.versions.manifest(head).references(), _LOCATED_TOGETHER):
+                chunks = [chunk_stripe(stored_id(reference), head.root.profile) for reference in references]
+                for chunk, where in zip(chunks, self._shard_maps(chunks), strict=True):
                     there = head.root.n - where.missing
                     if there < head.root.k:
-                        lacks = f"chunk {chunk_id.hex()} has {there} shards left, {head.root.k} are needed"
+                        lacks = f"chunk {object_id_of(chunk).hex()} has {there} shards left, {head.root.k} are needed"
                         return self._decided(head, lacks, may_pass=bool(where.unsure))
                 if self.nodes.crowded:
                     self.nodes.keep()
@@ -274,8 +250,9 @@ def _chunks_of_small(files: Iterable[_Found]) -> Iterator[StripeKey]:
     for found in files:
         root = max(found.versions, key=_sequence).root if found.versions and not found.deleted else None
         if root is not None and 0 < root.chunk_count <= _SMALL_CHUNKS:
-            for at in range(0, len(root.children), ID_BYTES):
-                yield chunk_stripe(root.children[at : at + ID_BYTES], root.profile)
+            size = root.reference_bytes
+            for at in range(0, len(root.children), size):
+                yield chunk_stripe(stored_id(root.children[at : at + size]), root.profile)
 
 
 def _sequence(stored: StoredVersion) -> int:
@@ -315,7 +292,7 @@ def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
 
     A collect would drop claims without a version, but none runs before the rebuild has ended.
     """
-    claims: list[tuple[bytes, StripeKey]] = []
+    claims: list[_Claim] = []
     for claim in _all_claims(files, judge):
         claims.append(claim)
         if len(claims) >= _CLAIMED_TOGETHER or judge.nodes.crowded:
@@ -324,22 +301,44 @@ def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
     _hold_together(catalog, claims, judge)
 
 
-def _hold_together(catalog: Catalog, claims: list[tuple[bytes, StripeKey]], judge: _Judge) -> None:
+def _hold_together(catalog: Catalog, claims: list[_Claim], judge: _Judge) -> None:
     def work(txn: CatalogTransaction) -> None:
-        for user, group in groupby(claims, key=itemgetter(0)):
-            txn.hold(user, [stripe for _, stripe in group], None)
+        for user, group in groupby(claims, key=attrgetter("user")):
+            of_user = list(group)
+            names = {claim.stripe: claim.name for claim in of_user if claim.name}
+            txn.hold(user, [claim.stripe for claim in of_user], None, names)
 
     if claims:
         catalog.transact(work)
     judge.nodes.keep()
 
 
-def _all_claims(files: list[_File], judge: _Judge) -> Iterator[tuple[bytes, StripeKey]]:
+class _Claim(NamedTuple):
+    """A claim to enter: who has it, on what, and the chunk's name in the catalog, if it is sealed."""
+
+    user: bytes
+    stripe: StripeKey
+    name: bytes
+
+
+def _all_claims(files: list[_File], judge: _Judge) -> Iterator[_Claim]:
     for file in files:
         user = user_key(file.head.record.user_id.encode())
         for stored in file.chain:
-            for stripe in _claims(stored, file, judge):
-                yield user, stripe
+            key = _naming_key(stored)
+            for reference in _new_references(stored, file, judge):
+                name = key.name_of(plain_id(reference)) if key is not None else b""
+                yield _Claim(user, chunk_stripe(stored_id(reference), stored.root.profile), name)
+
+
+def _naming_key(stored: StoredVersion) -> UserKey | None:
+    """The key that names chunks in the catalog; None if they have no names.
+
+    A manifest does not say which of several keys sealed a chunk. Then it gets no name, and is sent again if it is
+    needed again.
+    """
+    keys = stored.keys if stored.root.is_sealed else None
+    return keys.current if keys is not None and len(keys) == 1 else None
 
 
 def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
@@ -422,7 +421,7 @@ def _sequence_of_head(txn: CatalogTransaction, file_id: bytes, entry: FileEntry)
     """The head's sequence; 0 if it is unreadable, as nothing was stored later under its name unless it was deleted."""
     raw = txn.version(file_id, entry.head)
     try:
-        return 0 if raw is None else read_version(raw, entry.head).record.sequence
+        return 0 if raw is None else outline(raw, entry.head).sequence
     except FormatError:
         return 0
 
@@ -462,19 +461,17 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
     catalog.drop_versions(catalog.transact(work), counted=True)
 
 
-def _claims(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[StripeKey]:
-    """Stripes of the chunks that a version does not share with its parent."""
-    root, load = stored.root, judge.nodes.load
-    manifest = Manifest(root, load)
+def _new_references(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[bytes]:
+    """References of the chunks that a version does not share with its parent."""
+    root = stored.root
     parents = {version.version_id: version for version in file.chain}
     parent = parents.get(stored.record.parent) if stored.record.parent is not None else None
     try:
+        manifest = judge.versions.manifest(stored)
         if parent is not None and parent.root.profile == root.profile and parent.root.chunk_size == root.chunk_size:
-            ids: Iterable[bytes] = (chunk for _, chunk in differing_chunks(Manifest(parent.root, load), manifest))
+            yield from (new for _, new in differing_chunks(judge.versions.manifest(parent), manifest))
         else:
-            ids = manifest.chunk_ids()
-        for chunk_id in ids:
-            yield chunk_stripe(chunk_id, root.profile)
+            yield from manifest.references()
     except (DataLossError, FormatError):
         return  # an old version whose manifest is lost stays in the chain, without claims
     except ShardsUnavailable as error:

@@ -313,7 +313,7 @@ def _batches(runs: Iterable[LiveRun]) -> Iterator[_Batch]:
 def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
     """Objects with misplaced or missing shards, the most urgent first within each batch."""
     found: list[_Damaged] = []
-    runs = live_runs(context.catalog, context.load_node, context.metadata_copies, tally.set_aside)
+    runs = live_runs(context.catalog, context.versions, context.metadata_copies, tally.set_aside)
     ready = (run for run in runs if not _is_being_written(context, run.stripes[0]))
     for batch in _batches(ready):
         epoch = context.stripes.volumes.epoch()

@@ -35,7 +35,7 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     meter = _Meter(progress, _bytes_used(volumes))
     verified = _verify_volumes(context, meter)
     findings, set_aside = _Findings(context.runtime.wall_ms), SetAside(volumes.report, context.runtime.wall_ms)
-    for batch in batched(live_objects(context.catalog, context.load_node, context.metadata_copies, set_aside), _BATCH):
+    for batch in batched(live_objects(context.catalog, context.versions, context.metadata_copies, set_aside), _BATCH):
         _check_objects(context, batch, verified, findings)
     for slot, verification in verified.items():
         store = volumes.volume(slot)

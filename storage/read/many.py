@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from storage.activity import Activity
 from storage.batching import batched_by_size
 from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
-from storage.formats.manifest import LoadNode, Manifest
+from storage.formats.manifest import plain_id, stored_id
+from storage.formats.sealed_nodes import LoadObject, manifest_of
 from storage.formats.versions import StoredVersion
-from storage.keys import StripeKey
 from storage.limits import MIB
 from storage.outcomes import GetOutcome
 from storage.read.reader import VersionStream
-from storage.stripes.stripes import StripeStore, chunk_stripe
+from storage.stripes.contents import ContentRead, Contents
+from storage.stripes.stripes import chunk_stripe
 
 _TOGETHER_BYTES = 4 * MIB  # of one batch, of which up to three are in memory for a call
 _TOGETHER_MAX = 128
@@ -63,7 +64,7 @@ class ManyReader:
     """Reads many files of one caller.
 
     Args:
-        stripes: the store's stripes.
+        contents: reads chunks.
         load_node: loads nodes of manifests.
         activity: is notified of reads.
         workers: reads batches ahead.
@@ -72,13 +73,13 @@ class ManyReader:
 
     def __init__(
         self,
-        stripes: StripeStore,
-        load_node: LoadNode,
+        contents: Contents,
+        load_node: LoadObject,
         activity: Activity,
         workers: Executor,
         stream: Callable[[str, str, str], VersionStream],
     ) -> None:
-        self._stripes = stripes
+        self._contents = contents
         self._load_node = load_node
         self._activity = activity
         self._workers = workers
@@ -115,23 +116,24 @@ class ManyReader:
 
     def _read_batch(self, batch: list[Wanted]) -> bool:
         """Read the small files of a batch; return whether that succeeded for all."""
-        reads: list[tuple[StripeKey, memoryview]] = []
+        reads: list[ContentRead] = []
         for wanted in batch:
             if wanted.small_bytes and wanted.stored is not None:
                 wanted.target = bytearray(wanted.small_bytes)
                 reads += self._reads(wanted.stored, memoryview(wanted.target))
         self._activity.note()
         try:
-            self._stripes.read_all(reads)
+            self._contents.read_all(reads)
         except (ShardsUnavailable, DataLossError):
             return False
         return True
 
-    def _reads(self, stored: StoredVersion, target: memoryview) -> Iterator[tuple[StripeKey, memoryview]]:
-        root = stored.root
-        for index, chunk_id in enumerate(Manifest(root, self._load_node).chunk_ids()):
-            start = index * root.chunk_size
-            yield chunk_stripe(chunk_id, root.profile), target[start : start + root.chunk_size]
+    def _reads(self, stored: StoredVersion, target: memoryview) -> Iterator[ContentRead]:
+        root, keys = stored.root, stored.keys if stored.root.is_sealed else None
+        for index, reference in enumerate(manifest_of(stored, self._load_node).references()):
+            space = target[index * root.chunk_size : (index + 1) * root.chunk_size]
+            stripe = chunk_stripe(stored_id(reference), root.profile)
+            yield ContentRead(stripe, plain_id(reference), keys, space)
 
     def _outcomes(self, batch: list[Wanted], reading: Future[bool]) -> Iterator[GetOutcome]:
         try:

@@ -13,11 +13,12 @@ from cachetools import LRUCache
 from storage.activity import Activity
 from storage.budget import Budget
 from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
-from storage.formats.manifest import FAN_OUT, Manifest, RootNode
+from storage.formats.manifest import FAN_OUT, Manifest, RootNode, plain_id, stored_id
 from storage.formats.versions import Version
-from storage.keys import StripeKey
 from storage.limits import KIB, MIB, BytesLike, sought
-from storage.stripes.stripes import StripeStore, chunk_stripe
+from storage.sealing.user_keys import UserKeys
+from storage.stripes.contents import ContentRead, Contents
+from storage.stripes.stripes import chunk_stripe
 from storage.system.forks import HomeProcess
 
 T = TypeVar("T")
@@ -57,10 +58,11 @@ class VersionStream(io.RawIOBase):
 
     def __init__(
         self,
-        stripes: StripeStore,
+        contents: Contents,
         workers: Executor,
         version: Version,
         manifest: Manifest,
+        keys: UserKeys | None,
         done: Callable[[], None],
         activity: Activity,
         ahead: Budget,
@@ -75,7 +77,9 @@ class VersionStream(io.RawIOBase):
         self._done = done
         self._activity = activity
         self.version = version
-        self._stripes = stripes
+        self._contents = contents
+        self._stripes = contents.stripes
+        self._keys = keys if manifest.root.is_sealed else None
         self._workers = workers
         self._manifest = manifest
         self._root: RootNode = manifest.root
@@ -85,7 +89,7 @@ class VersionStream(io.RawIOBase):
         self._ahead: dict[int, Future[memoryview]] = {}
         self._last_index = -2
         self._depth = max(1, min(_AHEAD_MAX, _AHEAD_BYTES // self._root.chunk_size))
-        self._together = stripes.together(self._root.chunk_size)
+        self._together = contents.stripes.together(self._root.chunk_size)
         self._lookahead = self._depth if self._together == 1 else self._together
 
     @property
@@ -182,7 +186,7 @@ class VersionStream(io.RawIOBase):
             while upcoming <= min(last, index + (self._lookahead if ahead.had() else 0)):
                 count = min(self._together, last + 1 - upcoming)
                 buffers = [free.pop() if free else memoryview(bytearray(size)) for _ in range(count)]
-                pending.append((buffers, self._submit(self._load_all, self._stripes_of(upcoming, buffers))))
+                pending.append((buffers, self._submit(self._load_all, self._wanted_in(upcoming, buffers))))
                 upcoming += count
             buffers, loading = pending.popleft()
             for buffer, piece in zip(buffers, loading.result(), strict=True):
@@ -214,11 +218,11 @@ class VersionStream(io.RawIOBase):
     def _read_whole(self, target: memoryview, count: int) -> int:
         first = self._position // self._root.chunk_size
         futures: list[Future[None]] = []
-        reads: list[tuple[StripeKey, memoryview]] = []
+        reads: list[ContentRead] = []
         done = 0
         for index in range(first, first + count):
             length = self._root.chunk_length(index)
-            reads.append((self._stripe(index), target[done : done + length]))
+            reads.append(self._wanted(index, target[done : done + length]))
             done += length
             if len(reads) == self._together or index == first + count - 1:
                 futures.append(self._submit(self._read_all, reads))
@@ -237,7 +241,7 @@ class VersionStream(io.RawIOBase):
         index, offset = divmod(self._position, self._root.chunk_size)
         length = self._root.chunk_length(index)
         if offset == 0 and len(target) >= length and self._root.chunk_count == 1:
-            self._read_chunk(self._stripe(index), target[:length])
+            self._read_all([self._wanted(index, target[:length])])
             self._position += length
             return length
         chunk = self._chunk(index)
@@ -256,42 +260,36 @@ class VersionStream(io.RawIOBase):
             self._ahead.clear()
         else:
             self._read_ahead(index + 1)
-        chunk = future.result() if future is not None else self._load(index, self._stripe(index))
+        chunk = future.result() if future is not None else self._load(self._wanted(index))
         self._cached = (index, chunk)
         return chunk
 
     def _read_ahead(self, first: int) -> None:
         for index in range(first, min(first + self._depth, self._root.chunk_count)):
             if index not in self._ahead:
-                self._ahead[index] = self._submit(self._load, index, self._stripe(index))
+                self._ahead[index] = self._submit(self._load, self._wanted(index))
 
-    def _load(self, index: int, stripe: StripeKey, into: memoryview | None = None) -> memoryview:
-        length = self._root.chunk_length(index)
-        buffer = memoryview(bytearray(length)) if into is None else into[:length]
-        self._read_chunk(stripe, buffer)
-        return buffer
+    def _load(self, wanted: ContentRead) -> memoryview:
+        self._read_all([wanted])
+        return wanted.target
 
-    def _stripes_of(self, first: int, buffers: list[memoryview]) -> list[tuple[StripeKey, memoryview]]:
-        """The stripes of the chunks from ``first`` on, each with space in one of the buffers."""
+    def _wanted_in(self, first: int, buffers: list[memoryview]) -> list[ContentRead]:
+        """The chunks from ``first`` on, each with space in one of the buffers."""
         return [
-            (self._stripe(index), buffer[: self._root.chunk_length(index)])
-            for index, buffer in enumerate(buffers, first)
+            self._wanted(index, buffer[: self._root.chunk_length(index)]) for index, buffer in enumerate(buffers, first)
         ]
 
-    def _load_all(self, reads: list[tuple[StripeKey, memoryview]]) -> list[memoryview]:
+    def _load_all(self, reads: list[ContentRead]) -> list[memoryview]:
         self._read_all(reads)
-        return [target for _, target in reads]
+        return [read.target for read in reads]
 
-    def _read_chunk(self, stripe: StripeKey, target: memoryview) -> None:
-        self._read_all([(stripe, target)])
-
-    def _read_all(self, reads: list[tuple[StripeKey, memoryview]]) -> None:
+    def _read_all(self, reads: list[ContentRead]) -> None:
         self._activity.note()
         volumes, give_up_s = self._stripes.volumes, self._clock_s() + 2 * self._patience_s
         while True:
             epoch = volumes.epoch()
             try:
-                return self._stripes.read_all(reads)
+                return self._contents.read_all(reads)
             except ShardsUnavailable as error:
                 waits = self._clock_s() < give_up_s
                 if not waits or not volumes.await_change(epoch, self._patience_s):
@@ -326,13 +324,16 @@ class VersionStream(io.RawIOBase):
         except RuntimeError as error:  # the executor was shut down
             raise StoreClosed("the store was closed while a file was being read") from error
 
-    def _stripe(self, index: int) -> StripeKey:
-        """The stripe of a chunk, from the most recently read leaves."""
+    def _wanted(self, index: int, target: memoryview | None = None) -> ContentRead:
+        """A read of a chunk, into new memory by default. Its reference is from the most recently read leaves."""
         leaf, position = divmod(index, FAN_OUT)
-        ids = self._leaves.get(leaf)
-        if ids is None:
-            ids = self._leaves[leaf] = list(self._manifest.chunk_ids(leaf * FAN_OUT, (leaf + 1) * FAN_OUT))
-        return chunk_stripe(ids[position], self._root.profile)
+        references = self._leaves.get(leaf)
+        if references is None:
+            start = leaf * FAN_OUT
+            references = self._leaves[leaf] = list(self._manifest.references(start, start + FAN_OUT))
+        stripe = chunk_stripe(stored_id(references[position]), self._root.profile)
+        target = memoryview(bytearray(self._root.chunk_length(index))) if target is None else target
+        return ContentRead(stripe, plain_id(references[position]), self._keys, target)
 
     def _check_open(self) -> None:
         self._home.check()

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from storage.errors import FormatError
 from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
-from storage.limits import CHUNK_SIZE_MAX
+from storage.limits import OBJECT_BYTES_MAX
 from storage.shards.port import Shard
 
 RECORD_MAGIC = b"TwSh"
@@ -23,7 +23,7 @@ RECORD_FORMAT = 1
 _BODY = struct.Struct("<4sB36sII32s3x")
 _TAG_BYTES = 12
 HEADER_BYTES = _BODY.size + _TAG_BYTES
-PAYLOAD_BYTES_MAX = CHUNK_SIZE_MAX
+PAYLOAD_BYTES_MAX = OBJECT_BYTES_MAX
 
 SEGMENT_MAGIC = b"TwSegmt1"
 _SEGMENT = struct.Struct("<8s16s32sHHIQIBB")

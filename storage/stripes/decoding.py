@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from storage.erasure import code_for_key
 from storage.errors import FormatError
-from storage.formats.versions import decode_version
+from storage.formats.versions import checked_outline
 from storage.keys import Kind, StripeParts
 from storage.shards import Shard
 
@@ -74,7 +74,7 @@ def is_object(parts: StripeParts, data: memoryview) -> bool:
     if parts.kind is not Kind.VERSION:
         return blake3(data).digest() == parts.object_id
     try:
-        decode_version(bytes(data), parts.object_id)
+        checked_outline(bytes(data), parts.object_id)
     except FormatError:
         return False
     return True

@@ -203,6 +203,13 @@ class StripeStore:
         """
         self._reader.read_into(stripe, target)
 
+    def read_unverified(self, stripe: StripeKey, target: memoryview) -> bool:
+        """Fill ``target`` (exactly the object's length) with what stores return; whether enough shards could be read.
+
+        The caller verifies it by other means than the hash. If it is wrong, :meth:`read_into` finds out why.
+        """
+        return self._fast.read(stripe, target)
+
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """Like :meth:`read_into` for several objects. Remote stores are asked for all their shards at once.
 

@@ -21,6 +21,7 @@ from storage.errors import (
     InvalidArgument,
 )
 from storage.formats.versions import StoredVersion, read_version
+from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
 from storage.write.pending import PendingVersion
 
@@ -81,6 +82,7 @@ class BatchPlan:
     Args:
         batch: the versions.
         basis: state of the catalog.
+        keys: finds the keys of sealed versions.
 
     Attributes:
         outcomes: outcome of each version planned so far, valid once the batch is entered.
@@ -89,8 +91,9 @@ class BatchPlan:
         shards: shards to append, by volume slot.
     """
 
-    def __init__(self, batch: Sequence[PendingVersion], basis: Basis) -> None:
+    def __init__(self, batch: Sequence[PendingVersion], basis: Basis, keys: KeyFinder) -> None:
         self._batch = batch
+        self._keys = keys
         self._basis = basis
         self._added: list[tuple[PendingVersion, StoredVersion]] = []
         self._ended: list[int] = []  # uploads whose content is the head already
@@ -142,7 +145,7 @@ class BatchPlan:
         try:
             if raw is None:
                 raise FormatError("it is not in the catalog")
-            return read_version(raw, entry.head)
+            return read_version(raw, entry.head, self._keys)
         except FormatError as error:
             raise FormatError(
                 f"the newest version of {entry.filename!r} ({file_id.hex()}) cannot be read: {error}; delete the file, "
@@ -208,7 +211,7 @@ class BatchPlan:
         file_id, target = stored.record.file_id, pending.target
         txn.put_version(file_id, stored.version_id, stored.raw)
         txn.put_nodes(pending.nodes)
-        txn.hold(target.user, pending.stripes, None)
+        txn.hold(target.user, pending.stripes, None, pending.names)
         if pending.upload is not None:
             txn.end_upload(pending.upload)
         txn.set_file(

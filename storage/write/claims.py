@@ -6,21 +6,27 @@ from collections.abc import Collection, Iterable, Iterator
 
 from storage.batching import batched
 from storage.errors import IncompletePush
-from storage.formats.manifest import FAN_OUT, Manifest, RootNode
+from storage.formats.manifest import FAN_OUT, RootNode
+from storage.formats.sealed_nodes import manifest_over
 from storage.keys import Kind, StripeKey, kind_of
-from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.sealing.user_keys import UserKeys
+from storage.stripes.stripes import metadata_stripe
+from storage.write.chunks import stripe_to
 from storage.write.context import PushContext
 
 _COLLECTED = "a part of this push was collected before its commit; push again"
 
 
-def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes, bytes]]) -> Iterator[StripeKey]:
+def stripes_of(
+    context: PushContext, root: RootNode, keys: UserKeys | None, nodes: Iterable[tuple[bytes, bytes]]
+) -> Iterator[StripeKey]:
     """Yield every stripe of a push except that of its version.
 
     Args:
         context: parts of the store.
         root: root of the push's manifest.
-        nodes: nodes that are not in the catalog yet, as (id, bytes).
+        keys: keys that open it, if it is sealed.
+        nodes: stored nodes that are not in the catalog yet, as (id, bytes).
 
     Raises:
         IncompletePush: a node is neither given nor in the catalog.
@@ -33,11 +39,11 @@ def stripes_of(context: PushContext, root: RootNode, nodes: Iterable[tuple[bytes
             raise IncompletePush(_COLLECTED)
         return raw
 
-    manifest = Manifest(root, load)
+    manifest = manifest_over(root, keys, load)
     for node_id in manifest.node_ids():
         yield metadata_stripe(Kind.NODE, node_id, context.metadata_copies)
-    for chunk_id in manifest.chunk_ids():
-        yield chunk_stripe(chunk_id, root.profile)
+    for reference in manifest.references():
+        yield stripe_to(reference, root.profile)
 
 
 def require_claims(

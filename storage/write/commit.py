@@ -30,6 +30,7 @@ from storage.errors import (
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import object_id
 from storage.formats.sequences import SEQUENCE_MAX
+from storage.formats.tombstones import sign_tombstone
 from storage.formats.versions import (
     FILE_ID_BYTES,
     NO_MAC,
@@ -37,11 +38,12 @@ from storage.formats.versions import (
     SignedRecord,
     StoredVersion,
     root_id,
+    seal_encrypted,
     seal_signed,
-    sign_tombstone,
 )
 from storage.keys import Kind, StripeKey
 from storage.runtime import Runtime
+from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
 from storage.write.batch import Basis, BatchPlan, DeletePlan
@@ -72,11 +74,12 @@ class GroupCommit:
         runtime: clock, and random bytes for file ids.
         lineage: refuses commits if the catalog is older than its volumes.
         authority: signs versions and tombstones.
+        keys: finds the keys of sealed versions.
     """
 
     def __init__(
         self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime,
-        lineage: Lineage, authority: Authority,
+        lineage: Lineage, authority: Authority, keys: KeyFinder,
     ) -> None:  # fmt: skip
         self._catalog = catalog
         self._stripes = stripes
@@ -85,6 +88,7 @@ class GroupCommit:
         self._runtime = runtime
         self._lineage = lineage
         self._authority = authority
+        self._keys = keys
         self._ordering = threading.Lock()  # held from planning until the plan is entered
         self._queue = CommitQueue(lambda batch: self._commit_batch(batch), runtime.monotonic_s)
         self._mutex = threading.Lock()  # guards the list of tombstones
@@ -179,7 +183,7 @@ class GroupCommit:
 
     def _plan(self, batch: list[PendingVersion], pinned: list[StripeKey]) -> BatchPlan:
         """Decide the outcome of each version, and what to write for it."""
-        plan = BatchPlan(batch, self._catalog.transact(lambda txn: Basis.read(txn, batch)))
+        plan = BatchPlan(batch, self._catalog.transact(lambda txn: Basis.read(txn, batch)), self._keys)
         for at, pending in enumerate(batch):
             try:
                 outcome: StoredVersion | BaseException = self._plan_one(plan, at, pending, pinned)
@@ -284,7 +288,10 @@ class GroupCommit:
             plan.committed,
             NO_MAC,
         )
-        return seal_signed(record, pending.root, root_raw, self._authority)
+        if pending.target.key is None:
+            return seal_signed(record, pending.root, root_raw, self._authority)
+        token_bytes = self._runtime.token_bytes
+        return seal_encrypted(record, pending.root, root_raw, self._authority, pending.target.key, token_bytes)
 
     def delete(
         self,

@@ -10,6 +10,7 @@ from storage.budget import Budget
 from storage.catalog import Catalog
 from storage.limits import MIB
 from storage.runtime import Runtime
+from storage.stripes.contents import Contents, Scratch
 from storage.stripes.stripes import StripeStore
 from storage.write.commit import GroupCommit
 from storage.write.pins import Pins
@@ -24,6 +25,7 @@ class PushContext:
 
     catalog: Catalog
     stripes: StripeStore
+    contents: Contents
     pins: Pins
     uploads: Uploads
     commits: GroupCommit
@@ -34,3 +36,4 @@ class PushContext:
     runtime: Runtime
     activity: Activity
     in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
+    scratch: Scratch = field(default_factory=Scratch)

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from storage.erasure import ErasureProfile
-from storage.errors import StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.fleet.fleet import Fleet
+from storage.formats.manifest import plain_id, stored_id
 from storage.keys import StripeKey, data_shards, object_id_of, shard_count
-from storage.limits import BytesLike
+from storage.sealing.user_keys import UserKey
 from storage.stripes.stripes import chunk_stripe
+from storage.write.chunks import StoredChunk, content_length, stripe_to
 from storage.write.context import PushContext
-from storage.write.padding import padded
 from storage.write.target import PushTarget
 
 
@@ -27,13 +28,39 @@ def is_new(context: PushContext, stripe: StripeKey) -> bool:
     return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
 
 
-def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | None:
-    """Return the length of a chunk if this user has a claim on it and its shards are stored and sound, else None.
+def reference_held(context: PushContext, target: PushTarget, chunk_id: bytes) -> bytes | None:
+    """Return the reference to a chunk, if this user may have it stored with the target's key.
+
+    Args:
+        context: parts of the store.
+        target: the file.
+        chunk_id: hash of the chunk's content.
+    """
+    return references_held(context, target.key, [chunk_id])[0]
+
+
+def references_held(context: PushContext, key: UserKey | None, chunk_ids: Sequence[bytes]) -> list[bytes | None]:
+    """Like :func:`reference_held`, for several chunks."""
+    if key is None:
+        return list(chunk_ids)
+    named = context.catalog.chunks_named([key.name_of(chunk_id) for chunk_id in chunk_ids])
+    return [None if found is None else one + found for one, found in zip(chunk_ids, named, strict=True)]
+
+
+def content_of_held(context: PushContext, target: PushTarget, stripe: StripeKey, reference: bytes) -> bytes:
+    """Return the content of a chunk that this user has, stored with the target's key."""
+    return context.contents.read(stripe, plain_id(reference), target.keys)
+
+
+def held_length(context: PushContext, target: PushTarget, stripe: StripeKey) -> int | None:
+    """Return the length of a chunk's content if this user has a claim on it, and its shards are stored and sound.
+
+    Otherwise return None.
 
     In a fleet without stand-ins, a few missing shards are made again. Those that their stores still refuse count as
     missing at the commit.
     """
-    if not context.catalog.holds(user, [stripe])[0]:
+    if not context.catalog.holds(target.user, [stripe])[0]:
         return None
     stripes = context.stripes
     absent = stripes.absent_slots(stripe)
@@ -42,20 +69,22 @@ def held_length(context: PushContext, user: bytes, stripe: StripeKey) -> int | N
         if not is_enough or isinstance(stripes.heal_all([stripe], at_once=True)[0], StorageError):
             return None
     length = stripes.object_length(stripe)
-    return length if length is not None and stripes.is_sound(stripe, length) else None
+    if length is None or not stripes.is_sound(stripe, length):
+        return None
+    return content_length(length, is_sealed=target.key is not None)
 
 
-def held_otherwise(context: PushContext, target: PushTarget, chunk_id: bytes) -> tuple[StripeKey, int] | None:
+def held_otherwise(context: PushContext, target: PushTarget, reference: bytes) -> tuple[StripeKey, int] | None:
     """Find a chunk that this user has with another profile than the target's: as copies, or as shards.
 
     Returns:
-        Its stripe, which is pinned, and its length; None if the user does not have it.
+        Its stripe, which is pinned, and the length of its content; None if the user does not have it.
     """
     for profile in target.copies.others(target.profile):
-        stripe = chunk_stripe(chunk_id, profile)
+        stripe = stripe_to(reference, profile)
         context.pins.pin(stripe)
         try:
-            length = held_length(context, target.user, stripe)
+            length = held_length(context, target, stripe)
         except BaseException:
             context.pins.unpin([stripe])
             raise
@@ -65,29 +94,29 @@ def held_otherwise(context: PushContext, target: PushTarget, chunk_id: bytes) ->
     return None
 
 
-def content_held_otherwise(context: PushContext, target: PushTarget, chunk_id: bytes) -> bytes | None:
+def content_held_otherwise(context: PushContext, target: PushTarget, reference: bytes) -> bytes | None:
     """Return the content of a chunk that this user has with another profile; None if the user does not have it."""
-    found = held_otherwise(context, target, chunk_id)
+    found = held_otherwise(context, target, reference)
     if found is None:
         return None
     stripe, length = found
     try:
-        return context.stripes.read(stripe) if length <= target.chunk_size else None
+        return content_of_held(context, target, stripe, reference) if length <= target.chunk_size else None
     finally:
         context.pins.unpin([stripe])
 
 
-def write_missing(context: PushContext, stripe: StripeKey, data: BytesLike) -> bool:
+def write_missing(context: PushContext, chunk: StoredChunk) -> bool:
     """Append the shards of a chunk that are not stored, or not sound. They are not durable yet.
 
     Returns:
         Whether there were any.
     """
     stripes = context.stripes
-    if stripes.absent_slots(stripe):
-        stripes.put_absent(stripe, padded(data, data_shards(stripe)), len(data))
-    elif not stripes.is_sound(stripe, len(data)):
-        stripes.put_unsound(stripe, padded(data, data_shards(stripe)), len(data))
+    if stripes.absent_slots(chunk.stripe):
+        stripes.put_absent(chunk.stripe, chunk.data, chunk.length)
+    elif not stripes.is_sound(chunk.stripe, chunk.length):
+        stripes.put_unsound(chunk.stripe, chunk.data, chunk.length)
     else:
         return False
     return True
@@ -99,21 +128,28 @@ def survives_a_loss(stripe: StripeKey, absent: Sequence[int]) -> bool:
 
 
 def usable_chunks(
-    context: PushContext, user: bytes, chunk_ids: Sequence[bytes], profiles: Iterable[ErasureProfile]
+    context: PushContext,
+    user: bytes,
+    chunk_ids: Sequence[bytes],
+    profiles: Iterable[ErasureProfile],
+    key: UserKey | None = None,
 ) -> set[bytes]:
     """Return those chunks that this user has a claim on, and that are complete, or as complete as possible now.
 
     Args:
         context: parts of the store.
-        user: key of the user.
-        chunk_ids: ids of the chunks.
+        user: key (in the catalog) of the user.
+        chunk_ids: hashes of the chunks' contents.
         profiles: the profiles with which a chunk may be stored, the likeliest first.
+        key: the user's key with which they must be sealed; None: they must not be sealed.
     """
+    held = references_held(context, key, chunk_ids)
+    stored = {stored_id(reference): plain_id(reference) for reference in held if reference is not None}
     usable: set[bytes] = set()
     for profile in profiles:
-        stripes = [chunk_stripe(chunk_id, profile) for chunk_id in chunk_ids if chunk_id not in usable]
+        stripes = [chunk_stripe(one, profile) for one in stored if one not in usable]
         usable.update(map(object_id_of, _usable_stripes(context, user, stripes)))
-    return usable
+    return {stored[one] for one in usable}
 
 
 def _usable_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> set[StripeKey]:
@@ -145,3 +181,8 @@ def _is_as_whole_as_can_be(
 def _is_sound(context: PushContext, stripe: StripeKey) -> bool:
     length = context.stripes.object_length(stripe)
     return length is not None and context.stripes.is_sound(stripe, length)
+
+
+def not_held(chunk_id: bytes) -> InvalidArgument:
+    """Return the error for a chunk that is named without its bytes, but not stored for this user."""
+    return InvalidArgument(f"chunk {chunk_id.hex()} is not available to this user; send its bytes")

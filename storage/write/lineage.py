@@ -34,14 +34,8 @@ from storage.formats.authenticity import (
     sharing_threshold,
 )
 from storage.formats.manifest import object_id
-from storage.formats.versions import (
-    FILE_ID_BYTES,
-    SignedRecord,
-    decode_tombstone,
-    decode_version,
-    is_signed_tombstone,
-    is_signed_version,
-)
+from storage.formats.tombstones import decode_tombstone, is_signed_tombstone
+from storage.formats.versions import FILE_ID_BYTES, checked_outline, is_signed
 from storage.formats.voices import Voice, voices
 from storage.keys import (
     ID_BYTES,
@@ -216,9 +210,8 @@ class Lineage:
         raw, identifier = bytes(shard.payload), object_id_of(shard.key)
         try:
             if kind_of(shard.key) == Kind.VERSION:
-                stored = decode_version(raw, identifier)
-                committed = stored.record.committed if isinstance(stored.record, SignedRecord) else 0
-                return Shown(stored.record.sequence, committed), is_signed_version(stored, self._authority)
+                found = checked_outline(raw, identifier)
+                return Shown(found.sequence, found.committed), is_signed(found, self._authority)
             if kind_of(shard.key) == Kind.TOMBSTONE and object_id(raw) == identifier:
                 tombstone = decode_tombstone(raw)
                 # A tombstone is written after the catalog has committed it.

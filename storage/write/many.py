@@ -19,7 +19,7 @@ from storage.shards import Shard
 from storage.system.forks import HomeProcess
 from storage.write.context import PushContext
 from storage.write.pending import PendingVersion
-from storage.write.small import inline_shards, inline_stripe, root_of_one, with_whole_head
+from storage.write.small import inline_chunk, inline_shards, names_of, root_of_one, with_whole_head
 from storage.write.sources import Source, beginning, feed
 from storage.write.target import PushTarget
 from storage.write.upload import Upload
@@ -164,21 +164,22 @@ class ManyPush:
         """Return a small file as a version that waits for its commit. Pins its stripes, and adds them to the list."""
         context = self._context
         shards: dict[int, list[Shard]] = {}
-        if len(data):
-            stripe = inline_stripe(target, data)
+        chunk = inline_chunk(target, data) if len(data) else None
+        if chunk is not None:
             context.activity.note()
-            context.pins.pin(stripe)
-            stripes.append(stripe)
-            shards = inline_shards(context, stripe, data)
+            context.pins.pin(chunk.stripe)
+            stripes.append(chunk.stripe)
+            shards = inline_shards(context, chunk)
         return PendingVersion(
             target=target,
-            root=root_of_one(target, data, stripes),
+            root=root_of_one(target, len(data), chunk),
             nodes=[],
             stripes=stripes,
             shards=shards,
             file_id=None,
             base=None,
             epoch=target.epoch,
+            names={} if chunk is None else names_of(target, chunk),
         )
 
     def _check_open(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from storage.errors import (
@@ -32,6 +32,7 @@ class PendingVersion:
         base: version that must be the head; None: any.
         epoch: epoch of the fleet when the first part of it was written.
         upload: number of the upload whose claims end with the commit; None if it has none.
+        names: names of sealed chunks in the catalog, by their stripes.
         written: yields every stripe that the version needs; None: these are ``stripes`` and those of ``shards``.
     """
 
@@ -44,6 +45,7 @@ class PendingVersion:
     base: bytes | None
     epoch: tuple[int, ...]
     upload: int | None = None
+    names: Mapping[StripeKey, bytes] = field(default_factory=dict)
     written: Callable[[], Iterable[StripeKey]] | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)
     _woken: bool = False

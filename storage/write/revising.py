@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from storage.diff.manifest_diff import ManifestDiff, Patch, check_diff, expected_length
 from storage.errors import InvalidArgument
-from storage.formats.manifest import LoadNode, Manifest, RootNode, differing_chunks, edited, object_id
+from storage.formats.differences import differing_content
+from storage.formats.manifest import Manifest, RootNode, edited, object_id, plain_id, stored_id
+from storage.formats.sealed_nodes import LoadObject, manifest_of, node_namer
 from storage.formats.versions import StoredVersion, Version
-from storage.keys import Kind, StripeKey, object_id_of
+from storage.keys import Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, BytesLike
-from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.sealing.user_keys import UserKeys
+from storage.stripes.contents import ContentRead
+from storage.stripes.stripes import metadata_stripe
+from storage.write.chunks import reference_to, stored_chunk, stripe_to
 from storage.write.context import PushContext
 from storage.write.copies import with_profile
-from storage.write.known import held_length, held_otherwise, write_missing
+from storage.write.known import held_length, held_otherwise, reference_held, write_missing
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.sources import Source, check_filled, feed
 from storage.write.target import PushTarget
+from storage.write.upload import Upload
 
 _BULK_BYTES = 64 * 1024
 
 
 def revise(
-    context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadNode
+    context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadObject
 ) -> Version:
     """Apply a diff to its base and commit the result as the file's next version.
 
@@ -38,31 +46,44 @@ def revise(
     return _Revision(context, target, base, diff, load_node).run()
 
 
+class _Elsewhere(NamedTuple):
+    """A chunk that is stored otherwise than the revision needs it: its stripe, its length, and keys that open it."""
+
+    stripe: StripeKey
+    length: int
+    keys: UserKeys | None
+
+
 class _Revision:
     def __init__(
-        self, context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadNode
+        self, context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadObject
     ) -> None:
         self._context = context
         self._target = target
         self._base = base
         self._diff = diff
-        self._manifest = Manifest(base.root, load_node)
+        self._manifest = manifest_of(base, load_node)
         self._profile = target.profile
         self._pinned: list[StripeKey] = []
-        self._elsewhere: dict[bytes, tuple[StripeKey, int]] = {}  # by chunk id: where it is with another profile
+        self._references: dict[bytes, bytes] = {}  # by the hash of a chunk's content
+        self._elsewhere: dict[bytes, _Elsewhere] = {}  # likewise
         self._removals = context.pins.removals
         self._epoch = target.epoch
         self._nodes: list[tuple[bytes, bytes]] = []
+        self._name_node = node_namer(target.key)
 
     def run(self) -> Version:
         try:
             self._carry_over()
             self._check_references()
+            if self._target.transform != self._base.root.transform:
+                return self._rewritten()
             if self._target.sha256 is not None:
                 self._check_sha256(self._target.sha256)
             stored_bytes = self._store_chunks()
-            changes = [(patch.index, patch.chunk_id) for patch in self._diff.patches]
-            root = with_profile(edited(self._manifest, self._diff.new_size, changes, self._store_node), self._profile)
+            changes = [(patch.index, self._references[patch.chunk_id]) for patch in self._diff.patches]
+            root = edited(self._manifest, self._diff.new_size, changes, self._store_node, self._name_node)
+            root = with_profile(root, self._profile)
             volumes = self._context.stripes.volumes
             if volumes.stand_ins:
                 volumes.sync_most()
@@ -71,7 +92,7 @@ class _Revision:
             return self._context.commits.commit_whole(lambda: self._made_whole(root)).public()
         finally:
             self._context.pins.unpin(self._pinned)
-            self._context.pins.unpin([stripe for stripe, _ in self._elsewhere.values()])
+            self._context.pins.unpin([found.stripe for found in self._elsewhere.values()])
 
     def _made_whole(self, root: RootNode) -> PendingVersion:
         removals = self._context.pins.removals != self._removals
@@ -79,20 +100,34 @@ class _Revision:
         return self._pending(root)
 
     def _pending(self, root: RootNode) -> PendingVersion:
+        key = self._target.key
+        stripes = {patch.chunk_id: self._stripe(patch.chunk_id) for patch in self._diff.patches}
         return PendingVersion(
             target=self._target,
             root=root,
             nodes=self._nodes,
-            stripes=[self._stripe(patch) for patch in self._diff.patches],
+            stripes=[stripes[patch.chunk_id] for patch in self._diff.patches],
             shards={},
             file_id=self._base.record.file_id,
             base=self._base.version_id,
             epoch=self._epoch,
+            names={} if key is None else {stripe: key.name_of(chunk_id) for chunk_id, stripe in stripes.items()},
             written=lambda: self._pinned,
         )
 
-    def _stripe(self, patch: Patch) -> StripeKey:
-        return chunk_stripe(patch.chunk_id, self._profile)
+    def _rewritten(self) -> Version:
+        """Store the whole file again, because it was not sealed before."""
+        patches = {patch.index: patch for patch in self._diff.patches}
+        given = self._given()
+        target = replace(self._target, is_chosen=True)  # the file keeps its profile
+        with Upload(self._context, target) as upload:
+            for index in range(-(-self._diff.new_size // self._base.root.chunk_size)):
+                upload.write(self._content(index, patches.get(index), given))
+            file_id, base = self._base.record.file_id, self._base.version_id
+            return upload.commit(self._diff.new_size, file_id=file_id, base=base)
+
+    def _stripe(self, chunk_id: bytes) -> StripeKey:
+        return stripe_to(self._references[chunk_id], self._profile)
 
     def _pin(self, stripe: StripeKey) -> None:
         self._context.pins.pin(stripe)
@@ -106,38 +141,46 @@ class _Revision:
         base = self._base.root
         if self._profile == base.profile or any(patch.index == 0 for patch in self._diff.patches):
             return
-        for chunk_id in self._manifest.chunk_ids():
-            stripe = chunk_stripe(chunk_id, base.profile)
+        for reference in self._manifest.references():
+            stripe, chunk_id = stripe_to(reference, base.profile), plain_id(reference)
             self._context.pins.pin(stripe)
-            self._elsewhere[chunk_id] = stripe, base.size
+            self._elsewhere[chunk_id] = _Elsewhere(stripe, base.size, self._base_keys)
             self._diff = replace(self._diff, patches=(Patch(0, chunk_id), *self._diff.patches))
 
-    def _length(self, stripe: StripeKey) -> int | None:
+    @property
+    def _base_keys(self) -> UserKeys | None:
+        """The keys that open the base's chunks; None if it is not sealed."""
+        return self._base.keys if self._base.root.is_sealed else None
+
+    def _given(self) -> dict[bytes, bytes]:
+        return {patch.chunk_id: patch.data for patch in self._diff.patches if patch.data is not None}
+
+    def _length(self, chunk_id: bytes) -> int | None:
         """Return the length of a chunk of this user, with whichever profile it is stored; None if there is none."""
-        length = held_length(self._context, self._target.user, stripe)
+        if chunk_id in self._elsewhere:
+            return self._elsewhere[chunk_id].length
+        reference = reference_held(self._context, self._target, chunk_id)
+        if reference is None:
+            return None
+        self._references[chunk_id] = reference
+        stripe = self._stripe(chunk_id)
+        self._pin(stripe)
+        length = held_length(self._context, self._target, stripe)
         if length is not None:
             return length
-        chunk_id = object_id_of(stripe)
-        if chunk_id not in self._elsewhere:
-            found = held_otherwise(self._context, self._target, chunk_id)
-            if found is None:
-                return None
-            self._elsewhere[chunk_id] = found
-        return self._elsewhere[chunk_id][1]
-
-    def _read(self, chunk_id: bytes) -> bytes:
-        stripe, _ = self._elsewhere.get(chunk_id, (chunk_stripe(chunk_id, self._profile), 0))
-        return self._context.stripes.read(stripe)
+        found = held_otherwise(self._context, self._target, reference)
+        if found is None:
+            return None
+        self._elsewhere[chunk_id] = _Elsewhere(*found, self._target.keys)
+        return self._elsewhere[chunk_id].length
 
     def _check_references(self) -> None:
         """Check that chunks named without data are this user's and have the right length for their place."""
-        given = {patch.chunk_id: len(patch.data) for patch in self._diff.patches if patch.data is not None}
+        given = {chunk_id: len(data) for chunk_id, data in self._given().items()}
         for patch in self._diff.patches:
-            stripe = self._stripe(patch)
-            self._pin(stripe)
             if patch.data is not None:
                 continue
-            length = given.get(patch.chunk_id) or self._length(stripe)
+            length = given.get(patch.chunk_id) or self._length(patch.chunk_id)
             expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
             # The same text if the chunk is not stored, not this user's, or of another length: it must not reveal
             # whether other users have it.
@@ -147,18 +190,30 @@ class _Revision:
                     "chunks; send its data"
                 )
 
+    def _content(self, index: int, patch: Patch | None, given: Mapping[bytes, bytes]) -> bytes:
+        """Return the content of a chunk of the result."""
+        if patch is None:
+            reference = self._manifest.reference(index)
+            stripe = stripe_to(reference, self._base.root.profile)
+            return given.get(plain_id(reference)) or self._context.contents.read(
+                stripe, plain_id(reference), self._base_keys
+            )
+        return given.get(patch.chunk_id) or self._read(patch.chunk_id)
+
+    def _read(self, chunk_id: bytes) -> bytes:
+        """Return the content of a chunk that is named without data."""
+        found = self._elsewhere.get(chunk_id)
+        if found is not None:
+            return self._context.contents.read(found.stripe, chunk_id, found.keys)
+        return self._context.contents.read(self._stripe(chunk_id), chunk_id, self._target.keys)
+
     def _check_sha256(self, expected: bytes) -> None:
         digest = hashlib.sha256()
         patches = {patch.index: patch for patch in self._diff.patches}
-        given = {patch.chunk_id: patch.data for patch in self._diff.patches if patch.data is not None}
+        given = self._given()
         size = self._base.root.chunk_size
         for index in range(-(-self._diff.new_size // size)):
-            patch = patches.get(index)
-            chunk_id = self._manifest.chunk_id(index) if patch is None else patch.chunk_id
-            data = given.get(chunk_id)
-            if data is None:
-                data = self._read(chunk_id)
-            digest.update(data)
+            digest.update(self._content(index, patches.get(index), given))
         if digest.digest() != expected:
             raise InvalidArgument(
                 f"the resulting content has SHA-256 {digest.hexdigest()}, not the one given; nothing was stored"
@@ -170,21 +225,27 @@ class _Revision:
             data = patch.data
             if data is None and patch.chunk_id in self._elsewhere:
                 data = self._read(patch.chunk_id)
-            if data is not None and write_missing(self._context, self._stripe(patch), data):
+            if data is None:
+                continue
+            chunk = stored_chunk(self._target.key, self._profile, data)
+            self._references[patch.chunk_id] = reference_to(self._target.key, chunk.stripe, chunk.plain_id)
+            self._pin(chunk.stripe)
+            if write_missing(self._context, chunk):
                 self._context.stripes.volumes.require_taken(self._profile, self._epoch)
                 stored += len(data)
         return stored
 
-    def _store_node(self, node_id: bytes, raw: bytes) -> None:
+    def _store_node(self, reference: bytes, raw: bytes) -> None:
+        node_id = stored_id(reference)
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._pin(stripe)
         self._context.stripes.put_absent(stripe, raw, len(raw))
         self._nodes.append((node_id, raw))
 
 
-def diff_source(base: StoredVersion, load_node: LoadNode, source: Source) -> ManifestDiff:
+def diff_source(base: StoredVersion, load_node: LoadObject, source: Source) -> ManifestDiff:
     """Return the diff from ``base`` to the content of ``source``. It contains the bytes of each new chunk once."""
-    differ = _Differ(base, Manifest(base.root, load_node))
+    differ = _Differ(base, manifest_of(base, load_node))
     feed(source, differ, in_order=True)
     return differ.finish()
 
@@ -242,7 +303,7 @@ class _Differ:
 
 
 def diff_versions(
-    context: PushContext, old: StoredVersion, new: StoredVersion, load_node: LoadNode, data_bytes_max: int
+    context: PushContext, old: StoredVersion, new: StoredVersion, load_node: LoadObject, data_bytes_max: int
 ) -> ManifestDiff:
     """Return the diff between two versions of a file. Chunks beyond ``data_bytes_max`` come without data.
 
@@ -253,12 +314,14 @@ def diff_versions(
         raise InvalidArgument("the file was stored again with another chunk size; get it instead of synchronizing")
     patches: list[Patch] = []
     carried = 0
-    for index, chunk_id in differing_chunks(Manifest(old.root, load_node), Manifest(new.root, load_node)):
+    keys = new.keys if new.root.is_sealed else None
+    for index, reference in differing_content(manifest_of(old, load_node), manifest_of(new, load_node)):
+        chunk_id, stripe = plain_id(reference), stripe_to(reference, new.root.profile)
         length = new.root.chunk_length(index)
         data = None
         if carried + length <= data_bytes_max:
             buffer = bytearray(length)
-            context.stripes.read_into(chunk_stripe(chunk_id, new.root.profile), memoryview(buffer))
+            context.contents.read_all([ContentRead(stripe, chunk_id, keys, memoryview(buffer))])
             data = bytes(buffer)
             carried += length
         patches.append(Patch(index, chunk_id, data))

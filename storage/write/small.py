@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from blake3 import blake3
-
 from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode
 from storage.formats.versions import StoredVersion, Version
-from storage.keys import StripeKey, data_shards, object_id_of
+from storage.keys import StripeKey
 from storage.limits import BytesLike
 from storage.shards import Shard
-from storage.stripes.stripes import chunk_stripe
+from storage.write.chunks import StoredChunk, reference_to, stored_chunk, stripe_to
 from storage.write.context import PushContext
 from storage.write.known import is_new, write_missing
-from storage.write.padding import padded
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import make_whole
 from storage.write.target import PushTarget
@@ -34,7 +29,7 @@ class SmallVersion(PendingVersion):
         base: see :class:`PendingVersion`.
     """
 
-    __slots__ = ("_context", "_data")
+    __slots__ = ("_context", "_data", "chunk")
 
     def __init__(
         self, context: PushContext, target: PushTarget, data: BytesLike, file_id: bytes | None, base: bytes | None
@@ -51,6 +46,7 @@ class SmallVersion(PendingVersion):
         )
         self._context = context
         self._data = data
+        self.chunk: StoredChunk | None = None  # once it is prepared
 
     def prepare(self) -> None:
         """See :class:`PendingVersion`.
@@ -59,13 +55,14 @@ class SmallVersion(PendingVersion):
             MayBeStored: the content may be stored already. Looking for it takes longer than others should wait.
         """
         context = self._context
-        stripe = inline_stripe(self.target, self._data)
-        self.root = root_of_one(self.target, self._data, [stripe])
-        context.pins.pin(stripe)
-        self.stripes.append(stripe)
-        if not is_new(context, stripe):
+        chunk = self.chunk = inline_chunk(self.target, self._data)
+        self.root = root_of_one(self.target, len(self._data), chunk)
+        self.names = names_of(self.target, chunk)
+        context.pins.pin(chunk.stripe)
+        self.stripes.append(chunk.stripe)
+        if not is_new(context, chunk.stripe):
             raise MayBeStored
-        self.shards = context.stripes.by_volume(stripe, _all_shards(context, stripe, self._data))
+        self.shards = context.stripes.by_volume(chunk.stripe, _all_shards(context, chunk))
 
 
 class MayBeStored(Exception):
@@ -106,40 +103,39 @@ def commit_small(
         try:
             return with_whole_head(context, version, context.commits.commit(version), data)
         except MayBeStored:
-            (stripe,) = version.stripes
+            chunk = version.chunk
+            assert chunk is not None
         pending = PendingVersion(
             target=target,
             root=version.root,
             nodes=[],
             stripes=version.stripes,
-            shards=inline_shards(context, stripe, data),
+            shards=inline_shards(context, chunk),
             file_id=file_id,
             base=base,
             epoch=target.epoch,
+            names=version.names,
         )
         return with_whole_head(context, pending, context.commits.commit(pending), data)
     finally:
         context.pins.unpin(version.stripes)
 
 
-def root_of_one(target: PushTarget, data: BytesLike, stripes: Sequence[StripeKey]) -> RootNode:
-    """Return the manifest root of a file of one chunk, or of an empty one, which has no stripe."""
-    profile = target.profile_of(len(data))
-    return RootNode(
-        ROOT_FORMAT,
-        len(data),
-        target.chunk_size,
-        profile.k,
-        profile.n,
-        TRANSFORM_IDENTITY,
-        0,
-        b"".join(map(object_id_of, stripes)),
-    )
+def root_of_one(target: PushTarget, size: int, chunk: StoredChunk | None) -> RootNode:
+    """Return the manifest root of a file of one chunk, or of an empty one, which has none."""
+    profile = target.profile_of(size)
+    children = b"" if chunk is None else reference_to(target.key, chunk.stripe, chunk.plain_id)
+    return RootNode(ROOT_FORMAT, size, target.chunk_size, profile.k, profile.n, target.transform, 0, children)
 
 
-def inline_stripe(target: PushTarget, data: BytesLike) -> StripeKey:
-    """Return the stripe key of the only chunk of a file with this content."""
-    return chunk_stripe(blake3(data).digest(), target.profile_of(len(data)))
+def inline_chunk(target: PushTarget, data: BytesLike) -> StoredChunk:
+    """Return the only chunk of a file with this content."""
+    return stored_chunk(target.key, target.profile_of(len(data)), data)
+
+
+def names_of(target: PushTarget, chunk: StoredChunk) -> dict[StripeKey, bytes]:
+    """Return the name of a chunk in the catalog, by its stripe; nothing if it is not sealed."""
+    return {} if target.key is None else {chunk.stripe: target.key.name_of(chunk.plain_id)}
 
 
 def with_whole_head(
@@ -160,11 +156,11 @@ def with_whole_head(
     """
     if not stored.unchanged or stored.root.profile == pending.root.profile or not data:
         return stored
-    stripe, volumes = chunk_stripe(stored.root.children, stored.root.profile), context.stripes.volumes
+    stripe, volumes = stripe_to(stored.root.children, stored.root.profile), context.stripes.volumes
     context.pins.pin(stripe)
     try:
         since = volumes.epoch()
-        if write_missing(context, stripe, data):
+        if write_missing(context, stored_chunk(pending.target.key, stored.root.profile, data)):
             volumes.sync_most()
         make_whole(context.stripes, lambda: [stripe], since)
         volumes.require_writable(pending.target.profile, since)
@@ -173,19 +169,19 @@ def with_whole_head(
     return stored
 
 
-def inline_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> dict[int, list[Shard]]:
+def inline_shards(context: PushContext, chunk: StoredChunk) -> dict[int, list[Shard]]:
     """Return the shards of a small chunk that have to be written, by volume slot."""
-    stripes = context.stripes
+    stripes, stripe = context.stripes, chunk.stripe
     known = None if is_new(context, stripe) else stripes.look_for(stripe)
     absent, targets = (None, None) if known is None else (known.slots, known.targets)
-    unsound = absent == [] and not stripes.is_sound(stripe, len(data))
+    unsound = absent == [] and not stripes.is_sound(stripe, chunk.length)
     if absent == [] and not unsound:
         return {}
-    shards = _all_shards(context, stripe, data)
+    shards = _all_shards(context, chunk)
     if unsound:
         absent, targets = stripes.unsound_slots(stripe, shards), None
     return stripes.by_volume(stripe, shards if absent is None else [shards[slot] for slot in absent], targets)
 
 
-def _all_shards(context: PushContext, stripe: StripeKey, data: BytesLike) -> list[Shard]:
-    return context.stripes.shards_of(stripe, padded(data, data_shards(stripe)), len(data))
+def _all_shards(context: PushContext, chunk: StoredChunk) -> list[Shard]:
+    return context.stripes.shards_of(chunk.stripe, chunk.data, chunk.length)

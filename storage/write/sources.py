@@ -152,6 +152,20 @@ def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:
         sink.filled(count)
 
 
+def read_exactly(fd: int, offset: int, target: memoryview) -> None:
+    """Fill memory from a position of a regular file.
+
+    Raises:
+        InvalidArgument: the file ends before.
+    """
+    got = 0
+    while got < len(target):
+        count = os.preadv(fd, [target[got:]], offset + got)
+        if count == 0:
+            raise InvalidArgument(f"the file became shorter while it was read (at byte {offset + got}); push it again")
+        got += count
+
+
 def check_filled(count: int, room: int) -> int:
     """Return the number of bytes that a reader reports, if it is plausible for a buffer with this much room.
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from storage.catalog import name_key, user_key
 from storage.erasure import ErasureProfile
+from storage.formats.manifest import TRANSFORM_IDENTITY, TRANSFORM_SEALED
 from storage.options import PushOptions
 from storage.runtime import Runtime
+from storage.sealing.user_keys import UserKey, UserKeys
 from storage.write.copies import SmallCopies
 
 
@@ -29,6 +31,7 @@ class PushTarget:
         sha256: SHA-256 of the content, if the author gave one.
         note: free text.
         epoch: epoch of the fleet when writing began.
+        key: the owner's key, with which the file is sealed; None: it is not sealed.
     """
 
     user_id: str
@@ -43,6 +46,17 @@ class PushTarget:
     sha256: bytes | None
     note: str
     epoch: tuple[int, ...]
+    key: UserKey | None = None
+
+    @property
+    def transform(self) -> int:
+        """How the file is stored; see :class:`~storage.formats.manifest.RootNode`."""
+        return TRANSFORM_IDENTITY if self.key is None else TRANSFORM_SEALED
+
+    @property
+    def keys(self) -> UserKeys | None:
+        """The key, to open what it sealed; None if the file is not sealed."""
+        return None if self.key is None else UserKeys(self.user_id, self.key)
 
     def profile_of(self, size: int) -> ErasureProfile:
         """Return the profile of the content, if it has this size."""
@@ -56,8 +70,9 @@ def push_target(
     chunk_size: int,
     epoch: tuple[int, ...],
     runtime: Runtime,
+    key: UserKey | None = None,
 ) -> PushTarget:
-    """Return the target of a push with these options; ``profile`` is the one to use."""
+    """Return the target of a push with these options; ``profile`` and ``key`` are the ones to use."""
     user = user_key(options.user_id.encode())
     return PushTarget(
         user_id=options.user_id,
@@ -72,4 +87,5 @@ def push_target(
         sha256=bytes.fromhex(options.sha256) if options.sha256 else None,
         note=options.note,
         epoch=epoch,
+        key=key,
     )

@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
-from blake3 import blake3
-
 from storage.catalog import CatalogTransaction
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
-from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode
+from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode, plain_id, stored_id
+from storage.formats.sealed_nodes import node_namer
 from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version
-from storage.keys import BYTE, ID_BYTES, Kind, StripeKey, object_id_of
+from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
 from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
+from storage.write.background_sync import BackgroundSync
+from storage.write.chunks import AcceptedChunk, passing_chunk, reference_to, suffix_of
 from storage.write.claims import require_claims, stripes_of
 from storage.write.context import PushContext
-from storage.write.known import content_held_otherwise, held_length, is_new
+from storage.write.known import content_held_otherwise, content_of_held, held_length, is_new, not_held, reference_held
 from storage.write.padding import padded_in_place
 from storage.write.pending import PendingVersion
 from storage.write.redundancy import settle
 from storage.write.small import commit_small
-from storage.write.sources import check_filled
+from storage.write.sources import check_filled, read_exactly
 from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
@@ -57,16 +57,18 @@ class Upload:
         self._target = target
         self._progress = progress
         self._total = size_hint
-        self._suffix = BYTE[Kind.CHUNK] + BYTE[target.profile.k - 1] + BYTE[target.profile.n - 1]
+        self._key = target.key
+        self._suffix = suffix_of(target.profile)
         self._capacity = target.profile.k * target.profile.shard_length(target.chunk_size)
         self._depth = max(2, min(_IN_FLIGHT_MAX, _IN_FLIGHT_BYTES // target.chunk_size))
         self._free: list[bytearray] = []
         self._small = bytearray()
         self._buffer: bytearray | None = None
         self._filled = 0
-        self._in_flight: deque[Future[tuple[StripeKey, int]]] = deque()
-        self._builder = ManifestBuilder(self._store_node)
+        self._in_flight: deque[Future[AcceptedChunk]] = deque()
+        self._builder = ManifestBuilder(self._store_node, node_namer(target.key), target.transform)
         self._stripes: list[StripeKey] = []
+        self._names: dict[StripeKey, bytes] = {}  # of sealed chunks in the catalog
         self._node_stripes: list[StripeKey] = []
         self._nodes: list[tuple[bytes, bytes]] = []
         self._number: int | None = None  # set with the first claims
@@ -74,7 +76,7 @@ class Upload:
         self._size = 0
         self._accepted = 0
         self._unsynced = 0
-        self._flushing: Future[None] | None = None
+        self._syncing = BackgroundSync(context)
         self._digest = hashlib.sha256() if target.sha256 is not None else None
         self._ended = self._short = False
         self._epoch = target.epoch
@@ -166,30 +168,33 @@ class Upload:
             self._reuse_one(chunk_id)
 
     def _reuse_one(self, chunk_id: bytes) -> None:
-        stripe = StripeKey(chunk_id + self._suffix)
+        reference = reference_held(self._context, self._target, chunk_id)
+        if reference is None:
+            raise not_held(chunk_id)
+        stripe = StripeKey(stored_id(reference) + self._suffix)
         context = self._context
         context.pins.pin(stripe)
         try:
-            length = held_length(context, self._target.user, stripe)
+            length = held_length(context, self._target, stripe)
             if length is None or length > self.chunk_size:
-                self._copy_one(chunk_id)
+                self._copy_one(reference)
                 context.pins.unpin([stripe])
                 return
             self._take(length)
             self._short = length < self.chunk_size
             if self._digest is not None:
-                self._digest.update(context.stripes.read(stripe))
+                self._digest.update(content_of_held(context, self._target, stripe, reference))
         except BaseException:
             context.pins.unpin([stripe])
             raise
         self._drain(0)
-        self._accept(stripe, length)
+        self._accept(AcceptedChunk(stripe, chunk_id, length))
 
-    def _copy_one(self, chunk_id: bytes) -> None:
+    def _copy_one(self, reference: bytes) -> None:
         """Append a chunk that this user has with another profile. It is stored again, as if its bytes had been sent."""
-        data = content_held_otherwise(self._context, self._target, chunk_id)
+        data = content_held_otherwise(self._context, self._target, reference)
         if data is None:
-            raise InvalidArgument(f"chunk {chunk_id.hex()} is not available to this user; send its bytes")
+            raise not_held(plain_id(reference))
         self.write(data)
         self._short = len(data) < self.chunk_size
 
@@ -236,7 +241,7 @@ class Upload:
         self._buffer, self._filled = None, 0
         self._submit(self._store_chunk, padded_in_place(buffer, length, self._target.profile.k), length, buffer)
 
-    def _submit(self, work: Callable[..., tuple[StripeKey, int]], *arguments: object) -> None:
+    def _submit(self, work: Callable[..., AcceptedChunk], *arguments: object) -> None:
         self._drain(self._depth - 1)
         budget = self._context.in_flight
         budget.take(self._capacity)
@@ -251,45 +256,39 @@ class Upload:
     def _drain(self, most: int) -> None:
         """Accept finished chunks, in order, until at most ``most`` are in flight."""
         while len(self._in_flight) > most:
-            stripe, length = self._in_flight.popleft().result()
-            self._accept(stripe, length)
+            self._accept(self._in_flight.popleft().result())
 
-    def _read_chunk(self, fd: int, offset: int, length: int) -> tuple[StripeKey, int]:
+    def _read_chunk(self, fd: int, offset: int, length: int) -> AcceptedChunk:
         buffer = self._take_buffer()
-        view, got = memoryview(buffer), 0
-        while got < length:
-            count = os.preadv(fd, [view[got:length]], offset + got)
-            if count == 0:
-                raise InvalidArgument(
-                    f"the file became shorter while it was read (at byte {offset + got}); push it again"
-                )
-            got += count
+        read_exactly(fd, offset, memoryview(buffer)[:length])
         return self._store_chunk(padded_in_place(buffer, length, self._target.profile.k), length, buffer)
 
-    def _store_chunk(self, data: memoryview, length: int, buffer: bytearray | None) -> tuple[StripeKey, int]:
-        """Hash one chunk and, unless it is stored already, encode and append it. Runs in a worker thread."""
-        stripe = StripeKey(blake3(data[:length]).digest() + self._suffix)
+    def _store_chunk(self, content: memoryview, length: int, buffer: bytearray | None) -> AcceptedChunk:
+        """Hash, seal if need be, and store one chunk unless it is there already. Runs in a worker thread."""
         context = self._context
+        chunk = passing_chunk(self._key, self._suffix, content, length, context.scratch)
+        stripe, data = chunk.stripe, chunk.data
         context.activity.note()
         context.pins.pin(stripe)
         try:
             if is_new(context, stripe):
-                context.stripes.put(stripe, data, length)
+                context.stripes.put(stripe, data, chunk.length)
             elif context.stripes.absent_slots(stripe):
-                context.stripes.put_absent(stripe, data, length)
-            elif not context.stripes.is_sound(stripe, length):
-                context.stripes.put_unsound(stripe, data, length)
+                context.stripes.put_absent(stripe, data, chunk.length)
+            elif not context.stripes.is_sound(stripe, chunk.length):
+                context.stripes.put_unsound(stripe, data, chunk.length)
             context.stripes.volumes.require_taken(self._target.profile, self._target.epoch)
         except BaseException:
             context.pins.unpin([stripe])
             raise
         if buffer is not None:
             self._free.append(buffer)
-        return stripe, length
+        return AcceptedChunk(stripe, chunk.plain_id, length)
 
-    def _accept(self, stripe: StripeKey, length: int) -> None:
-        self._stripes.append(stripe)
-        self._builder.add(object_id_of(stripe))
+    def _accept(self, chunk: AcceptedChunk) -> None:
+        length = chunk.length
+        self._keep(chunk)
+        self._builder.add(reference_to(self._key, chunk.stripe, chunk.plain_id))
         self._accepted += length
         self._unsynced += length
         if self._progress is not None:
@@ -297,19 +296,17 @@ class Upload:
         if len(self._stripes) >= FAN_OUT:
             self._checkpoint()
         if self._unsynced >= _SYNC_EVERY_BYTES:
-            self._start_sync()
+            self._unsynced = 0
+            self._syncing.start()
 
-    def _start_sync(self) -> None:
-        self._wait_for_sync()
-        self._unsynced = 0
-        self._flushing = self._context.flusher.submit(self._context.stripes.volumes.sync_most)
+    def _keep(self, chunk: AcceptedChunk) -> None:
+        """Have the user get a claim on a chunk, with the next checkpoint or the commit."""
+        self._stripes.append(chunk.stripe)
+        if self._key is not None:
+            self._names[chunk.stripe] = self._key.name_of(chunk.plain_id)
 
-    def _wait_for_sync(self) -> None:
-        flushing, self._flushing = self._flushing, None
-        if flushing is not None:
-            flushing.result()
-
-    def _store_node(self, node_id: bytes, raw: bytes) -> None:
+    def _store_node(self, reference: bytes, raw: bytes) -> None:
+        node_id = stored_id(reference)
         stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
         self._context.pins.pin(stripe)
         self._node_stripes.append(stripe)
@@ -340,14 +337,14 @@ class Upload:
                 uploads.interrupt(txn, number)
             elif first:
                 uploads.enter(txn, number)
-            txn.hold(self._target.user, self._stripes, number)
+            txn.hold(self._target.user, self._stripes, number, self._names)
             txn.put_nodes(self._nodes)
 
         self._context.catalog.transact(work)
         if interrupted:
             uploads.interrupted(number)
         self._context.pins.unpin(self._stripes)
-        self._stripes, self._nodes = [], []
+        self._stripes, self._nodes, self._names = [], [], {}
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -399,7 +396,7 @@ class Upload:
     def _make_durable(self, root: RootNode) -> None:
         """Sync appended shards, unless they are so few that the commit's sync is enough; make lost ones again."""
         volumes = self._context.stripes.volumes
-        self._wait_for_sync()
+        self._syncing.wait()
         if self._unsynced > INLINE_BYTES_MAX or (self._unsynced and volumes.stand_ins):
             volumes.sync_most()
         removals = self._context.pins.removals != self._removals
@@ -408,7 +405,7 @@ class Upload:
         self._epoch = settle(self._context.stripes, lambda: self._written(root), self._epoch, removals=removals)
 
     def _written(self, root: RootNode) -> Iterator[StripeKey]:
-        return stripes_of(self._context, root, self._nodes)
+        return stripes_of(self._context, root, self._target.keys, self._nodes)
 
     def _small_content(self) -> bytearray | None:
         """Return the content if it is so little that the commit writes it; otherwise None."""
@@ -445,6 +442,7 @@ class Upload:
             base=base,
             epoch=self._epoch,
             upload=self._number,
+            names=self._names,
             written=lambda: self._written(root),
         )
 
@@ -472,13 +470,13 @@ class Upload:
     def _settle_in_flight(self) -> None:
         while self._in_flight:
             try:
-                stripe, _ = self._in_flight.popleft().result()
+                chunk = self._in_flight.popleft().result()
             except Exception as error:
                 log.debug("a chunk of an aborted upload failed: %s", error)
                 continue
-            self._stripes.append(stripe)
+            self._keep(chunk)
         try:
-            self._wait_for_sync()
+            self._syncing.wait()
         except StorageError as error:
             log.debug("a sync of an aborted upload failed: %s", error)
 

@@ -30,7 +30,7 @@ from taskworker.pool.node_pool import NodePool
 
 log = logging.getLogger(__name__)
 
-_MASTER_KEY = "master.key"
+MASTER_KEY = "master.key"
 _AUDIT_LOG = "egress.log"
 
 
@@ -66,7 +66,7 @@ class PoolCapabilities:
         self._functions = functions
         self._address = ""
         self._rules = RuleBook(pool.documents)
-        self.secrets = Secrets(pool.documents, master_key or KeyFile(Path(directory) / _MASTER_KEY), now_ms, clock_s)
+        self.secrets = Secrets(pool.documents, master_key or KeyFile(Path(directory) / MASTER_KEY), now_ms, clock_s)
         self.egress = EgressProxy(
             self._rules,
             AuditLog(Path(directory) / _AUDIT_LOG),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ import grpc
 from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
-from taskworker.apps.pool_capabilities import PoolCapabilities
+from taskworker.apps.pool_capabilities import MASTER_KEY, PoolCapabilities
+from taskworker.apps.shared_master_key import SharedMasterKey, given_keys
 from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
@@ -23,7 +25,7 @@ from taskworker.errors import ApiBusy
 from taskworker.functions.routing.policy import FunctionPolicy
 from taskworker.outbound.dns.names import DnsOptions
 from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
-from taskworker.outbound.secrets.master_key import MasterKeySource
+from taskworker.outbound.secrets.master_key import KeyFile, MasterKeySource
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
@@ -90,8 +92,9 @@ class PoolServer:
         profile: default (k, n) of a new pool: 4-of-6.
         chunk_size: default chunk size of a new pool, bytes.
         options: how to run the pool.
-        master_key: path of the master key that secrets are sealed with; default: ``master.key`` in ``directory``. If
-            the key cannot be used, the pool logs that, runs without secrets, and does everything else.
+        master_key: the master key that secrets and the keys of encrypted files are sealed with; default: the file
+            ``master.key`` in ``directory``. If it cannot be used, a pool without encryption logs that, runs without
+            secrets, and does everything else.
         egress: limits on calls of outside APIs.
         dns: how to resolve names, and the address to serve them on.
         functions: the operator's settings for functions.
@@ -107,6 +110,7 @@ class PoolServer:
     Raises:
         StoreLocked: another process runs this pool.
         FormatError: the directory belongs to something else.
+        KeyRequired, SecretsUnavailable: the pool encrypts, and its master key is another one, or cannot be used.
     """
 
     def __init__(
@@ -126,9 +130,12 @@ class PoolServer:
     ) -> None:
         self._provider = None if identities is None else _provider_of(identities)
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
+        source = master_key or KeyFile(Path(directory) / MASTER_KEY)
+        options = replace(options or PoolOptions(), keys=partial(given_keys, source))
         self.pool = NodePool(
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
         )
+        shared = SharedMasterKey(source, self.pool.store.upkeep.keys.use_masters)
         self.users = Users(self.pool.documents)
         self.tls: ServerTls | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
@@ -139,7 +146,7 @@ class PoolServer:
         )
         try:
             self.capabilities = PoolCapabilities(
-                self.pool, self.functions, directory, master_key=master_key, egress=egress, dns=dns
+                self.pool, self.functions, directory, master_key=shared, egress=egress, dns=dns
             )
         except BaseException:
             self.functions.close()

@@ -18,6 +18,7 @@ from taskworker.cli.plain import plain_command
 from taskworker.cli.session import (
     DebugOption,
     JsonOption,
+    KeyFileOption,
     PoolOption,
     Settings,
     StoreOption,
@@ -40,7 +41,7 @@ _PANELS = {
         "rm": "files",
     },
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
-    | {"snapshot": "snapshots"},
+    | {"snapshot": "snapshots", "rotate-key": "maintenance"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"}
     | {"worker-token": "joining", "worker-deny": "joining"},
@@ -73,6 +74,7 @@ def _global_options(
     store: StoreOption = None,
     pool: PoolOption = None,
     user: UserOption = None,
+    key_file: KeyFileOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
     version: Annotated[
@@ -80,7 +82,7 @@ def _global_options(
     ] = False,
 ) -> None:
     """Keep files in a versioned, erasure-coded store: in a directory here, or on a server."""
-    context.obj = Settings(store=store, pool=pool, user=user, json=json, debug=debug)
+    context.obj = Settings(store=store, pool=pool, user=user, json=json, debug=debug, key_file=key_file)
 
 
 def app_for(arguments: Collection[str]) -> typer.Typer:

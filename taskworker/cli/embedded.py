@@ -36,9 +36,11 @@ _VERSIONS_PAGE = 500
 class EmbeddedBackend:
     """One user's files in the store at ``path``; no other process may have it open."""
 
-    def __init__(self, path: Path, user: str, *, create: bool, profile: ErasureProfile | None) -> None:
+    def __init__(
+        self, path: Path, user: str, key: Path | None = None, *, create: bool, profile: ErasureProfile | None
+    ) -> None:
         try:
-            self._store = FileStorage.open(path, profile=profile or ErasureProfile(), create=create)
+            self._store = FileStorage.open(path, profile=profile or ErasureProfile(), create=create, key=key)
         except InvalidArgument as error:
             if create:
                 raise
@@ -47,6 +49,10 @@ class EmbeddedBackend:
 
     def close(self) -> None:
         self._store.close()
+
+    def rotate_key(self) -> int:
+        """Give the user a new key, and return its epoch."""
+        return self._store.rotate_key(user_id=self._user)
 
     def push(
         self,

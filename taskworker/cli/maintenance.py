@@ -258,3 +258,17 @@ def rebuild(session: Session) -> None:
     session.terminal.result(document(report), *lines)
     if report.undecided:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def rotate_key(session: Session) -> None:
+    """Give the user a new key, with which an encrypted store encrypts what it stores from now on.
+
+    Former keys stay, and open what they encrypted. To replace the store's own key instead, put a new line above the old
+    one in the key file, run any command on the store, and then remove the old line.
+
+    Examples:
+        taskworker rotate-key --store ./data --key-file ./key
+    """
+    with session.embedded() as store:
+        epoch = store.rotate_key()
+    session.terminal.result({"user": session.user, "epoch": epoch}, f"{one_line(session.user)} has key number {epoch}")

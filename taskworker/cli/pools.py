@@ -145,10 +145,19 @@ def pool(
     master_key: Annotated[
         Path | None,
         typer.Option(
-            help="File with the key to the pool's secrets, created if absent (default: master.key in --dir). The key "
-            "itself can be given in TASKWORKER_MASTER_KEY, in base64.",
+            help="File with the key to the pool's secrets and encrypted files, created if absent (default: master.key "
+            "in --dir). The key itself can be given in TASKWORKER_MASTER_KEY, in base64.",
             metavar="FILE",
             dir_okay=False,
+        ),
+    ] = None,
+    encrypts: Annotated[
+        bool | None,
+        typer.Option(
+            "--encryption/--no-encryption",
+            help="Encrypt what workers get of new files: content, names, notes, owners. The keys are sealed with the "
+            "master key, without which nothing can be read (default: as before, and not in a new pool).",
+            show_default=False,
         ),
     ] = None,
     limits_max: LimitsMax = "",
@@ -244,6 +253,7 @@ def pool(
         hot_bytes=cache << 20,
         small_copies_bytes=small_copies << 10,
         rebuild=rebuild,
+        encrypts=encrypts,
     )
     keep_private()
     dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)

@@ -69,7 +69,8 @@ def serve(
     path = session.store_path()
     profile = profile_of(k, n) or ErasureProfile()
     encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)
-    with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None)) as store:
+    key = session.key_file()
+    with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None, key=key)) as store:
         server = FileServer(store) if no_auth else StoreServer(store)
         used: ServerTls | None = None
 

@@ -55,6 +55,17 @@ UserOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        help="With --store: encrypt the store with the key in this file, and read what is encrypted (env: "
+        "TASKWORKER_KEY_FILE). The file has 32 random bytes in base64, and is nobody else's to read.",
+        metavar="FILE",
+        dir_okay=False,
+        rich_help_panel=_PANEL,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print results as JSON.", show_default=False, rich_help_panel=_PANEL)
 ]
@@ -75,6 +86,7 @@ class Settings:
     user: str | None = None
     json: bool = False
     debug: bool = False
+    key_file: Path | None = None
 
     def overridden_by(self, later: Settings) -> Settings:
         """These settings, with those set in ``later`` replaced."""
@@ -85,6 +97,7 @@ class Settings:
             user=later.user or self.user,
             json=later.json or self.json,
             debug=later.debug or self.debug,
+            key_file=later.key_file or self.key_file,
         )
 
 
@@ -165,6 +178,11 @@ class Session:
             with contextlib.suppress(StorageError, OSError):  # the command itself has succeeded
                 refresh(contexts, context)
 
+    def key_file(self) -> Path | None:
+        """The file with the key of an embedded store; None if none is named."""
+        named = os.environ.get("TASKWORKER_KEY_FILE")
+        return self.settings.key_file or (Path(named) if named else None)
+
     def store_path(self) -> Path:
         """The directory of the embedded store, for commands that work only on such stores."""
         store, _ = self._where()
@@ -187,7 +205,9 @@ class Session:
 
         if not create and not path.is_dir():
             raise Failure(f"there is no store at {path}; `push` or `serve` make one", ExitCode.NOT_FOUND)
-        with contextlib.closing(EmbeddedBackend(path, self.user, create=create, profile=profile)) as embedded:
+        with contextlib.closing(
+            EmbeddedBackend(path, self.user, self.key_file(), create=create, profile=profile)
+        ) as embedded:
             yield embedded
 
 
@@ -212,6 +232,7 @@ _COMMON = {
     "store": (StoreOption, None),
     "pool": (PoolOption, None),
     "user": (UserOption, None),
+    "key_file": (KeyFileOption, None),
     "json": (JsonOption, False),
     "debug": (DebugOption, False),
 }

@@ -17,6 +17,7 @@ from storage.runtime import Runtime
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_root_directory
+from storage.write.user_keys import USER_KEYS
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import KeyPair
 from taskworker.auth.enrollment import Enrollment
@@ -122,17 +123,26 @@ class PoolCore:
             # The last run was cut off, so its record of which members lack shards may be incomplete.
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         needs_rebuild = self._settings.needs_rebuild()
-        self.store = FileStorage.over(
-            root,
-            settings,
-            catalog,
-            self.fleet,
-            lock,
-            runtime,
-            needs_rebuild=needs_rebuild,
-            hot_bytes=self._options.hot_bytes,
-            small_copies_bytes=self._options.small_copies_bytes,
-        )
+        try:
+            encrypts = self._settings.encrypts(self._options.encrypts)
+            self.store = FileStorage.over(
+                root,
+                settings,
+                catalog,
+                self.fleet,
+                lock,
+                runtime,
+                needs_rebuild=needs_rebuild,
+                hot_bytes=self._options.hot_bytes,
+                small_copies_bytes=self._options.small_copies_bytes,
+                keys=self._options.keys(encrypts and not catalog.document(USER_KEYS)),
+                seals=encrypts,
+            )
+        except BaseException:
+            self.fleet.close()
+            catalog.close()
+            lock.release()
+            raise
         self.store.upkeep.on_rebuilt = self._rebuilt
         self.store.on_closing = self._settings.end_run
         # Running workers notice within a heartbeat that the pool is back, so waiting for one lease is enough.

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from storage.sealing.master_keys import StoreKeys
 from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S
 from taskworker.pool.background.collecting import COLLECT_EVERY_S
 
 _CAPACITY_MAX = 1 << 50
+
+GiveKeys = Callable[[bool], StoreKeys | None]
+"""Returns the keys. Takes whether to make the first one if there is none; otherwise it may return None."""
+
+
+def no_keys(make: bool) -> StoreKeys | None:
+    """Return no keys."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,8 @@ class PoolOptions:
         small_copies_bytes: files up to this size, at most 64 KiB, are kept as n - k + 1 whole copies; 0: none are.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
             is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
+        keys: gives the master keys of encrypted files.
+        encrypts: whether new files are encrypted; None: as before. What is encrypted already can be read in any case.
     """
 
     lease_s: float = 3.0
@@ -41,3 +53,5 @@ class PoolOptions:
     hot_bytes: int = 32 << 20
     small_copies_bytes: int = 16 << 10
     rebuild: str = ""
+    keys: GiveKeys = no_keys
+    encrypts: bool | None = None

@@ -15,6 +15,7 @@ from storage.runtime import Runtime
 
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
+_ENCRYPTION = "pool-encryption"
 
 
 class PoolSettings:
@@ -62,6 +63,18 @@ class PoolSettings:
                 f"{rebuild}, give the new pool a directory of its own"
             )
         return settings
+
+    def encrypts(self, wanted: bool | None) -> bool:
+        """Return whether the pool encrypts new files, and store that.
+
+        Args:
+            wanted: whether it should; None: as before, and not in a new pool.
+        """
+        kept = self._catalog.document(_ENCRYPTION) == b"1"
+        if wanted is None or wanted == kept:
+            return kept
+        self._catalog.save_document(_ENCRYPTION, b"1" if wanted else b"0")
+        return wanted
 
     def needs_rebuild(self) -> bool:
         """Whether the catalog has yet to be rebuilt from what the workers hold."""

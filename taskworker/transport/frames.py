@@ -33,15 +33,14 @@ from typing import NamedTuple
 
 from storage.errors import InvalidArgument
 from storage.keys import ID_BYTES, SHARD_KEY_BYTES, Kind, PackedKeys, ShardKey, packed_keys
-from storage.limits import CHUNK_SIZE_MAX, BytesLike
+from storage.limits import OBJECT_BYTES_MAX as OBJECT_BYTES_MAX  # larger claims would only make readers allocate memory
+from storage.limits import BytesLike
 from storage.shards import Location, Shard
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 
 MESSAGE_BYTES_MAX = BODY_BYTES_MAX
 KEYS_MAX = 4096
 _POSITION_BYTES = 4
-# No object is larger than a chunk; a larger claim would only make the reader allocate memory for it.
-OBJECT_BYTES_MAX = CHUNK_SIZE_MAX
 # No machine has more bytes or shards; the sum of a thousand such numbers fits into 64 bits.
 COUNT_MAX = 1 << 52
 

@@ -11,7 +11,7 @@ from random import Random
 from storage import CatalogBehind, FileStorage, RebuildReport, Version
 from storage.errors import DataLossError, FormatError, InsufficientWorkers, InvalidArgument, ShardsUnavailable
 from storage.formats.authenticity import sharing_threshold
-from storage.formats.versions import decode_tombstone
+from storage.formats.tombstones import decode_tombstone
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey
 from tests.simulation.catalog import Database
 from tests.simulation.invariants import can_do_without, require, shard_keys, spare
@@ -243,7 +243,10 @@ class Copies:
                 self._store.get(head.file_id, user_id=name.user, version_id=version.version_id) for version in found
             ]
             for version, content in zip(found, contents, strict=True):
-                if any(spare(self.cluster, stripe) < 0 for stripe in chunks_of(content, version.profile)):
+                if any(
+                    spare(self.cluster, stripe) < 0
+                    for stripe in chunks_of(content, version.profile, self.model.key_of(name.user))
+                ):
                     raise DataLossError(head.version_id, 0, 1)  # what a liar holds counts as lost
         except (DataLossError, ShardsUnavailable):
             # This version was never acknowledged, or was deleted: a worker claimed to have its missing shards.

@@ -26,14 +26,13 @@ from storage.errors import (
 from storage.fleet.volumes import VolumeOptions
 from storage.keys import StripeKey, shard_key
 from storage.shards.identity import SEGMENT_SUFFIX
-from storage.stripes.stripes import chunk_stripe
 from storage.system.forks import forks
 from tests.crash.determinism import Clock, deterministic
 from tests.crash.stores import plain_flushing
 from tests.simulation.invariants import require
 from tests.simulation.machine import CALLS_BY_ERRNO, Machine, Trouble, unreliable
-from tests.simulation.model import NAMES, File, Kept, Name, NothingToDo, edited, large_content, small_content
-from tests.simulation.pool import CHUNK_BYTES
+from tests.simulation.model import NAMES, File, Kept, Name, NothingToDo, chunks_of, edited, large_content, small_content
+from tests.simulation.pool import CHUNK_BYTES, simulated_keys
 
 _PROFILES = ((2, 4), (2, 3), (3, 5))
 _SEGMENT_BYTES = (128 * 1024, 512 * 1024)
@@ -77,6 +76,7 @@ class EmbeddedSimulation:
         self.wounded = False  # whether a volume was damaged since the last complete repair
         self.root = Path(tempfile.mkdtemp(prefix="taskworker-simulation-", dir=_MEMORY if _usable(_MEMORY) else None))
         self._faults_min = faults_min
+        self._keys = simulated_keys(seed)
         self._options = VolumeOptions(unreliable(self.machine), self.rng.choice(_SEGMENT_BYTES))
         self._actions, self._disturbances = self._weighted()
 
@@ -141,6 +141,7 @@ class EmbeddedSimulation:
             profile=self.profile,
             volumes=volumes,
             chunk_size=CHUNK_BYTES,
+            key=self._keys,
             volume_options=self._options,
         )
 
@@ -209,12 +210,8 @@ class EmbeddedSimulation:
         if self.store._volumes.away():
             raise NothingToDo
         for name, file in self.files.items():
-            chunks = {
-                chunk
-                for kept in file.versions
-                for chunk in self.store.chunk_ids(file.file_id, user_id=name.user, version_id=kept.version_id)
-            }
-            stripes = [chunk_stripe(chunk, self.profile) for chunk in sorted(chunks)]
+            key = self.store.upkeep.keys.keys_of(name.user).current
+            stripes = sorted({one for kept in file.versions for one in chunks_of(kept.content, self.profile, key)})
             missing = max(map(self._unwritten, stripes), default=0)
             survives = self.profile.n - self.profile.k - missing
             require(told <= max(0, survives), f"{name} survives {survives} losses, not {told}")

@@ -7,23 +7,23 @@ from random import Random
 
 from blake3 import blake3
 
-from storage.errors import FormatError, StoreFull
+from storage.errors import FormatError, KeyRequired, StoreFull
 from storage.formats.authenticity import Authority, new_secret
-from storage.formats.manifest import encode_root, object_id
+from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode, encode_root, object_id
+from storage.formats.tombstones import Tombstone, encode_tombstone, sign_tombstone
 from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
     SignedRecord,
-    Tombstone,
     VersionRecord,
-    encode_tombstone,
+    outline,
     read_version,
     seal,
     seal_signed,
-    sign_tombstone,
 )
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, shard_key
+from storage.limits import CHUNK_SIZE_MIN
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage
 from storage.shards.port import Verdict
 from storage.stripes.stripes import metadata_stripe
@@ -170,21 +170,25 @@ def forgeries(shard: Shard) -> list[Shard]:
     They have no MAC, or one with the liars' own secret. All liars make the same ones.
     """
     try:
-        true = read_version(bytes(shard.payload), shard.key[:ID_BYTES])
+        true = outline(bytes(shard.payload), shard.key[:ID_BYTES])
+        root = read_version(bytes(shard.payload), shard.key[:ID_BYTES]).root
+    except KeyRequired:
+        root = RootNode(ROOT_FORMAT, 0, CHUNK_SIZE_MIN, 1, 1, TRANSFORM_IDENTITY, 0, b"")
     except FormatError:
         return []  # already a forgery
     known = true.record
-    fields = (true.version_id, known.root_id, known.size, known.user_id, known.filename, 0, _LATE, None, "forged")
-    root_raw = encode_root(true.root)
+    user, filename = ("ada", "a") if known is None else (known.user_id, known.filename)
+    root_raw = encode_root(root)
+    fields = (true.version_id, object_id(root_raw), root.size, user, filename, 0, _LATE, None, "forged")
     own = Authority()
     own.use(new_secret(1, Random(1).randbytes))
     versions = (
-        seal(VersionRecord(RECORD_FORMAT, known.file_id, *fields), true.root, root_raw),
-        seal_signed(SignedRecord(SIGNED_FORMAT, known.file_id, *fields, _LATE, NO_MAC), true.root, root_raw, own),
+        seal(VersionRecord(RECORD_FORMAT, true.file_id, *fields), root, root_raw),
+        seal_signed(SignedRecord(SIGNED_FORMAT, true.file_id, *fields, _LATE, NO_MAC), root, root_raw, own),
     )
     tombstones = (
-        encode_tombstone(Tombstone(RECORD_FORMAT, known.file_id, _LATE)),
-        sign_tombstone(known.file_id, _LATE, own),
+        encode_tombstone(Tombstone(RECORD_FORMAT, true.file_id, _LATE)),
+        sign_tombstone(true.file_id, _LATE, own),
     )
     objects = [(Kind.VERSION, stored.version_id, stored.raw) for stored in versions]
     objects += [(Kind.TOMBSTONE, object_id(raw), raw) for raw in tombstones]

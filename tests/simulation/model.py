@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from blake3 import blake3
-
 from storage import ErasureProfile, Version
 from storage.keys import Kind, StripeKey
-from storage.stripes.stripes import chunk_stripe, metadata_stripe
+from storage.sealing.user_keys import UserKey
+from storage.stripes.stripes import metadata_stripe
+from storage.write.chunks import stored_chunk
 from tests.simulation.pool import CHUNK_BYTES
 
 _BLOCKS = [Random(f"block {number}").randbytes(CHUNK_BYTES) for number in range(8)]
@@ -27,6 +27,9 @@ class Name:
     user: str
     filename: str
 
+
+KeyOf = Callable[[str], UserKey | None]
+"""Returns the key with which a user's data is sealed; None: it is not."""
 
 NAMES = [Name(user, filename) for user in ("ada", "ben") for filename in ("a", "b", "c", "d")]
 
@@ -56,8 +59,9 @@ class File:
 class Model:
     """All acknowledged files, by name."""
 
-    def __init__(self, profile: ErasureProfile) -> None:
+    def __init__(self, profile: ErasureProfile, key_of: KeyOf = lambda user: None) -> None:
         self.profile = profile
+        self.key_of = key_of
         self.files: dict[Name, File] = {}
 
     def acknowledged(self, name: Name, version: Version, content: bytes) -> Kept:
@@ -66,7 +70,8 @@ class Model:
         file = self.files.setdefault(name, File(version.file_id))
         if file.versions and file.head.version_id == version_id:
             return file.head
-        kept = Kept(version_id, content, (*chunks_of(content, version.profile), self._version_stripe(version_id)))
+        chunks = chunks_of(content, version.profile, self.key_of(name.user))
+        kept = Kept(version_id, content, (*chunks, self._version_stripe(version_id)))
         file.versions.append(kept)
         return kept
 
@@ -85,12 +90,10 @@ class Model:
                 yield name, file, kept
 
 
-def chunks_of(content: bytes, profile: ErasureProfile) -> list[StripeKey]:
-    """Return the stripes of a content's chunks."""
-    return [
-        chunk_stripe(blake3(content[at : at + CHUNK_BYTES]).digest(), profile)
-        for at in range(0, len(content), CHUNK_BYTES)
-    ]
+def chunks_of(content: bytes, profile: ErasureProfile, key: UserKey | None = None) -> list[StripeKey]:
+    """Return the stripes of a content's chunks, if they are sealed with ``key``, or not sealed."""
+    chunks = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)]
+    return [stored_chunk(key, profile, chunk).stripe for chunk in chunks]
 
 
 def small_content(rng: Random) -> bytes:

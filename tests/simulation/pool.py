@@ -8,6 +8,8 @@ from random import Random
 from storage import ErasureProfile
 from storage.catalog.table_catalog import TableCatalog
 from storage.keys import ShardKey
+from storage.sealing.master_keys import StoreKey, StoreKeys
+from storage.sealing.user_keys import UserKey
 from storage.system.locking import StoreLock
 from taskworker.pool.node_pool import PoolCore
 from taskworker.pool.options import PoolOptions
@@ -23,6 +25,7 @@ GRACE_S = 30.0
 CROWD = "owner of many"
 CHUNK_BYTES = 64 * 1024
 _BEAT_S = 1.0
+_ENCRYPTED = 0.4  # share of the seeds
 
 
 class _NoLock(StoreLock):
@@ -30,6 +33,12 @@ class _NoLock(StoreLock):
 
     def __init__(self) -> None:
         self._fd = -1
+
+
+def simulated_keys(seed: int) -> StoreKeys | None:
+    """Return the master keys of a seed, which encrypts, or None. It is chosen apart from everything else."""
+    rng = Random(f"encryption {seed}")
+    return StoreKeys(StoreKey(rng.randbytes(32))) if rng.random() < _ENCRYPTED else None
 
 
 class Cluster:
@@ -44,6 +53,7 @@ class Cluster:
             worker has an owner.
         small_copies_bytes: files up to this size are kept as copies, from the next start of the pool on if it is
             changed.
+        keys: master keys with which the pool encrypts; None: it does not encrypt.
     """
 
     def __init__(
@@ -54,8 +64,10 @@ class Cluster:
         zones: int,
         crowd: int = 0,
         small_copies_bytes: int = 0,
+        keys: StoreKeys | None = None,
     ) -> None:
         self.rng = rng
+        self._keys = keys
         self.profile = profile
         self.small_copies_bytes = small_copies_bytes
         self.clock = Clock()
@@ -117,12 +129,22 @@ class Cluster:
             profile=self.profile,
             chunk_size=CHUNK_BYTES,
             options=PoolOptions(
-                LEASE_S, GRACE_S, tranquility=0.0, rebuild=rebuild, small_copies_bytes=self.small_copies_bytes
+                LEASE_S,
+                GRACE_S,
+                tranquility=0.0,
+                rebuild=rebuild,
+                small_copies_bytes=self.small_copies_bytes,
+                keys=lambda make: self._keys,
+                encrypts=self._keys is not None,
             ),
             connect=self.process.connect,
             identify=self.process.identify,
             runtime=self.runtime,
         )
+
+    def key_of(self, user: str) -> UserKey | None:
+        """Return the key with which a user's data is sealed; None: it is not."""
+        return self.pool.store.upkeep.keys.keys_of(user).current
 
     def crash_pool(self) -> None:
         """End the pool's process in the middle of what it is doing."""

@@ -14,18 +14,16 @@ from blake3 import blake3
 from storage import CatalogBehind, ErasureProfile, FormatError, InsufficientWorkers, RebuildReport, Version
 from storage.formats.authenticity import Authority, new_secret
 from storage.formats.manifest import RootNode, encode_root, object_id
+from storage.formats.tombstones import Tombstone, encode_tombstone, sign_tombstone
 from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
     SignedRecord,
     StoredVersion,
-    Tombstone,
     VersionRecord,
-    encode_tombstone,
     seal,
     seal_signed,
-    sign_tombstone,
 )
 from storage.keys import ID_BYTES, Kind, shard_key
 from storage.shards import Shard

@@ -25,20 +25,22 @@ from storage.formats.authenticity import (
     sharing_threshold,
 )
 from storage.formats.manifest import RootNode, encode_root, object_id
+from storage.formats.tombstones import (
+    Tombstone,
+    decode_tombstone,
+    encode_tombstone,
+    is_signed_tombstone,
+    sign_tombstone,
+)
 from storage.formats.versions import (
     NO_MAC,
     RECORD_FORMAT,
     SIGNED_FORMAT,
     SignedRecord,
-    Tombstone,
-    decode_tombstone,
     decode_version,
-    encode_tombstone,
-    is_signed_tombstone,
     is_signed_version,
     read_version,
     seal_signed,
-    sign_tombstone,
 )
 from storage.formats.voices import voices
 from storage.maintenance.agreement import Agreement

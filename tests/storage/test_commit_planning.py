@@ -143,7 +143,7 @@ def test_a_delete_that_others_came_before_is_planned_anew(store: FileStorage, mo
     version = push(store, content(1, 100), "a")
     sign, signed = "storage.write.commit.sign_tombstone", []
 
-    from storage.formats.versions import sign_tombstone
+    from storage.formats.tombstones import sign_tombstone
 
     def overtaken(file_id: bytes, sequence: int, authority: Any) -> bytes:
         signed.append(sequence)

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage import ErasureProfile, FormatError
+from storage.formats.differences import differing_chunks
 from storage.formats.manifest import (
     FAN_OUT,
     HEIGHT_MAX,
@@ -17,7 +18,6 @@ from storage.formats.manifest import (
     ManifestBuilder,
     RootNode,
     decode_root,
-    differing_chunks,
     edited,
     encode_root,
     height_for,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+import storage.maintenance.node_taker
 import storage.maintenance.rebuild
 from storage import (
     DataLossError,
@@ -24,7 +25,8 @@ from storage import (
 )
 from storage.catalog import LmdbCatalog
 from storage.formats.manifest import FAN_OUT, Manifest, RootNode, encode_node, encode_root, object_id
-from storage.formats.versions import RECORD_FORMAT, Tombstone, VersionRecord, encode_tombstone, read_version, seal
+from storage.formats.tombstones import Tombstone, encode_tombstone
+from storage.formats.versions import RECORD_FORMAT, VersionRecord, read_version, seal
 from storage.keys import Kind, stripe_key
 from tests.storage.helpers import (
     CHUNK,
@@ -276,7 +278,7 @@ def test_manifests_and_claims_of_all_versions_come_back_a_little_at_a_time(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes are read from the volumes when versions name them, and few are kept in memory."""
-    monkeypatch.setattr(storage.maintenance.rebuild, "_NODES_MAX", 1)
+    monkeypatch.setattr(storage.maintenance.node_taker, "_NODES_MAX", 1)
     monkeypatch.setattr(storage.maintenance.rebuild, "_CLAIMED_TOGETHER", 3)
     data = bytearray((FAN_OUT + 10) * CHUNK)
     with open_store(root) as store:

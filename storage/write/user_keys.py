@@ -1,0 +1,262 @@
+"""Keeps the users' keys of a store, sealed: in its catalog, and on every volume, from which a rebuild takes them.
+
+The catalog has them as a document. On a volume, they are a record of the kind of marks, with an id of its own. A key is
+durable in both places before anything is sealed with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import Any
+
+from blake3 import blake3
+
+from storage.catalog import Catalog
+from storage.erasure import ErasureProfile
+from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreFull
+from storage.fleet.fleet import Fleet
+from storage.formats.manifest import object_id
+from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
+from storage.runtime import Runtime
+from storage.sealing.keyring import Keyring, SealedKeys, decode_sealed_keys
+from storage.sealing.master_keys import StoreKeys
+from storage.sealing.user_keys import UserKey, UserKeys
+from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
+from storage.stripes.stripes import metadata_stripe
+
+log = logging.getLogger(__name__)
+
+USER_KEYS = "user-keys"
+"""The document in the catalog; if there is one, the store is encrypted, wholly or in part."""
+
+_HASH_BYTES = 16
+# Right after the ids of marks, so that they are found without a full scan. No hash begins with so many zeros.
+_PREFIX = bytes(ID_BYTES - _HASH_BYTES - 1) + b"\1"
+_IDS = (_PREFIX, bytes(ID_BYTES - _HASH_BYTES - 1) + b"\2")
+_READ_MAX = 64  # a volume has one, and briefly two
+
+
+class UserKeyStore:
+    """The users' keys of a store. Thread-safe.
+
+    Args:
+        catalog: the store's catalog.
+        volumes: the store's volumes.
+        profile: the store's own erasure profile.
+        masters: the master keys; None: none were given.
+        runtime: source of random bytes.
+        seals: whether new files are sealed.
+
+    Raises:
+        InvalidArgument: new files shall be sealed, but there is no master key.
+        KeyRequired: the store is encrypted, and its key was not given, or another one was.
+        FormatError: the catalog's keys are damaged, and no volume has them.
+    """
+
+    def __init__(
+        self, catalog: Catalog, volumes: Fleet[Any], profile: ErasureProfile, masters: StoreKeys | None,
+        runtime: Runtime, *, seals: bool,
+    ) -> None:  # fmt: skip
+        self.seals = seals
+        self._catalog = catalog
+        self._volumes = volumes
+        self._profile = profile
+        self._masters = masters
+        self._keyring = Keyring(masters, runtime.token_bytes)
+        self._changing = threading.RLock()  # not held while volumes are asked
+        self._made = self._spread_upto = 0  # changes of the keys so far, and how many are on enough volumes
+        self._load()
+        self._made = min(1, len(self._keyring))  # before a crash, there may have been no time to spread them
+        if seals and masters is None:
+            raise InvalidArgument("a store that encrypts needs a key")
+
+    def _load(self) -> None:
+        raw = self._catalog.document(USER_KEYS)
+        if not raw:
+            return
+        try:
+            self._keyring.take(decode_sealed_keys(raw))
+        except FormatError as error:
+            log.error("the catalog's keys of users are damaged, and taken from the volumes: %s", error)
+            if not self.recover():
+                raise
+        if self._keyring.locked() and self._masters is not None:
+            self._take_from_volumes()  # the catalog may be a copy from before the master key was changed
+        if locked := self._keyring.locked():
+            raise self._keyring.lacking(locked)
+        if self._keyring.needs_rewrapping() and self._masters is not None:
+            self.use_masters(self._masters)
+
+    # -- finding ---------------------------------------------------------------------------------
+
+    def find(self, key_id: bytes) -> UserKey:
+        """See :class:`~storage.sealing.user_keys.KeyFinder`."""
+        return self._keyring.find(key_id)
+
+    def keys_of(self, user_id: str) -> UserKeys:
+        """See :class:`~storage.sealing.user_keys.KeyFinder`."""
+        return self._keyring.keys_of(user_id)
+
+    @property
+    def locked(self) -> set[bytes]:
+        """The ids of master keys that are needed, but not here."""
+        return self._keyring.locked()
+
+    def __len__(self) -> int:
+        return len(self._keyring)
+
+    def current(self, user_id: str) -> UserKey:
+        """Return the key for new data of a user, and make one if there is none.
+
+        Raises:
+            InsufficientWorkers: a new key could not be stored safely.
+            KeyRequired: there is no master key.
+        """
+        key = self._keyring.keys_of(user_id).current
+        if key is None:
+            with self._changing:
+                key = self._keyring.keys_of(user_id).current or self._make(user_id)
+        self._spread_enough()
+        return key
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def rotate(self, user_id: str) -> UserKey:
+        """Give a user a new key for new data. Former keys still open old data.
+
+        Raises:
+            InsufficientWorkers: it could not be stored safely.
+            KeyRequired: there is no master key.
+        """
+        with self._changing:
+            key = self._make(user_id)
+        self._spread_enough()
+        return key
+
+    def _make(self, user_id: str) -> UserKey:
+        key, raw = self._keyring.made(user_id)
+        self._catalog.save_document(USER_KEYS, raw)
+        self._made += 1
+        self._keyring.take(decode_sealed_keys(raw))
+        return key
+
+    def use_masters(self, masters: StoreKeys) -> None:
+        """Seal all keys with another master key, in the catalog and on the volumes that are there.
+
+        Volumes that are away have the former seals until they are back. Data is not sealed again.
+        """
+        with self._changing:
+            if not self.seals and not len(self._keyring):
+                return
+            raw = self._keyring.rewrapped(masters)
+            self._catalog.save_document(USER_KEYS, raw)
+            self._keyring.use(masters, raw)
+            self._masters = masters
+        self.spread()
+        self.spread()  # again, as another thread may have taken the former seals for the latest ones meanwhile
+
+    # -- on the volumes --------------------------------------------------------------------------
+
+    def spread(self) -> int:
+        """Store the keys on all volumes that lack them; return how many have them."""
+        if not len(self._keyring):
+            return 0
+        raw = self._keyring.encoded()
+        shard, known = _shard_of(raw), {sealed.key_id for sealed in decode_sealed_keys(raw).keys}
+        having = [slot for slot, volume in self._volumes.online() if self._is_on(slot, volume, shard)]
+        for slot in having:
+            self._remove_former(slot, shard.key, known)
+        return len(having)
+
+    def _spread_enough(self) -> None:
+        """Store the keys on more volumes than may be lost at once, unless they are.
+
+        Raises:
+            InsufficientWorkers: too few volumes took them.
+        """
+        made = self._made
+        if self._spread_upto >= made:
+            return
+        needed = min(self._profile.n - self._profile.k + 1, len(self._volumes))
+        there = self.spread()
+        if there < needed:
+            raise InsufficientWorkers(
+                f"the user's key is on {there} volumes, {needed} are needed for it to survive losses; bring more back"
+            )
+        self._spread_upto = max(self._spread_upto, made)
+
+    def _is_on(self, slot: int, volume: ShardStore, shard: Shard) -> bool:
+        """Whether a volume has the keys; stores them if it lacks them."""
+        there = False
+        with self._volumes.guard(slot, volume):
+            try:
+                if volume.missing([shard.key]):
+                    volume.append([shard], urgent=True)
+                    volume.sync()
+                there = True
+            except (StoreFull, VolumeUnavailable) as error:
+                log.warning("volume %s could not be given the users' keys yet: %s", self._volumes.name(slot), error)
+                self._volumes.note_write_refused(slot, error)
+        return there and self._volumes.volume(slot) is volume
+
+    def _remove_former(self, slot: int, kept: ShardKey, known: Collection[bytes]) -> None:
+        """Remove former copies, but none that has other keys: it may be newer, or this catalog may be an old one."""
+        volume = self._volumes.volume(slot)
+        if volume is None or not self._volumes.trusts(slot):
+            return
+        with self._volumes.guard(slot, volume):
+            former = [
+                key for key, found in self._found_on(slot, volume) if key != kept and self._has_only(slot, found, known)
+            ]
+            if former:
+                volume.remove(former)
+
+    def _has_only(self, slot: int, found: SealedKeys | None, known: Collection[bytes]) -> bool:
+        if found is None or all(sealed.key_id in known for sealed in found.keys):
+            return True
+        if not all(self._keyring.has(sealed.key_id) for sealed in found.keys):
+            log.warning("volume %s has keys of users that this catalog does not know", self._volumes.name(slot))
+        return False
+
+    def _found_on(self, slot: int, volume: ShardStore) -> Iterator[tuple[ShardKey, SealedKeys | None]]:
+        """The copies on a volume; None for one that cannot be read."""
+        for key in [*islice(volume.keys(*_IDS), _READ_MAX)]:
+            if kind_of(key) != Kind.MARK:
+                continue
+            try:
+                shard = volume.read(key)
+                yield key, None if shard is None else decode_sealed_keys(bytes(shard.payload))
+            except (CorruptShard, FormatError) as error:
+                log.warning("a copy of the users' keys on volume %s is bad: %s", self._volumes.name(slot), error)
+                yield key, None
+
+    def recover(self) -> bool:
+        """For a rebuild, add the keys that the volumes have; return whether there are any.
+
+        Volumes may lie, but only the master key's owner can make a key. Those that no master key at hand opens are
+        dropped if it opens others.
+        """
+        with self._changing:
+            before = len(self._keyring)
+            self._take_from_volumes()
+            if self._keyring.has_opened():
+                self._keyring.drop_locked()
+                if len(self._keyring) != before or not self._catalog.document(USER_KEYS):
+                    self._catalog.save_document(USER_KEYS, self._keyring.encoded())
+        return bool(len(self._keyring))
+
+    def _take_from_volumes(self) -> None:
+        for slot, volume in self._volumes.online():
+            with self._volumes.guard(slot, volume):
+                for _, found in self._found_on(slot, volume):
+                    if found is not None:
+                        self._keyring.take(found)
+
+
+def _shard_of(raw: bytes) -> Shard:
+    """Return the record of the keys on a volume."""
+    identifier = _PREFIX + object_id(raw)[:_HASH_BYTES]
+    return Shard(shard_key(metadata_stripe(Kind.MARK, identifier, 1), 0), len(raw), blake3(raw).digest(), raw)

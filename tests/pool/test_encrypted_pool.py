@@ -1,0 +1,101 @@
+"""A pool that encrypts: real processes, of which the workers never have anything to read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from storage.errors import InsufficientWorkers
+from taskworker import Client
+from taskworker.client.secrets import SecretClient
+from taskworker.errors import StorageUnavailable
+from tests.cluster.processes import Process
+from tests.functions.processes import FunctionPool
+
+WAIT_S = 60.0
+PLANTED = b"PlantedPlaintext"
+ADA, EVE = "planted-ada", "planted-eve"
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[FunctionPool]:
+    with FunctionPool(tmp_path, pool_options=["--encryption"]) as running:
+        yield running
+
+
+def content(size: int, seed: int) -> bytes:
+    return (PLANTED + Random(seed).randbytes(size))[:size]
+
+
+def push(client: Client, data: bytes, name: str, user: str) -> str:
+    """Push once the workers have joined."""
+    give_up = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return client.push(data, filename=name, user_id=user, note="planted-note").file_id
+        except (StorageUnavailable, InsufficientWorkers):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
+
+
+def require_unreadable(directory: Path) -> None:
+    segments = list(directory.glob("w*/volume/*.seg"))
+    assert len(segments) >= 3
+    for path in segments:
+        raw = path.read_bytes()
+        for plaintext in (PLANTED, b"planted", b"Planted"):
+            assert plaintext not in raw
+
+
+def test_workers_have_nothing_to_read_and_the_key_opens_everything(pool: FunctionPool) -> None:
+    small, large = content(4096, 1), content(3 << 20, 2)
+    files = {push(pool.client, data, f"planted-{size}", ADA): data for size, data in enumerate((small, large))}
+    outcomes = pool.client.push_many([(f"planted-many-{at}", content(2000, at)) for at in range(5)], user_id=EVE)
+    assert all(outcome.error is None for outcome in outcomes)
+    (of_large,) = (file_id for file_id, data in files.items() if data == large)
+    changed = large[: 1 << 20] + content(2 << 20, 3)
+    pool.client.revise(of_large, changed, user_id=ADA)
+    files[of_large] = changed
+    assert pool.client.push(changed, filename="planted-1", user_id=ADA).unchanged
+    require_unreadable(pool.directory)
+
+    with SecretClient(pool.address) as operator:
+        operator.set("key", "value")
+        operator.rotate_master_key()
+    for restarted in (False, True):
+        if restarted:
+            pool.restart_pool()
+        for file_id, data in files.items():
+            assert _read(pool, file_id) == data
+    push(pool.client, content(5000, 9), "planted-after-restart", ADA)
+    require_unreadable(pool.directory)
+
+    pool.pool_process.kill()
+    key = pool.directory / "pool" / "master.key"
+    kept = key.read_bytes()
+    key.unlink()
+    arguments = ["pool", "--dir", str(pool.directory / "pool"), "--listen", pool.address]
+    with pytest.raises(AssertionError, match=r"encrypted with the key .* give the right key"):
+        Process(arguments, pool.directory / "refused.log")
+    assert not key.exists()
+    key.write_bytes(kept)
+    key.chmod(0o600)
+    pool.restart_pool()
+    assert _read(pool, of_large) == changed
+
+
+def _read(pool: FunctionPool, file_id: str) -> bytes:
+    """Read once the pool and enough workers are back."""
+    give_up = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return pool.client.get(file_id, user_id=ADA)
+        except (StorageUnavailable, InsufficientWorkers):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
