@@ -7,6 +7,7 @@ from storage import limits
 from taskworker import Limits
 from taskworker.calls.spec import LIMIT_NAMES, LIMITS_MAX
 from taskworker.rpc import limits as wire
+from taskworker.rpc.admission import ServerLimits
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -43,6 +44,19 @@ def message_table() -> str:
         ["chunk ids in one question about what the store has already", f"{wire.CHUNK_IDS_MAX:,}"],
         ["files deleted by one call", f"{wire.DELETE_MAX:,}"],
         ["entries on one page of a listing", f"{wire.PAGE_MAX:,}"],
+    ]
+    return table(["what", "limit"], rows)
+
+
+def call_table() -> str:
+    """The limits of the calls to a server."""
+    default = ServerLimits()
+    rows = [
+        ["calls at once, files' services", f"{default.calls:,}"],
+        ["transfers at once: pushes, gets and revisions by stream", f"{default.streams:,}"],
+        ["time until the message of a call, or the first one of a stream, has come", f"{default.message_s:g} s"],
+        ["pause between messages of a stream, and until a caller reads an answer", f"{default.idle_s:g} s"],
+        ["calls of one caller that wait for a message", f"{default.unfinished:,}"],
     ]
     return table(["what", "limit"], rows)
 

@@ -23,6 +23,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "exit-code-table": errors.exit_code_table,
     "storage-limits": limits.storage_table,
     "message-limits": limits.message_table,
+    "call-limits": limits.call_table,
     "function-limits": limits.function_table,
     "api": api.names,
     "api-errors": api.errors,

@@ -24,6 +24,10 @@ class ServerBusy(StorageUnavailable):
     """The server runs as many calls of this kind as it allows; try again in a moment."""
 
 
+class CallOverdue(StorageError):
+    """The server did not get a message of the call in time, or too many calls of the caller wait for theirs."""
+
+
 class DeadlineExceeded(StorageError):
     """The time limit of the call ran out. To resume a push that was cut off, push again."""
 

@@ -20,7 +20,7 @@ from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
-from taskworker.calls.concurrency import UserPlaces, pool_places
+from taskworker.calls.concurrency import pool_places
 from taskworker.errors import ApiBusy
 from taskworker.functions.routing.policy import FunctionPolicy
 from taskworker.outbound.dns.names import DnsOptions
@@ -31,6 +31,7 @@ from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import auth_pb2, egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_CALLS, Gate, ServerLimits
+from taskworker.rpc.admission import DEFAULT_LIMITS as SERVER_LIMITS
 from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial_secure
@@ -54,6 +55,7 @@ from taskworker.services.running_calls import (
     by_certificate,
 )
 from taskworker.services.secrets import SecretService
+from taskworker.shares import UserPlaces
 
 if TYPE_CHECKING:
     from taskworker.auth.oidc import OidcOptions, OidcProvider
@@ -102,6 +104,7 @@ class PoolServer:
         authenticates: whether callers need tokens of the pool's users (:attr:`users`); otherwise everybody may do
             everything.
         identities: whose identity tokens users can trade for tokens; None: nobody's.
+        limits: limits on calls.
 
     Attributes:
         tls: how it shows users who serves them; None: it does not use TLS, or has not started.
@@ -127,6 +130,7 @@ class PoolServer:
         joins_by_token: bool = False,
         authenticates: bool = False,
         identities: OidcOptions | None = None,
+        limits: ServerLimits = SERVER_LIMITS,
     ) -> None:
         self._provider = None if identities is None else _provider_of(identities)
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
@@ -154,6 +158,7 @@ class PoolServer:
             raise
         hide = (str(directory),)
         self._quick: QuickThreads | None = None
+        self._limits = limits
         service = PoolService if self.pool.enrollment is None else TokensOnly
         self._service = service(self.pool, self.functions.hosting.is_without_volume)
         self._members: MembersServer | None = None
@@ -171,6 +176,7 @@ class PoolServer:
             )
         self._server = FileServer(
             self.pool.store,
+            limits=limits,
             added=self._services(hide),
             added_calls=_CALLS + _OPERATORS_CALLS + _OUTSIDE_CALLS + _LOOKUPS,
             ready=self.pool.startup_barrier.wait,
@@ -180,7 +186,8 @@ class PoolServer:
     def _guard_of_users(self) -> Guard:
         """The guard of the users' server. There, workers that joined without tokens act for the calls that they run."""
         known = TokensAndCalls(self.users, lambda token: self.functions.hosting.call_of(token))
-        return guard_of(self.pool.store, by_token(self.users if self.pool.enrollment else known))
+        found = self.users if self.pool.enrollment else known
+        return guard_of(self.pool.store, by_token(found), found.user_of)
 
     def _dial_worker(self, worker: str, address: str) -> grpc.Channel:
         """Make a channel to a worker that joined with a token."""
@@ -235,31 +242,24 @@ class PoolServer:
         return Gate(_OUTSIDE_CALLS, f"{_OUTSIDE_CALLS} calls of functions request secrets, outside APIs or names")
 
     def _services(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
-        functions, capabilities, guard = self.functions, self.capabilities, self._guard
+        functions, capabilities = self.functions, self.capabilities
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} such calls are under way, as many as this pool allows")
         lookups = Gate(_LOOKUPS, f"{_LOOKUPS} names are being looked up, as many as this pool allows at once")
         management = FunctionService(functions.deployed, functions.hosting, functions.router, functions.log)
+        handler = partial(generic_handler, hide=hide, guard=self._guard, limits=self._limits)
         return {
-            _POOL.full_name: generic_handler(_POOL, self._service, hide=hide, guard=guard),
-            _HOSTING.full_name: generic_handler(
-                _HOSTING, self._hosting(knows_calls=guard is not None), hide=hide, guard=guard
+            _POOL.full_name: handler(_POOL, self._service),
+            _HOSTING.full_name: handler(_HOSTING, self._hosting(knows_calls=self._guard is not None)),
+            _FUNCTIONS.full_name: handler(_FUNCTIONS, management, gate=gate),
+            _RPC.full_name: handler(_RPC, RpcService(functions.router)),
+            _STREAMS.full_name: handler(_STREAMS, StreamService(functions.router)),
+            _OUTSIDE.full_name: handler(_OUTSIDE, self._outside(), gate=self._asking()),
+            _EGRESS.full_name: handler(_EGRESS, EgressService(capabilities.egress), gate=gate),
+            _SECRETS.full_name: handler(_SECRETS, SecretService(capabilities.secrets)),
+            _AUTH.full_name: handler(
+                _AUTH, AuthService(self.users, self._rotation, self.pool.enrollment, self._provider), gate=gate
             ),
-            _FUNCTIONS.full_name: generic_handler(_FUNCTIONS, management, hide=hide, gate=gate, guard=guard),
-            _RPC.full_name: generic_handler(_RPC, RpcService(functions.router), hide=hide, guard=guard),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(functions.router), hide=hide, guard=guard),
-            _OUTSIDE.full_name: generic_handler(_OUTSIDE, self._outside(), hide=hide, gate=self._asking(), guard=guard),
-            _EGRESS.full_name: generic_handler(
-                _EGRESS, EgressService(capabilities.egress), hide=hide, gate=gate, guard=guard
-            ),
-            _SECRETS.full_name: generic_handler(_SECRETS, SecretService(capabilities.secrets), guard=guard),
-            _AUTH.full_name: generic_handler(
-                _AUTH,
-                AuthService(self.users, self._rotation, self.pool.enrollment, self._provider),
-                hide=hide,
-                gate=gate,
-                guard=guard,
-            ),
-            _DNS.full_name: generic_handler(_DNS, DnsService(capabilities.names), hide=hide, gate=lookups, guard=guard),
+            _DNS.full_name: handler(_DNS, DnsService(capabilities.names), gate=lookups),
         }
 
     def _rotation(self) -> Rotation | None:

@@ -148,6 +148,11 @@ class Users:
         self._note(token, now_ms)
         return Principal(user.name, user.role, token.scopes, token.token_id)
 
+    def user_of(self, text: str) -> str:
+        """Return the user whose token this is, be it valid or not; empty: nobody's. Nothing is noted or written."""
+        token = self._by_digest.get(hash_of_token(text)) if is_token(text) else None
+        return "" if token is None else token.user
+
     def _note(self, token: Token, now_ms: int) -> None:
         self._used[token.token_id] = now_ms
         if now_ms - self._noted_ms < _NOTED_MS or not self._lock.acquire(blocking=False):

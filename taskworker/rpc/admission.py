@@ -7,11 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskworker.errors import ServerBusy
+from taskworker.rpc.waits import Patience
+from taskworker.shares import SharedAmount
+
+_TIMES_THE_FREE = 1
+"""A user may hold as many places as are free: half of them if there is no other user."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Bounds of one server.
+
+    Where a server knows its users, each may hold as many places as are free: half of all, if nobody else has any.
 
     Attributes:
         calls: how many calls of any kind may run at once, one thread each; more get RESOURCE_EXHAUSTED.
@@ -19,15 +26,26 @@ class ServerLimits:
             that short calls always find a thread. Each may hold a pipeline's worth of chunks in memory.
         reserved: further calls for services other than files, so that users, however many, cannot keep a pool's
             workers from renewing their leases.
+        message_s: seconds until the message of a call, or the first one of a stream, must have come.
+        idle_s: seconds that may pass between messages of a stream, and until a caller reads an answer.
+        unfinished: how many calls of one caller may wait for a message at once.
     """
 
-    calls: int = 64
-    streams: int = 32
+    calls: int = 128
+    streams: int = 64
     reserved: int = 16
+    message_s: float = 30.0
+    idle_s: float = 600.0
+    unfinished: int = 32
+
+    @property
+    def patience(self) -> Patience:
+        """How long the server waits for its callers."""
+        return Patience(self.message_s, self.idle_s, self.unfinished)
 
 
 DEFAULT_LIMITS = ServerLimits()
-DEFAULT_CALLS = DEFAULT_LIMITS.calls + DEFAULT_LIMITS.reserved
+DEFAULT_CALLS = 80
 """How many calls a server without a store admits at once."""
 
 
@@ -38,33 +56,76 @@ class Gate:
         places: how many callers.
         what: why others are turned away, for the error's text.
         ready: returns once callers can be served; an admitted caller waits for it while holding its place.
+        kind: what callers do with a place, for the text if one user holds too many.
     """
 
-    def __init__(self, places: int, what: str, ready: Callable[[], None] = lambda: None) -> None:
-        self._places = places
+    def __init__(
+        self, places: int, what: str, ready: Callable[[], None] = lambda: None, kind: str = "such calls"
+    ) -> None:
         self._lock = threading.Lock()
+        self._places = SharedAmount(places, times=_TIMES_THE_FREE)
         self._refusal = f"{what}; try again in a moment"
         self._ready = ready
+        self._kind = kind
 
-    def place(self) -> Gate:
+    def place(self, user: str | None = None) -> Place:
         """A context that holds one of the places.
 
-        Raises:
-            ServerBusy: (on entering) all are taken.
-        """
-        return self
+        Args:
+            user: who gets it; None: somebody whose share is not limited.
 
-    def __enter__(self) -> None:
+        Raises:
+            ServerBusy: (on entering) all are taken, or this user holds too many.
+        """
+        return Place(self, user)
+
+    def enter(self, user: str | None) -> None:
+        """Take a place, until :meth:`leave`.
+
+        Raises:
+            ServerBusy: see :meth:`place`.
+        """
         with self._lock:
-            if not self._places:
-                raise ServerBusy(self._refusal)
-            self._places -= 1
+            taken, mine = self._places.take(user), 0 if user is None or not self._places.free else self._places.of(user)
+        if not taken and mine:
+            raise ServerBusy(
+                f"{mine} {self._kind} of this user are under way, as many as one may have beside others; try again in "
+                "a moment"
+            )
+        if not taken:
+            raise ServerBusy(self._refusal)
         try:
             self._ready()
         except BaseException:
-            self.__exit__()
+            self.leave(user)
             raise
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self, user: str | None) -> None:
+        """Give a place back."""
         with self._lock:
-            self._places += 1
+            self._places.give_back(user)
+
+
+class Place:
+    """Holds a place of a gate while its context lasts."""
+
+    __slots__ = ("_gate", "_user")
+
+    def __init__(self, gate: Gate, user: str | None) -> None:
+        self._gate = gate
+        self._user = user
+
+    def __enter__(self) -> None:
+        self._gate.enter(self._user)
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def take(self) -> Place:
+        """Take the place, until :meth:`leave`."""
+        self._gate.enter(self._user)
+        return self
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._gate.leave(self._user)

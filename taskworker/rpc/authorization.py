@@ -18,6 +18,7 @@ from taskworker.auth.requirements import NOTHING_ALLOWED, REQUIREMENTS, Requirem
 from taskworker.auth.rights import CANDIDATE_OWNER, Principal, Right
 from taskworker.errors import Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.admission import Gate, Place
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.token_channel import METADATA_KEY
 
@@ -35,6 +36,9 @@ class Authenticator(Protocol):
 
     def principal_of(self, text: str) -> Principal:
         """Return who has this token; raise Unauthenticated if nobody has."""
+
+    def user_of(self, text: str) -> str:
+        """Return the user whose token this is, be it valid or not; empty: nobody's."""
 
 
 class _WithMetadata(Protocol):
@@ -56,6 +60,11 @@ class KnownCaller:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+
+def user_of(caller: object) -> str | None:
+    """Return the user who calls; None if no guard has looked at the call."""
+    return caller.principal.user if isinstance(caller, KnownCaller) else None
 
 
 def require_right(caller: object, right: Right, name: str) -> None:
@@ -81,16 +90,35 @@ class Guard:
     Args:
         identify: finds out who makes a call.
         filename_of: returns the name of a user's file, by its id; raises FileNotFound if there is none.
+        user_of_token: returns the user whose token this is, be it valid or not; empty: nobody's. None: the places for
+            calls are not divided among users.
     """
 
-    def __init__(self, identify: Identify, filename_of: Callable[[str, str], str] | None = None) -> None:
+    def __init__(
+        self,
+        identify: Identify,
+        filename_of: Callable[[str, str], str] | None = None,
+        user_of_token: Callable[[str], str] | None = None,
+    ) -> None:
         self._identify = identify
+        self._user_of_token = user_of_token
         self._filename_of = filename_of
+        self._calls: Gate | None = None
+
+    def divide(self, calls: Gate) -> None:
+        """Divide the places for all calls of the server among its users."""
+        self._calls = calls
+
+    def _place_for(self, metadata: object) -> Place | None:
+        if self._calls is None or self._user_of_token is None:
+            return None
+        token = _shown_token(metadata)
+        return self._calls.place("" if token is None else self._user_of_token(token)).take()
 
     def of_method(self, method: MethodDescriptor) -> MethodGuard:
         """Return the guard of one method."""
         requirement = REQUIREMENTS.get(method.full_name, NOTHING_ALLOWED)
-        return MethodGuard(method, requirement, self._identify, self._filename_of)
+        return MethodGuard(method, requirement, self._identify, self._filename_of, self._place_for)
 
 
 class MethodGuard:
@@ -102,12 +130,24 @@ class MethodGuard:
         requirement: Requirement,
         identify: Identify,
         filename_of: Callable[[str, str], str] | None,
+        place_for: Callable[[object], Place | None],
     ) -> None:
+        self._place_for = place_for
+        # Workers' calls are never turned away for what users do. Public ones hold no thread.
+        self._is_divided = not requirement.is_public and requirement.rights != {Right.JOIN}
         self._call = f"{method.containing_service.name}.{method.name}"
         self._requirement = requirement
         self._identify = identify
         self._filename_of = filename_of
         self._owners = list(paths_to_owners(method.input_type))
+
+    def place(self, metadata: object) -> Place | None:
+        """Give a call that begins one of the places for all calls, taken; None: it needs none.
+
+        Raises:
+            ServerBusy: the user holds too many.
+        """
+        return self._place_for(metadata) if self._is_divided else None
 
     def admit(self, context: _WithMetadata) -> tuple[object, Check]:
         """Return the caller as the service gets it, and the check for each of its messages.
@@ -201,16 +241,28 @@ def _unchecked(message: Any) -> Any:
     return message
 
 
+def _shown(metadata: object) -> list[object]:
+    return [value for key, value in metadata or () if key == METADATA_KEY]  # type: ignore[attr-defined]
+
+
+def _shown_token(metadata: object) -> str | None:
+    """The token of a call; None if there is none, or more than one."""
+    found = _shown(metadata)
+    if len(found) == 1 and isinstance(found[0], str) and found[0][: len(_SCHEME)].lower() == _SCHEME:
+        return found[0][len(_SCHEME) :].strip()
+    return None
+
+
 def token_of(metadata: object) -> str:
     """Return the token in a call's metadata.
 
     Raises:
         Unauthenticated: there is none.
     """
-    found = [value for key, value in metadata or () if key == METADATA_KEY]  # type: ignore[attr-defined]
-    if len(found) == 1 and isinstance(found[0], str) and found[0][: len(_SCHEME)].lower() == _SCHEME:
-        return found[0][len(_SCHEME) :].strip()
-    what = "sends no token" if not found else "sends a token in a form that is not understood"
+    token = _shown_token(metadata)
+    if token is not None:
+        return token
+    what = "sends no token" if not _shown(metadata) else "sends a token in a form that is not understood"
     raise Unauthenticated(
         f"the caller {what}, and this server serves nobody whom it does not know; get a token from its operator, and "
         "`taskworker login` with it (or send `authorization: Bearer TOKEN`)"

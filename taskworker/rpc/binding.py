@@ -11,23 +11,28 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, cast
+from functools import partial
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from storage.errors import StorageError
+from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
 from taskworker.rpc import status
-from taskworker.rpc.admission import Gate
-from taskworker.rpc.authorization import Guard, MethodGuard
+from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, Place, ServerLimits
+from taskworker.rpc.authorization import Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX, UNARY_BYTES_MAX
+from taskworker.rpc.waits import WAITS
+
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
 
 log = logging.getLogger("taskworker.services")
 
@@ -94,6 +99,7 @@ def generic_handler(
     gate: Gate | None = None,
     quick: Mapping[str, ThreadPoolExecutor] | None = None,
     guard: Guard | None = None,
+    limits: ServerLimits = DEFAULT_LIMITS,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -105,67 +111,146 @@ def generic_handler(
         gate: limits how many calls run at once; None: only the server's own limit.
         quick: by method name, threads to use instead of the server's.
         guard: finds out who calls, and refuses what they may not do; None: everybody may do everything.
+        limits: how long the server waits for messages, and how large they may be.
     """
 
-    def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        admit = nullcontext if gate is None else gate.place
-        codec = (codecs or {}).get(method.name, Codec())
-        threads = (quick or {}).get(method.name)
-        guarded = None if guard is None else guard.of_method(method)
-        return _method_handler(method, getattr(servicer, method.name), codec, hide, admit, threads, guarded)
+    def bound(method: MethodDescriptor) -> _Method:
+        return _Method(
+            method,
+            getattr(servicer, method.name),
+            (codecs or {}).get(method.name, Codec()),
+            hide,
+            gate,
+            (quick or {}).get(method.name),
+            None if guard is None else guard.of_method(method),
+            limits,
+        )
 
-    handlers = {method.name: handler(method) for method in service.methods}
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+    return _Service({f"/{service.full_name}/{method.name}": bound(method) for method in service.methods})
 
 
-def _method_handler(
-    method: MethodDescriptor,
-    behave: Callable[..., Any],
-    codec: Codec,
-    hide: Sequence[str],
-    admit: Callable[[], AbstractContextManager[None]],
-    threads: ThreadPoolExecutor | None,
-    guard: MethodGuard | None,
-) -> grpc.RpcMethodHandler[Any, Any]:
-    name, streamed = method.full_name, method.client_streaming
+class _Service(grpc.GenericRpcHandler):
+    """Finds the handlers of calls. gRPC asks for them in its only thread that receives calls."""
 
-    def taken(request: object, context: grpc.ServicerContext) -> tuple[object, Any]:
-        """What the method gets: the request, or an iterator of them, and the caller."""
-        if guard is None:
-            return _readable(request, streamed=streamed), context
-        caller, check = guard.admit(context)
-        readable = _readable(request, streamed=streamed)
-        return (map(check, cast(Iterator[object], readable)) if streamed else check(readable)), caller
+    def __init__(self, methods: Mapping[str, _Method]) -> None:
+        self._methods = methods
 
-    def answer_once(request: object, context: grpc.ServicerContext) -> object:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See ``grpc.GenericRpcHandler``."""
+        method = self._methods.get(handler_call_details.method)
+        return None if method is None else method.handler(handler_call_details.invocation_metadata)
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Makes calls in the thread that submits them. Only for those that are refused, which takes a moment."""
+
+    def submit(self, fn: Callable[P, ResultT], /, *args: P.args, **kwargs: P.kwargs) -> Future[ResultT]:
+        """See ``Executor.submit``."""
+        future: Future[ResultT] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+_AT_ONCE = _AtOnce(1)
+_MAKE = {False: grpc.stream_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
+"""By whether there are many answers. All methods take a stream, which on the wire is the same: gRPC would wait for the
+one message of a call before it says who calls, and for ever.
+"""
+
+
+class _Method:
+    """A method of a service."""
+
+    def __init__(
+        self,
+        method: MethodDescriptor,
+        behave: Callable[..., Any],
+        codec: Codec,
+        hide: Sequence[str],
+        gate: Gate | None,
+        threads: ThreadPoolExecutor | None,
+        guard: MethodGuard | None,
+        limits: ServerLimits,
+    ) -> None:
+        self._name, self._streamed, self._streams = method.full_name, method.client_streaming, method.server_streaming
+        self._behave = behave
+        self._hide = hide
+        self._gate = gate
+        self._threads = threads
+        self._guard = guard
+        self._patience = limits.patience
+        self._read = _reader(method, codec)
+        self._write = codec.serialize or _serialized
+        self._usual = self._handler_of(self._answer_many if self._streams else self._answer_once, threads)
+
+    def handler(self, metadata: object) -> grpc.RpcMethodHandler[Any, Any]:
+        """The handler of a call that begins."""
+        if self._guard is None:
+            return self._usual
         try:
-            arguments = taken(request, context)
-            with admit():
-                return behave(*arguments)
+            place = self._guard.place(metadata)
+        except StorageError as error:
+            return self._handler_of(partial(self._refuse, error), _AT_ONCE)
+        if place is None:
+            return self._usual
+        return self._handler_of(
+            partial(self._answer_many_in if self._streams else self._answer_once_in, place), self._threads
+        )
+
+    def _handler_of(
+        self, behavior: Callable[..., Any], threads: ThreadPoolExecutor | None
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        behavior = partial(behavior)
+        if threads is not None:
+            # gRPC calls this experimental. A release without it would use the server's threads.
+            behavior.experimental_thread_pool = threads  # type: ignore[attr-defined]
+        return _MAKE[self._streams](behavior, request_deserializer=self._read, response_serializer=self._write)
+
+    def _refuse(self, error: StorageError, _messages: object, context: grpc.ServicerContext) -> NoReturn:
+        _send_failure(error, context, self._name, self._hide)
+
+    def _answer_once_in(self, place: Place, messages: Iterator[object], context: grpc.ServicerContext) -> object:
+        try:
+            return self._answer_once(messages, context)
+        finally:
+            place.leave()
+
+    def _answer_many_in(
+        self, place: Place, messages: Iterator[object], context: grpc.ServicerContext
+    ) -> Iterator[object]:
+        try:
+            yield from self._answer_many(messages, context)
+        finally:
+            place.leave()
+
+    def _answer_once(self, messages: Iterator[object], context: grpc.ServicerContext) -> object:
+        try:
+            argument, caller, _ = self._taken(messages, context)
+            with self._admitted(caller):
+                return self._behave(argument, caller)
         except Exception as error:
-            _send_failure(error, context, name, hide)
+            _send_failure(error, context, self._name, self._hide)
 
-    def answer_many(request: object, context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, name, hide):
-            arguments = taken(request, context)
-            with admit():
-                yield from behave(*arguments)
+    def _answer_many(self, messages: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
+        with _failures_sent(context, self._name, self._hide):
+            argument, caller, whose = self._taken(messages, context)
+            with self._admitted(caller):
+                yield from WAITS.answers(self._behave(argument, caller), context, whose, self._patience)
 
-    behavior = answer_many if method.server_streaming else answer_once
-    if threads is not None:
-        # gRPC calls this experimental. A release without it would use the server's threads.
-        behavior.experimental_thread_pool = threads  # type: ignore[attr-defined]
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[method.client_streaming, method.server_streaming]
-    return make(
-        behavior,
-        request_deserializer=_reader(method, codec),
-        response_serializer=codec.serialize or _serialized,
-    )
+    def _admitted(self, caller: object) -> AbstractContextManager[None]:
+        return nullcontext() if self._gate is None else self._gate.place(user_of(caller))
+
+    def _taken(self, messages: Iterator[object], context: grpc.ServicerContext) -> tuple[object, Any, str]:
+        """What the method gets: the message, or an iterator of them, and the caller; and whose call it is."""
+        caller, check = (context, None) if self._guard is None else self._guard.admit(context)
+        whose = user_of(caller) or context.peer()
+        readable = map(_readable, WAITS.messages(messages, context, whose, self._patience))
+        checked = readable if check is None else map(check, readable)
+        if self._streamed:
+            return checked, caller, whose
+        for message in checked:
+            return message, caller, whose
+        raise InvalidArgument(f"{self._name} got no message; send exactly one")
 
 
 def _serialized(message: Message) -> bytes:
@@ -191,13 +276,7 @@ def _reader(method: MethodDescriptor, codec: Codec) -> Callable[[bytes], Any]:
     return read
 
 
-def _readable(request: object, *, streamed: bool) -> object:
-    if streamed:
-        return map(_one_readable, cast(Iterator[object], request))
-    return _one_readable(request)
-
-
-def _one_readable(request: object) -> object:
+def _readable(request: object) -> object:
     if isinstance(request, _Refused):
         raise request.error
     return request

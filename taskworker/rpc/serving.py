@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from storage.errors import InvalidArgument, StoreUnavailable
 from storage.system.forks import HomeProcess
 from taskworker.errors import StorageUnavailable
-from taskworker.rpc.admission import DEFAULT_CALLS
+from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
@@ -143,6 +143,7 @@ class Server:
         trouble: Callable[[], str] = lambda: "",
         unusable: Callable[[], str] | None = None,
         guard: Guard | None = None,
+        limits: ServerLimits = DEFAULT_LIMITS,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
@@ -153,13 +154,15 @@ class Server:
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
         self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=calls)
+        if guard is not None:
+            guard.divide(Gate(calls, f"{calls} calls are under way, as many as this server allows", kind="calls"))
         for handler in services.values():
             self._server.add_generic_rpc_handlers((handler,))
         for name in ("", *services):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard),))
+        self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard, limits=limits),))
 
     def start(
         self,

@@ -11,12 +11,12 @@ import grpc
 from storage.errors import PermissionDenied
 from taskworker.calls.call import Call, RunningCall
 from taskworker.calls.capabilities import ApiRequest, ApiResponse, Capabilities
-from taskworker.calls.concurrency import UserPlaces
 from taskworker.protos import outside_pb2
 from taskworker.protos.outside_pb2_grpc import OutsideServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.binding import Caller
 from taskworker.services.rpc import CallerWithDeadline, awaited
+from taskworker.shares import UserPlaces
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")

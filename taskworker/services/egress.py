@@ -11,6 +11,7 @@ from taskworker.outbound.egress.proxy import EgressProxy
 from taskworker.outbound.egress.rules import Rule, parse_rule
 from taskworker.protos import egress_pb2
 from taskworker.rpc.admission import Gate
+from taskworker.rpc.authorization import user_of
 from taskworker.rpc.binding import Caller
 
 _FOLLOWERS_MAX = 16
@@ -54,7 +55,7 @@ class EgressService:
         self, request: egress_pb2.AuditLogRequest, caller: Caller
     ) -> Iterator[egress_pb2.AuditRecord]:
         """The log of requests to outside hosts."""
-        with self._followers.place() if request.follow else contextlib.nullcontext():
+        with self._followers.place(user_of(caller)) if request.follow else contextlib.nullcontext():
             for one in self._audit.read(request.function_name, follow=request.follow):
                 if not caller.is_active():
                     raise CallAbandoned("the caller went away")

@@ -59,6 +59,7 @@ class FileServer(Server):
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
             guard=guard,
+            limits=limits,
         )
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -74,9 +75,11 @@ def services_of(
     """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
-    gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready)
+    gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready, "calls")
     return {
-        _FILE_SERVICE.full_name: generic_handler(_FILE_SERVICE, FileService(store), hide=hide, gate=gate, guard=guard),
+        _FILE_SERVICE.full_name: generic_handler(
+            _FILE_SERVICE, FileService(store), hide=hide, gate=gate, guard=guard, limits=limits
+        ),
         _STORE_SERVICE.full_name: generic_handler(
             _STORE_SERVICE,
             StoreService(store, limits, hide),
@@ -85,13 +88,14 @@ def services_of(
             gate=gate,
             quick=dict.fromkeys(_QUICK, quick),
             guard=guard,
+            limits=limits,
         ),
     }
 
 
-def guard_of(store: FileStorage, identify: Identify) -> Guard:
+def guard_of(store: FileStorage, identify: Identify, user_of_token: Callable[[str], str] | None = None) -> Guard:
     """Return a guard for a server of this store, which finds out with ``identify`` who calls."""
-    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename)
+    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename, user_of_token)
 
 
 def _paths_of(store: FileStorage) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from storage import Version
 from storage.errors import InvalidArgument
 from taskworker.auth.rights import Right
-from taskworker.calls.concurrency import TIMES_THE_FREE, UserPlaces
 from taskworker.calls.labels import check_labels
 from taskworker.calls.owners import CANDIDATE_OWNER, DEPLOYED_OWNER
 from taskworker.calls.platform import Platform
@@ -24,9 +23,10 @@ from taskworker.pool.deployed import DeployedFunctions, Deployment
 from taskworker.pool.hosting import LEASE_S, Hosting, Offer, WarmFunction
 from taskworker.protos import functions_pb2
 from taskworker.rpc.admission import Gate
-from taskworker.rpc.authorization import require_right
+from taskworker.rpc.authorization import require_right, user_of
 from taskworker.rpc.binding import Caller
 from taskworker.rpc.dialling import target_of
+from taskworker.shares import TIMES_THE_FREE, UserPlaces
 
 _DEPLOYMENTS_MAX = 4
 """Concurrent deployments: each holds a bundle in memory and checks it entry by entry."""
@@ -140,7 +140,7 @@ class FunctionService:
         if not query.function and not query.call_id:
             raise InvalidArgument("name the function or the call whose log is wanted")
         tail = request.tail if request.HasField("tail") else None
-        with self._followers.place() if request.follow else contextlib.nullcontext():
+        with self._followers.place(user_of(caller)) if request.follow else contextlib.nullcontext():
             for line in self._log.read(query, tail=tail, follow=request.follow):
                 if not caller.is_active():
                     raise CallAbandoned("the caller went away")

@@ -21,6 +21,7 @@ from storage.write.many import ManyPush
 from taskworker.protos import store_pb2
 from taskworker.rpc import status
 from taskworker.rpc.admission import Gate
+from taskworker.rpc.authorization import user_of
 from taskworker.rpc.binding import Caller, foreseen
 from taskworker.rpc.conversion import many_options, push_options, version_to_proto
 from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
@@ -49,7 +50,7 @@ class ManyFilesService(MaintenanceService):
         self, parts: Iterator[store_pb2.PushManyPart], caller: Caller
     ) -> Iterator[store_pb2.PushManyResults]:
         """Store many files."""
-        with self._transfers.place():
+        with self._transfers.place(user_of(caller)):
             first = next(parts, None)
             if first is None or not first.HasField("header"):
                 raise InvalidArgument("the first message of PushMany must carry the header; send it first")
@@ -72,12 +73,12 @@ class ManyFilesService(MaintenanceService):
                 intake.raise_error()
 
     def GetMany(  # noqa: N802
-        self, request: store_pb2.GetManyRequest, _caller: Caller
+        self, request: store_pb2.GetManyRequest, caller: Caller
     ) -> Iterator[store_pb2.GetManyPart | list[memoryview]]:
         """Return the contents of many files."""
         _check_count(len(request.files))
         bytes_max = request.bytes_max if request.HasField("bytes_max") else None
-        with self._transfers.place():
+        with self._transfers.place(user_of(caller)):
             gathered = store_pb2.GetManyPart()
             size = 0
             for outcome in self._got(request):

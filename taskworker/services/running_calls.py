@@ -40,6 +40,14 @@ class TokensAndCalls:
         token = call_tokens.read(text)
         return _of_call(self._call_of(token), "") if token else self._users.principal_of(text)
 
+    def user_of(self, text: str) -> str:
+        """See ``Authenticator``."""
+        token = call_tokens.read(text)
+        if not token:
+            return self._users.user_of(text)
+        call = self._call_of(token)
+        return "" if call is None else call.user_id
+
 
 def by_certificate(enrollment: Enrollment, hosting: Hosting) -> Identify:
     """Identify workers by their certificates, and the calls for which they act by their tokens.

@@ -9,6 +9,7 @@ from typing import TypeVar
 from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
+from taskworker.rpc.authorization import user_of
 from taskworker.rpc.binding import Caller, Codec, require_active
 from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, push_options, version_to_proto
 from taskworker.rpc.data_frames import data_frame, data_of_frame
@@ -60,7 +61,9 @@ class StoreService(ManyFilesService):
     """
 
     def __init__(self, store: FileStorage, limits: ServerLimits, hide: Sequence[str] = ()) -> None:
-        transfers = Gate(limits.streams, f"{limits.streams} transfers are under way, as many as this server allows")
+        transfers = Gate(
+            limits.streams, f"{limits.streams} transfers are under way, as many as this server allows", kind="transfers"
+        )
         super().__init__(store, transfers, hide)
 
     def Describe(  # noqa: N802 - the names are the contract's
@@ -79,7 +82,7 @@ class StoreService(ManyFilesService):
         self, parts: Iterator[PushMessage], caller: Caller
     ) -> store_pb2.PushStreamResponse:
         """Store one file. After an error, or without a commit message, nothing becomes visible."""
-        with self._transfers.place():
+        with self._transfers.place(user_of(caller)):
             first = _first(parts, "PushStream")
             if isinstance(first, memoryview) or not first.HasField("header"):
                 raise InvalidArgument("the first message of PushStream must carry the header; send it first")
@@ -120,11 +123,11 @@ class StoreService(ManyFilesService):
         return store_pb2.MissingChunksResponse(missing=missing)
 
     def GetStream(  # noqa: N802
-        self, request: store_pb2.GetStreamRequest, _caller: Caller
+        self, request: store_pb2.GetStreamRequest, caller: Caller
     ) -> Iterator[GetMessage]:
         """The version, then the bytes of the requested range."""
         with (
-            self._transfers.place(),
+            self._transfers.place(user_of(caller)),
             self._store.open_file(
                 request.file_id, user_id=request.user_id, version_id=request.version_id or None
             ) as reader,
@@ -178,7 +181,7 @@ class StoreService(ManyFilesService):
         self, parts: Iterator[store_pb2.RevisePart], caller: Caller
     ) -> store_pb2.ReviseStreamResponse:
         """Apply a diff of any size to the head that it was made against."""
-        with self._transfers.place():
+        with self._transfers.place(user_of(caller)):
             first = _first(parts, "ReviseStream")
             if not first.HasField("header"):
                 raise InvalidArgument("the first message of ReviseStream must carry the header; send it first")

@@ -14,7 +14,7 @@ from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
 from taskworker.auth.users import Users
 from taskworker.protos import auth_pb2
-from taskworker.rpc.admission import DEFAULT_LIMITS
+from taskworker.rpc.admission import DEFAULT_LIMITS, ServerLimits
 from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
@@ -31,6 +31,7 @@ class StoreServer(FileServer):
         store: the store to serve.
         added: makes further services, by full name, with the guard for them.
         added_calls: how many calls of these may run at once.
+        limits: limits on calls.
 
     Attributes:
         users: the store's users.
@@ -43,18 +44,20 @@ class StoreServer(FileServer):
         store: FileStorage,
         added: Callable[[Guard], Mapping[str, grpc.GenericRpcHandler]] = lambda _guard: {},
         added_calls: int = 0,
+        limits: ServerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
         self.users = Users(store.upkeep.documents)
         self.tls: ServerTls | None = None
         self._authority: Authority | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
-        guard = guard_of(store, by_token(self.users))
-        service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard)
+        guard = guard_of(store, by_token(self.users), self.users.user_of)
+        service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard, limits=limits)
         super().__init__(
             store,
+            limits=limits,
             added={_AUTH.full_name: service, **added(guard)},
-            added_calls=DEFAULT_LIMITS.reserved + added_calls,
+            added_calls=limits.reserved + added_calls,
             guard=guard,
         )
 

@@ -13,7 +13,7 @@ import pytest
 
 from taskworker.calls.call import Call, CallReport, Items, OutputLine, RunningCall
 from taskworker.calls.capabilities import ApiRequest, ApiResponse
-from taskworker.calls.concurrency import Places, UserPlaces
+from taskworker.calls.concurrency import Places
 from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy, ServerBusy
 from taskworker.functions.routing.call_log import CallLog
 from taskworker.functions.routing.port import RoutedFunction
@@ -23,6 +23,7 @@ from taskworker.pool.deployed import Deployment
 from taskworker.protos import functions_pb2, outside_pb2
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.functions import FunctionService
+from taskworker.shares import UserPlaces
 
 WAIT_S = 60.0
 

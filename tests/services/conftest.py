@@ -19,6 +19,7 @@ from taskworker.rpc.serving import Server
 from taskworker.services.file_server import FileServer
 
 CHUNK = 64 * 1024
+MIB_PLENTY = 1 << 20  # too much for one message
 RECEIVE_MAX = 256 * 1024 * 1024
 
 

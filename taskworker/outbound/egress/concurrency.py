@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from taskworker.calls.concurrency import SharedAmount
 from taskworker.errors import ApiBusy
 from taskworker.outbound.egress.limits import EgressLimits
+from taskworker.shares import SharedAmount
 
 _FUNCTIONS_KEPT = 4096
 _USERS_KEPT = 1024

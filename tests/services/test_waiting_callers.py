@@ -1,0 +1,204 @@
+"""Callers who keep a server waiting, or want all of it, get an error; everybody else is served."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from taskworker.services.store_server import StoreServer
+
+from storage import FileStorage
+from taskworker import Client
+from taskworker.auth.contexts import Context, Contexts
+from taskworker.auth.user_tokens import new_token
+from taskworker.errors import ServerBusy
+from taskworker.protos import store_pb2
+from taskworker.protos.store_pb2_grpc import StoreServiceStub
+from taskworker.rpc.admission import ServerLimits
+from tests.services.conftest import MIB_PLENTY, Serve, text_of
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+LONG_S = 60.0
+USER = "u1"
+ANN = "ann"
+Shown = tuple[tuple[str, str | bytes], ...]
+
+
+class Silent:
+    """The messages of a call that sends some, and then no more."""
+
+    def __init__(self, *first: Any) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue()
+        for one in first:
+            self._queue.put(one)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (item := self._queue.get()) is not None:
+            yield item
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+
+@pytest.fixture
+def silent() -> Iterator[Any]:
+    """Makes messages of silent callers, who go home at the end."""
+    with ExitStack() as stack:
+
+        def make(*first: Any) -> Silent:
+            made = Silent(*first)
+            stack.callback(made.end)
+            return made
+
+        yield make
+
+
+def header(name: str) -> store_pb2.PushPart:
+    return store_pb2.PushPart(header=store_pb2.PushHeader(filename=name, user_id=USER))
+
+
+def failure(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as failed:
+        call.result(timeout=LONG_S)
+    return failed.value.code(), text_of(failed.value)
+
+
+@pytest.mark.parametrize("path", ["/taskworker.FileService/Get", "/taskworker.store.StoreService/Stat"])
+def test_a_call_whose_message_never_comes_ends(store: FileStorage, serve: Serve, silent: Any, path: str) -> None:
+    address = serve(store, ServerLimits(message_s=0.2))
+    with grpc.insecure_channel(address) as channel:
+        code, text = failure(channel.stream_unary(path).future(iter(silent())))
+    assert code is EXHAUSTED
+    assert "nothing came for 0.2 s" in text
+
+
+def test_a_stream_that_falls_silent_ends_and_frees_its_place(store: FileStorage, serve: Serve, silent: Any) -> None:
+    address = serve(store, ServerLimits(streams=1, idle_s=0.2))
+    with grpc.insecure_channel(address) as channel, Client(address) as client:
+        code, text = failure(StoreServiceStub(channel).PushStream.future(iter(silent(header("a")))))
+        assert (code, "nothing came for 0.2 s" in text) == (EXHAUSTED, True)
+        client.push(bytes(MIB_PLENTY), filename="b", user_id=USER)
+        assert client.find("a", user_id=USER) is None
+
+
+def test_a_caller_who_does_not_read_loses_the_call(store: FileStorage, serve: Serve) -> None:
+    address = serve(store, ServerLimits(streams=1, idle_s=0.3))
+    version = store.push(os.urandom(64 << 20), filename="a", user_id=USER)
+    with grpc.insecure_channel(address) as channel, Client(address) as client:
+        unread = StoreServiceStub(channel).GetStream(store_pb2.GetStreamRequest(file_id=version.file_id, user_id=USER))
+        assert next(unread).version.size == version.size
+        client.push(bytes(MIB_PLENTY), filename="b", user_id=USER)  # waits until the place is free
+        unread.cancel()
+
+
+def test_a_caller_with_many_unfinished_calls_loses_the_oldest(store: FileStorage, serve: Serve, silent: Any) -> None:
+    address = serve(store, ServerLimits(unfinished=2))
+    with grpc.insecure_channel(address) as channel:
+        call: Any = channel.stream_unary("/taskworker.FileService/Get")
+        calls = [call.future(iter(silent())) for _ in range(3)]
+        code, text = failure(_ended(calls)[0])
+        assert code is EXHAUSTED
+        assert "more than 2 calls of this caller wait for a message" in text
+        for one in calls:
+            one.cancel()
+
+
+class Guarded:
+    """A server whose users show tokens."""
+
+    def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
+        self.server = StoreServer(store, limits)
+        self.address = f"127.0.0.1:{self.server.start('127.0.0.1:0')}"
+
+    def shown(self, user: str) -> Shown:
+        """What the calls of a user show."""
+        return (("authorization", f"Bearer {self._token(user)}"),)
+
+    def client(self, user: str) -> Client:
+        """A client of a user, who is the one that this process runs for from now on."""
+        Contexts().put(Context(self.address, self._token(user), user))
+        return Client(self.address)
+
+    def _token(self, user: str) -> str:
+        if user not in [one.name for one in self.server.users.users()]:
+            self.server.users.add(user)
+        return self.server.users.create_token(user).text
+
+
+@pytest.fixture
+def guarded(store: FileStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "contexts"))
+    with ExitStack() as stack:
+
+        def start(limits: ServerLimits) -> Guarded:
+            made = Guarded(store, limits)
+            stack.callback(made.server.stop, 1.0)
+            return made
+
+        yield start
+
+
+def test_idle_streams_of_one_user_leave_half_of_the_places_to_others(guarded: Any, silent: Any) -> None:
+    site: Guarded = guarded(ServerLimits(streams=4))
+    mallory = site.shown("mallory")
+    with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
+        stub = StoreServiceStub(channel)
+        own = store_pb2.PushPart(header=store_pb2.PushHeader(filename="a"))
+        held = [stub.PushStream.future(iter(silent(own)), metadata=mallory) for _ in range(3)]
+        refused = next(one for one in _ended(held))
+        code, text = failure(refused)
+        assert (code, "2 transfers of this user are under way" in text) == (EXHAUSTED, True)
+        version = ann.push(bytes(MIB_PLENTY), filename="b", user_id=ANN)
+        assert ann.get(version.file_id, user_id=ANN) == bytes(MIB_PLENTY)
+        for one in held:
+            one.cancel()
+
+
+def test_calls_of_one_user_leave_half_of_the_threads_to_others(guarded: Any, silent: Any) -> None:
+    site: Guarded = guarded(ServerLimits(calls=4, reserved=0, unfinished=100))
+    mallory = site.shown("mallory")
+    with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
+        call: Any = channel.stream_unary("/taskworker.FileService/Get")
+        held = [call.future(iter(silent()), metadata=mallory) for _ in range(40)]
+        texts = [failure(one)[1] for one in _ended(held, 38)]
+        assert len(texts) == 38
+        assert all("2 calls of this user are under way" in text for text in texts)
+        version = ann.push(b"x", filename="b", user_id=ANN)
+        assert ann.get(version.file_id, user_id=ANN) == b"x"
+        for one in held:
+            one.cancel()
+
+
+def test_callers_without_a_token_hold_nothing(guarded: Any, silent: Any) -> None:
+    site: Guarded = guarded(ServerLimits(calls=4, reserved=0))
+    stranger: Shown = (("authorization", f"Bearer {new_token()}"),)
+    for metadata in ((), stranger):
+        with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
+            call: Any = channel.stream_unary("/taskworker.FileService/Get")
+            held = [call.future(iter(silent()), metadata=metadata) for _ in range(40)]
+            assert {failure(one)[0] for one in held} <= {grpc.StatusCode.UNAUTHENTICATED, EXHAUSTED}
+            ann.push(b"x", filename="b", user_id=ANN)
+
+
+def _ended(calls: list[Any], count: int = 1) -> list[Any]:
+    """The first calls of many to end, without those that go on."""
+    done: queue.Queue[Any] = queue.Queue()
+    for one in calls:
+        one.add_done_callback(done.put)
+    return [done.get(timeout=LONG_S) for _ in range(count)]
+
+
+def test_a_busy_user_is_told_as_by_a_busy_server(guarded: Any, silent: Any) -> None:
+    site: Guarded = guarded(ServerLimits(streams=2))
+    with grpc.insecure_channel(site.address) as channel, site.client("mallory") as client:
+        own = store_pb2.PushPart(header=store_pb2.PushHeader(filename="a"))
+        held = StoreServiceStub(channel).PushStream.future(iter(silent(own)), metadata=site.shown("mallory"))
+        with pytest.raises(ServerBusy, match="1 transfers of this user"):
+            client.push(bytes(MIB_PLENTY), filename="b", user_id="mallory", timeout_s=20)
+        held.cancel()
