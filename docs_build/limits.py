@@ -39,7 +39,10 @@ def storage_table() -> str:
 def message_table() -> str:
     """The limits of one message to a server."""
     rows = [
-        ["a message of a call that is no stream, such as `Push` or `Get`", size_text(wire.UNARY_BYTES_MAX)],
+        [
+            "a message of a call that is no stream, such as `Push` or `Get`, and its answer",
+            size_text(wire.UNARY_BYTES_MAX),
+        ],
         ["a message of a stream, such as `PushStream`", size_text(wire.PART_BYTES_MAX)],
         ["chunk ids in one question about what the store has already", f"{wire.CHUNK_IDS_MAX:,}"],
         ["files deleted by one call", f"{wire.DELETE_MAX:,}"],
@@ -56,6 +59,7 @@ def call_table() -> str:
         ["transfers at once: pushes, gets and revisions by stream", f"{default.streams:,}"],
         ["time until the message of a call, or the first one of a stream, has come", f"{default.message_s:g} s"],
         ["pause between messages of a stream, and until a caller reads an answer", f"{default.idle_s:g} s"],
+        ["users who have a revision checked against a SHA-256 at once, one each", f"{default.checks:,}"],
         ["calls of one caller that wait for a message", f"{default.unfinished:,}"],
     ]
     return table(["what", "limit"], rows)

@@ -319,6 +319,7 @@ class FileStorage(ReportingStore):
         sha256: str | None = None,
         time_ms: int | None = None,
         note: str = "",
+        progress: Progress | None = None,
     ) -> Version:
         """Apply a diff to the head of a file, atomically.
 
@@ -329,12 +330,12 @@ class FileStorage(ReportingStore):
             sha256: hex SHA-256 of the whole resulting content, checked (this reads the whole file).
             time_ms: the author's clock; default: now.
             note: free text kept in the version.
+            progress: called with (bytes read, total bytes) while ``sha256`` is checked; may raise.
 
         Raises:
             ConflictError: the diff's base is not the head.
             InvalidArgument: the diff is malformed; nothing was stored.
-            FileNotFound: there is no such file, or it is another user's.
-            VersionNotFound: the file has no such version.
+            FileNotFound, VersionNotFound: there is no such file or version, or it is another user's.
             StoreFull: a disk or quota is full; nothing was stored.
             InsufficientWorkers: too few volumes or workers are available to store it safely.
             CatalogBehind: see :attr:`behind`.
@@ -346,7 +347,7 @@ class FileStorage(ReportingStore):
         options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
         seals = self._parts.keys.seals or base.root.is_sealed
         target = self._parts.target(options, profile, base.root.chunk_size, seals=seals)
-        return revising.revise(self._context, target, base, diff, self._parts.load_node)
+        return revising.revise(self._context, target, base, diff, self._parts.load_node, progress)
 
     def profile_after(self, base: Version, new_size: int) -> ErasureProfile:
         """The erasure profile of a revision of ``base`` with this size; chunks for it are best stored with it."""

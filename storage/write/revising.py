@@ -15,6 +15,7 @@ from storage.formats.sealed_nodes import LoadObject, manifest_of, node_namer
 from storage.formats.versions import StoredVersion, Version
 from storage.keys import Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, BytesLike
+from storage.reports import Progress
 from storage.sealing.user_keys import UserKeys
 from storage.stripes.contents import ContentRead
 from storage.stripes.stripes import metadata_stripe
@@ -29,21 +30,28 @@ from storage.write.target import PushTarget
 from storage.write.upload import Upload
 
 _BULK_BYTES = 64 * 1024
+_LOOK_EVERY = 256  # patches, between looks whether the caller still waits
 
 
 def revise(
-    context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadObject
+    context: PushContext,
+    target: PushTarget,
+    base: StoredVersion,
+    diff: ManifestDiff,
+    load_node: LoadObject,
+    progress: Progress | None = None,
 ) -> Version:
     """Apply a diff to its base and commit the result as the file's next version.
 
-    Nothing is stored before the whole diff has been checked.
+    Nothing is stored before the whole diff has been checked. Meanwhile, ``progress`` is called with (bytes read, total
+    bytes), for a diff with a SHA-256 after each chunk. If it raises, nothing is stored.
 
     Raises:
         InvalidArgument: the diff is malformed, or the result's SHA-256 is not the one given.
         ConflictError: the base is not the head any more.
     """
     check_diff(diff, base.root)
-    return _Revision(context, target, base, diff, load_node).run()
+    return _Revision(context, target, base, diff, load_node, progress).run()
 
 
 class _Elsewhere(NamedTuple):
@@ -56,8 +64,15 @@ class _Elsewhere(NamedTuple):
 
 class _Revision:
     def __init__(
-        self, context: PushContext, target: PushTarget, base: StoredVersion, diff: ManifestDiff, load_node: LoadObject
+        self,
+        context: PushContext,
+        target: PushTarget,
+        base: StoredVersion,
+        diff: ManifestDiff,
+        load_node: LoadObject,
+        progress: Progress | None,
     ) -> None:
+        self._progress = progress
         self._context = context
         self._target = target
         self._base = base
@@ -176,11 +191,15 @@ class _Revision:
 
     def _check_references(self) -> None:
         """Check that chunks named without data are this user's and have the right length for their place."""
-        given = {chunk_id: len(data) for chunk_id, data in self._given().items()}
-        for patch in self._diff.patches:
+        known: dict[bytes, int | None] = {chunk_id: len(data) for chunk_id, data in self._given().items()}
+        for count, patch in enumerate(self._diff.patches):
             if patch.data is not None:
                 continue
-            length = given.get(patch.chunk_id) or self._length(patch.chunk_id)
+            if self._progress is not None and not count % _LOOK_EVERY:
+                self._progress(0, self._diff.new_size)
+            if patch.chunk_id not in known:
+                known[patch.chunk_id] = self._length(patch.chunk_id)
+            length = known[patch.chunk_id]
             expected = expected_length(self._diff.new_size, self._base.root.chunk_size, patch.index)
             # The same text if the chunk is not stored, not this user's, or of another length: it must not reveal
             # whether other users have it.
@@ -213,7 +232,10 @@ class _Revision:
         given = self._given()
         size = self._base.root.chunk_size
         for index in range(-(-self._diff.new_size // size)):
-            digest.update(self._content(index, patches.get(index), given))
+            data = self._content(index, patches.get(index), given)
+            digest.update(data)
+            if self._progress is not None:
+                self._progress(index * size + len(data), self._diff.new_size)
         if digest.digest() != expected:
             raise InvalidArgument(
                 f"the resulting content has SHA-256 {digest.hexdigest()}, not the one given; nothing was stored"

@@ -19,7 +19,7 @@ DEPLOY_TIMEOUT_S = 300.0
 _TURN_S = 60.0
 """Seconds that a deployment waits while the pool is busy with others."""
 _PAUSES_MAX = 5
-_SENT_WHOLE_BYTES_MAX = 4 << 20
+_SENT_WHOLE_BYTES_MAX = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)

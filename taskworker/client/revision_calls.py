@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -32,7 +33,7 @@ from taskworker.client.sending import OutgoingMessages
 from taskworker.errors import MessageTooLarge
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc import conversion as convert
-from taskworker.rpc.limits import MIB, UNARY_BYTES_MAX
+from taskworker.rpc.limits import MIB, UNARY_BYTES_MOST
 
 if TYPE_CHECKING:
     pass
@@ -188,9 +189,9 @@ class RevisionCalls(ClientBase):
             diff=convert.diff_to_proto(diff) if diff is not None else None,
         )
         request = taskworker_pb2.SynchronousRequest(file_id=file_id, difference=state.SerializeToString())
-        if request.ByteSize() > UNARY_BYTES_MAX:
+        if request.ByteSize() > UNARY_BYTES_MOST:
             raise MessageTooLarge(
-                f"diff of {request.ByteSize() / MIB:.1f} MiB is above the limit of {UNARY_BYTES_MAX // MIB} MiB "
+                f"diff of {request.ByteSize() / MIB:.1f} MiB is above the limit of {UNARY_BYTES_MOST // MIB} MiB "
                 "for one message; use apply() or revise()"
             )
         response = self._channel.unary(self._channel.files.Synchronous, request, self._deadline(timeout_s))
@@ -258,13 +259,13 @@ class RevisionCalls(ClientBase):
         head = self._stat(base.file_id, base.user_id, None, deadline)
         if head.version_id == base.version_id:
             return SyncResult("equal", head)
+        if head.chunk_size == base.chunk_size:  # otherwise, no diff is smaller than the file
+            with suppress(MessageTooLarge):  # more chunks changed than a message can list
+                return self._pull_diff(base, local, deadline)
         wanted = Wanted(head.file_id, head.user_id, head.version_id)
-        if head.chunk_size != base.chunk_size:
-            # The file was stored again with another chunk size, so no diff is smaller than the file.
-            with Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES) as fetch, local.replaced() as file:
-                write_to(fetch, file, None)
-            return SyncResult("pulled", head)
-        return self._pull_diff(base, local, deadline)
+        with Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES) as fetch, local.replaced() as file:
+            write_to(fetch, file, None)
+        return SyncResult("pulled", head)
 
     def _pull_diff(self, base: Version, local: LocalFile, deadline: Deadline) -> SyncResult:
         state = store_pb2.SyncState(version_id=base.version_id, user_id=base.user_id)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FileServiceStub:
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class FileServiceStub:
 
 
 class FileServiceServicer:
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService.
     """
 
     def Push(self, request, context):
@@ -122,7 +122,7 @@ def add_FileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FileService:
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto.
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService.
     """
 
     @staticmethod

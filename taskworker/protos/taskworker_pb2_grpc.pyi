@@ -32,7 +32,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FileServiceStub:
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto."""
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -51,7 +51,7 @@ class FileServiceStub:
 
 @_typing.type_check_only
 class FileServiceAsyncStub(FileServiceStub):
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto."""
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Push: _aio.UnaryUnaryMultiCallable[_taskworker_pb2.PushRequest, _taskworker_pb2.PushResponse]  # type: ignore[assignment]
@@ -66,7 +66,7 @@ class FileServiceAsyncStub(FileServiceStub):
     """Synchronizes the caller's copy and the stored file; see SynchronousRequest."""
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Files of up to 64 MiB, each in one message. For larger ones, see StoreService in store.proto."""
+    """Small files, each in one message of up to 4 MiB unless the server allows more. For others, see StoreService."""
 
     @_abc_1.abstractmethod
     def Push(

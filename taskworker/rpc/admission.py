@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskworker.errors import ServerBusy
+from taskworker.rpc.limits import UNARY_BYTES_MAX
 from taskworker.rpc.waits import Patience
 from taskworker.shares import SharedAmount
 
@@ -29,6 +30,8 @@ class ServerLimits:
         message_s: seconds until the message of a call, or the first one of a stream, must have come.
         idle_s: seconds that may pass between messages of a stream, and until a caller reads an answer.
         unfinished: how many calls of one caller may wait for a message at once.
+        checks: how many users may have one revision each checked against the SHA-256 of the whole file.
+        message_bytes: size of the largest message that is no part of a stream, and of the largest answer to one.
     """
 
     calls: int = 128
@@ -37,6 +40,8 @@ class ServerLimits:
     message_s: float = 30.0
     idle_s: float = 600.0
     unfinished: int = 32
+    checks: int = 8
+    message_bytes: int = UNARY_BYTES_MAX
 
     @property
     def patience(self) -> Patience:
@@ -45,6 +50,8 @@ class ServerLimits:
 
 
 DEFAULT_LIMITS = ServerLimits()
+MEMBER_LIMITS = ServerLimits(message_bytes=2 * UNARY_BYTES_MAX)
+"""For calls of a pool to a worker, which carry what a user sent, and more."""
 DEFAULT_CALLS = 80
 """How many calls a server without a store admits at once."""
 
@@ -57,13 +64,19 @@ class Gate:
         what: why others are turned away, for the error's text.
         ready: returns once callers can be served; an admitted caller waits for it while holding its place.
         kind: what callers do with a place, for the text if one user holds too many.
+        times: how many times the number of free places a user may hold.
     """
 
     def __init__(
-        self, places: int, what: str, ready: Callable[[], None] = lambda: None, kind: str = "such calls"
+        self,
+        places: int,
+        what: str,
+        ready: Callable[[], None] = lambda: None,
+        kind: str = "such calls",
+        times: float = _TIMES_THE_FREE,
     ) -> None:
         self._lock = threading.Lock()
-        self._places = SharedAmount(places, times=_TIMES_THE_FREE)
+        self._places = SharedAmount(places, times=times)
         self._refusal = f"{what}; try again in a moment"
         self._ready = ready
         self._kind = kind

@@ -28,7 +28,7 @@ from taskworker.rpc import status
 from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, Place, ServerLimits
 from taskworker.rpc.authorization import Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
-from taskworker.rpc.limits import MIB, PART_BYTES_MAX, UNARY_BYTES_MAX
+from taskworker.rpc.limits import MIB, PART_BYTES_MAX
 from taskworker.rpc.waits import WAITS
 
 P = ParamSpec("P")
@@ -179,7 +179,7 @@ class _Method:
         self._threads = threads
         self._guard = guard
         self._patience = limits.patience
-        self._read = _reader(method, codec)
+        self._read = _reader(method, codec, limits.message_bytes)
         self._write = codec.serialize or _serialized
         self._usual = self._handler_of(self._answer_many if self._streams else self._answer_once, threads)
 
@@ -257,16 +257,16 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _reader(method: MethodDescriptor, codec: Codec) -> Callable[[bytes], Any]:
+def _reader(method: MethodDescriptor, codec: Codec, unary_bytes_max: int) -> Callable[[bytes], Any]:
     parse = codec.deserialize or GetMessageClass(method.input_type).FromString
-    bytes_max = codec.bytes_max or (PART_BYTES_MAX if method.client_streaming else UNARY_BYTES_MAX)
+    bytes_max = codec.bytes_max or (PART_BYTES_MAX if method.client_streaming else unary_bytes_max)
     advice = "send less in each" if method.client_streaming else "push it with PushStream, revise it with ReviseStream"
 
     def read(raw: bytes) -> object:
         try:
             if len(raw) > bytes_max:
                 raise MessageTooLarge(
-                    f"message of {len(raw) / MIB:.1f} MiB is above the limit of {bytes_max // MIB} MiB "
+                    f"message of {len(raw) / MIB:.1f} MiB is above the limit of {bytes_max / MIB:.4g} MiB "
                     f"for {method.name}; {advice}"
                 )
             return parsed(parse, raw, f"{method.name} message")

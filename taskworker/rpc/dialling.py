@@ -12,7 +12,7 @@ import grpc.aio
 from storage.errors import InvalidArgument
 from taskworker.auth.contexts import Access, AccessTo
 from taskworker.auth.trust import Trust
-from taskworker.rpc.limits import CONNECT_TIMEOUT_MS, TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+from taskworker.rpc.limits import ANSWER_BYTES_MAX, CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
 from taskworker.rpc.token_channel import TokenChannel, TokenOnAsyncCalls
 
 STORE_SERVICE = "taskworker.store.StoreService"
@@ -52,8 +52,8 @@ Options = Sequence[tuple[str, int | str]]
 
 _OPTIONS: Options = (
     *WINDOW_OPTIONS,
-    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
-    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
+    ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Finds a restarted server within moments, instead of gRPC's usual 1 to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -7,15 +7,25 @@ from storage import CHUNK_SIZE_MAX
 KIB = 1024
 MIB = 1024 * KIB
 
-# Both ends hold several copies of a whole unary message. Larger files are streamed.
-UNARY_BYTES_MAX = 64 * MIB
+# By default, a message that is no part of a stream: gRPC's own default, so clients of any language can receive answers.
+# Both ends hold several copies of it. Larger files are streamed.
+UNARY_BYTES_MAX = 4 * MIB
+UNARY_BYTES_MOST = 64 * MIB  # what an operator may allow
 
-# gRPC's own limit. It refuses larger messages with a text that we cannot replace. So it is twice our limit: a
-# message between the two is refused with our text, which says what to do instead.
-TRANSPORT_BYTES_MAX = 2 * UNARY_BYTES_MAX
+# What a client accepts of a server: the largest message that any server may be told to send.
+ANSWER_BYTES_MAX = 2 * UNARY_BYTES_MOST
 
 # One message of a stream must hold a patch with the largest chunk, and its framing.
 PART_BYTES_MAX = CHUNK_SIZE_MAX + 64 * KIB
+
+
+def transport_bytes_max(unary_bytes_max: int) -> int:
+    """The limit for gRPC, which ends calls with larger messages before it reads them, with a text of its own.
+
+    A message that is too large by less than that is read, and refused with our text, which says what to do instead.
+    """
+    return max(PART_BYTES_MAX * 3 // 2, 2 * unary_bytes_max)
+
 
 # Data per message of a push: loopback gRPC moves 1 MiB messages as fast as larger ones and twice as fast
 # as 64 KiB ones, and the engine stores a message that is a whole chunk without copying it.

@@ -30,15 +30,14 @@ from taskworker.errors import StorageUnavailable
 from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
-from taskworker.rpc.limits import TRANSPORT_BYTES_MAX, WINDOW_OPTIONS
+from taskworker.rpc.limits import WINDOW_OPTIONS, transport_bytes_max
 from taskworker.rpc.socket_files import appearing
 
 log = logging.getLogger("taskworker.services")
 
 _OPTIONS = (
     *WINDOW_OPTIONS,
-    ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
-    ("grpc.max_send_message_length", TRANSPORT_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),  # what a server sends is its own
     # Without this, a second server on the same port would start and take half of the calls.
     ("grpc.so_reuseport", 0),
     # Without keepalive, a peer that vanished silently would hold its call's place for ever.
@@ -153,7 +152,11 @@ class Server:
         self._health = _Health(trouble)
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
-        self._server = grpc.server(self._threads, options=_OPTIONS, maximum_concurrent_rpcs=calls)
+        self._server = grpc.server(
+            self._threads,
+            options=(*_OPTIONS, ("grpc.max_receive_message_length", transport_bytes_max(limits.message_bytes))),
+            maximum_concurrent_rpcs=calls,
+        )
         if guard is not None:
             guard.divide(Gate(calls, f"{calls} calls are under way, as many as this server allows", kind="calls"))
         for handler in services.values():

@@ -16,6 +16,7 @@ from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.serving import Server
 from taskworker.services import store as store_service
 from taskworker.services.files import FileService
+from taskworker.services.revision import Revisions
 from taskworker.services.store import StoreService
 
 log = logging.getLogger("taskworker.services")
@@ -75,14 +76,20 @@ def services_of(
     """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
+    revisions = Revisions(limits.checks)
     gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready, "calls")
     return {
         _FILE_SERVICE.full_name: generic_handler(
-            _FILE_SERVICE, FileService(store), hide=hide, gate=gate, guard=guard, limits=limits
+            _FILE_SERVICE,
+            FileService(store, limits.message_bytes, revisions),
+            hide=hide,
+            gate=gate,
+            guard=guard,
+            limits=limits,
         ),
         _STORE_SERVICE.full_name: generic_handler(
             _STORE_SERVICE,
-            StoreService(store, limits, hide),
+            StoreService(store, limits, hide, revisions),
             codecs=store_service.CODECS,
             hide=hide,
             gate=gate,

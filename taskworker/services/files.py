@@ -7,13 +7,11 @@ from taskworker.errors import MessageTooLarge
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.binding import Caller, InProcess, require_active, stop_when_abandoned
 from taskworker.rpc.conversion import diff_from_proto, diff_to_proto, parsed
-from taskworker.rpc.limits import KIB, MIB, UNARY_BYTES_MAX
+from taskworker.rpc.limits import KIB, MIB, UNARY_BYTES_MOST
+from taskworker.services.revision import Revisions
 
 # A patch without data takes about 45 bytes; the rest of a response is small.
 _FRAME_BYTES = 64 * KIB
-
-# Beyond this size, patches of Synchronous name their chunks without data; the caller gets it with GetStream.
-SYNC_DATA_BYTES_MAX = UNARY_BYTES_MAX // 2
 
 _HERE = InProcess()
 
@@ -23,10 +21,19 @@ class FileService:
 
     Methods raise the engine's errors; the binding turns them into status codes. They may also be called
     directly, in process, without a ``caller``.
+
+    Args:
+        store: the store to serve.
+        message_bytes: size of the largest answer.
+        revisions: what this service's revisions share with others.
     """
 
-    def __init__(self, store: FileStorage) -> None:
+    def __init__(
+        self, store: FileStorage, message_bytes: int = UNARY_BYTES_MOST, revisions: Revisions | None = None
+    ) -> None:
         self._store = store
+        self._revisions = revisions or Revisions()
+        self._message_bytes = message_bytes
 
     def Push(  # noqa: N802 - the names are the contract's
         self, request: taskworker_pb2.PushRequest, caller: Caller = _HERE
@@ -51,10 +58,10 @@ class FileService:
         with self._store.open_file(
             request.file_id, user_id=request.user_id, version_id=request.version_id or None
         ) as reader:
-            if reader.size > UNARY_BYTES_MAX:  # anything that Push accepts fits: gRPC's own limit is twice as high
+            if reader.size > self._message_bytes:  # anything that Push accepts fits
                 raise MessageTooLarge(
-                    f"file of {reader.size / MIB:.1f} MiB does not fit the limit of {UNARY_BYTES_MAX // MIB} MiB "
-                    "for one message; fetch it with GetStream"
+                    f"file of {reader.size / MIB:.1f} MiB does not fit the limit of {self._message_bytes / MIB:.4g} "
+                    "MiB for one message; fetch it with GetStream"
                 )
             data = reader.read(reader.size)
             version_id = reader.version.version_id
@@ -68,13 +75,15 @@ class FileService:
         if not request.difference:
             raise InvalidArgument("difference is empty; it must be a serialized taskworker.store.ManifestDiff")
         message = parsed(store_pb2.ManifestDiff.FromString, request.difference, "difference")
-        version = self._store.revise(
-            request.file_id,
-            diff_from_proto(message),
-            user_id=request.user_id,
-            sha256=request.sha256 or None,
-            time_ms=request.time or None,
-        )
+        with self._revisions.checking(caller, request.sha256):
+            version = self._store.revise(
+                request.file_id,
+                diff_from_proto(message),
+                user_id=request.user_id,
+                sha256=request.sha256 or None,
+                time_ms=request.time or None,
+                progress=stop_when_abandoned(caller),
+            )
         return taskworker_pb2.ReviseResponse(
             file_id=version.file_id, status=True, message=_outcome(version, "revised"), version_id=version.version_id
         )
@@ -98,13 +107,14 @@ class FileService:
             file_id,
             have_version_id=state.version_id,
             user_id=state.user_id,
-            data_bytes_max=SYNC_DATA_BYTES_MAX,
+            # Patches beyond this name their chunks without data; the caller gets it with GetStream.
+            data_bytes_max=self._message_bytes // 2,
         )
         head = diff.target_version_id or state.version_id
         if head == state.version_id:
             return _in_step(file_id, head, "already equal")
         serialized = diff_to_proto(diff).SerializeToString()
-        if len(serialized) > UNARY_BYTES_MAX - _FRAME_BYTES:
+        if len(serialized) > self._message_bytes - _FRAME_BYTES:
             raise MessageTooLarge(
                 f"{len(diff.patches)} chunks changed, more than one message can list; fetch the file with GetStream"
             )

@@ -22,7 +22,7 @@ from taskworker.protos import store_pb2
 from taskworker.rpc import status
 from taskworker.rpc.admission import Gate
 from taskworker.rpc.authorization import user_of
-from taskworker.rpc.binding import Caller, foreseen
+from taskworker.rpc.binding import Caller, foreseen, require_active
 from taskworker.rpc.conversion import many_options, push_options, version_to_proto
 from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
 from taskworker.services.maintenance import MaintenanceService
@@ -261,7 +261,7 @@ class _Intake:
             raise InvalidArgument("a large file in PushMany begins with one header, and ends with a commit")
         if self._large is None:
             self._large = _LargePush(self._store, self._options, part.header)
-        if self._large.take(part):
+        if self._large.take(part, self._caller):
             large, self._large = self._large, None
             large.hand_over(self._many, part.commit.size)
 
@@ -290,7 +290,7 @@ class _LargePush:
         except StorageError as error:
             self._error = error
 
-    def take(self, part: store_pb2.PushPart) -> bool:
+    def take(self, part: store_pb2.PushPart, caller: Caller) -> bool:
         """Take a message; return whether it was the last one."""
         if len(part.reuse.chunk_ids) > CHUNK_IDS_MAX:
             raise InvalidArgument(
@@ -302,7 +302,9 @@ class _LargePush:
                 if part.data:
                     self._upload.write(part.data)
                 if part.HasField("reuse"):
-                    self._upload.reuse(part.reuse.chunk_ids)
+                    for chunk_id in part.reuse.chunk_ids:
+                        require_active(caller)
+                        self._upload.reuse([chunk_id])
             except StorageError as error:
                 self._error = error
                 self._upload.abort(keep_chunks=False)

@@ -19,7 +19,8 @@ from taskworker.pool.node_pool import NodePool
 from taskworker.pool.status import PoolView
 from taskworker.protos import pool_pb2
 from taskworker.reports import WorkStatus
-from taskworker.rpc.binding import Caller
+from taskworker.rpc.admission import Gate
+from taskworker.rpc.binding import Caller, require_active
 from taskworker.rpc.protocol import PROTOCOL
 from taskworker.transport.frames import COUNT_MAX
 from taskworker.transport.survival import Domain
@@ -27,6 +28,9 @@ from taskworker.transport.survival import Domain
 NumberT = TypeVar("NumberT", int, float)
 
 _HEARTBEATS_PER_LEASE = 3
+
+_PREVIEWED_MAX = 128
+"""Workers that a preview adds: a layout with so many takes a second or two of one processor."""
 
 
 class PoolService:
@@ -43,6 +47,7 @@ class PoolService:
     def __init__(self, pool: NodePool, is_without_volume: Callable[[str], bool] = lambda _worker: False) -> None:
         self._pool = pool
         self._is_without_volume = is_without_volume
+        self._previews = Gate(1, "a layout is being previewed already")
         self.join_address = ""
 
     def Describe(  # noqa: N802 - the names are the contract's
@@ -157,11 +162,17 @@ class PoolService:
         return self._layout_view(layouts[0], len(layouts) - 1)
 
     def PreviewLayout(  # noqa: N802
-        self, request: pool_pb2.PreviewLayoutRequest, _caller: Caller
+        self, request: pool_pb2.PreviewLayoutRequest, caller: Caller
     ) -> pool_pb2.LayoutPreview:
         """The effect of a change of members."""
+        if len(request.add) > _PREVIEWED_MAX:
+            raise InvalidArgument(
+                f"{len(request.add)} workers to add, at most {_PREVIEWED_MAX} are allowed; preview a part of them"
+            )
         added = [Member(0, member.worker_id, member.zone, member.capacity, member.owner) for member in request.add]
-        after, moves = self._pool.preview(added, request.remove)
+        with self._previews.place():
+            require_active(caller)
+            after, moves = self._pool.preview(added, request.remove)
         layouts = self._pool.layouts
         stored = sum(view.load.bytes_live for view in self._pool.membership.views())
         return pool_pb2.LayoutPreview(

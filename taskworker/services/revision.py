@@ -2,18 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
 from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Patch, StorageError, Upload, Version
 from storage.limits import DIFF_PATCHES_MAX
+from taskworker.errors import ServerBusy
 from taskworker.protos import store_pb2
+from taskworker.rpc.admission import DEFAULT_LIMITS, Gate
+from taskworker.rpc.authorization import user_of
+from taskworker.rpc.binding import Caller, stop_when_abandoned
 from taskworker.rpc.conversion import patch_from_proto
 from taskworker.rpc.limits import MIB
+from taskworker.shares import SharedAmount
 
 _HELD_BYTES_MAX = 8 * MIB
+_PATCHES_MAX = 2 * DIFF_PATCHES_MAX  # of all revisions at once; each takes some 200 bytes of memory
+
+
+class Patches:
+    """How many patches the revisions under way have in memory, shared among users. Thread-safe."""
+
+    def __init__(self, most: int = _PATCHES_MAX) -> None:
+        self._lock = threading.Lock()
+        self._shared = SharedAmount(most, times=1)
+
+    def take(self, user: str | None, count: int) -> None:
+        """Let a user's revision have more.
+
+        Raises:
+            ServerBusy: the user's revisions have too many.
+        """
+        with self._lock:
+            taken = self._shared.take(user, count)
+        if not taken:
+            raise ServerBusy(
+                "the revisions under way have as many changed chunks as this server keeps in memory; send the file "
+                "with PushStream, or try again in a moment"
+            )
+
+    def give_back(self, user: str | None, count: int) -> None:
+        """A user's revision has ended."""
+        with self._lock:
+            self._shared.give_back(user, count)
+
+
+class _Turn:
+    """What the pushes of one user wait for."""
+
+    __slots__ = ("__weakref__", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class Revisions:
+    """What the revisions of a server share.
+
+    Args:
+        checks: how many users may have a revision checked against a SHA-256 at once.
+    """
+
+    def __init__(self, checks: int = DEFAULT_LIMITS.checks) -> None:
+        self._checks = Gate(
+            checks,
+            f"{checks} revisions are being checked against a SHA-256, as many as this server allows",
+            kind="revisions with a SHA-256",
+            times=1 / checks,
+        )
+        self.patches = Patches()
+        self._guard = threading.Lock()
+        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+
+    @contextmanager
+    def turn(self, caller: object) -> Iterator[None]:
+        """A context in which chunks are read for a user's pushes, by one of them at a time.
+
+        A push with a SHA-256 can name the same chunk of 16 MiB again and again, in 34 bytes each time.
+        """
+        user = user_of(caller)
+        if user is None:
+            yield
+            return
+        with self._guard:
+            turn = self._turns.setdefault(user, _Turn())
+        with turn.lock:
+            yield
+
+    def checking(self, caller: object, sha256: str) -> AbstractContextManager[None]:
+        """A context for a revision, which reads the whole file if there is a ``sha256``.
+
+        Raises:
+            ServerBusy: (on entering) the user has one already, or too many users do.
+        """
+        return self._checks.place(user_of(caller)) if sha256 else nullcontext()
 
 
 class Revision:
@@ -24,7 +111,7 @@ class Revision:
     lasts, so that patches can name them; if it is cut off, for a further day, so that the revision can be resumed.
     """
 
-    def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader) -> None:
+    def __init__(self, store: FileStorage, header: store_pb2.ReviseHeader, shared: Revisions, caller: Caller) -> None:
         """Start a revision.
 
         Raises:
@@ -34,6 +121,9 @@ class Revision:
         self._store = store
         self._header = header
         self._head = _checked_head(store, header)
+        self._shared = shared
+        self._caller = caller
+        self._taken = 0
         self._patches: list[Patch] = []
         self._held: list[int] = []  # positions of patches whose data is in memory
         self._held_bytes = 0
@@ -45,6 +135,7 @@ class Revision:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        self._shared.patches.give_back(user_of(self._caller), self._taken)
         # Bad input leaves nothing behind, but a sender that disconnected may come back.
         self.abort(keep_chunks=not isinstance(error, StorageError))
 
@@ -53,12 +144,15 @@ class Revision:
         if self._staging is not None:
             self._staging.abort(keep_chunks=keep_chunks)
 
-    def add(self, messages: Iterable[store_pb2.Patch]) -> None:
+    def add(self, messages: Sequence[store_pb2.Patch]) -> None:
         """Add patches.
 
         Raises:
             InvalidArgument: the data of a patch does not match its chunk id, or there are too many patches.
+            ServerBusy: the user's revisions have too many patches.
         """
+        self._shared.patches.take(user_of(self._caller), len(messages))
+        self._taken += len(messages)
         for message in messages:
             if len(self._patches) >= DIFF_PATCHES_MAX:
                 raise InvalidArgument(f"more than {DIFF_PATCHES_MAX} patches in one revision; push the file instead")
@@ -89,14 +183,16 @@ class Revision:
             chunk_size=header.chunk_size,
             patches=tuple(self._patches),
         )
-        version = self._store.revise(
-            header.file_id,
-            diff,
-            user_id=header.user_id,
-            sha256=header.sha256 or None,
-            time_ms=header.time_ms if header.HasField("time_ms") else None,
-            note=header.note,
-        )
+        with self._shared.checking(self._caller, header.sha256):
+            version = self._store.revise(
+                header.file_id,
+                diff,
+                user_id=header.user_id,
+                sha256=header.sha256 or None,
+                time_ms=header.time_ms if header.HasField("time_ms") else None,
+                note=header.note,
+                progress=stop_when_abandoned(self._caller),
+            )
         self.abort(keep_chunks=False)  # the version refers to its chunks now
         return version
 

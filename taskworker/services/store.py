@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import TypeVar
 
 from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
+from storage.batching import batched
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
 from taskworker.rpc.authorization import user_of
@@ -21,15 +24,17 @@ from taskworker.rpc.limits import (
     MANY_BYTES_MAX,
     PAGE_MAX,
     PART_BYTES_MAX,
-    UNARY_BYTES_MAX,
 )
 from taskworker.services.many import ManyFilesService
 from taskworker.services.pieces import GetPieces, pieces_of
-from taskworker.services.revision import Revision
+from taskworker.services.revision import Revision, Revisions
 
 MessageT = TypeVar("MessageT")
 PushMessage = memoryview | store_pb2.PushPart
 GetMessage = GetPieces | store_pb2.GetPart | store_pb2.GetManyPart
+
+# Chunk ids that are taken before the next look whether the caller still waits: each may have to be read.
+_REUSED_AT_ONCE = 16
 
 # A get of up to this size is sent in one message with its version, which wakes the client once instead of twice.
 _TOGETHER_BYTES_MAX = 64 * KIB
@@ -60,11 +65,15 @@ class StoreService(ManyFilesService):
     Methods raise the engine's errors; the binding turns them into status codes.
     """
 
-    def __init__(self, store: FileStorage, limits: ServerLimits, hide: Sequence[str] = ()) -> None:
+    def __init__(
+        self, store: FileStorage, limits: ServerLimits, hide: Sequence[str] = (), revisions: Revisions | None = None
+    ) -> None:
         transfers = Gate(
             limits.streams, f"{limits.streams} transfers are under way, as many as this server allows", kind="transfers"
         )
         super().__init__(store, transfers, hide)
+        self._unary_bytes_max = limits.message_bytes
+        self._revisions = revisions or Revisions(limits.checks)
 
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: store_pb2.DescribeRequest, _caller: Caller
@@ -73,7 +82,7 @@ class StoreService(ManyFilesService):
         return store_pb2.DescribeResponse(
             chunk_size=self._store.chunk_size,
             profile=profile_to_proto(self._store.profile),
-            unary_bytes_max=UNARY_BYTES_MAX,
+            unary_bytes_max=self._unary_bytes_max,
             part_bytes_max=PART_BYTES_MAX,
             chunk_ids_max=CHUNK_IDS_MAX,
         )
@@ -87,7 +96,8 @@ class StoreService(ManyFilesService):
             if isinstance(first, memoryview) or not first.HasField("header"):
                 raise InvalidArgument("the first message of PushStream must carry the header; send it first")
             with _upload(self._store, first.header) as upload:
-                commit = _take_all(upload, chain((first,), parts))
+                reusing = partial(self._revisions.turn, caller) if first.header.sha256 else nullcontext
+                commit = _take_all(upload, chain((first,), parts), caller, reusing)
                 if commit is None or not caller.is_active():
                     upload.abort(keep_chunks=True)  # the sender went away, and may come back
                     raise InvalidArgument(
@@ -185,7 +195,7 @@ class StoreService(ManyFilesService):
             first = _first(parts, "ReviseStream")
             if not first.HasField("header"):
                 raise InvalidArgument("the first message of ReviseStream must carry the header; send it first")
-            with Revision(self._store, first.header) as revision:
+            with Revision(self._store, first.header, self._revisions, caller) as revision:
                 commit = _add_all(revision, chain((first,), parts))
                 if commit is None or not caller.is_active():
                     revision.abort(keep_chunks=True)  # the sender went away, and may come back
@@ -272,8 +282,13 @@ def _upload(store: FileStorage, header: store_pb2.PushHeader) -> Upload:
     return store.upload(**push_options(header).arguments(), size_hint=header.size_hint or None)
 
 
-def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCommit | None:
-    """Read messages up to the commit message; None if the stream ends without one."""
+def _take_all(
+    upload: Upload,
+    parts: Iterable[PushMessage],
+    caller: Caller,
+    reusing: Callable[[], AbstractContextManager[None]],
+) -> store_pb2.PushCommit | None:
+    """Read messages up to the commit message; None if the stream ends without one, or the caller goes away."""
     for position, part in enumerate(parts):
         if isinstance(part, memoryview):
             upload.write(part)
@@ -284,7 +299,11 @@ def _take_all(upload: Upload, parts: Iterable[PushMessage]) -> store_pb2.PushCom
             upload.write(part.data)
         if part.HasField("reuse"):
             _check_count(len(part.reuse.chunk_ids))
-            upload.reuse(part.reuse.chunk_ids)
+            for ids in batched(part.reuse.chunk_ids, _REUSED_AT_ONCE):
+                if not caller.is_active():
+                    return None
+                with reusing():
+                    upload.reuse(ids)
         if part.HasField("commit"):
             return part.commit
     return None

@@ -40,6 +40,7 @@ from taskworker.protos.functions_pb2_grpc import HostingServiceStub
 from taskworker.protos.outside_pb2_grpc import OutsideServiceStub
 from taskworker.protos.taskworker_pb2_grpc import RPCServiceStub
 from taskworker.rpc import status
+from taskworker.rpc.admission import MEMBER_LIMITS
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial
@@ -145,7 +146,8 @@ class HostedFunctions:
             self.host.start()
         service = InvocationService(self.host, self._fetch)
         guard = None if self._member is None else pool_only(self._member.credentials.identity)
-        return {_INVOCATION.full_name: generic_handler(_INVOCATION, service, hide=(str(directory),), guard=guard)}
+        handler = generic_handler(_INVOCATION, service, hide=(str(directory),), guard=guard, limits=MEMBER_LIMITS)
+        return {_INVOCATION.full_name: handler}
 
     def start(self, worker_id: str, instance: str, address: str = "") -> None:
         """Start offering functions to the pool.

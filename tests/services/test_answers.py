@@ -12,7 +12,7 @@ import pytest
 from storage import FileNotFound, FileStorage, ManifestDiff
 from taskworker import Client
 from taskworker.protos import store_pb2, taskworker_pb2
-from taskworker.rpc.limits import UNARY_BYTES_MAX
+from taskworker.rpc.limits import UNARY_BYTES_MOST
 from taskworker.services.files import FileService
 from tests.services.conftest import Raw
 
@@ -71,9 +71,9 @@ def test_stat_of_a_name_that_is_not_there(raw: Raw, client: Client) -> None:
 def test_what_push_takes_get_gives(store: FileStorage) -> None:
     """In process: the largest file whose Push message is below the limit."""
     service = FileService(store)
-    data = bytes(UNARY_BYTES_MAX - 100)
+    data = bytes(UNARY_BYTES_MOST - 100)
     request = taskworker_pb2.PushRequest(file_data=data, filename="f", user_id="u")
-    assert request.ByteSize() <= UNARY_BYTES_MAX
+    assert request.ByteSize() <= UNARY_BYTES_MOST
     pushed = service.Push(request)
     assert service.Get(taskworker_pb2.GetRequest(file_id=pushed.file_id, user_id="u")).file_data == data
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from storage import ErasureProfile, FileStorage, ManifestDiff, Version
 from taskworker.protos.store_pb2 import Patch, ReviseHeader
+from taskworker.rpc.binding import InProcess
 from taskworker.services.file_server import FileServer
-from taskworker.services.revision import Revision
+from taskworker.services.revision import Revision, Revisions
 from tests.storage.helpers import CHUNK, copy_store, digest
 
 CHUNKS = [random.Random(seed).randbytes(CHUNK) for seed in range(130)]  # more than is held in memory
@@ -22,9 +24,9 @@ class Collecting(FileStorage):
 
     removed = 0
 
-    def revise(self, file_id: str, diff: ManifestDiff, **keywords: str | int | None) -> Version:
+    def revise(self, file_id: str, diff: ManifestDiff, **keywords: Any) -> Version:
         self.removed += self.collect(grace_s=0).objects_removed
-        return super().revise(file_id, diff, **keywords)  # type: ignore[arg-type]
+        return super().revise(file_id, diff, **keywords)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_collect_between_staging_and_applying(store: Collecting) -> None:
         new_size=len(CHUNKS) * CHUNK,
         chunk_size=CHUNK,
     )
-    with Revision(store, header) as revision:
+    with Revision(store, header, Revisions(), InProcess()) as revision:
         for index, chunk in enumerate(CHUNKS):
             revision.add([Patch(index=index, chunk_id=digest(chunk), data=chunk)])
         assert store.collect(grace_s=0).objects_removed == 0

@@ -11,16 +11,17 @@ from typing import Any
 
 import grpc
 import pytest
-from taskworker.services.store_server import StoreServer
 
 from storage import FileStorage
 from taskworker import Client
 from taskworker.auth.contexts import Context, Contexts
 from taskworker.auth.user_tokens import new_token
 from taskworker.errors import ServerBusy
-from taskworker.protos import store_pb2
+from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
+from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
 from taskworker.rpc.admission import ServerLimits
+from taskworker.services.store_server import StoreServer
 from tests.services.conftest import MIB_PLENTY, Serve, text_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -113,7 +114,7 @@ class Guarded:
     """A server whose users show tokens."""
 
     def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
-        self.server = StoreServer(store, limits)
+        self.server = StoreServer(store, limits=limits)
         self.address = f"127.0.0.1:{self.server.start('127.0.0.1:0')}"
 
     def shown(self, user: str) -> Shown:
@@ -200,5 +201,27 @@ def test_a_busy_user_is_told_as_by_a_busy_server(guarded: Any, silent: Any) -> N
         own = store_pb2.PushPart(header=store_pb2.PushHeader(filename="a"))
         held = StoreServiceStub(channel).PushStream.future(iter(silent(own)), metadata=site.shown("mallory"))
         with pytest.raises(ServerBusy, match="1 transfers of this user"):
-            client.push(bytes(MIB_PLENTY), filename="b", user_id="mallory", timeout_s=20)
+            client.push(bytes(MIB_PLENTY), filename="b", user_id="mallory", timeout_s=2)
         held.cancel()
+
+
+def test_a_large_message_is_refused_with_what_to_do(store: FileStorage, serve: Serve) -> None:
+    address = serve(store, ServerLimits())
+    with grpc.insecure_channel(address) as channel:
+        for size, said in ((5 << 20, "push it with PushStream"), (40 << 20, "larger than max")):
+            with pytest.raises(grpc.RpcError) as refused:
+                FileServiceStub(channel).Push(
+                    taskworker_pb2.PushRequest(file_data=bytes(size), filename="a", user_id=USER)
+                )
+            assert refused.value.code() is EXHAUSTED
+            assert said in text_of(refused.value)
+    assert store.find("a", user_id=USER) is None
+
+
+def test_an_operator_may_allow_larger_messages(store: FileStorage, serve: Serve) -> None:
+    address = serve(store, ServerLimits(message_bytes=8 << 20))
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        files, data = FileServiceStub(channel), os.urandom(7 << 20)
+        pushed = files.Push(taskworker_pb2.PushRequest(file_data=data, filename="a", user_id=USER))
+        got = files.Get(taskworker_pb2.GetRequest(file_id=pushed.file_id, user_id=USER))
+    assert got.file_data == data
