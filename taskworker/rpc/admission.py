@@ -31,6 +31,8 @@ class ServerLimits:
         idle_s: seconds that may pass between messages of a stream, and until a caller reads an answer.
         unfinished: how many calls of one caller may wait for a message at once.
         checks: how many users may have one revision each checked against the SHA-256 of the whole file.
+        connections: how many connections there may be at once; half of them from one address.
+        streams_each: how many calls may be under way on one connection; more wait.
         message_bytes: size of the largest message that is no part of a stream, and of the largest answer to one.
     """
 
@@ -41,6 +43,8 @@ class ServerLimits:
     idle_s: float = 600.0
     unfinished: int = 32
     checks: int = 8
+    connections: int = 4096
+    streams_each: int = 1024
     message_bytes: int = UNARY_BYTES_MAX
 
     @property

@@ -30,6 +30,7 @@ from taskworker.errors import StorageUnavailable
 from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.connections import Connections
 from taskworker.rpc.limits import WINDOW_OPTIONS, transport_bytes_max
 from taskworker.rpc.socket_files import appearing
 
@@ -44,6 +45,9 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Whoever connects and makes no call takes a descriptor and some memory. Clients connect again when they need it.
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 _REFLECTION = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
@@ -131,6 +135,7 @@ class Server:
         unusable: tries again, and gives the reason why nothing can be served; empty if something can. A server that
             stays unusable for ten minutes ends, see :meth:`wait`.
         guard: refuses calls of reflection to whom it does not know; it is for ``services`` to guard themselves.
+        limits: sizes of messages, and connections; ``services`` have limits of their own in their handlers.
         clock_s: monotonic seconds.
     """
 
@@ -147,6 +152,7 @@ class Server:
     ) -> None:
         self._clock_s = clock_s
         self._home = HomeProcess("this server")
+        self._connections = Connections(limits.connections)
         self._unusable = unusable
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = _Health(trouble)
@@ -154,7 +160,14 @@ class Server:
         self._stopping = threading.Lock()
         self._server = grpc.server(
             self._threads,
-            options=(*_OPTIONS, ("grpc.max_receive_message_length", transport_bytes_max(limits.message_bytes))),
+            options=(
+                *_OPTIONS,
+                ("grpc.max_receive_message_length", transport_bytes_max(limits.message_bytes)),
+                ("grpc.max_allowed_incoming_connections", limits.connections),
+                ("grpc.max_concurrent_streams", limits.streams_each),
+                # Also counts calls that have ended, until Python frees them, so that a busy client would be refused.
+                ("grpc.http.overload_protection", 0),
+            ),
             maximum_concurrent_rpcs=calls,
         )
         if guard is not None:
@@ -204,6 +217,7 @@ class Server:
         found = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
         bound(found)
         self._server.start()
+        self._connections.start(port)
         log.info("serving on %s", found)
         return port
 
@@ -246,6 +260,7 @@ class Server:
         if not self._home.is_here:
             return
         with self._stopping:
+            self._connections.stop()
             self._health.enter_graceful_shutdown()
             self._server.stop(grace_s).wait()
             # The thread of a cancelled call may still be in the engine, which is closed after this returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.services.conftest import MIB_PLENTY, Serve, text_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LONG_S = 60.0
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 USER = "u1"
 ANN = "ann"
 Shown = tuple[tuple[str, str | bytes], ...]
@@ -225,3 +227,19 @@ def test_an_operator_may_allow_larger_messages(store: FileStorage, serve: Serve)
         pushed = files.Push(taskworker_pb2.PushRequest(file_data=data, filename="a", user_id=USER))
         got = files.Get(taskworker_pb2.GetRequest(file_id=pushed.file_id, user_id=USER))
     assert got.file_data == data
+
+
+def test_an_address_has_half_of_the_connections(store: FileStorage, serve: Serve) -> None:
+    address = serve(store, ServerLimits(connections=20))
+    host, _, port = address.rpartition(":")
+    with ExitStack() as stack:
+        greedy = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(15)]
+        for one in greedy:
+            one.settimeout(LONG_S)
+            one.sendall(PREFACE)
+        ended = 0
+        for one in greedy[10:]:
+            while data := one.recv(4096):
+                del data
+            ended += 1
+        assert ended == 5
