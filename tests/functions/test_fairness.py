@@ -375,3 +375,25 @@ def test_a_user_whose_outside_does_not_answer_leaves_it_to_others(kind: str) -> 
         finally:
             outside.answers.set()
         assert all(one.result() for one in hanging)
+
+
+def test_processor_time_of_a_user_is_limited_by_the_hour() -> None:
+    now_s = 1000.0
+    calls = UserCalls(UserShares(cpu_s=60, cpu_s_of={"root": 0}), lambda: now_s)
+
+    def call(user: str) -> None:
+        with calls.one(user, None, RunningCall()):
+            pass
+
+    for user in ("ann", "bob", "root"):
+        call(user)
+        calls.took(user, 30.0)
+        call(user)
+    calls.took("ann", 40.0)
+    calls.took("root", 4000.0)
+    with pytest.raises(FunctionBusy, match=r"took 70 s .* 60 s in an hour .*; try again in 601 s"):
+        call("ann")
+    call("bob")
+    call("root")
+    now_s += 601
+    call("ann")

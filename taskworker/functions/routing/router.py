@@ -306,6 +306,7 @@ class CallRouter:
             except ServerBusy:
                 tried.full(worker)
             else:
+                self._users.took(call.user_id, report.cpu_s)
                 self._finished(call, worker, report)
                 return report
 

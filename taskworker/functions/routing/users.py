@@ -16,6 +16,9 @@ from taskworker.errors import CallAbandoned, DeadlineExceeded, FunctionBusy
 USER_CALLS = 96
 """Calls that a user may run, of the 128 that a pool runs at once."""
 
+_HOUR_S = 3600.0
+_USED_MAX = 10_000  # users of whom it is known what they used
+
 
 @dataclass(frozen=True, slots=True)
 class UserShares:
@@ -27,6 +30,8 @@ class UserShares:
         queue: how many further calls of each user may wait.
         queue_of: other numbers for these users.
         weights: weights of these users; others have 1.
+        cpu_s: processor seconds that the calls of each user may take in an hour, nested calls included; 0: no limit.
+        cpu_s_of: other numbers for these users.
     """
 
     calls: int = USER_CALLS
@@ -34,6 +39,8 @@ class UserShares:
     queue: int = 0
     queue_of: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    cpu_s: int = 0
+    cpu_s_of: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min([self.calls, *self.calls_of.values()]) < 1:
@@ -50,6 +57,10 @@ class UserShares:
     def calls_of_one(self, user: str) -> int:
         """How many calls a user may run at once."""
         return self.calls_of.get(user, self.calls)
+
+    def cpu_s_of_one(self, user: str) -> int:
+        """How many processor seconds a user's calls may take in an hour; 0: any number."""
+        return self.cpu_s_of.get(user, self.cpu_s)
 
     def queue_of_one(self, user: str) -> int:
         """How many further calls of a user may wait."""
@@ -79,6 +90,7 @@ class UserCalls:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._calls: dict[str, _Calls] = {}  # for users who have calls
+        self._used: dict[str, tuple[float, float]] = {}  # processor seconds that count, and when this was so
 
     def counts(self, user: str) -> tuple[int, int]:
         """(running, waiting) calls of a user."""
@@ -96,7 +108,7 @@ class UserCalls:
             running: the call; if it is ended, it stops waiting.
 
         Raises:
-            FunctionBusy: as many calls of the user run and wait as are allowed.
+            FunctionBusy: as many calls of the user run and wait as are allowed, or they took too much processor time.
             DeadlineExceeded: the time ran out before.
             CallAbandoned: ``running`` was ended before.
         """
@@ -108,8 +120,36 @@ class UserCalls:
         finally:
             self._end(user)
 
+    def took(self, user: str, cpu_s: float) -> None:
+        """Note the processor time of a call that has ended."""
+        if not self._shares.cpu_s_of_one(user):
+            return
+        with self._lock:
+            self._used[user] = self._counting(user) + max(0.0, cpu_s), self._clock_s()
+            if len(self._used) > _USED_MAX:
+                del self._used[min(self._used, key=lambda one: self._used[one][1])]
+
+    def _counting(self, user: str) -> float:
+        """The processor seconds that count now: what was used, less what an hour allows for the time since."""
+        used, at_s = self._used.get(user, (0.0, 0.0))
+        return max(0.0, used - (self._clock_s() - at_s) * self._shares.cpu_s_of_one(user) / _HOUR_S)
+
+    def _check_processor_time(self, user: str) -> None:
+        most = self._shares.cpu_s_of_one(user)
+        if not most:
+            return
+        with self._lock:
+            used = self._counting(user)
+        if used >= most:
+            left_s = (used - most) * _HOUR_S / most
+            raise FunctionBusy(
+                f"this user's calls took {used:.0f} s of processor time, and may take {most} s in an hour "
+                f"(--user-cpu); try again in {left_s + 1:.0f} s"
+            )
+
     def _begin(self, user: str) -> threading.Event | None:
         """Take a place, and return None; or join the queue, and return the event to wait for."""
+        self._check_processor_time(user)
         most, queue = self._shares.calls_of_one(user), self._shares.queue_of_one(user)
         with self._lock:
             mine = self._calls.setdefault(user, _Calls())
