@@ -13,6 +13,7 @@ from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.server_certificates import ServerTls
 from taskworker.auth.tls import MemberCredentials
 from taskworker.protos import members_pb2, pool_pb2
+from taskworker.rpc.admission import ServerLimits
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.serving import Server
 from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService
@@ -25,6 +26,7 @@ _ENROLLMENT = members_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
 _MEMBERS = members_pb2.DESCRIPTOR.services_by_name["MemberService"]
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
 _ENROLLMENTS = 8  # at once, each with a thread
+_ENTRANCE = ServerLimits(message_s=2.0)  # anybody may knock
 _CALLS = 64  # of members at once, each with a thread; heartbeats take a moment, joins a few calls to the worker
 
 
@@ -63,7 +65,8 @@ class MembersServer:
         self._joining = EnrollmentService(enrollment, pool_id)
         members = MemberService(enrollment, pool_id)
         self._entrance = Server(
-            {_ENROLLMENT.full_name: generic_handler(_ENROLLMENT, self._joining, hide=hide)}, calls=_ENROLLMENTS
+            {_ENROLLMENT.full_name: generic_handler(_ENROLLMENT, self._joining, hide=hide, limits=_ENTRANCE)},
+            calls=_ENROLLMENTS,
         )
         self._members = Server(
             {

@@ -133,8 +133,8 @@ class MethodGuard:
         place_for: Callable[[object], Place | None],
     ) -> None:
         self._place_for = place_for
-        # Workers' calls are never turned away for what users do. Public ones hold no thread.
-        self._is_divided = not requirement.is_public and requirement.rights != {Right.JOIN}
+        # Workers' calls are never turned away for what users do. Callers without a token count as one user.
+        self._is_divided = requirement.rights != {Right.JOIN}
         self._call = f"{method.containing_service.name}.{method.name}"
         self._requirement = requirement
         self._identify = identify

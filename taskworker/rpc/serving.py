@@ -13,20 +13,20 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from storage.errors import InvalidArgument, StoreUnavailable
 from storage.system.forks import HomeProcess
-from taskworker.errors import StorageUnavailable
+from taskworker.errors import CallNotOffered, StorageUnavailable
 from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
@@ -50,6 +50,9 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
+_HEALTH = cast(ServiceDescriptor, health_pb2.DESCRIPTOR.services_by_name["Health"])
+_WATCHERS = 32
+_HASTE_S = 2.0
 _REFLECTION = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
 
 _LOOK_S = 5.0
@@ -104,6 +107,7 @@ class _Health(health.HealthServicer):
 
     def __init__(self, trouble: Callable[[], str]) -> None:
         super().__init__()
+        self._watchers = Gate(_WATCHERS, f"{_WATCHERS} callers watch the health, as many as this server allows")
         self._trouble = trouble
         self._told = True
 
@@ -121,6 +125,17 @@ class _Health(health.HealthServicer):
             log.warning("a health check was answered with NOT_SERVING: %s", trouble or "no volume")
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return answer
+
+    def Watch(  # type: ignore[override]  # noqa: N802 - each takes a thread, so that a body that never comes ends
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[health_pb2.HealthCheckResponse]:
+        """See the health checking protocol of gRPC."""
+        with self._watchers.place():
+            yield from super().Watch(request, context)
+
+    def List(self, _request: object, _context: object) -> NoReturn:  # noqa: N802
+        """Not offered: which services there are, reflection tells those who show a token."""
+        raise CallNotOffered("this server does not list the health of its services; check one of them")
 
 
 class Server:
@@ -176,7 +191,9 @@ class Server:
             self._server.add_generic_rpc_handlers((handler,))
         for name in ("", *services):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        # Anybody may make these calls, so they get little time.
+        hasty = replace(limits, message_s=min(limits.message_s, _HASTE_S))
+        self._server.add_generic_rpc_handlers((generic_handler(_HEALTH, self._health, guard=guard, limits=hasty),))
         reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
         self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard, limits=limits),))
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from storage import FileStorage
 from taskworker import Client
@@ -79,6 +81,26 @@ def test_a_call_whose_message_never_comes_ends(store: FileStorage, serve: Serve,
         code, text = failure(channel.stream_unary(path).future(iter(silent())))
     assert code is EXHAUSTED
     assert "nothing came for 0.2 s" in text
+
+
+def test_health_checks_of_anybody_end_and_are_few(guarded: Any, silent: Any) -> None:
+    site: Guarded = guarded(ServerLimits(calls=100, message_s=0.2))
+    with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
+        check: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
+        code, text = failure(check.future(iter(silent())))
+        assert (code, "nothing came" in text) == (EXHAUSTED, True)
+        stub: Any = HealthStub(channel)
+        watched = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(33)]
+        refused = []
+        for one in watched:
+            try:
+                assert next(one).status == health_pb2.HealthCheckResponse.SERVING
+            except grpc.RpcError as error:
+                refused.append(text_of(error))
+        assert [text.partition(",")[0] for text in refused] == ["32 callers watch the health"]
+        ann.push(b"x", filename="b", user_id=ANN)
+        for one in watched:
+            one.cancel()
 
 
 def test_a_stream_that_falls_silent_ends_and_frees_its_place(store: FileStorage, serve: Serve, silent: Any) -> None:
