@@ -22,7 +22,7 @@ from taskworker.cli.names import (
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
-from taskworker.cli.supervised import GRACE_S, NO_AUTH_WARNING, LimitsMax, NoAuth, Supervised, watch_parent
+from taskworker.cli.supervised import GRACE_S, NO_AUTH_WARNING, Encryption, LimitsMax, NoAuth, Supervised, watch_parent
 from taskworker.cli.text import one_line
 from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
 
@@ -151,15 +151,7 @@ def pool(
             dir_okay=False,
         ),
     ] = None,
-    encrypts: Annotated[
-        bool | None,
-        typer.Option(
-            "--encryption/--no-encryption",
-            help="Encrypt what workers get of new files: content, names, notes, owners. The keys are sealed with the "
-            "master key, without which nothing can be read (default: as before, and not in a new pool).",
-            show_default=False,
-        ),
-    ] = None,
+    encrypts: Encryption = None,
     limits_max: LimitsMax = "",
     log_size: Annotated[
         int, typer.Option(help="Largest size of the log of what functions print, in MiB.", metavar="MIB", min=1)
@@ -388,6 +380,7 @@ def up(
         typer.Option(help="How long to wait for a silent worker (see `taskworker pool`).", metavar="SECONDS", min=0),
     ] = 30.0,
     restart: Annotated[bool, typer.Option("--restart", help="Restart processes that die.", show_default=False)] = False,
+    encrypts: Encryption = None,
     no_auth: NoAuth = False,
     k: K = None,
     n: N = None,
@@ -410,6 +403,7 @@ def up(
         grace_s=grace,
         restart=restart,
         no_auth=no_auth,
+        encrypts=encrypts,
         profile=None if profile is None else (profile.k, profile.n),
     )
     try:

@@ -29,6 +29,15 @@ NoAuth = Annotated[
         show_default=False,
     ),
 ]
+Encryption = Annotated[
+    bool | None,
+    typer.Option(
+        "--encryption/--no-encryption",
+        help="Encrypt what workers get of new files: content, names, notes, owners. The keys are sealed with the "
+        "master key, without which nothing can be read (default: as before, and not in a new pool).",
+        show_default=False,
+    ),
+]
 NO_AUTH_WARNING = "--no-auth: nobody needs a token here, and whoever can connect may do everything"
 Supervised = Annotated[
     bool, typer.Option("--supervised", hidden=True, help="End when standard input does.", show_default=False)

@@ -46,6 +46,7 @@ class Supervisor:
         grace_s: see ``taskworker pool``.
         restart: whether to restart a process that dies.
         profile: (k, n) of a new pool.
+        encrypts: whether the pool encrypts new files; None: as before.
         clock_s: monotonic seconds.
     """
 
@@ -60,6 +61,7 @@ class Supervisor:
         restart: bool,
         profile: tuple[int, int] | None,
         no_auth: bool = False,
+        encrypts: bool | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
@@ -69,6 +71,8 @@ class Supervisor:
         chosen = [] if profile is None else ["--k", str(profile[0]), "--n", str(profile[1])]
         if no_auth:
             chosen.append("--no-auth")
+        if encrypts is not None:
+            chosen.append("--encryption" if encrypts else "--no-encryption")
         self._pool = _Child(
             "pool", ["pool", "--dir", str(directory / "pool"), "--listen", listen, "--grace", str(grace_s), *chosen]
         )
