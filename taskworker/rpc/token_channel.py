@@ -71,11 +71,18 @@ class TokenChannel(grpc.Channel):
         self._access = access
         self._lock = threading.Lock()
         self._former: list[grpc.Channel] = []  # calls on them may be under way
+        self._is_closed = False
         self._trust = access()[1]
         self._channel = make(self._trust)
 
     def present(self) -> tuple[grpc.Channel, str]:
-        """The channel to use now, and the token to show on it; empty: none."""
+        """The channel to use now, and the token to show on it; empty: none.
+
+        Raises:
+            ValueError: the channel is closed. gRPC crashes if a method is bound to such a channel.
+        """
+        if self._is_closed:
+            raise ValueError("Cannot invoke RPC on closed channel!")
         token, trust = self._access()
         if trust is not self._trust:
             self._follow(trust)
@@ -121,6 +128,7 @@ class TokenChannel(grpc.Channel):
 
     def close(self) -> None:
         """See ``grpc.Channel``."""
+        self._is_closed = True
         with self._lock:
             for channel in (self._channel, *self._former):
                 channel.close()
