@@ -14,7 +14,19 @@ from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
 _SIBLING = re.compile(r"^from taskworker import (\w+_pb2)", re.MULTILINE)
-CONTRACTS = ("taskworker", "store", "pool", "members", "functions", "outside", "secrets", "egress", "auth")
+CONTRACTS = (
+    "taskworker",
+    "store",
+    "pool",
+    "members",
+    "functions",
+    "outside",
+    "secrets",
+    "egress",
+    "auth",
+    "audit",
+    "sharing",
+)
 
 
 def generate(directory: Path) -> list[Path]:

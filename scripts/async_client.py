@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "taskworker" / "client"
-SOURCES = ("file_calls", "many_calls", "revision_calls", "function_calls", "maintenance_calls")
+SOURCES = ("file_calls", "many_calls", "revision_calls", "sharing_calls", "function_calls", "maintenance_calls")
 NOT_AWAITED = {"close", "open", "call_texts", "stream_texts"}
 """Methods that are written by hand, have no use as coroutines, or are only for the command line."""
 

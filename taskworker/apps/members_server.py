@@ -14,6 +14,7 @@ from taskworker.auth.server_certificates import ServerTls
 from taskworker.auth.tls import MemberCredentials
 from taskworker.protos import members_pb2, pool_pb2
 from taskworker.rpc.admission import ServerLimits
+from taskworker.rpc.authorization import Audit
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.serving import Server
 from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService
@@ -42,6 +43,7 @@ class MembersServer:
         added_calls: how many calls of these may run at once.
         authority: vouches for the pool to workers that join.
         renew: renews the credentials if they are due.
+        audit: is told of calls.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MembersServer:
         added_calls: int,
         authority: Authority,
         renew: Callable[[], None],
+        audit: Audit,
     ) -> None:
         self._credentials = credentials
         self._authority = authority
@@ -65,13 +68,19 @@ class MembersServer:
         self._joining = EnrollmentService(enrollment, pool_id)
         members = MemberService(enrollment, pool_id)
         self._entrance = Server(
-            {_ENROLLMENT.full_name: generic_handler(_ENROLLMENT, self._joining, hide=hide, limits=_ENTRANCE)},
+            {
+                _ENROLLMENT.full_name: generic_handler(
+                    _ENROLLMENT, self._joining, hide=hide, limits=_ENTRANCE, audit=audit
+                )
+            },
             calls=_ENROLLMENTS,
         )
         self._members = Server(
             {
-                _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide),
-                _POOL.full_name: generic_handler(_POOL, MembersPoolService(service, enrollment), hide=hide),
+                _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide, audit=audit),
+                _POOL.full_name: generic_handler(
+                    _POOL, MembersPoolService(service, enrollment), hide=hide, audit=audit
+                ),
                 **added,
             },
             calls=_CALLS + added_calls,

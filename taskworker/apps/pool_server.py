@@ -16,9 +16,12 @@ from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import MASTER_KEY, PoolCapabilities
 from taskworker.apps.shared_master_key import SharedMasterKey, given_keys
+from taskworker.audit.trail import BYTES_DEFAULT, AuditTrail
+from taskworker.auth.bearers import Bearers
 from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
+from taskworker.auth.sharing import Sharing
 from taskworker.auth.users import Users
 from taskworker.calls.concurrency import pool_places
 from taskworker.errors import ApiBusy
@@ -29,15 +32,27 @@ from taskworker.outbound.secrets.master_key import KeyFile, MasterKeySource
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
-from taskworker.protos import auth_pb2, egress_pb2, functions_pb2, outside_pb2, pool_pb2, secrets_pb2, taskworker_pb2
+from taskworker.protos import (
+    audit_pb2,
+    auth_pb2,
+    egress_pb2,
+    functions_pb2,
+    outside_pb2,
+    pool_pb2,
+    secrets_pb2,
+    sharing_pb2,
+    taskworker_pb2,
+)
 from taskworker.rpc.admission import DEFAULT_CALLS, Gate, ServerLimits
 from taskworker.rpc.admission import DEFAULT_LIMITS as SERVER_LIMITS
+from taskworker.rpc.auditing import CallAudit
 from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.limits import PUSH_DATA_BYTES
 from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.token_channel import TokenChannel
+from taskworker.services.audit import AuditService
 from taskworker.services.auth import AuthService
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.dns import DnsService
@@ -55,6 +70,7 @@ from taskworker.services.running_calls import (
     by_certificate,
 )
 from taskworker.services.secrets import SecretService
+from taskworker.services.sharing import SharingService
 from taskworker.shares import UserPlaces
 
 if TYPE_CHECKING:
@@ -67,10 +83,13 @@ _OUTSIDE = outside_pb2.DESCRIPTOR.services_by_name["OutsideService"]
 _EGRESS = egress_pb2.DESCRIPTOR.services_by_name["EgressService"]
 _SECRETS = secrets_pb2.DESCRIPTOR.services_by_name["SecretService"]
 _AUTH = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
+_SHARING = sharing_pb2.DESCRIPTOR.services_by_name["SharingService"]
+_AUDIT = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
 _DNS = taskworker_pb2.DESCRIPTOR.services_by_name["DNSService"]
 _STREAMS = functions_pb2.DESCRIPTOR.services_by_name["StreamService"]
 _RPC = taskworker_pb2.DESCRIPTOR.services_by_name["RPCService"]
 
+_TRAIL = "audit"
 _CALLS = pool_places().total  # function calls at once, including waiting ones; each takes a thread
 _OPERATORS_CALLS = 64  # calls at once that manage functions, secrets and egress rules; each takes a thread
 _OUTSIDE_CALLS = 256  # secrets, API requests and lookups that running functions ask for at once; each takes a thread
@@ -101,6 +120,7 @@ class PoolServer:
         dns: how to resolve names, and the address to serve them on.
         functions: the operator's settings for functions.
         joins_by_token: whether workers join with tokens, at an address of their own (:meth:`start`), over TLS.
+        audit_log_bytes: size of the audit trail; the oldest records are removed when there are more.
         authenticates: whether callers need tokens of the pool's users (:attr:`users`); otherwise everybody may do
             everything.
         identities: whose identity tokens users can trade for tokens; None: nobody's.
@@ -131,6 +151,7 @@ class PoolServer:
         authenticates: bool = False,
         identities: OidcOptions | None = None,
         limits: ServerLimits = SERVER_LIMITS,
+        audit_log_bytes: int = BYTES_DEFAULT,
     ) -> None:
         self._provider = None if identities is None else _provider_of(identities)
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
@@ -143,6 +164,9 @@ class PoolServer:
         self.users = Users(self.pool.documents)
         self.tls: ServerTls | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
+        self.trail = AuditTrail(Path(directory) / _TRAIL, self.pool.documents, bytes_max=audit_log_bytes)
+        self._audit = CallAudit(self.trail)
+        self._sharing = Sharing(self.pool.documents)
         self._guard = self._guard_of_users() if authenticates else None
         self._transport = GrpcTransport(self._dial_worker if joins_by_token else None)
         self.functions = PoolFunctions(
@@ -154,6 +178,7 @@ class PoolServer:
             )
         except BaseException:
             self.functions.close()
+            self.trail.close()
             self.pool.close()
             raise
         hide = (str(directory),)
@@ -173,6 +198,7 @@ class PoolServer:
                 added_calls=_OUTSIDE_CALLS + _CALLS + DEFAULT_CALLS + _OPERATORS_CALLS,
                 authority=self.pool.authority(),
                 renew=partial(self.pool.renew_identity, only_if_due=True),
+                audit=self._audit,
             )
         self._server = FileServer(
             self.pool.store,
@@ -187,7 +213,8 @@ class PoolServer:
         """The guard of the users' server. There, workers that joined without tokens act for the calls that they run."""
         known = TokensAndCalls(self.users, lambda token: self.functions.hosting.call_of(token))
         found = self.users if self.pool.enrollment else known
-        return guard_of(self.pool.store, by_token(found), found.user_of)
+        bearers = Bearers(found, self._sharing)
+        return guard_of(self.pool.store, by_token(bearers), bearers.user_of, self._audit, self._sharing)
 
     def _dial_worker(self, worker: str, address: str) -> grpc.Channel:
         """Make a channel to a worker that joined with a token."""
@@ -204,7 +231,7 @@ class PoolServer:
         """What workers that joined with tokens need for the calls of functions that they run."""
         enrollment, hosting = self.pool.enrollment, self.functions.hosting
         assert enrollment is not None, "workers join with tokens"
-        guard = guard_of(self.pool.store, by_certificate(enrollment, hosting))
+        guard = guard_of(self.pool.store, by_certificate(enrollment, hosting), audit=self._audit)
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} workers are telling what they run; that is the limit")
         offers = MembersHostingService(self._hosting(knows_calls=True), hosting, enrollment)
         asked = MembersOutsideService(self._outside(), hosting)
@@ -257,8 +284,14 @@ class PoolServer:
             _EGRESS.full_name: handler(_EGRESS, EgressService(capabilities.egress), gate=gate),
             _SECRETS.full_name: handler(_SECRETS, SecretService(capabilities.secrets)),
             _AUTH.full_name: handler(
-                _AUTH, AuthService(self.users, self._rotation, self.pool.enrollment, self._provider), gate=gate
+                _AUTH,
+                AuthService(
+                    self.users, self._rotation, self.pool.enrollment, self._provider, forget=self._sharing.forget
+                ),
+                gate=gate,
             ),
+            _SHARING.full_name: handler(_SHARING, SharingService(self._sharing, self.pool.store), gate=gate),
+            _AUDIT.full_name: handler(_AUDIT, AuditService(self.trail), gate=gate),
             _DNS.full_name: handler(_DNS, DnsService(capabilities.names), gate=lookups),
         }
 
@@ -307,6 +340,7 @@ class PoolServer:
                 self._members.stop(0.0)
             self.capabilities.close()
             self.functions.close()
+            self.trail.close()
             self.pool.close()
             raise
         self.functions.start()
@@ -334,4 +368,5 @@ class PoolServer:
         self.functions.close()
         self._transport.close()
         self.users.save_uses()
+        self.trail.close()
         self.pool.close()

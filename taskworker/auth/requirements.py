@@ -57,6 +57,7 @@ _READ = _one_of(Right.READ_FILES, subject=Subject.FILE)
 _WRITE = _one_of(Right.WRITE_FILES, subject=Subject.FILE)
 _READ_AND_WRITE = Requirement(frozenset({Right.READ_FILES, Right.WRITE_FILES}), Subject.FILE, all_rights=True)
 _PUSH = Requirement(frozenset({Right.WRITE_FILES, Right.DEPLOY}), Subject.FILE, takes_candidates=True)
+_SHARE = _one_of(Right.WRITE_FILES)  # on all names: a share outlives the token with which it was made
 _CALL = _one_of(Right.CALL, subject=Subject.FUNCTION)
 _DEPLOY = _one_of(Right.DEPLOY, subject=Subject.FUNCTION)
 _DEPLOY_BUNDLE = _one_of(Right.DEPLOY, subject=Subject.BUNDLE)
@@ -170,6 +171,19 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "RevokeToken": _OPERATE,
         },
     ),
+    **_service(
+        "taskworker.sharing.SharingService",
+        {
+            "Share": _SHARE,
+            "Unshare": _SHARE,
+            "ListShares": _one_of(Right.READ_FILES),
+            "CreateLink": _SHARE,
+            "ListLinks": _one_of(Right.READ_FILES),
+            "RevokeLink": _SHARE,
+            "Linked": _ANY_USER,
+        },
+    ),
+    **_service("taskworker.audit.AuditService", {"ReadTrail": _AUDIT, "VerifyTrail": _AUDIT}),
     # A worker that enrolls has a token to join with, in the message.
     **_service("taskworker.members.EnrollmentService", {"Enroll": _PUBLIC}),
     **_service("taskworker.members.MemberService", {"Renew": _MEMBERS_ONLY}),

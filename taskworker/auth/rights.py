@@ -98,6 +98,18 @@ class Scope(msgspec.Struct, frozen=True):
         return not self.target or (target == self.target if right in _WITH_NAME else target.startswith(self.target))
 
 
+class LinkTarget(NamedTuple):
+    """What a link is for.
+
+    Attributes:
+        file_id: a file.
+        version_id: a version of it; empty: always the newest one.
+    """
+
+    file_id: str
+    version_id: str = ""
+
+
 class Principal(NamedTuple):
     """Who is calling.
 
@@ -107,6 +119,7 @@ class Principal(NamedTuple):
         scopes: what the token is limited to; empty: to nothing, it has all rights of the role.
         token: id of the token, which is no secret.
         call: token of the running call on whose behalf the caller acts; empty: none.
+        link: what the caller's link is for; None: the caller has a token.
     """
 
     user: str
@@ -114,6 +127,7 @@ class Principal(NamedTuple):
     scopes: tuple[Scope, ...] = ()
     token: str = ""
     call: str = ""
+    link: LinkTarget | None = None
 
     def has(self, right: Right) -> bool:
         """Whether the principal has a right, if only on some names."""

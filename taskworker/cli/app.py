@@ -44,15 +44,17 @@ _PANELS = {
     | {"snapshot": "snapshots", "rotate-key": "maintenance"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"}
-    | {"worker-token": "joining", "worker-deny": "joining"},
-    "Users": {"login": "contexts"},
+    | {"worker-token": "joining", "worker-deny": "joining", "audit": "audit"},
+    "Users": {"login": "contexts", "share": "sharing", "unshare": "sharing", "shares": "sharing"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
 
-_GROUPS = {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"} | {
-    "authority": "authorities"
-}
+_GROUPS = (
+    {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"}
+    | {"link": "sharing"}
+    | {"authority": "authorities"}
+)
 """Groups of commands, each with the module that defines its ``app``."""
 
 _GROUPS_OF_FUNCTIONS = frozenset(("secret", "egress"))

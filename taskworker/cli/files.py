@@ -137,7 +137,12 @@ def _push_one(
 
 def get(
     session: Session,
-    files: FileReferences,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Ids or names of files.", metavar="ID|NAME", show_default=False, autocompletion=complete_file
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +157,10 @@ def get(
     byte_range: Annotated[
         str | None, typer.Option("--range", help="Only these bytes: A-B (both included), A- or -N.", metavar="A-B")
     ] = None,
+    link: Annotated[
+        str,
+        typer.Option(help="Get the file of this link, see `taskworker link` (env: TASKWORKER_LINK).", metavar="LINK"),
+    ] = "",
 ) -> None:
     """Get files back, verified. Each output is written as a whole or not at all.
 
@@ -163,7 +172,12 @@ def get(
         taskworker get report.pdf --version 3f9a21 -o old.pdf
         taskworker get photos.tar -o - | tar x
         taskworker get disk.img --range 0-511 -o sector
+        taskworker get report.pdf --user ann
     """
+    link = link or ("" if files else os.environ.get("TASKWORKER_LINK", ""))
+    if bool(files) == bool(link) or (link and version is not None):
+        raise Failure("name a file, or give a --link, without --version", ExitCode.USAGE)
+    files = files or []
     if len(files) > 1:
         _check_several(output, version, byte_range)
         with session.backend() as backend:
@@ -174,14 +188,27 @@ def get(
         raise Failure("--json and -o - both write to standard output: leave one out", ExitCode.USAGE)
     if to_stdout:
         check_output()
-    with session.backend() as backend:
-        found = resolve_version(backend, files[0], version)
+    with _linked(session, link) if link else _named(session, files[0], version) as (backend, found):
         start, stop = resolve_range(byte_range, found.size)
         if to_stdout:
             with standard_output() as stdout:
                 write_version(session, backend, stdout, found, start, stop)
         else:
             _save(session, backend, found, output, start, stop)
+
+
+@contextlib.contextmanager
+def _named(session: Session, file: str, version: str | None) -> Iterator[tuple[Backend, Version]]:
+    with session.backend() as backend:
+        yield backend, resolve_version(backend, file, version)
+
+
+@contextlib.contextmanager
+def _linked(session: Session, link: str) -> Iterator[tuple[Backend, Version]]:
+    from taskworker.cli.remote import RemoteBackend
+
+    with contextlib.closing(RemoteBackend(session.pool_address(), "", token=link)) as backend:
+        yield backend, backend.linked()
 
 
 def _check_several(output: str | None, version: str | None, byte_range: str | None) -> None:

@@ -183,6 +183,14 @@ def pool(
     dns_upstream: DnsUpstream = None,
     dns_block: DnsBlock = None,
     dns_allow_private: DnsAllowPrivate = None,
+    audit_log: Annotated[
+        int,
+        typer.Option(
+            help="Size of the audit trail (see `taskworker audit`), whose oldest records are removed.",
+            metavar="MIB",
+            min=8,
+        ),
+    ] = 256,
     k: K = None,
     n: N = None,
     tls: Tls = False,
@@ -268,6 +276,7 @@ def pool(
         joins_by_token=bool(join),
         authenticates=not no_auth,
         identities=_identities(oidc_issuer, oidc_audience, oidc_claim) if oidc_issuer else None,
+        audit_log_bytes=audit_log << 20,
     )
 
     def keep_context(address: str) -> None:

@@ -34,13 +34,19 @@ _VERSIONS_PAGE = 500
 class RemoteBackend:
     """One user's files on the server at ``address``."""
 
-    def __init__(self, address: str, user: str) -> None:
+    def __init__(self, address: str, user: str, *, token: str | None = None) -> None:
         self._address = address
-        self._client = Client(address)
+        self._client = Client(address, token=token)
         self._user = user
 
     def close(self) -> None:
         self._client.close()
+
+    def linked(self) -> Version:
+        """The version that a link shows, which was given as the token."""
+        found = self._client.linked()
+        self._user = found.user_id
+        return found
 
     def push(
         self,

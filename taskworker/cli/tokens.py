@@ -11,11 +11,10 @@ from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.text import one_line
+from taskworker.cli.times import span_s
 
 if TYPE_CHECKING:
     from taskworker.client.users import TokenStatus
-
-_UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="Tokens, which users show to a server."
@@ -48,19 +47,11 @@ def create(
     of = session.settings.user
     if not of:
         raise Failure("whose token? give --user NAME", ExitCode.USAGE)
-    ttl_s = _seconds(expires) if expires else None
+    ttl_s = span_s(expires, "--expires") if expires else None
     with UserClient(session.pool_address()) as client:
         text, made = client.create_token(of, scopes=scope or (), ttl_s=ttl_s, label=label)
     session.terminal.result(document(made) | {"token": text}, text)
     session.terminal.note(f"\nGive it to {one_line(of)} in private; to keep it:\n  taskworker login ADDR\n")
-
-
-def _seconds(text: str) -> float:
-    number = text.rstrip("smindh")
-    unit = text[len(number) :]
-    if not number.isascii() or not number.isdecimal() or unit not in _UNITS_S or len(number) > 6:
-        raise Failure(f"--expires {one_line(text)!r}: write a number and s, min, h or d", ExitCode.USAGE)
-    return int(number) * _UNITS_S[unit]
 
 
 def ls(session: Session) -> None:

@@ -25,6 +25,7 @@ from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
 from taskworker.client.many import NamedSource
 from taskworker.client.revision_calls import ReadableAnywhere, Synchronized, SyncResult
+from taskworker.client.sharing_calls import Link, NewLink, Share, Shares
 from taskworker.client.sources import Pushable
 
 if TYPE_CHECKING:
@@ -349,6 +350,63 @@ class AsyncClient(AsyncCalls):
                 file_id, path, user_id=user_id, base_version_id=base_version_id, progress=progress, timeout_s=timeout_s
             )
         )
+
+    async def share(
+        self,
+        name: str,
+        *,
+        with_user: str,
+        user_id: str | None = None,
+        write: bool = False,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Share:
+        """See :meth:`Client.share`."""
+        return await self._run(
+            lambda: self._client.share(
+                name, with_user=with_user, user_id=user_id, write=write, ttl_s=ttl_s, timeout_s=timeout_s
+            )
+        )
+
+    async def unshare(
+        self, name: str, *, with_user: str = "", user_id: str | None = None, timeout_s: float | None = None
+    ) -> list[Share]:
+        """See :meth:`Client.unshare`."""
+        return await self._run(
+            lambda: self._client.unshare(name, with_user=with_user, user_id=user_id, timeout_s=timeout_s)
+        )
+
+    async def shares(self, *, user_id: str | None = None, timeout_s: float | None = None) -> Shares:
+        """See :meth:`Client.shares`."""
+        return await self._run(lambda: self._client.shares(user_id=user_id, timeout_s=timeout_s))
+
+    async def create_link(
+        self,
+        file_id: str,
+        *,
+        user_id: str | None = None,
+        version_id: str | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> NewLink:
+        """See :meth:`Client.create_link`."""
+        return await self._run(
+            lambda: self._client.create_link(
+                file_id, user_id=user_id, version_id=version_id, ttl_s=ttl_s, timeout_s=timeout_s
+            )
+        )
+
+    async def links(self, *, user_id: str | None = None, timeout_s: float | None = None) -> list[Link]:
+        """See :meth:`Client.links`."""
+        return await self._run(lambda: self._client.links(user_id=user_id, timeout_s=timeout_s))
+
+    async def revoke_link(self, link_id: str, *, user_id: str | None = None, timeout_s: float | None = None) -> Link:
+        """See :meth:`Client.revoke_link`."""
+        return await self._run(lambda: self._client.revoke_link(link_id, user_id=user_id, timeout_s=timeout_s))
+
+    async def linked(self, *, timeout_s: float | None = None) -> Version:
+        """See :meth:`Client.linked`."""
+        return await self._run(lambda: self._client.linked(timeout_s=timeout_s))
 
     async def call(
         self,

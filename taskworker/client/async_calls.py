@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
+import grpc
+
 from storage.limits import BytesLike
 from taskworker.client.client import Client
 from taskworker.client.scope import CallScope, current_scope
@@ -25,11 +27,20 @@ class AsyncCalls:
     Args:
         address: address of the server.
         timeout_s: seconds for operations that are given no timeout of their own; None: no limit.
+        channel: a gRPC channel to the server to use in place of one of its own; it stays open.
+        token: the token to show, or a link to a file; None: that of this user's context for the address.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float | None = None,
+        channel: grpc.Channel | None = None,
+        token: str | None = None,
+    ) -> None:
         self.address = address
-        self._client = Client(address, timeout_s=timeout_s)
+        self._client = Client(address, timeout_s=timeout_s, channel=channel, token=token)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="client")
 
     async def close(self) -> None:

@@ -10,7 +10,8 @@ import grpc
 from storage import (
     Version,
 )
-from storage.arguments import seconds
+from storage.arguments import seconds, text
+from taskworker.auth.contexts import AccessTo
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import Fetch, Wanted
@@ -27,17 +28,26 @@ class ClientBase:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
         channel: a channel to the server to use in place of one of its own; it stays open.
+        token: the token to show, or a link to a file; None: that of this user's context for the address.
 
     Raises:
         InvalidArgument: the address is malformed.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = None, channel: grpc.Channel | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float | None = None,
+        channel: grpc.Channel | None = None,
+        token: str | None = None,
+    ) -> None:
         if timeout_s is not None:
             seconds("timeout_s")(timeout_s)
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = Channel(address, channel)
+        access = None if token is None else AccessTo(address)()._replace(token=text("token")(token))
+        self._channel = Channel(address, channel, access)
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from taskworker.auth.contexts import Access
 from taskworker.client.connection import Connection, IncomingMessages
 from taskworker.client.deadline import Deadline
 from taskworker.client.scope import CallScope
@@ -39,12 +40,13 @@ class Channel:
     """A connection to a file server, and its stubs; each call must end by the deadline of its operation.
 
     Attributes:
+        channel: gRPC's channel, for further stubs.
         has_small_calls: whether to use the calls for small files, which older servers do not offer.
     """
 
-    def __init__(self, address: str, channel: grpc.Channel | None = None) -> None:
-        self._connection = Connection(address, channel=channel)
-        channel = self._connection.channel
+    def __init__(self, address: str, channel: grpc.Channel | None = None, access: Access | None = None) -> None:
+        self._connection = Connection(address, channel=channel, access=access)
+        self.channel = channel = self._connection.channel
         self.address = address
         self.has_small_calls = True
         self.files = FileServiceStub(channel)

@@ -7,9 +7,10 @@ from taskworker.client.function_calls import FunctionCalls
 from taskworker.client.maintenance_calls import MaintenanceCalls
 from taskworker.client.many_calls import ManyCalls
 from taskworker.client.revision_calls import RevisionCalls
+from taskworker.client.sharing_calls import SharingCalls
 
 
-class Client(FileCalls, ManyCalls, RevisionCalls, FunctionCalls, MaintenanceCalls):
+class Client(FileCalls, ManyCalls, RevisionCalls, SharingCalls, FunctionCalls, MaintenanceCalls):
     """A store on a server. Thread-safe; connects when first used; a context manager.
 
     Errors are those of ``storage``, and ``StorageUnavailable``, ``ServerBusy``, ``DeadlineExceeded``
@@ -22,6 +23,7 @@ class Client(FileCalls, ManyCalls, RevisionCalls, FunctionCalls, MaintenanceCall
         address: ``host:port``, ``[ipv6]:port`` or ``unix:/path``.
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
+        token: the token to show, or a link to a file; None: that of this user's context for the address.
 
     Raises:
         InvalidArgument: the address is malformed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import egress_pb2
 from taskworker.protos.egress_pb2_grpc import EgressServiceStub
@@ -45,10 +46,11 @@ class EgressClient(OperatorClient):
 
     Args:
         address: address of the pool.
+        access: what to show, and to whom; None: as the context for the address says.
     """
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        super().__init__(address, access=access)
         self._stub = EgressServiceStub(self.channel)
 
     def allow(self, function: str, rule: str, *, private: bool = False) -> tuple[EgressRule, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import secrets_pb2
 from taskworker.protos.secrets_pb2_grpc import SecretServiceStub
@@ -50,12 +51,13 @@ class SecretClient(OperatorClient):
 
     Args:
         address: address of the pool.
+        access: what to show, and to whom; None: as the context for the address says.
     """
 
     timeout_s = 30.0
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        super().__init__(address, access=access)
         self._stub = SecretServiceStub(self.channel)
 
     def set(self, name: str, value: str) -> SecretStatus:

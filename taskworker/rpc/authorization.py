@@ -6,11 +6,12 @@ must be the caller's own. If it is empty, it becomes that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from storage.errors import FileNotFound, PermissionDenied
@@ -20,10 +21,11 @@ from taskworker.errors import Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import Gate, Place
 from taskworker.rpc.conversion import parsed
+from taskworker.rpc.guests import Grants, Guests, HeadOf, LinkedCalls, with_author
+from taskworker.rpc.message_fields import ids_in, messages_at, names_in, paths_to_owners
 from taskworker.rpc.token_channel import METADATA_KEY
 
 _SCHEME = "bearer "
-_OWNER = "user_id"
 _INHERITED = (("part", "header"),)
 """Where an empty ``user_id`` stands for that of an earlier message."""
 
@@ -41,6 +43,22 @@ class Authenticator(Protocol):
         """Return the user whose token this is, be it valid or not; empty: nobody's."""
 
 
+class AuditOfMethod(Protocol):
+    """Is told of one method's calls."""
+
+    def ended(
+        self, context: grpc.ServicerContext, caller: object, request: object, response: object, error: Exception | None
+    ) -> None:
+        """Take note of a call that ended, well or with an error."""
+
+
+class Audit(Protocol):
+    """Is told of calls."""
+
+    def of_method(self, method: MethodDescriptor) -> AuditOfMethod:
+        """Return what is told of one method's calls."""
+
+
 class _WithMetadata(Protocol):
     def invocation_metadata(self) -> object: ...
 
@@ -52,19 +70,32 @@ Identify = Callable[[Any], Principal]
 class KnownCaller:
     """A caller of which it is known who it is; apart from that, gRPC's ServicerContext."""
 
-    __slots__ = ("_context", "principal")
+    __slots__ = ("_context", "guest_of", "principal")
 
     def __init__(self, context: object, principal: Principal) -> None:
         self._context = context
         self.principal = principal
+        self.guest_of = ""  # the owner of the files, if it is another who has shared them
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
 
 def user_of(caller: object) -> str | None:
-    """Return the user who calls; None if no guard has looked at the call."""
-    return caller.principal.user if isinstance(caller, KnownCaller) else None
+    """Return the user who calls; None if no guard has looked at the call. Whoever has a link is nobody's user."""
+    if not isinstance(caller, KnownCaller):
+        return None
+    return caller.principal.user if caller.principal.link is None else ""
+
+
+def note_of(caller: object) -> str:
+    """The note of a version for which the call's message has none: who stores it, among the files of another."""
+    return with_author("", caller.principal.user) if isinstance(caller, KnownCaller) and caller.guest_of else ""
+
+
+def is_guest(caller: object) -> bool:
+    """Whether the caller works on files that another has shared; known once the first message was checked."""
+    return isinstance(caller, KnownCaller) and bool(caller.guest_of)
 
 
 def require_right(caller: object, right: Right, name: str) -> None:
@@ -89,20 +120,29 @@ class Guard:
 
     Args:
         identify: finds out who makes a call.
-        filename_of: returns the name of a user's file, by its id; raises FileNotFound if there is none.
+        head_of: looks up files; None: there are none.
         user_of_token: returns the user whose token this is, be it valid or not; empty: nobody's. None: the places for
             calls are not divided among users.
+        audit: is told of calls; None: nothing is.
+        grants: knows what users have shared; None: nothing is.
+
+    Attributes:
+        audit: see above.
     """
 
     def __init__(
         self,
         identify: Identify,
-        filename_of: Callable[[str, str], str] | None = None,
+        head_of: HeadOf | None = None,
         user_of_token: Callable[[str], str] | None = None,
+        audit: Audit | None = None,
+        grants: Grants | None = None,
     ) -> None:
+        self.audit = audit
         self._identify = identify
         self._user_of_token = user_of_token
-        self._filename_of = filename_of
+        self._head_of = head_of
+        self._grants = grants
         self._calls: Gate | None = None
 
     def divide(self, calls: Gate) -> None:
@@ -118,7 +158,10 @@ class Guard:
     def of_method(self, method: MethodDescriptor) -> MethodGuard:
         """Return the guard of one method."""
         requirement = REQUIREMENTS.get(method.full_name, NOTHING_ALLOWED)
-        return MethodGuard(method, requirement, self._identify, self._filename_of, self._place_for)
+        guests = None
+        if self._grants is not None and self._head_of is not None:
+            guests = Guests(method.full_name, self._grants, self._head_of)
+        return MethodGuard(method, requirement, self._identify, self._head_of, guests, self._place_for)
 
 
 class MethodGuard:
@@ -129,7 +172,8 @@ class MethodGuard:
         method: MethodDescriptor,
         requirement: Requirement,
         identify: Identify,
-        filename_of: Callable[[str, str], str] | None,
+        head_of: HeadOf | None,
+        guests: Guests | None,
         place_for: Callable[[object], Place | None],
     ) -> None:
         self._place_for = place_for
@@ -138,7 +182,9 @@ class MethodGuard:
         self._call = f"{method.containing_service.name}.{method.name}"
         self._requirement = requirement
         self._identify = identify
-        self._filename_of = filename_of
+        self._head_of = head_of
+        self._guests = guests
+        self._linked = LinkedCalls(method.full_name, head_of)
         self._owners = list(paths_to_owners(method.input_type))
 
     def place(self, metadata: object) -> Place | None:
@@ -149,20 +195,31 @@ class MethodGuard:
         """
         return self._place_for(metadata) if self._is_divided else None
 
-    def admit(self, context: _WithMetadata) -> tuple[object, Check]:
-        """Return the caller as the service gets it, and the check for each of its messages.
+    def identified(self, context: _WithMetadata) -> object:
+        """Return the caller as the service gets it.
 
         Raises:
             Unauthenticated: the caller shows no valid token.
+        """
+        if self._requirement.is_public:
+            return context
+        return KnownCaller(context, self._identify(context))
+
+    def admit(self, caller: object) -> Check:
+        """Return the check for each of a caller's messages.
+
+        Raises:
             PermissionDenied: the caller has no right to make this call.
         """
-        requirement = self._requirement
-        if requirement.is_public:
-            return context, _unchecked
-        principal = self._identify(context)
-        if not requirement.needs_user:
+        if not isinstance(caller, KnownCaller):
+            return _unchecked
+        principal = caller.principal
+        if principal.link is not None:
+            self._linked.require_allowed()
+            return partial(self._linked.limited, principal.user, principal.link)
+        if not self._requirement.needs_user:
             self._require_right(principal)
-        return KnownCaller(context, principal), partial(self._checked, principal)
+        return partial(self._checked, principal, caller)
 
     def _require_right(self, principal: Principal) -> None:
         requirement = self._requirement
@@ -179,13 +236,15 @@ class MethodGuard:
         found = [principal.may(right, name) for right in self._requirement.rights]
         return all(found) if self._requirement.all_rights else any(found)
 
-    def _checked(self, principal: Principal, message: Any) -> Any:
+    def _checked(self, principal: Principal, caller: KnownCaller, message: Any) -> Any:
         if not isinstance(message, Message):
             return message  # a view of data, which belongs to what an earlier message names
+        if self._guests is not None and self._guests.admit(principal, caller, message, self._owners):
+            return message
         found = [
             self._check_owner(principal, holder, is_inherited=path in _INHERITED)
             for path in self._owners
-            for holder in _at(message, path)
+            for holder in messages_at(message, path)
         ]
         if isinstance(message, taskworker_pb2.SynchronousRequest):
             self._check_state(principal, message)
@@ -228,12 +287,12 @@ class MethodGuard:
     def _check_files(self, principal: Principal, message: Message) -> None:
         if self._may(principal, ""):
             return
-        for name in _names_in(message):
+        for name in names_in(message):
             if not self._may(principal, name):
                 raise PermissionDenied(f"this token of {principal.user} has a right to other files only")
-        for file_id in _ids_in(message):
+        for file_id in ids_in(message):
             # Outside of the names it is limited to, a token does not learn what there is.
-            if self._filename_of is None or not self._may(principal, self._filename_of(file_id, principal.user)):
+            if self._head_of is None or not self._may(principal, self._head_of(file_id, principal.user).filename):
                 raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
 
 
@@ -267,68 +326,3 @@ def token_of(metadata: object) -> str:
         f"the caller {what}, and this server serves nobody whom it does not know; get a token from its operator, and "
         "`taskworker login` with it (or send `authorization: Bearer TOKEN`)"
     )
-
-
-# -- where messages name users and files ---------------------------------------------------------
-
-
-def paths_to_owners(message: Descriptor, above: tuple[Descriptor, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of all messages within a message that have a ``user_id``."""
-    if message in above:
-        return
-    if _OWNER in message.fields_by_name:
-        yield ()
-    for field in message.fields:
-        inner = _type_within(field)
-        if inner is not None:
-            for rest in paths_to_owners(inner, (*above, message)):
-                yield (field.name, *rest)
-
-
-def _type_within(field: FieldDescriptor) -> Descriptor | None:
-    """The type of the messages in a field; None if it has other values."""
-    inner = field.message_type
-    return None if inner is None or inner.GetOptions().map_entry else inner
-
-
-def _at(message: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """Yield the messages at a path that are there."""
-    if not path:
-        yield message
-        return
-    value = getattr(message, path[0])
-    if not isinstance(value, Message):
-        for one in value:
-            yield from _at(one, path[1:])
-    elif message.HasField(path[0]):
-        yield from _at(value, path[1:])
-
-
-def _names_in(message: Message) -> Iterator[str]:
-    """Yield the names of files in a message; for a listing, what they begin with."""
-    if isinstance(message, store_pb2.ListFilesRequest):
-        yield message.prefix
-        return
-    for field, value in message.ListFields():
-        if field.name == "filename":
-            yield value
-        for inner in _messages_in(field, value):
-            yield from _names_in(inner)
-
-
-def _ids_in(message: Message) -> Iterator[str]:
-    for field, value in message.ListFields():
-        if field.name == "file_id":
-            yield value
-        elif field.name == "file_ids":
-            yield from value
-        for inner in _messages_in(field, value):
-            yield from _ids_in(inner)
-
-
-def _messages_in(field: FieldDescriptor, value: Any) -> Iterator[Message]:
-    if _type_within(field) is not None:
-        if isinstance(value, Message):
-            yield value
-        else:
-            yield from value

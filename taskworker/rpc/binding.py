@@ -26,7 +26,7 @@ from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
 from taskworker.rpc import status
 from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, Place, ServerLimits
-from taskworker.rpc.authorization import Guard, MethodGuard, user_of
+from taskworker.rpc.authorization import Audit, AuditOfMethod, Check, Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX
 from taskworker.rpc.waits import WAITS
@@ -100,6 +100,7 @@ def generic_handler(
     quick: Mapping[str, ThreadPoolExecutor] | None = None,
     guard: Guard | None = None,
     limits: ServerLimits = DEFAULT_LIMITS,
+    audit: Audit | None = None,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -112,7 +113,9 @@ def generic_handler(
         quick: by method name, threads to use instead of the server's.
         guard: finds out who calls, and refuses what they may not do; None: everybody may do everything.
         limits: how long the server waits for messages, and how large they may be.
+        audit: is told of calls; None: that of ``guard``, if it has one.
     """
+    told = audit if audit is not None or guard is None else guard.audit
 
     def bound(method: MethodDescriptor) -> _Method:
         return _Method(
@@ -124,6 +127,7 @@ def generic_handler(
             (quick or {}).get(method.name),
             None if guard is None else guard.of_method(method),
             limits,
+            None if told is None else told.of_method(method),
         )
 
     return _Service({f"/{service.full_name}/{method.name}": bound(method) for method in service.methods})
@@ -158,6 +162,17 @@ one message of a call before it says who calls, and for ever.
 """
 
 
+@dataclass(slots=True)
+class _Call:
+    """A call under way: gRPC's context, what is known of the caller, its message, whose it is, and the answer."""
+
+    context: grpc.ServicerContext
+    caller: Any
+    request: object = None
+    whose: str = ""
+    response: object = None
+
+
 class _Method:
     """A method of a service."""
 
@@ -171,7 +186,9 @@ class _Method:
         threads: ThreadPoolExecutor | None,
         guard: MethodGuard | None,
         limits: ServerLimits,
+        audit: AuditOfMethod | None,
     ) -> None:
+        self._audit = audit
         self._name, self._streamed, self._streams = method.full_name, method.client_streaming, method.server_streaming
         self._behave = behave
         self._hide = hide
@@ -224,32 +241,51 @@ class _Method:
             place.leave()
 
     def _answer_once(self, messages: Iterator[object], context: grpc.ServicerContext) -> object:
-        try:
-            argument, caller, _ = self._taken(messages, context)
-            with self._admitted(caller):
-                return self._behave(argument, caller)
-        except Exception as error:
-            _send_failure(error, context, self._name, self._hide)
+        with self._calling(context) as call:
+            argument = self._taken(messages, call)
+            with self._admitted(call.caller):
+                call.response = self._behave(argument, call.caller)
+        return call.response
 
     def _answer_many(self, messages: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
-        with _failures_sent(context, self._name, self._hide):
-            argument, caller, whose = self._taken(messages, context)
-            with self._admitted(caller):
-                yield from WAITS.answers(self._behave(argument, caller), context, whose, self._patience)
+        with self._calling(context) as call:
+            argument = self._taken(messages, call)
+            with self._admitted(call.caller):
+                yield from WAITS.answers(self._behave(argument, call.caller), context, call.whose, self._patience)
+
+    @contextmanager
+    def _calling(self, context: grpc.ServicerContext) -> Iterator[_Call]:
+        """Send the failure of a call, and tell the audit how it ended."""
+        call = _Call(context, context)
+        try:
+            yield call
+            if self._audit is not None:
+                self._audit.ended(context, call.caller, call.request, call.response, None)
+        except GeneratorExit:  # the caller took no more of the answers
+            if self._audit is not None:
+                self._audit.ended(context, call.caller, call.request, None, CallAbandoned("the caller went away"))
+            raise
+        except Exception as error:
+            if self._audit is not None:
+                self._audit.ended(context, call.caller, call.request, None, error)
+            _send_failure(error, context, self._name, self._hide)
 
     def _admitted(self, caller: object) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.place(user_of(caller))
 
-    def _taken(self, messages: Iterator[object], context: grpc.ServicerContext) -> tuple[object, Any, str]:
-        """What the method gets: the message, or an iterator of them, and the caller; and whose call it is."""
-        caller, check = (context, None) if self._guard is None else self._guard.admit(context)
-        whose = user_of(caller) or context.peer()
-        readable = map(_readable, WAITS.messages(messages, context, whose, self._patience))
-        checked = readable if check is None else map(check, readable)
+    def _taken(self, messages: Iterator[object], call: _Call) -> Any:
+        """What the method gets: the message, or an iterator of them."""
+        check: Check | None = None
+        if self._guard is not None:
+            call.caller = self._guard.identified(call.context)
+            check = self._guard.admit(call.caller)
+        call.whose = user_of(call.caller) or call.context.peer()
+        readable = map(_readable, WAITS.messages(messages, call.context, call.whose, self._patience))
         if self._streamed:
-            return checked, caller, whose
-        for message in checked:
-            return message, caller, whose
+            return readable if check is None else map(check, readable)
+        for message in readable:
+            call.request = message
+            return message if check is None else check(message)
         raise InvalidArgument(f"{self._name} got no message; send exactly one")
 
 
@@ -280,14 +316,6 @@ def _readable(request: object) -> object:
     if isinstance(request, _Refused):
         raise request.error
     return request
-
-
-@contextmanager
-def _failures_sent(context: grpc.ServicerContext, method: str, hide: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        _send_failure(error, context, method, hide)
 
 
 def _send_failure(error: Exception, context: grpc.ServicerContext, method: str, hide: Sequence[str]) -> NoReturn:

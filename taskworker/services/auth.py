@@ -31,6 +31,7 @@ class AuthService:
         rotation: returns what replaces the server's certificate authority; None: it has none.
         enrollment: the workers that joined with tokens; None: there are none.
         provider: knows users by identity tokens; None: none is accepted.
+        forget: called with the name of a user who was removed.
     """
 
     def __init__(
@@ -39,7 +40,10 @@ class AuthService:
         rotation: Callable[[], Rotation | None] = lambda: None,
         enrollment: Enrollment | None = None,
         provider: OidcProvider | None = None,
+        *,
+        forget: Callable[[str], object] = lambda _user: None,
     ) -> None:
+        self._forget = forget
         self._provider = provider
         self._users = users
         self._enrollment = enrollment
@@ -101,7 +105,9 @@ class AuthService:
         self, request: auth_pb2.RemoveUserRequest, _caller: Caller
     ) -> auth_pb2.RemoveUserResponse:
         """Remove a user."""
-        return auth_pb2.RemoveUserResponse(tokens=self._users.remove(request.user))
+        tokens = self._users.remove(request.user)
+        self._forget(request.user)
+        return auth_pb2.RemoveUserResponse(tokens=tokens)
 
     def ListUsers(  # noqa: N802
         self, _request: auth_pb2.ListUsersRequest, _caller: Caller

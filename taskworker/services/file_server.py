@@ -10,8 +10,9 @@ import grpc
 from storage import FileStorage, StorageError, StoreUnavailable
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, ServerLimits
-from taskworker.rpc.authorization import Guard, Identify
+from taskworker.rpc.authorization import Audit, Guard, Identify
 from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.guests import Grants
 from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.serving import Server
 from taskworker.services import store as store_service
@@ -100,9 +101,15 @@ def services_of(
     }
 
 
-def guard_of(store: FileStorage, identify: Identify, user_of_token: Callable[[str], str] | None = None) -> Guard:
-    """Return a guard for a server of this store, which finds out with ``identify`` who calls."""
-    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id).filename, user_of_token)
+def guard_of(
+    store: FileStorage,
+    identify: Identify,
+    user_of_token: Callable[[str], str] | None = None,
+    audit: Audit | None = None,
+    grants: Grants | None = None,
+) -> Guard:
+    """Return a guard for a server of this store; see :class:`Guard`."""
+    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id), user_of_token, audit, grants)
 
 
 def _paths_of(store: FileStorage) -> list[str]:

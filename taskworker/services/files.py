@@ -5,6 +5,7 @@ from __future__ import annotations
 from storage import ConflictError, FileStorage, InvalidArgument, ManifestDiff, Version
 from taskworker.errors import MessageTooLarge
 from taskworker.protos import store_pb2, taskworker_pb2
+from taskworker.rpc.authorization import note_of
 from taskworker.rpc.binding import Caller, InProcess, require_active, stop_when_abandoned
 from taskworker.rpc.conversion import diff_from_proto, diff_to_proto, parsed
 from taskworker.rpc.limits import KIB, MIB, UNARY_BYTES_MOST
@@ -44,6 +45,7 @@ class FileService:
             request.file_data,
             filename=request.filename,
             user_id=request.user_id,
+            note=note_of(caller),
             progress=stop_when_abandoned(caller),
         )
         return taskworker_pb2.PushResponse(
@@ -82,6 +84,7 @@ class FileService:
                 user_id=request.user_id,
                 sha256=request.sha256 or None,
                 time_ms=request.time or None,
+                note=note_of(caller),
                 progress=stop_when_abandoned(caller),
             )
         return taskworker_pb2.ReviseResponse(
@@ -99,7 +102,7 @@ class FileService:
         if not state.version_id:
             raise InvalidArgument("SyncState.version_id is empty; name the version your copy was made from")
         if state.HasField("diff"):
-            return self._take_over(request.file_id, state)
+            return self._take_over(request.file_id, state, note_of(caller))
         return self._bring_up(request.file_id, state)
 
     def _bring_up(self, file_id: str, state: store_pb2.SyncState) -> taskworker_pb2.SynchronousResponse:
@@ -122,12 +125,12 @@ class FileService:
         response.difference = serialized
         return response
 
-    def _take_over(self, file_id: str, state: store_pb2.SyncState) -> taskworker_pb2.SynchronousResponse:
+    def _take_over(self, file_id: str, state: store_pb2.SyncState, note: str) -> taskworker_pb2.SynchronousResponse:
         diff = diff_from_proto(state.diff)
         if diff.base_version_id != state.version_id:
             raise InvalidArgument("SyncState.diff.base_version is not SyncState.version_id; make the diff from it")
         try:
-            version = self._store.revise(file_id, diff, user_id=state.user_id)
+            version = self._store.revise(file_id, diff, user_id=state.user_id, note=note)
         except ConflictError as conflict:
             if not self._leads_to_head(file_id, diff, state.user_id):
                 raise

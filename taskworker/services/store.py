@@ -12,7 +12,7 @@ from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from storage.batching import batched
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
-from taskworker.rpc.authorization import user_of
+from taskworker.rpc.authorization import is_guest, user_of
 from taskworker.rpc.binding import Caller, Codec, require_active
 from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, push_options, version_to_proto
 from taskworker.rpc.data_frames import data_frame, data_of_frame
@@ -124,10 +124,12 @@ class StoreService(ManyFilesService):
         return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def MissingChunks(  # noqa: N802
-        self, request: store_pb2.MissingChunksRequest, _caller: Caller
+        self, request: store_pb2.MissingChunksRequest, caller: Caller
     ) -> store_pb2.MissingChunksResponse:
         """Tell which of these chunks the user would have to send."""
         _check_count(len(request.chunk_ids))
+        if is_guest(caller):  # what else the owner has is not shared
+            return store_pb2.MissingChunksResponse(missing=[True] * len(request.chunk_ids))
         profile = profile_from_proto(request.profile) if request.HasField("profile") else None
         missing = self._store.missing_chunks(list(request.chunk_ids), user_id=request.user_id, profile=profile)
         return store_pb2.MissingChunksResponse(missing=missing)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import grpc
 
 from storage import FileStorage
 from taskworker.auth.authority import Authority
+from taskworker.auth.bearers import Bearers
 from taskworker.auth.rotation import Rotation
 from taskworker.auth.server_certificates import ServerTls, TlsOptions
+from taskworker.auth.sharing import Sharing
 from taskworker.auth.users import Users
-from taskworker.protos import auth_pb2
+from taskworker.protos import auth_pb2, sharing_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, ServerLimits
 from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
+from taskworker.services.sharing import SharingService
 
 _ID_DOCUMENT = "server-id"
+_SHARING = sharing_pb2.DESCRIPTOR.services_by_name["SharingService"]
 _AUTH = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
 
 
@@ -48,15 +53,22 @@ class StoreServer(FileServer):
     ) -> None:
         self._store = store
         self.users = Users(store.upkeep.documents)
+        sharing = Sharing(store.upkeep.documents)
         self.tls: ServerTls | None = None
         self._authority: Authority | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
-        guard = guard_of(store, by_token(self.users), self.users.user_of)
-        service = generic_handler(_AUTH, AuthService(self.users, self._rotation), guard=guard, limits=limits)
+        bearers = Bearers(self.users, sharing)
+        guard = guard_of(store, by_token(bearers), bearers.user_of, grants=sharing)
+        handler = partial(generic_handler, guard=guard, limits=limits)
+        auth = AuthService(self.users, self._rotation, forget=sharing.forget)
+        services = {
+            _AUTH.full_name: handler(_AUTH, auth),
+            _SHARING.full_name: handler(_SHARING, SharingService(sharing, store)),
+        }
         super().__init__(
             store,
             limits=limits,
-            added={_AUTH.full_name: service, **added(guard)},
+            added={**services, **added(guard)},
             added_calls=limits.reserved + added_calls,
             guard=guard,
         )

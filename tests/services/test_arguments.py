@@ -49,6 +49,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "deploy": ("name", "entry", "user_id", "directory", "include", "requirements", "dry_run"),
     "logs": ("function", "call_id", "since_ms", "tail", "follow"),
     "resolve": ("name", "type"),
+    "share": ("name", "with_user", "user_id", "write", "ttl_s"),
+    "unshare": ("name", "with_user", "user_id"),
+    "shares": ("user_id",),
+    "create_link": ("file_id", "user_id", "version_id", "ttl_s"),
+    "links": ("user_id",),
+    "revoke_link": ("link_id", "user_id"),
+    "linked": ("timeout_s",),
     "stats": ("timeout_s",),
     "scrub": ("progress",),
     "repair": ("progress",),
@@ -75,6 +82,10 @@ BAD_HERE: dict[str, tuple[Any, ...]] = BAD | {
     "dry_run": (1, "yes", None),
     "follow": (1, "yes", None),
     "call_id": BAD["prefix"],
+    "with_user": BAD["prefix"],
+    "link_id": BAD["prefix"],
+    "write": (1, "yes", None),
+    "ttl_s": tuple(one for one in BAD["grace_s"] if one is not None),
     "since_ms": (*NOT_WHOLE, -1),
     "tail": (*NOT_WHOLE, -1),
     "path": (7, b"path", None, "a\0b"),
@@ -82,7 +93,8 @@ BAD_HERE: dict[str, tuple[Any, ...]] = BAD | {
     "name": BAD["prefix"],
     "type": BAD["prefix"],
 }
-MAY_BE_LEFT_OUT = {("push", "filename"), ("synchronize", "diff")}
+_SHARING = ("share", "unshare", "shares", "create_link", "links", "revoke_link")
+MAY_BE_LEFT_OUT = {("push", "filename"), ("synchronize", "diff")} | {(method, "user_id") for method in _SHARING}
 
 
 def _answered(answer: object) -> None:
@@ -101,6 +113,7 @@ def test_what_a_method_cannot_take_it_refuses(client: Client, store: FileStorage
         "stream": {"function": "f"}, "call_texts": {"function": "f", "args": [], "kwargs": {}},
         "stream_texts": {"function": "f", "args": [], "kwargs": {}}, "logs": {"function": "f"},
         "deploy": {"name": "f", "entry": "a:b"},
+        "share": {"name": "file", "with_user": "bob"}, "unshare": {"name": "file"}, "revoke_link": {"link_id": "0"},
         "synchronize": {"have_version_id": version.version_id},
         "sync": {"path": "/nowhere", "base_version_id": version.version_id},
         "apply": {"diff": store.diff(version.file_id, b"y", user_id=USER)},

@@ -21,8 +21,9 @@ from taskworker.calls.bundle import packed
 from taskworker.calls.spec import FunctionSpec
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import functions_pb2, taskworker_pb2
-from taskworker.rpc.authorization import Guard, by_token, paths_to_owners
+from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.message_fields import paths_to_owners
 from taskworker.rpc.serving import Server
 from tests.auth.documents import Clock, Documents
 from tests.services.calls import methods, outcome, services
@@ -108,6 +109,15 @@ ALLOWED = {
     "taskworker.auth.AuthService.CreateToken": "o",
     "taskworker.auth.AuthService.ListTokens": "ao",
     "taskworker.auth.AuthService.RevokeToken": "o",
+    "taskworker.sharing.SharingService.Share": "udo",
+    "taskworker.sharing.SharingService.Unshare": "udo",
+    "taskworker.sharing.SharingService.ListShares": "udo",
+    "taskworker.sharing.SharingService.CreateLink": "udo",
+    "taskworker.sharing.SharingService.ListLinks": "udo",
+    "taskworker.sharing.SharingService.RevokeLink": "udo",
+    "taskworker.sharing.SharingService.Linked": "udao",
+    "taskworker.audit.AuditService.ReadTrail": "ao",
+    "taskworker.audit.AuditService.VerifyTrail": "ao",
     "taskworker.members.EnrollmentService.Enroll": "P",
     "taskworker.members.MemberService.Renew": "",
     "grpc.health.v1.Health.Check": "P",

@@ -1,0 +1,1 @@
+"""The audit trail: who was refused what, who changed what, and what operators did."""
