@@ -140,6 +140,10 @@ class StoreFull(StorageError):
     """A disk, quota or file size limit is reached. Nothing of the refused write is visible."""
 
 
+class QuotaExceeded(StoreFull):
+    """The user would store more than the operator allows. Nothing of the refused write is visible."""
+
+
 class StoreLocked(StorageError):
     """Another process has this store directory open."""
 

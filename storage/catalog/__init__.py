@@ -10,6 +10,7 @@ from storage.catalog.port import (
     FileEntry,
     ProfileCount,
     StoreSettings,
+    Usage,
     name_key,
     user_key,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryDatabase",
     "ProfileCount",
     "StoreSettings",
+    "Usage",
     "name_key",
     "user_key",
 ]

@@ -50,12 +50,29 @@ class StoreSettings(msgspec.Struct, frozen=True):
 
 
 class FileEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A file: its owner, its name, its newest version (head), and that version's size in bytes."""
+    """A file: its owner, its name, its newest version (head), and that version's size in bytes.
+
+    ``taken``: bytes that all its versions take on the volumes; 0: unknown, as an older release wrote it.
+    """
 
     user_id: str
     filename: str
     head: bytes
     size: int
+    taken: int = 0
+
+    @property
+    def counted(self) -> int:
+        """The bytes that count for the owner's quota."""
+        return self.taken or self.size
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """What a user's files take: their number, and their bytes on the volumes."""
+
+    files: int = 0
+    bytes: int = 0
+    user_id: str = ""
 
 
 class Counters(msgspec.Struct, frozen=True, array_like=True):
@@ -226,6 +243,9 @@ class CatalogTransaction(Protocol):
     def keep_incomplete(self, slots: Iterable[int]) -> None:
         """Store in the settings which volumes wait for repair. Damaged settings stay: then all volumes wait."""
 
+    def usage(self, user: bytes) -> Usage:
+        """Return what a user's files take. It changes with their entries."""
+
     def counters(self) -> Counters:
         """Return the current totals."""
 
@@ -297,6 +317,12 @@ class Catalog(Protocol):
 
     def counters(self) -> Counters:
         """Return the current totals."""
+
+    def usage(self, user: bytes) -> Usage:
+        """Return what a user's files take."""
+
+    def usages(self) -> list[Usage]:
+        """Return what the files of each user take who has, or had, some."""
 
     def profiles(self) -> list[ProfileCount]:
         """Return the counts of erasure profiles in use, sorted by k and n."""

@@ -18,6 +18,7 @@ from storage.catalog.port import (
     StoreSettings,
     StoreTime,
     UploadRecord,
+    Usage,
 )
 from storage.errors import FormatError
 from storage.keys import stripe_of
@@ -30,6 +31,8 @@ SETTINGS = b"settings"
 COUNTERS = b"counters"
 PROFILES = b"profiles"
 TIME = b"time"
+_USAGE = b"usage:"
+USAGE_RANGE = (_USAGE, b"usage;")
 NO_UPLOAD = b""  # value of a claim for a version
 _DOCUMENT = b"document:"
 _LEASE_BEFORE = struct.Struct("<q")  # value of a claim in the former format: a time, or 0
@@ -44,12 +47,27 @@ _settings = msgspec.json.Decoder(StoreSettings)
 _entries = msgspec.msgpack.Decoder(FileEntry)
 _counters = msgspec.msgpack.Decoder(Counters)
 _uploads = msgspec.msgpack.Decoder(UploadRecord)
+_usages = msgspec.msgpack.Decoder(Usage)
 _times = msgspec.msgpack.Decoder(StoreTime)
 
 
 def document_key(name: str) -> bytes:
     """Return the key of a document."""
     return _DOCUMENT + name.encode()
+
+
+def usage_key(user: bytes) -> bytes:
+    """Return the key of what a user's files take."""
+    return _USAGE + user
+
+
+def decode_usage(raw: bytes | None) -> Usage:
+    """Decode what a user's files take; nothing, if there is no record, or none that can be read."""
+    try:
+        return Usage() if raw is None else _usages.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("what a user's files take cannot be read, and counts as nothing: %s", error)
+        return Usage()
 
 
 def number_key(number: int) -> bytes:

@@ -19,6 +19,8 @@ from storage.catalog.port import (
     StoreSettings,
     StoreTime,
     UploadRecord,
+    Usage,
+    user_key,
 )
 from storage.catalog.profiles import as_counts, count_all, is_whole, packed, unpacked
 from storage.catalog.records import (
@@ -26,15 +28,19 @@ from storage.catalog.records import (
     PROFILES,
     SETTINGS,
     TIME,
+    USAGE_RANGE,
     decode_counters,
     decode_entry,
     decode_settings,
     decode_time,
     decode_upload,
+    decode_usage,
     document_key,
+    encode,
     encode_settings,
     entry_or_problem,
     holding_of,
+    usage_key,
 )
 from storage.catalog.recount import recounted, time_from
 from storage.catalog.tables import ROOT, Tables, TableTransaction
@@ -148,11 +154,37 @@ class TableCatalog:
             totals = self.counters()
             self.transact(lambda txn: txn.set_counters(totals))
         self._count_profiles()
+        self._count_usages()
 
     def _count_profiles(self) -> None:
         if not is_whole(self._tables.get(ROOT, PROFILES)) and self.counters().versions:
             raw = packed(count_all(self.versions()))
             self._tables.transact(lambda txn: txn.put(ROOT, PROFILES, raw))
+
+    def usage(self, user: bytes) -> Usage:
+        return decode_usage(self._tables.get(ROOT, usage_key(user)))
+
+    def usages(self) -> list[Usage]:
+        return [decode_usage(raw) for page in self._tables.pages(ROOT, *USAGE_RANGE) for _, raw in page]
+
+    def _count_usages(self) -> None:
+        """Count what users' files take, if an older release has changed files without counting."""
+        before = self.usages()
+        if sum(one.files for one in before) == self.counters().files:
+            return
+        found: dict[str, Usage] = {one.user_id: Usage(0, 0, one.user_id) for one in before}
+        for page in self._tables.pages("files", b""):
+            for key, value in page:
+                entry = entry_or_problem(value)[0] if len(key) == FILE_ID_BYTES else None
+                if entry is not None:
+                    usage = found.get(entry.user_id, Usage())
+                    found[entry.user_id] = Usage(usage.files + 1, usage.bytes + entry.counted, entry.user_id)
+
+        def work(txn: TableTransaction) -> None:
+            for user_id, usage in found.items():
+                txn.put(ROOT, usage_key(user_key(user_id.encode())), encode(usage))
+
+        self._tables.transact(work)
 
     def versions(self) -> Iterator[StoredEntry]:
         file_id, entry, problem = b"", None, ""

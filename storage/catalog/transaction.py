@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from storage.catalog.port import Counters, DamagedSettings, FileEntry, StoreTime, UploadRecord
+from storage.catalog.port import Counters, DamagedSettings, FileEntry, StoreTime, UploadRecord, Usage, user_key
 from storage.catalog.profiles import Profile, ProfileChanges, profile_in
 from storage.catalog.records import (
     COUNTERS,
@@ -19,11 +19,13 @@ from storage.catalog.records import (
     decode_entry,
     decode_settings,
     decode_upload,
+    decode_usage,
     encode,
     encode_settings,
     entry_or_problem,
     holding_of,
     number_key,
+    usage_key,
 )
 from storage.catalog.tables import ROOT, TableTransaction
 from storage.formats.versions import FILE_ID_BYTES
@@ -84,6 +86,7 @@ class RecordTransaction:
 
     def set_file(self, file_id: bytes, entry: FileEntry, key: bytes) -> None:
         before = self._head_profile(file_id)
+        self._charge(file_id, entry)
         self._txn.put("files", file_id, encode(entry))
         self._txn.put("names", key, file_id)
         after = self._version_profile(file_id, entry.head)
@@ -106,7 +109,25 @@ class RecordTransaction:
 
     def forget_file(self, file_id: bytes) -> None:
         self._count(self._head_profile(file_id), -1, 0)
+        self._charge(file_id, None)
         self._txn.delete("files", file_id)
+
+    def usage(self, user: bytes) -> Usage:
+        return decode_usage(self._txn.get(ROOT, usage_key(user)))
+
+    def _charge(self, file_id: bytes, entry: FileEntry | None) -> None:
+        """Change what owners' files take, as an entry is about to change."""
+        raw = self._txn.get("files", file_id)
+        before = None if raw is None else entry_or_problem(raw)[0]
+        for one, sign in ((before, -1), (entry, 1)):
+            if one is not None:
+                key = usage_key(user_key(one.user_id.encode()))
+                usage = decode_usage(self._txn.get(ROOT, key))
+                self._txn.put(
+                    ROOT,
+                    key,
+                    encode(Usage(max(0, usage.files + sign), max(0, usage.bytes + sign * one.counted), one.user_id)),
+                )
 
     def _head_profile(self, file_id: bytes) -> Profile | None:
         raw = self._txn.get("files", file_id)

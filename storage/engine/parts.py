@@ -33,6 +33,7 @@ from storage.write.context import PushContext
 from storage.write.copies import SmallCopies
 from storage.write.lineage import Lineage
 from storage.write.pins import Pins, Readings
+from storage.write.quotas import Quotas
 from storage.write.registry import Uploads
 from storage.write.target import PushTarget, push_target
 from storage.write.user_keys import UserKeyStore
@@ -99,6 +100,7 @@ class StoreParts:
         self.lineage = Lineage(catalog, volumes, self.profile, self.authority, runtime)
         threads = max(2, os.cpu_count() or 1)
         self.readers = runtime.executor(threads, "read-chunks")
+        self.quotas = Quotas(catalog, self.uploads, self.keys, settings.n)
         self.pushing = PushContext(
             catalog=catalog,
             stripes=self.stripes,
@@ -106,7 +108,7 @@ class StoreParts:
             pins=pins,
             uploads=self.uploads,
             commits=GroupCommit(
-                catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority, self.keys
+                catalog, self.stripes, pins, settings.n, runtime, self.lineage, self.authority, self.keys, self.quotas
             ),
             workers=runtime.executor(threads, "store-chunks"),
             flusher=runtime.executor(1, "flush"),
@@ -114,6 +116,7 @@ class StoreParts:
             metadata_copies=settings.n,
             runtime=runtime,
             activity=self.activity,
+            quotas=self.quotas,
         )
         self.maintenance = MaintenanceContext(
             catalog=catalog,
@@ -170,6 +173,8 @@ class StoreParts:
         self.check_writable()
         chunk_size = self.settings.chunk_size if options.chunk_size is None else options.chunk_size
         profile = options.profile or self.profile
+        if profile != self.profile:
+            self.quotas.policy.check_profile(profile)
         self.volumes.require_writable(profile)
         return self.target(options, profile, chunk_size, seals=self.keys.seals)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from storage.arguments import checked
-from storage.catalog.port import Catalog, DamagedSettings
+from storage.catalog.port import Catalog, DamagedSettings, Usage, user_key
 from storage.engine.parts import StoreParts
 from storage.errors import InvalidArgument, StoreFull, StoreUnavailable
 from storage.formats.voices import agreement_quorum, voices
@@ -35,6 +35,7 @@ class Upkeep:
         keys: the users' keys of an encrypted store.
         on_collected: called with the report of each :meth:`collect`.
         on_rebuilt: called after each successful :meth:`rebuild`.
+        policy: what users may store. A server sets it.
     """
 
     def __init__(self, parts: StoreParts) -> None:
@@ -44,6 +45,7 @@ class Upkeep:
         self._lineage = parts.lineage
         self.keys = parts.keys
         self._commits = parts.pushing.commits
+        self.policy = parts.quotas.policy
         self.on_collected: Callable[[CollectReport], None] = lambda report: None
         self.on_rebuilt: Callable[[], None] = lambda: None
 
@@ -53,6 +55,15 @@ class Upkeep:
     def documents(self) -> Catalog:
         """The catalog, where a server stores small documents of its own (``document`` and ``save_document``)."""
         return self._catalog
+
+    def usages(self) -> list[Usage]:
+        """What the files of each user take."""
+        self._parts.check_open()
+        return self._catalog.usages()
+
+    def uncommitted(self, user_id: str) -> int:
+        """The bytes on volumes that a user's uploads have written and not committed."""
+        return self._parts.quotas.uncommitted(user_key(user_id.encode()))
 
     def scrub(self, progress: Progress | None) -> ScrubReport:
         """See :meth:`storage.FileStorage.scrub`."""

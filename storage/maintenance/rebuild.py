@@ -29,6 +29,7 @@ from storage.reports import Progress, RebuildReport
 from storage.sealing.user_keys import KeyFinder, UserKey
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.stripes import StripeStore, chunk_stripe
+from storage.write.quotas import root_bytes
 
 _BATCH = 2000
 _BATCH_BYTES = 4 * MIB
@@ -393,7 +394,11 @@ def _enter_file(txn: CatalogTransaction, file: _File, entering: _Entering) -> No
         entering.skipped.append(f"{rival.filename!r} ({rival_id.hex()}): a later file has this name")
         _forget(txn, rival_id, rival)
     _count(txn, txn.file(file.file_id), record.size)
-    txn.set_file(file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size), key)
+    # What former versions took is not known here without their manifests.
+    taken = root_bytes(file.head.root)
+    txn.set_file(
+        file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size, taken), key
+    )
     for stored in file.others:
         entering.skipped.append(
             f"{record.filename!r} version {stored.version_id.hex()} is not on the chain of the head"

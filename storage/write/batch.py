@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from storage.catalog import CatalogTransaction, Counters, FileEntry
+from storage.catalog import CatalogTransaction, Counters, FileEntry, Usage
 from storage.errors import (
     ConflictError,
     FileNotFound,
@@ -59,11 +59,13 @@ class Basis:
         counters: the totals.
         heads: state of the file of each version in the batch.
         versions: the bytes of each file's newest version; None if there is none.
+        usages: what the files of each owner take, by user key.
     """
 
     counters: Counters
     heads: list[Head]
     versions: list[bytes | None]
+    usages: dict[bytes, Usage]
 
     @classmethod
     def read(cls, txn: CatalogTransaction, batch: Sequence[PendingVersion]) -> Basis:
@@ -73,7 +75,8 @@ class Basis:
             txn.version(head.file_id, head.entry.head) if head.file_id is not None and head.entry is not None else None
             for head in heads
         ]
-        return cls(txn.counters(), heads, versions)
+        owners = {pending.target.user for pending in batch}
+        return cls(txn.counters(), heads, versions, {user: txn.usage(user) for user in owners})
 
 
 class BatchPlan:
@@ -95,11 +98,12 @@ class BatchPlan:
         self._batch = batch
         self._keys = keys
         self._basis = basis
-        self._added: list[tuple[PendingVersion, StoredVersion]] = []
+        self._added: list[tuple[PendingVersion, StoredVersion, FileEntry]] = []
         self._ended: list[int] = []  # uploads whose content is the head already
         self._names: dict[bytes, bytes] = {}  # name key → id of the batch's files
         self._heads: dict[bytes, tuple[FileEntry, StoredVersion]] = {}  # file id → head set by this batch
         self._files = self._logical_bytes = 0  # changes of the totals
+        self._usages = dict(basis.usages)
         self._restored = False
         self.outcomes: list[StoredVersion | BaseException] = []
         self.sequence = basis.counters.sequence
@@ -152,15 +156,20 @@ class BatchPlan:
                 "then push it again"
             ) from error
 
-    def add(self, pending: PendingVersion, stored: StoredVersion, replaced: FileEntry | None) -> None:
-        """Plan a version as the head of its file, in place of ``replaced``."""
+    def usage(self, pending: PendingVersion) -> Usage:
+        """Return what the files of a version's owner take, after the versions before it."""
+        return self._usages[pending.target.user]
+
+    def add(self, pending: PendingVersion, stored: StoredVersion, replaced: FileEntry | None, taken: int) -> None:
+        """Plan a version as the head of its file, in place of ``replaced``. It takes ``taken`` bytes on volumes."""
         record, target = stored.record, pending.target
-        self._added.append((pending, stored))
+        before = replaced.counted if replaced is not None else 0
+        entry = FileEntry(target.user_id, target.filename, stored.version_id, record.size, before + taken)
+        self._added.append((pending, stored, entry))
         self._names[target.name] = record.file_id
-        self._heads[record.file_id] = (
-            FileEntry(target.user_id, target.filename, stored.version_id, record.size),
-            stored,
-        )
+        self._heads[record.file_id] = entry, stored
+        usage = self._usages[target.user]
+        self._usages[target.user] = Usage(usage.files + (replaced is None), usage.bytes + taken, target.user_id)
         self._files += replaced is None
         self._logical_bytes += record.size - (replaced.size if replaced is not None else 0)
 
@@ -200,23 +209,23 @@ class BatchPlan:
             return None
         for number in self._ended:
             txn.end_upload(number)
-        for pending, stored in self._added:
-            self._enter_version(txn, pending, stored)
+        for pending, stored, entry in self._added:
+            self._enter_version(txn, pending, stored, entry)
         if self._added:
             now = self._counters(now, reserve)
             txn.set_counters(now)
         return now
 
-    def _enter_version(self, txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion) -> None:
+    def _enter_version(
+        self, txn: CatalogTransaction, pending: PendingVersion, stored: StoredVersion, entry: FileEntry
+    ) -> None:
         file_id, target = stored.record.file_id, pending.target
         txn.put_version(file_id, stored.version_id, stored.raw)
         txn.put_nodes(pending.nodes)
         txn.hold(target.user, pending.stripes, None, pending.names)
         if pending.upload is not None:
             txn.end_upload(pending.upload)
-        txn.set_file(
-            file_id, FileEntry(target.user_id, target.filename, stored.version_id, stored.record.size), target.name
-        )
+        txn.set_file(file_id, entry, target.name)
 
     def _counters(self, now: Counters, reserve: int) -> Counters:
         stored = self._added[-1][1]

@@ -17,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, Usage
 from storage.errors import (
     ConflictError,
     FileNotFound,
@@ -51,6 +51,7 @@ from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
 from storage.write.queue import BATCH_MAX, CommitQueue
+from storage.write.quotas import Quotas, root_bytes
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
 
 log = logging.getLogger(__name__)
@@ -75,12 +76,14 @@ class GroupCommit:
         lineage: refuses commits if the catalog is older than its volumes.
         authority: signs versions and tombstones.
         keys: finds the keys of sealed versions.
+        quotas: refuses versions that are too much for their owners.
     """
 
     def __init__(
         self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime,
-        lineage: Lineage, authority: Authority, keys: KeyFinder,
+        lineage: Lineage, authority: Authority, keys: KeyFinder, quotas: Quotas,
     ) -> None:  # fmt: skip
+        self._quotas = quotas
         self._catalog = catalog
         self._stripes = stripes
         self._pins = pins
@@ -256,7 +259,9 @@ class GroupCommit:
         volumes.require_writable(pending.target.profile, pending.epoch)
         plan.sequence = self._next_sequence(plan.sequence, self._reserved - BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
-        plan.add(pending, stored, entry)
+        taken = len(stored.raw) * self._copies + (root_bytes(pending.root) if pending.taken is None else pending.taken)
+        self._quotas.check(pending.target.user_id, plan.usage(pending), Usage(int(entry is None), taken))
+        plan.add(pending, stored, entry, taken)
         plan.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)
         self._pins.pin(stripe)

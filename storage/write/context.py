@@ -14,6 +14,7 @@ from storage.stripes.contents import Contents, Scratch
 from storage.stripes.stripes import StripeStore
 from storage.write.commit import GroupCommit
 from storage.write.pins import Pins
+from storage.write.quotas import Quotas
 from storage.write.registry import Uploads
 
 IN_FLIGHT_BYTES_ALL = 32 * MIB  # for all uploads together: two chunks of the largest size
@@ -35,5 +36,6 @@ class PushContext:
     metadata_copies: int
     runtime: Runtime
     activity: Activity
+    quotas: Quotas
     in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
     scratch: Scratch = field(default_factory=Scratch)

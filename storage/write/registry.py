@@ -109,6 +109,10 @@ class Uploads:
             if len(self._interrupted) > _INTERRUPTED_MAX:
                 self._lapse(min(self._interrupted, key=lambda one: self._interrupted[one]))
 
+    def is_waiting(self, number: int) -> bool:
+        """Whether an upload was interrupted, and its claims are kept."""
+        return number in self._interrupted
+
     def ended(self, number: int) -> None:
         """Note that an upload was committed or given up."""
         with self._lock:

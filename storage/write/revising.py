@@ -127,6 +127,7 @@ class _Revision:
             base=self._base.version_id,
             epoch=self._epoch,
             names={} if key is None else {stripe: key.name_of(chunk_id) for chunk_id, stripe in stripes.items()},
+            taken=self._context.quotas.added_bytes(self._target, root, self._nodes),
             written=lambda: self._pinned,
         )
 

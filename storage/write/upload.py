@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from types import TracebackType
 
 from storage.catalog import CatalogTransaction
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
@@ -30,6 +29,7 @@ from storage.write.context import PushContext
 from storage.write.known import content_held_otherwise, content_of_held, held_length, is_new, not_held, reference_held
 from storage.write.padding import padded_in_place
 from storage.write.pending import PendingVersion
+from storage.write.quotas import Taken
 from storage.write.redundancy import settle
 from storage.write.small import commit_small
 from storage.write.sources import check_filled, read_exactly
@@ -73,13 +73,13 @@ class Upload:
         self._nodes: list[tuple[bytes, bytes]] = []
         self._number: int | None = None  # set with the first claims
         self._removals = context.pins.removals
-        self._size = 0
-        self._accepted = 0
+        self._size = self._accepted = 0
         self._unsynced = 0
         self._syncing = BackgroundSync(context)
         self._digest = hashlib.sha256() if target.sha256 is not None else None
         self._ended = self._short = False
         self._epoch = target.epoch
+        self._taken = Taken(context.quotas, target)
 
     @property
     def chunk_size(self) -> int:
@@ -269,6 +269,7 @@ class Upload:
         chunk = passing_chunk(self._key, self._suffix, content, length, context.scratch)
         stripe, data = chunk.stripe, chunk.data
         context.activity.note()
+        self._taken.add(length)
         context.pins.pin(stripe)
         try:
             if is_new(context, stripe):
@@ -343,6 +344,7 @@ class Upload:
         self._context.catalog.transact(work)
         if interrupted:
             uploads.interrupted(number)
+            self._taken.end(interrupted=number)
         self._context.pins.unpin(self._stripes)
         self._stripes, self._nodes, self._names = [], [], {}
 
@@ -379,6 +381,7 @@ class Upload:
         except BaseException:
             self.abort(keep_chunks=False)
             raise
+        self._taken.end(committed=True)
         self._end()
         return stored.public()
 
@@ -443,6 +446,7 @@ class Upload:
             epoch=self._epoch,
             upload=self._number,
             names=self._names,
+            taken=self._context.quotas.added_bytes(self._target, root, self._nodes),
             written=lambda: self._written(root),
         )
 
@@ -450,8 +454,7 @@ class Upload:
         """End without a version.
 
         Args:
-            keep_chunks: whether to keep the stored chunks for the user for a day, so that a resumed push can reuse
-                them.
+            keep_chunks: whether to keep the stored chunks for a day, so that a resumed push can reuse them.
         """
         if self._ended or not self._home.is_here:
             return
@@ -482,6 +485,7 @@ class Upload:
 
     def _end(self) -> None:
         self._ended = True
+        self._taken.end()
         if self._number is not None:
             self._context.uploads.ended(self._number)
         self._context.pins.unpin(self._stripes)
@@ -491,8 +495,6 @@ class Upload:
     def __enter__(self) -> Upload:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         # After invalid input or a full disk, nothing is kept; after other errors, the sender may come back.
         self.abort(keep_chunks=not isinstance(error, StorageError))

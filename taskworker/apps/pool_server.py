@@ -71,6 +71,7 @@ from taskworker.services.running_calls import (
 )
 from taskworker.services.secrets import SecretService
 from taskworker.services.sharing import SharingService
+from taskworker.services.storage_policy import STORAGE_POLICY, StoragePolicy
 from taskworker.shares import UserPlaces
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class PoolServer:
             everything.
         identities: whose identity tokens users can trade for tokens; None: nobody's.
         limits: limits on calls.
+        storage: what users may store.
 
     Attributes:
         tls: how it shows users who serves them; None: it does not use TLS, or has not started.
@@ -152,6 +154,7 @@ class PoolServer:
         identities: OidcOptions | None = None,
         limits: ServerLimits = SERVER_LIMITS,
         audit_log_bytes: int = BYTES_DEFAULT,
+        storage: StoragePolicy = STORAGE_POLICY,
     ) -> None:
         self._provider = None if identities is None else _provider_of(identities)
         self._home = HomeProcess(f"the pool in {os.fspath(directory)}")
@@ -161,7 +164,8 @@ class PoolServer:
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
         )
         shared = SharedMasterKey(source, self.pool.store.upkeep.keys.use_masters)
-        self.users = Users(self.pool.documents)
+        self.users = Users(self.pool.documents, default_quota=storage.quota)
+        storage.apply(self.pool.store, self.users)
         self.tls: ServerTls | None = None
         self.on_authority_change: Callable[[], None] = lambda: None
         self.trail = AuditTrail(Path(directory) / _TRAIL, self.pool.documents, bytes_max=audit_log_bytes)
@@ -286,7 +290,12 @@ class PoolServer:
             _AUTH.full_name: handler(
                 _AUTH,
                 AuthService(
-                    self.users, self._rotation, self.pool.enrollment, self._provider, forget=self._sharing.forget
+                    self.users,
+                    self._rotation,
+                    self.pool.enrollment,
+                    self._provider,
+                    forget=self._sharing.forget,
+                    storage=self.pool.store.upkeep,
                 ),
                 gate=gate,
             ),

@@ -166,6 +166,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "ListUsers": _AUDIT,
             "ExportUsers": _OPERATE,
             "ImportUsers": _OPERATE,
+            "SetQuota": _OPERATE,
             "CreateToken": _OPERATE,
             "ListTokens": _AUDIT,
             "RevokeToken": _OPERATE,

@@ -19,6 +19,7 @@ import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError, StoreFull
+from storage.write.quotas import NO_QUOTA, Quota
 from taskworker.auth.documents import Documents
 from taskworker.auth.rights import RIGHTS_OF, Principal, Role, Scope
 from taskworker.auth.user_tokens import hash_of_token, is_token, new_token
@@ -42,6 +43,10 @@ _KEPT_MS = 30 * 86_400_000  # a token that ended is remembered for so long, to s
 _NOTED_MS = 600_000  # a last use is written at most so often
 
 
+DEFAULT_QUOTA = -1
+"""In place of a user's quota: what the server's operator chose for all users."""
+
+
 class User(msgspec.Struct, frozen=True):
     """A user.
 
@@ -49,11 +54,15 @@ class User(msgspec.Struct, frozen=True):
         name: the name, which is also the owner of the user's files.
         role: what the user may do.
         created_ms: since when there is this user.
+        files_max: how many files the user may have; None: any number.
+        bytes_max: bytes that they may take on all volumes together; None: any number.
     """
 
     name: str
     role: Role
     created_ms: int
+    files_max: int | None = DEFAULT_QUOTA
+    bytes_max: int | None = DEFAULT_QUOTA
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -113,9 +122,13 @@ class Users:
     Args:
         documents: where they are stored.
         now_ms: milliseconds since 1970.
+        default_quota: what users may store for whom nothing else is set.
     """
 
-    def __init__(self, documents: Documents, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(
+        self, documents: Documents, now_ms: Callable[[], int] = wall_ms, default_quota: Quota = NO_QUOTA
+    ) -> None:
+        self.default_quota = default_quota
         self._documents = documents
         self._now_ms = now_ms
         self._lock = threading.Lock()
@@ -171,6 +184,14 @@ class Users:
         """All users, by name."""
         return sorted(self._kept.users.values(), key=lambda user: user.name)
 
+    def user(self, name: str) -> User:
+        """Return a user.
+
+        Raises:
+            InvalidArgument: there is no such user.
+        """
+        return self._require_user(name)
+
     def add(self, name: str, role: Role = Role.USER) -> User:
         """Add a user.
 
@@ -188,6 +209,28 @@ class Users:
             user = User(name, role, self._now_ms())
             self._save(msgspec.structs.replace(kept, users=kept.users | {name: user}))
             return user
+
+    def set_quota(self, name: str, *, files_max: int | None, bytes_max: int | None) -> User:
+        """Set what a user may store; ``DEFAULT_QUOTA`` stands for the server's default, None for no limit.
+
+        Raises:
+            InvalidArgument: there is no such user.
+        """
+        with self._lock:
+            user = msgspec.structs.replace(self._require_user(name), files_max=files_max, bytes_max=bytes_max)
+            self._save(msgspec.structs.replace(self._kept, users=self._kept.users | {name: user}))
+            return user
+
+    def quota_of(self, name: str) -> Quota:
+        """What a user may store. The default does not count for operators, nor for owners with reserved names."""
+        user = self._kept.users.get(name)
+        default = NO_QUOTA if user is None or user.role is Role.OPERATOR else self.default_quota
+        if user is None:
+            return default if ":" in name else self.default_quota
+        return Quota(
+            default.bytes if user.bytes_max == DEFAULT_QUOTA else user.bytes_max,
+            default.files if user.files_max == DEFAULT_QUOTA else user.files_max,
+        )
 
     def make_operator(self, name: str) -> User:
         """Add an operator, or make a user one."""

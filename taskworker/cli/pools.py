@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.names import (
     DnsAllowPrivate,
@@ -179,6 +180,14 @@ def pool(
             metavar="USER=N",
         ),
     ] = None,
+    user_cpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How many seconds of processor time the calls of each user, or this one, may take in an hour "
+            "(default: any number); repeatable.",
+            metavar="[USER=]SECONDS",
+        ),
+    ] = None,
     dns_port: DnsPort = None,
     dns_upstream: DnsUpstream = None,
     dns_block: DnsBlock = None,
@@ -212,6 +221,9 @@ def pool(
         str, typer.Option(help="Which claim of such a token is the user's name here.", metavar="NAME")
     ] = "email",
     no_auth: NoAuth = False,
+    limits: ServerLimitsText = "",
+    quota: QuotaText = "",
+    profiles: ProfilesText = "",
     supervised: Supervised = False,
 ) -> None:
     """Run a node pool: users connect to it, and workers keep its data. Ctrl-C stops it; workers wait until it returns.
@@ -263,7 +275,7 @@ def pool(
         records=RecordBounds(
             function_bytes=max(1, log_size // 16) << 20, total_bytes=log_size << 20, age_s=log_days * 86_400.0
         ),
-        shares=_shares(user_calls or [], user_queue or [], user_weight or []),
+        shares=_shares(user_calls or [], user_queue or [], user_weight or [], user_cpu or []),
     )
     profile = profile_of(k, n)
     server = PoolServer(
@@ -277,6 +289,8 @@ def pool(
         authenticates=not no_auth,
         identities=_identities(oidc_issuer, oidc_audience, oidc_claim) if oidc_issuer else None,
         audit_log_bytes=audit_log << 20,
+        limits=server_limits(limits),
+        storage=storage_policy(quota, profiles),
     )
 
     def keep_context(address: str) -> None:
@@ -333,22 +347,23 @@ def _identities(issuer: str, audience: str, claim: str) -> OidcOptions:
     return OidcOptions(issuer, audience, claim)
 
 
-def _shares(calls: list[str], queue: list[str], weights: list[str]) -> UserShares:
-    """The shares given by ``--user-calls``, ``--user-queue`` and ``--user-weight``."""
+def _shares(calls: list[str], queue: list[str], weights: list[str], cpu: list[str]) -> UserShares:
+    """The shares given by ``--user-calls``, ``--user-queue``, ``--user-weight`` and ``--user-cpu``."""
     from taskworker.functions.routing.users import USER_CALLS, UserShares
 
     try:
         most, most_of = _counts(calls, USER_CALLS)
         waiting, waiting_of = _counts(queue, 0)
+        cpu_s, cpu_s_of = _counts(cpu, 0)
         pairs = [item.rpartition("=") for item in weights]
         if not all(separator for _, separator, _ in pairs):
             raise ValueError("a weight is USER=N")
         weight_of = {user: float(weight) for user, _, weight in pairs}
     except ValueError as error:
         raise Failure(
-            f"--user-calls [USER=]N, --user-queue [USER=]N, --user-weight USER=N: {error}", ExitCode.USAGE
+            f"--user-calls, --user-queue, --user-cpu [USER=]N, --user-weight USER=N: {error}", ExitCode.USAGE
         ) from None
-    return UserShares(most, most_of, waiting, waiting_of, weight_of)
+    return UserShares(most, most_of, waiting, waiting_of, weight_of, cpu_s, cpu_s_of)
 
 
 def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
@@ -357,7 +372,7 @@ def _counts(items: list[str], default: int) -> tuple[int, dict[str, int]]:
     for item in items:
         user, separator, count = item.rpartition("=")
         if not (count.isascii() and count.isdecimal()) or len(count) > _COUNT_DIGITS:
-            raise ValueError(f"{count[:40]!r} is not a number of calls")
+            raise ValueError(f"{count[:40]!r} is not a number")
         if separator:
             of_users[user] = int(count)
         else:

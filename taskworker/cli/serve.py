@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
@@ -42,6 +43,9 @@ def serve(
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
     no_auth: NoAuth = False,
+    limits: ServerLimitsText = "",
+    quota: QuotaText = "",
+    profiles: ProfilesText = "",
     k: K = None,
     n: N = None,
 ) -> None:
@@ -71,7 +75,11 @@ def serve(
     encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)
     key = session.key_file()
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None, key=key)) as store:
-        server = FileServer(store) if no_auth else StoreServer(store)
+        server = (
+            FileServer(store, limits=server_limits(limits))
+            if no_auth
+            else StoreServer(store, limits=server_limits(limits), storage=storage_policy(quota, profiles))
+        )
         used: ServerTls | None = None
 
         def keep_context(server: StoreServer, address: str) -> None:

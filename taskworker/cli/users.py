@@ -1,16 +1,20 @@
-"""The commands for users: add, ls, rm, export, import."""
+"""The commands for users: add, ls, quota, rm, export, import."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from taskworker.cli.bounds import count_of
 from taskworker.cli.documents import document
 from taskworker.cli.help import Command, Group
 from taskworker.cli.session import Session, with_session
-from taskworker.cli.text import one_line, plural
+from taskworker.cli.text import one_line, plural, size_text
+
+if TYPE_CHECKING:
+    from taskworker.client.users import UserStatus
 
 app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="The users of a server.")
 
@@ -42,7 +46,7 @@ def add(
 
 
 def ls(session: Session) -> None:
-    """List the server's users and their roles.
+    """List the server's users, their roles, and what their files take on all volumes together, of what they may take.
 
     Examples:
         taskworker user ls
@@ -54,9 +58,51 @@ def ls(session: Session) -> None:
     width = max([4, *(len(one_line(one.user)) for one in found)])
     session.terminal.result(
         [document(one) for one in found],
-        f"{'USER':{width}}  ROLE",
-        *(f"{one_line(one.user):{width}}  {one.role}" for one in found),
+        f"{'USER':{width}}  {'ROLE':8}  STORED",
+        *(f"{one_line(one.user):{width}}  {one.role:8}  {_stored(one)}" for one in found),
     )
+
+
+def quota(
+    session: Session,
+    name: UserName,
+    count: Annotated[
+        str,
+        typer.Option(
+            "--bytes",
+            help="Bytes on all volumes together, such as 10GiB; default: the server's; none: no limit.",
+            metavar="SIZE",
+        ),
+    ] = "",
+    files: Annotated[
+        str, typer.Option(help="Number of files; default: the server's; none: no limit.", metavar="N")
+    ] = "",
+) -> None:
+    """Show or set what a user may store. All versions count, with the profile's overhead, and uploads that go on.
+
+    Examples:
+        taskworker user quota ann
+        taskworker user quota ann --bytes 10GiB --files 100000
+        taskworker user quota ann --bytes none --files default
+    """
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        shown = client.set_quota(name, files=_quota("--files", files), bytes_=_quota("--bytes", count))
+    session.terminal.result(document(shown), f"{one_line(shown.user)}: {_stored(shown)}")
+
+
+def _quota(option: str, text: str) -> int | Literal["default", "none"] | None:
+    if text in ("default", "none"):
+        return "default" if text == "default" else "none"
+    return count_of(option, text) if text else None
+
+
+def _stored(one: UserStatus) -> str:
+    of_files = "" if one.files_max is None else f" of {one.files_max:,}"
+    of_bytes = "" if one.bytes_max is None else f" of {size_text(one.bytes_max)}"
+    going_on = f", and {size_text(one.uncommitted_bytes)} not committed" if one.uncommitted_bytes else ""
+    return f"{one.files:,}{of_files} files, {size_text(one.bytes)}{of_bytes}{going_on}"
 
 
 def rm(session: Session, name: UserName) -> None:
@@ -121,4 +167,5 @@ app.command("export", cls=Command)(with_session(export))
 app.command("import", cls=Command)(with_session(restore))
 app.command("add", cls=Command)(with_session(add))
 app.command("ls", cls=Command)(with_session(ls))
+app.command("quota", cls=Command)(with_session(quota))
 app.command("rm", cls=Command)(with_session(rm))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
@@ -23,11 +24,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class UserStatus:
-    """A user of a server."""
+    """A user of a server, what the user's files take on all volumes together, and may take; None: no limit."""
 
     user: str
     role: str
     created_ms: int
+    files: int
+    files_max: int | None
+    bytes: int
+    uncommitted_bytes: int
+    bytes_max: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,28 @@ class UserClient(OperatorClient):
         added = self._call(self._stub.ImportUsers, auth_pb2.ExportedUsers(document=document))
         return added.users, added.tokens, added.workers
 
+    def set_quota(
+        self, user: str, *, files: int | Literal["default", "none"] | None = None,
+        bytes_: int | Literal["default", "none"] | None = None,
+    ) -> UserStatus:  # fmt: skip
+        """Set what a user may store, in all versions of all files.
+
+        Args:
+            user: the user.
+            files: number of files; ``default``: the server's default; ``none``: no limit; None: as before.
+            bytes_: bytes on all volumes together; likewise.
+        """
+        request = auth_pb2.SetQuotaRequest(
+            user=user,
+            files_max=files if isinstance(files, int) else None,
+            bytes_max=bytes_ if isinstance(bytes_, int) else None,
+            default_files=files == "default",
+            default_bytes=bytes_ == "default",
+            unlimited_files=files == "none",
+            unlimited_bytes=bytes_ == "none",
+        )
+        return _user(self._call(self._stub.SetQuota, request))
+
     def create_token(
         self, user: str, *, scopes: Sequence[str] = (), ttl_s: float | None = None, label: str = ""
     ) -> tuple[str, TokenStatus]:
@@ -166,7 +194,17 @@ def _authorities(answer: auth_pb2.Authorities) -> AuthoritiesStatus:
 
 
 def _user(user: auth_pb2.User) -> UserStatus:
-    return UserStatus(user.user, user.role, user.created_ms)
+    storage = user.storage
+    return UserStatus(
+        user.user,
+        user.role,
+        user.created_ms,
+        storage.files,
+        storage.files_max if storage.HasField("files_max") else None,
+        storage.bytes,
+        storage.uncommitted_bytes,
+        storage.bytes_max if storage.HasField("bytes_max") else None,
+    )
 
 
 def _token(token: auth_pb2.Token) -> TokenStatus:

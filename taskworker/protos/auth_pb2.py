@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"&\n\x0cLogInRequest\x12\x16\n\x0eidentity_token\x18\x01 \x01(\t\"\x17\n\x15GetAuthoritiesRequest\"5\n\x16\x43hangeAuthorityRequest\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"O\n\x0b\x41uthorities\x12/\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\x1a.taskworker.auth.Authority\x12\x0f\n\x07waiting\x18\x02 \x03(\t\"\x91\x01\n\tAuthority\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x19\n\x11issues_to_members\x18\x03 \x01(\x08\x12\x17\n\x0fissues_to_users\x18\x04 \x01(\x08\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"6\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x14\n\x12\x45xportUsersRequest\"!\n\rExportedUsers\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"E\n\x13ImportUsersResponse\x12\r\n\x05users\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\xd0\x07\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12V\n\x0eGetAuthorities\x12&.taskworker.auth.GetAuthoritiesRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x05LogIn\x12\x1d.taskworker.auth.LogInRequest\x1a\x19.taskworker.auth.NewToken\x12X\n\x0f\x43hangeAuthority\x12\'.taskworker.auth.ChangeAuthorityRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12R\n\x0b\x45xportUsers\x12#.taskworker.auth.ExportUsersRequest\x1a\x1e.taskworker.auth.ExportedUsers\x12S\n\x0bImportUsers\x12\x1e.taskworker.auth.ExportedUsers\x1a$.taskworker.auth.ImportUsersResponse\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"&\n\x0cLogInRequest\x12\x16\n\x0eidentity_token\x18\x01 \x01(\t\"\x17\n\x15GetAuthoritiesRequest\"5\n\x16\x43hangeAuthorityRequest\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"O\n\x0b\x41uthorities\x12/\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\x1a.taskworker.auth.Authority\x12\x0f\n\x07waiting\x18\x02 \x03(\t\"\x91\x01\n\tAuthority\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x19\n\x11issues_to_members\x18\x03 \x01(\x08\x12\x17\n\x0fissues_to_users\x18\x04 \x01(\x08\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"a\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12)\n\x07storage\x18\x04 \x01(\x0b\x32\x18.taskworker.auth.Storage\"\x8e\x01\n\x07Storage\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11uncommitted_bytes\x18\x03 \x01(\x04\x12\x16\n\tfiles_max\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"\xcb\x01\n\x0fSetQuotaRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x16\n\tfiles_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\rdefault_files\x18\x04 \x01(\x08\x12\x15\n\rdefault_bytes\x18\x05 \x01(\x08\x12\x17\n\x0funlimited_files\x18\x06 \x01(\x08\x12\x17\n\x0funlimited_bytes\x18\x07 \x01(\x08\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x14\n\x12\x45xportUsersRequest\"!\n\rExportedUsers\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"E\n\x13ImportUsersResponse\x12\r\n\x05users\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\x95\x08\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12V\n\x0eGetAuthorities\x12&.taskworker.auth.GetAuthoritiesRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x05LogIn\x12\x1d.taskworker.auth.LogInRequest\x1a\x19.taskworker.auth.NewToken\x12X\n\x0f\x43hangeAuthority\x12\'.taskworker.auth.ChangeAuthorityRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12R\n\x0b\x45xportUsers\x12#.taskworker.auth.ExportUsersRequest\x1a\x1e.taskworker.auth.ExportedUsers\x12S\n\x0bImportUsers\x12\x1e.taskworker.auth.ExportedUsers\x1a$.taskworker.auth.ImportUsersResponse\x12\x43\n\x08SetQuota\x12 .taskworker.auth.SetQuotaRequest\x1a\x15.taskworker.auth.User\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,33 +50,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDUSERREQUEST']._serialized_start=482
   _globals['_ADDUSERREQUEST']._serialized_end=526
   _globals['_USER']._serialized_start=528
-  _globals['_USER']._serialized_end=582
-  _globals['_REMOVEUSERREQUEST']._serialized_start=584
-  _globals['_REMOVEUSERREQUEST']._serialized_end=617
-  _globals['_REMOVEUSERRESPONSE']._serialized_start=619
-  _globals['_REMOVEUSERRESPONSE']._serialized_end=655
-  _globals['_EXPORTUSERSREQUEST']._serialized_start=657
-  _globals['_EXPORTUSERSREQUEST']._serialized_end=677
-  _globals['_EXPORTEDUSERS']._serialized_start=679
-  _globals['_EXPORTEDUSERS']._serialized_end=712
-  _globals['_IMPORTUSERSRESPONSE']._serialized_start=714
-  _globals['_IMPORTUSERSRESPONSE']._serialized_end=783
-  _globals['_LISTUSERSREQUEST']._serialized_start=785
-  _globals['_LISTUSERSREQUEST']._serialized_end=803
-  _globals['_LISTUSERSRESPONSE']._serialized_start=805
-  _globals['_LISTUSERSRESPONSE']._serialized_end=862
-  _globals['_CREATETOKENREQUEST']._serialized_start=864
-  _globals['_CREATETOKENREQUEST']._serialized_end=944
-  _globals['_NEWTOKEN']._serialized_start=946
-  _globals['_NEWTOKEN']._serialized_end=1014
-  _globals['_TOKEN']._serialized_start=1017
-  _globals['_TOKEN']._serialized_end=1164
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1166
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1199
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1201
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1261
-  _globals['_REVOKETOKENREQUEST']._serialized_start=1263
-  _globals['_REVOKETOKENREQUEST']._serialized_end=1301
-  _globals['_AUTHSERVICE']._serialized_start=1304
-  _globals['_AUTHSERVICE']._serialized_end=2280
+  _globals['_USER']._serialized_end=625
+  _globals['_STORAGE']._serialized_start=628
+  _globals['_STORAGE']._serialized_end=770
+  _globals['_SETQUOTAREQUEST']._serialized_start=773
+  _globals['_SETQUOTAREQUEST']._serialized_end=976
+  _globals['_REMOVEUSERREQUEST']._serialized_start=978
+  _globals['_REMOVEUSERREQUEST']._serialized_end=1011
+  _globals['_REMOVEUSERRESPONSE']._serialized_start=1013
+  _globals['_REMOVEUSERRESPONSE']._serialized_end=1049
+  _globals['_EXPORTUSERSREQUEST']._serialized_start=1051
+  _globals['_EXPORTUSERSREQUEST']._serialized_end=1071
+  _globals['_EXPORTEDUSERS']._serialized_start=1073
+  _globals['_EXPORTEDUSERS']._serialized_end=1106
+  _globals['_IMPORTUSERSRESPONSE']._serialized_start=1108
+  _globals['_IMPORTUSERSRESPONSE']._serialized_end=1177
+  _globals['_LISTUSERSREQUEST']._serialized_start=1179
+  _globals['_LISTUSERSREQUEST']._serialized_end=1197
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1199
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1256
+  _globals['_CREATETOKENREQUEST']._serialized_start=1258
+  _globals['_CREATETOKENREQUEST']._serialized_end=1338
+  _globals['_NEWTOKEN']._serialized_start=1340
+  _globals['_NEWTOKEN']._serialized_end=1408
+  _globals['_TOKEN']._serialized_start=1411
+  _globals['_TOKEN']._serialized_end=1558
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1560
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1593
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1595
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1655
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1657
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1695
+  _globals['_AUTHSERVICE']._serialized_start=1698
+  _globals['_AUTHSERVICE']._serialized_end=2743
 # @@protoc_insertion_point(module_scope)

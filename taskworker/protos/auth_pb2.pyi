@@ -220,23 +220,116 @@ class User(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     role: _builtins.str
     created_ms: _builtins.int
+    @_builtins.property
+    def storage(self) -> Global___Storage: ...
     def __init__(
         self,
         *,
         user: _builtins.str = ...,
         role: _builtins.str = ...,
         created_ms: _builtins.int = ...,
+        storage: Global___Storage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "role", b"role", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "role", b"role", "storage", b"storage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___User: _TypeAlias = User  # noqa: Y015
+
+@_typing.final
+class Storage(_message.Message):
+    """What a user's files take, and may take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    UNCOMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_MAX_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    bytes: _builtins.int
+    """on all volumes together"""
+    uncommitted_bytes: _builtins.int
+    """written by uploads under way, or interrupted a while ago"""
+    files_max: _builtins.int
+    """absent: no limit"""
+    bytes_max: _builtins.int
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        uncommitted_bytes: _builtins.int = ...,
+        files_max: _builtins.int | None = ...,
+        bytes_max: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "_files_max", b"_files_max", "bytes_max", b"bytes_max", "files_max", b"files_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "_files_max", b"_files_max", "bytes", b"bytes", "bytes_max", b"bytes_max", "files", b"files", "files_max", b"files_max", "uncommitted_bytes", b"uncommitted_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_max: _TypeAlias = _typing.Literal["bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_max: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max"]  # noqa: Y015
+    _WhichOneofReturnType__files_max: _TypeAlias = _typing.Literal["files_max"]  # noqa: Y015
+    _WhichOneofArgType__files_max: _TypeAlias = _typing.Literal["_files_max", b"_files_max"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_max) -> _WhichOneofReturnType__bytes_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__files_max) -> _WhichOneofReturnType__files_max | None: ...
+
+Global___Storage: _TypeAlias = Storage  # noqa: Y015
+
+@_typing.final
+class SetQuotaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    FILES_MAX_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    DEFAULT_FILES_FIELD_NUMBER: _builtins.int
+    DEFAULT_BYTES_FIELD_NUMBER: _builtins.int
+    UNLIMITED_FILES_FIELD_NUMBER: _builtins.int
+    UNLIMITED_BYTES_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    files_max: _builtins.int
+    """Absent: as before; of default and no limit, either or none."""
+    bytes_max: _builtins.int
+    default_files: _builtins.bool
+    """use the server's default"""
+    default_bytes: _builtins.bool
+    unlimited_files: _builtins.bool
+    unlimited_bytes: _builtins.bool
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        files_max: _builtins.int | None = ...,
+        bytes_max: _builtins.int | None = ...,
+        default_files: _builtins.bool = ...,
+        default_bytes: _builtins.bool = ...,
+        unlimited_files: _builtins.bool = ...,
+        unlimited_bytes: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "_files_max", b"_files_max", "bytes_max", b"bytes_max", "files_max", b"files_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max", "_files_max", b"_files_max", "bytes_max", b"bytes_max", "default_bytes", b"default_bytes", "default_files", b"default_files", "files_max", b"files_max", "unlimited_bytes", b"unlimited_bytes", "unlimited_files", b"unlimited_files", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_max: _TypeAlias = _typing.Literal["bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_max: _TypeAlias = _typing.Literal["_bytes_max", b"_bytes_max"]  # noqa: Y015
+    _WhichOneofReturnType__files_max: _TypeAlias = _typing.Literal["files_max"]  # noqa: Y015
+    _WhichOneofArgType__files_max: _TypeAlias = _typing.Literal["_files_max", b"_files_max"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_max) -> _WhichOneofReturnType__bytes_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__files_max) -> _WhichOneofReturnType__files_max | None: ...
+
+Global___SetQuotaRequest: _TypeAlias = SetQuotaRequest  # noqa: Y015
 
 @_typing.final
 class RemoveUserRequest(_message.Message):

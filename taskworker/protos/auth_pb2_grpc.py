@@ -79,6 +79,11 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.ExportedUsers.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.ImportUsersResponse.FromString,
                 _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/taskworker.auth.AuthService/SetQuota',
+                request_serializer=taskworker_dot_auth__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.User.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/taskworker.auth.AuthService/CreateToken',
                 request_serializer=taskworker_dot_auth__pb2.CreateTokenRequest.SerializeToString,
@@ -162,6 +167,13 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetQuota(self, request, context):
+        """Sets what a user may store, of which less than before may be left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Makes a token. Only this response has it: the server keeps a hash.
         """
@@ -229,6 +241,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.ImportUsers,
                     request_deserializer=taskworker_dot_auth__pb2.ExportedUsers.FromString,
                     response_serializer=taskworker_dot_auth__pb2.ImportUsersResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=taskworker_dot_auth__pb2.SetQuotaRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.User.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -489,6 +506,33 @@ class AuthService:
             '/taskworker.auth.AuthService/ImportUsers',
             taskworker_dot_auth__pb2.ExportedUsers.SerializeToString,
             taskworker_dot_auth__pb2.ImportUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/SetQuota',
+            taskworker_dot_auth__pb2.SetQuotaRequest.SerializeToString,
+            taskworker_dot_auth__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,

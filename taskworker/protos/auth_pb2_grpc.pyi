@@ -54,6 +54,8 @@ class AuthServiceStub:
     """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
     ImportUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ExportedUsers, _auth_pb2.ImportUsersResponse]
     """Adds what was exported, except what is there already."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_auth_pb2.SetQuotaRequest, _auth_pb2.User]
+    """Sets what a user may store, of which less than before may be left."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.CreateTokenRequest, _auth_pb2.NewToken]
     """Makes a token. Only this response has it: the server keeps a hash."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]
@@ -83,6 +85,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
     ImportUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ExportedUsers, _auth_pb2.ImportUsersResponse]  # type: ignore[assignment]
     """Adds what was exported, except what is there already."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_auth_pb2.SetQuotaRequest, _auth_pb2.User]  # type: ignore[assignment]
+    """Sets what a user may store, of which less than before may be left."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.CreateTokenRequest, _auth_pb2.NewToken]  # type: ignore[assignment]
     """Makes a token. Only this response has it: the server keeps a hash."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]  # type: ignore[assignment]
@@ -163,6 +167,14 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.ImportUsersResponse, _abc.Awaitable[_auth_pb2.ImportUsersResponse]]:
         """Adds what was exported, except what is there already."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _auth_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.User, _abc.Awaitable[_auth_pb2.User]]:
+        """Sets what a user may store, of which less than before may be left."""
 
     @_abc_1.abstractmethod
     def CreateToken(

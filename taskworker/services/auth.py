@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from storage.catalog import Usage
+from storage.engine.upkeep import Upkeep
 from storage.errors import InvalidArgument
 from taskworker.auth import backup
 from taskworker.auth import users as domain
@@ -28,6 +30,7 @@ class AuthService:
 
     Args:
         users: the users.
+        storage: tells what users' files take; None: nothing does.
         rotation: returns what replaces the server's certificate authority; None: it has none.
         enrollment: the workers that joined with tokens; None: there are none.
         provider: knows users by identity tokens; None: none is accepted.
@@ -42,11 +45,13 @@ class AuthService:
         provider: OidcProvider | None = None,
         *,
         forget: Callable[[str], object] = lambda _user: None,
+        storage: Upkeep | None = None,
     ) -> None:
         self._forget = forget
         self._provider = provider
         self._users = users
         self._enrollment = enrollment
+        self._storage = storage
         self._rotation = rotation
 
     def WhoAmI(  # noqa: N802 - the names are the contract's
@@ -99,7 +104,7 @@ class AuthService:
             raise InvalidArgument(
                 f"{request.role[:_NAME_CHARACTERS_SHOWN]!r} is no role: choose {', '.join(Role)}",
             )
-        return _user(self._users.add(request.user, Role(request.role or Role.USER)))
+        return self._user(self._users.add(request.user, Role(request.role or Role.USER)), self._usages())
 
     def RemoveUser(  # noqa: N802
         self, request: auth_pb2.RemoveUserRequest, _caller: Caller
@@ -113,7 +118,34 @@ class AuthService:
         self, _request: auth_pb2.ListUsersRequest, _caller: Caller
     ) -> auth_pb2.ListUsersResponse:
         """All users."""
-        return auth_pb2.ListUsersResponse(users=map(_user, self._users.users()))
+        usages = self._usages()
+        return auth_pb2.ListUsersResponse(users=[self._user(one, usages) for one in self._users.users()])
+
+    def SetQuota(self, request: auth_pb2.SetQuotaRequest, _caller: Caller) -> auth_pb2.User:  # noqa: N802
+        """Set what a user may store."""
+        before = self._users.user(request.user)
+        files = request.files_max if request.HasField("files_max") else before.files_max
+        count = request.bytes_max if request.HasField("bytes_max") else before.bytes_max
+        user = self._users.set_quota(
+            request.user,
+            files_max=_quota(files, is_default=request.default_files, is_unlimited=request.unlimited_files),
+            bytes_max=_quota(count, is_default=request.default_bytes, is_unlimited=request.unlimited_bytes),
+        )
+        return self._user(user, self._usages())
+
+    def _usages(self) -> dict[str, Usage]:
+        return {} if self._storage is None else {one.user_id: one for one in self._storage.usages()}
+
+    def _user(self, user: domain.User, usages: Mapping[str, Usage]) -> auth_pb2.User:
+        quota, usage = self._users.quota_of(user.name), usages.get(user.name, Usage())
+        storage = auth_pb2.Storage(
+            files=usage.files,
+            bytes=usage.bytes,
+            uncommitted_bytes=0 if self._storage is None else self._storage.uncommitted(user.name),
+            files_max=quota.files,
+            bytes_max=quota.bytes,
+        )
+        return auth_pb2.User(user=user.name, role=user.role, created_ms=user.created_ms, storage=storage)
 
     def ExportUsers(  # noqa: N802
         self, _request: auth_pb2.ExportUsersRequest, _caller: Caller
@@ -169,8 +201,10 @@ def _authorities(rotation: Rotation, *, is_operator: bool) -> auth_pb2.Authoriti
     )
 
 
-def _user(user: domain.User) -> auth_pb2.User:
-    return auth_pb2.User(user=user.name, role=user.role, created_ms=user.created_ms)
+def _quota(value: int | None, *, is_default: bool, is_unlimited: bool) -> int | None:
+    if is_default:
+        return domain.DEFAULT_QUOTA
+    return None if is_unlimited else value
 
 
 def _token(token: domain.Token) -> auth_pb2.Token:

@@ -23,6 +23,7 @@ from taskworker.rpc.binding import generic_handler
 from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
 from taskworker.services.sharing import SharingService
+from taskworker.services.storage_policy import STORAGE_POLICY, StoragePolicy
 
 _ID_DOCUMENT = "server-id"
 _SHARING = sharing_pb2.DESCRIPTOR.services_by_name["SharingService"]
@@ -37,6 +38,7 @@ class StoreServer(FileServer):
         added: makes further services, by full name, with the guard for them.
         added_calls: how many calls of these may run at once.
         limits: limits on calls.
+        storage: what users may store.
 
     Attributes:
         users: the store's users.
@@ -50,9 +52,11 @@ class StoreServer(FileServer):
         added: Callable[[Guard], Mapping[str, grpc.GenericRpcHandler]] = lambda _guard: {},
         added_calls: int = 0,
         limits: ServerLimits = DEFAULT_LIMITS,
+        storage: StoragePolicy = STORAGE_POLICY,
     ) -> None:
         self._store = store
-        self.users = Users(store.upkeep.documents)
+        self.users = Users(store.upkeep.documents, default_quota=storage.quota)
+        storage.apply(store, self.users)
         sharing = Sharing(store.upkeep.documents)
         self.tls: ServerTls | None = None
         self._authority: Authority | None = None
@@ -60,7 +64,7 @@ class StoreServer(FileServer):
         bearers = Bearers(self.users, sharing)
         guard = guard_of(store, by_token(bearers), bearers.user_of, grants=sharing)
         handler = partial(generic_handler, guard=guard, limits=limits)
-        auth = AuthService(self.users, self._rotation, forget=sharing.forget)
+        auth = AuthService(self.users, self._rotation, forget=sharing.forget, storage=store.upkeep)
         services = {
             _AUTH.full_name: handler(_AUTH, auth),
             _SHARING.full_name: handler(_SHARING, SharingService(sharing, store)),

@@ -213,3 +213,24 @@ def test_a_server_whose_contexts_others_can_read_does_not_start(owner: Cli) -> N
     kept.chmod(0o644)
     assert "chmod 600" in owner.error("--store", "store", "serve", "--listen", "127.0.0.1:0", code=1)
     assert kept.read_text() == "{}"
+
+
+def test_a_user_has_a_quota(owner: Cli) -> None:
+    owner.write("f", b"1" * 100_000)
+    bob = person(owner, "bob")
+    with serving(owner, owner.directory / "store", "--quota", "bytes=1MiB,files=2") as address:
+        at = ("--pool", address)
+        owner.run("user", "add", "bob", *at)
+        token = owner.json("token", "create", "--user", "bob", *at)["token"].encode()
+        bob.json("login", address, stdin=token + b"\n")
+        bob.run("push", "f")
+        (shown,) = [one for one in owner.json("user", "ls", *at) if one["user"] == "bob"]
+        assert (shown["files"], shown["files_max"], shown["bytes_max"]) == (1, 2, 1 << 20)
+        assert 150_000 <= shown["bytes"] <= 160_000
+        changed = owner.json("user", "quota", "bob", "--bytes", "200KiB", "--files", "none", *at)
+        assert (changed["files_max"], changed["bytes_max"]) == (None, 200 << 10)
+        said = bob.error("push", "f", "--name", "g", code=1)
+        assert "may take 200.0 KiB" in said
+        assert "ask the operator for a higher quota" in said
+        assert bob.names() == ["f"]
+        assert "of 200" in owner.text("user", "quota", "bob", *at)

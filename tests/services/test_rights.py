@@ -106,6 +106,7 @@ ALLOWED = {
     "taskworker.auth.AuthService.ListUsers": "ao",
     "taskworker.auth.AuthService.ExportUsers": "o",
     "taskworker.auth.AuthService.ImportUsers": "o",
+    "taskworker.auth.AuthService.SetQuota": "o",
     "taskworker.auth.AuthService.CreateToken": "o",
     "taskworker.auth.AuthService.ListTokens": "ao",
     "taskworker.auth.AuthService.RevokeToken": "o",

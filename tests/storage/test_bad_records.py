@@ -188,6 +188,12 @@ def put_back(catalog: Path, root: Path) -> None:
     shutil.copytree(catalog, root / "catalog")
 
 
+def break_entry(catalog: LmdbCatalog, file_id: bytes) -> None:
+    """Have a file's entry say no size."""
+    raw = msgspec.msgpack.encode([USER, "bad", b"", "no size"])
+    catalog._tables.transact(lambda txn: txn.put("files", file_id, raw))
+
+
 def test_rebuild_of_a_catalog_that_is_behind_goes_past_it(store: FileStorage, root: Path, scratch: Path) -> None:
     store.close()
     shutil.copytree(root / "catalog", scratch / "older")
@@ -211,9 +217,7 @@ def test_rebuild_of_a_catalog_that_is_behind_goes_past_entries_and_tombstones(ro
         push(store, OTHERS["a"], "a")
         store.delete(gone.hex(), user_id=USER)
     catalog = LmdbCatalog(root / "catalog")
-    broken: Any = FileEntry(USER, "bad", b"", "no size")  # type: ignore[arg-type]
-    key = next(key for key, file_id in catalog.names(b"", b"", None, 10) if file_id == bad)
-    catalog.transact(lambda txn: txn.set_file(bad, broken, key))
+    break_entry(catalog, bad)
     catalog.transact(lambda txn: txn.keep_tombstone(gone, b"\xc1"))
     catalog.close()
     shutil.copytree(root / "catalog", scratch / "older")
@@ -256,9 +260,7 @@ def test_an_entry_that_cannot_be_read_hides_no_other_file(root: Path) -> None:
         identifier = bytes.fromhex(push(store, BAD_DATA, "bad").file_id)
         push(store, OTHERS["a"], "a")
     catalog = LmdbCatalog(root / "catalog")
-    broken: Any = FileEntry(USER, "bad", b"", "no size")  # type: ignore[arg-type]
-    key = next(key for key, file_id in catalog.names(b"", b"", None, 10) if file_id == identifier)
-    catalog.transact(lambda txn: txn.set_file(identifier, broken, key))
+    break_entry(catalog, identifier)
     catalog.close()
     with open_store(root) as store:
         assert store.get(file_ids(store)["a"], user_id=USER) == OTHERS["a"]

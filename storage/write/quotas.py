@@ -1,0 +1,237 @@
+"""Quotas of users: how much they may store, and how much of that pushes under way have taken already.
+
+What a file takes is counted with its entry in the catalog: the shards of its versions, each without the chunks that
+stand at the same place in the version before it, and the copies of their records. Chunks that two files share count for
+both, so that deleting one never gives back what the other needs. What an upload has written counts from when it is
+written, until the upload ends; that of an interrupted upload, until it is resumed or collected.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from storage.catalog import Catalog, FileEntry, Usage
+from storage.erasure import ErasureProfile
+from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded
+from storage.formats.differences import differing_content
+from storage.formats.manifest import RootNode
+from storage.formats.sealed_nodes import manifest_of, manifest_over
+from storage.formats.versions import StoredVersion, read_version
+from storage.limits import KIB, MIB
+from storage.sealing.user_keys import KeyFinder
+from storage.write.registry import Uploads
+from storage.write.target import PushTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a user may store.
+
+    Attributes:
+        bytes: bytes on all volumes together; None: no limit.
+        files: number of files; None: no limit.
+    """
+
+    bytes: int | None = None
+    files: int | None = None
+
+
+NO_QUOTA = Quota()
+
+
+class Policy:
+    """What users may do, set by whoever runs the store.
+
+    Attributes:
+        quota_of: returns a user's quota.
+        allows: whether users may choose an erasure profile other than the store's own.
+        allowed: which ones these are, for the texts of errors.
+    """
+
+    def __init__(self) -> None:
+        self.quota_of: Callable[[str], Quota] = lambda _user: NO_QUOTA
+        self.allows: Callable[[ErasureProfile], bool] = lambda _profile: True
+        self.allowed = "all"
+
+    def check_profile(self, profile: ErasureProfile) -> None:
+        """Check that users may choose a profile.
+
+        Raises:
+            InvalidArgument: they may not.
+        """
+        if not self.allows(profile):
+            raise InvalidArgument(
+                f"the profile {profile} is not allowed here; choose none, or one of those that are: {self.allowed}"
+            )
+
+
+class Quotas:
+    """Compares what users take with what they may take. Thread-safe.
+
+    Args:
+        catalog: knows what their files take.
+        uploads: knows which interrupted uploads are kept.
+        keys: finds the keys of sealed versions.
+        copies: how many copies there are of each manifest node.
+    """
+
+    def __init__(self, catalog: Catalog, uploads: Uploads, keys: KeyFinder, copies: int) -> None:
+        self._keys = keys
+        self._copies = copies
+        self.policy = Policy()
+        self._catalog = catalog
+        self._uploads = uploads
+        self._lock = threading.Lock()
+        self._writing: Counter[bytes] = Counter()  # by user key
+        self._waiting: dict[int, tuple[bytes, bytes, int]] = {}  # interrupted: number → user key, name key, bytes
+
+    def uncommitted(self, user: bytes) -> int:
+        """The bytes that a user's uploads have written and not committed."""
+        with self._lock:
+            return self._uncommitted(user)
+
+    def _uncommitted(self, user: bytes) -> int:
+        self._waiting = {number: one for number, one in self._waiting.items() if self._uploads.is_waiting(number)}
+        return self._writing[user] + sum(taken for owner, _, taken in self._waiting.values() if owner == user)
+
+    def take(self, target: PushTarget, count: int) -> None:
+        """Let an upload write more.
+
+        Raises:
+            QuotaExceeded: its user would take more than allowed.
+        """
+        quota = self.policy.quota_of(target.user_id)
+        used = 0 if quota.bytes is None else self._catalog.usage(target.user).bytes
+        with self._lock:
+            if quota.bytes is not None:
+                used += self._uncommitted(target.user)
+                if used + count > quota.bytes:
+                    raise _too_many_bytes(target.user_id, used, count, quota.bytes)
+            self._writing[target.user] += count
+
+    def end(self, target: PushTarget, count: int, interrupted: int | None, *, committed: bool) -> None:
+        """An upload has ended.
+
+        Args:
+            target: what it wrote.
+            count: how many bytes it took.
+            interrupted: its number, if it was interrupted and its chunks are kept; else None.
+            committed: whether it became a version. Then what earlier, interrupted ones wrote of it is a part of it.
+        """
+        with self._lock:
+            self._writing[target.user] -= count
+            if not self._writing[target.user]:
+                del self._writing[target.user]
+            if interrupted is not None:
+                self._waiting[interrupted] = target.user, target.name, count
+            if committed:
+                self._waiting = {
+                    number: one for number, one in self._waiting.items() if one[:2] != (target.user, target.name)
+                }
+
+    def check(self, user_id: str, usage: Usage, added: Usage) -> None:
+        """Check whether a version may be committed.
+
+        Args:
+            user_id: whose it is.
+            usage: what the user's files take.
+            added: what the version adds.
+
+        Raises:
+            QuotaExceeded: it is too much.
+        """
+        quota = self.policy.quota_of(user_id)
+        if quota.bytes is not None and usage.bytes + added.bytes > quota.bytes:
+            raise _too_many_bytes(user_id, usage.bytes, added.bytes, quota.bytes)
+        if quota.files is not None and added.files and usage.files + added.files > quota.files:
+            raise QuotaExceeded(
+                f"user {user_id!r} has {usage.files:,} files, and may have {quota.files:,}; delete some, or ask the "
+                "operator for a higher quota"
+            )
+
+    def added_bytes(self, target: PushTarget, root: RootNode, nodes: Iterable[tuple[bytes, bytes]]) -> int:
+        """What a version adds to the newest one of its name: the shards of the chunks that differ, and its nodes.
+
+        Args:
+            target: what the version is of.
+            root: its manifest's root.
+            nodes: its nodes that are not in the catalog yet, as (id, bytes).
+        """
+        own = dict(nodes)
+        metadata = self._copies * sum(map(len, own.values()))
+        head = self._head(target)
+        if head is None or (head.root.profile, head.root.chunk_size) != (root.profile, root.chunk_size):
+            return root_bytes(root) + metadata
+
+        def load(node_id: bytes) -> bytes:
+            raw = own.get(node_id) or self._catalog.node(node_id)
+            if raw is None:
+                raise IncompletePush("a part of this version was collected before its commit; push again")
+            return raw
+
+        old, new = manifest_of(head, load), manifest_over(root, target.keys, load)
+        return metadata + sum(
+            shards_bytes(root.profile, root.chunk_length(index)) for index, _ in differing_content(old, new)
+        )
+
+    def _head(self, target: PushTarget) -> StoredVersion | None:
+        """The newest version of a name; None if there is none that can be read."""
+        file_id = self._catalog.find(target.name)
+        try:
+            entry: FileEntry | None = None if file_id is None else self._catalog.file(file_id)
+            raw = None if entry is None or file_id is None else self._catalog.version(file_id, entry.head)
+            return None if raw is None or entry is None else read_version(raw, entry.head, self._keys)
+        except FormatError:
+            return None  # the commit reports it
+
+
+class Taken:
+    """What one upload has taken of its user's quota. Thread-safe."""
+
+    def __init__(self, quotas: Quotas, target: PushTarget) -> None:
+        self._quotas = quotas
+        self._target = target
+        self._count = 0
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    def add(self, length: int) -> None:
+        """Take the space for a chunk that is about to be stored.
+
+        Raises:
+            QuotaExceeded: the user would take more than allowed.
+        """
+        count = shards_bytes(self._target.profile, length)
+        self._quotas.take(self._target, count)
+        with self._lock:
+            self._count += count
+
+    def end(self, *, interrupted: int | None = None, committed: bool = False) -> None:
+        """The upload has ended; see :meth:`Quotas.end`. Calls after the first one do nothing."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._quotas.end(self._target, self._count, interrupted, committed=committed)
+
+
+def shards_bytes(profile: ErasureProfile, length: int) -> int:
+    """The size of all shards of an object."""
+    return profile.n * profile.shard_length(length)
+
+
+def root_bytes(root: RootNode) -> int:
+    """The size of all shards of a file's chunks, if each chunk counts, be it equal to another one or not."""
+    return shards_bytes(root.profile, root.size)
+
+
+def _too_many_bytes(user_id: str, used: int, added: int, quota: int) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"user {user_id!r} takes {_size(used)} on the volumes, and may take {_size(quota)}: {_size(added)} more are "
+        "too much; delete files, or ask the operator for a higher quota"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.1f} MiB" if count >= 10 * MIB else f"{count / KIB:,.1f} KiB"
