@@ -9,7 +9,10 @@ from pathlib import Path
 import psutil
 
 from taskworker import Client
+from taskworker.client.users import UserClient
 from taskworker.errors import StorageUnavailable
+from tests.cluster.campaign.flooder import FLOODS
+from tests.cluster.campaign.floods import Flooder, User
 from tests.cluster.campaign.shards import volume_at
 from tests.cluster.processes import Cluster
 from tests.transport.peers import caller
@@ -55,3 +58,21 @@ def test_a_thousand_idle_connections_cost_a_worker_little(tmp_path: Path) -> Non
             assert volume.usage().shards > 0
         assert psutil.Process(worker.pid).memory_info().rss <= 200 << 20
         assert {each.state for each in cluster.status().workers} == {"alive"}
+
+
+def test_a_user_who_takes_all_there_is_keeps_nothing_from_others(tmp_path: Path) -> None:
+    with Cluster(tmp_path, options=("--quota", "bytes=16MiB")) as cluster, UserClient(cluster.address) as users:
+        for name in ("mallory", "ann"):
+            users.add(name)
+        token = users.create_token("mallory")[0]
+        ann = User(cluster.address, users.create_token("ann")[0])
+        floods = [Flooder(cluster.address, token, kind, tmp_path) for kind in FLOODS]
+        served = ann.times(SECONDS)
+        told = [flood.end() for flood in floods]
+        status = cluster.status()
+        (taken,) = [one for one in users.users() if one.user == "mallory"]
+    assert served
+    assert ann.failures == [], told
+    assert taken.bytes <= 16 << 20
+    assert {worker.state for worker in status.workers} == {"alive"}
+    assert not [event for event in status.events if event.kind == "suspect"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.cluster.campaign.floods import floods
 from tests.cluster.campaign.grow import grow
 from tests.cluster.campaign.kill_pool import kill_pool
 from tests.cluster.campaign.kill_workers import kill_workers
@@ -31,5 +32,8 @@ SCENARIOS = {
     "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
     "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
     "links": Scenario(links, 300, "8 MiB are pushed and got over slow, lossy and distant links, N seconds over each"),
+    "floods": Scenario(
+        floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
+    ),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
 }
