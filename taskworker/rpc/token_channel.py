@@ -50,7 +50,7 @@ class _Call:
         channel, token = self._channel.present()
         bound, call = self._bound
         if bound is not channel:
-            call = getattr(channel, self._kind)(*self._arguments, **self._options)
+            call = self._channel.bound(channel, self._kind, self._arguments, self._options)
             self._bound = channel, call
         if not token or any(key == METADATA_KEY for key, _ in metadata or ()):
             return call, metadata  # a call of a function has a token of its own
@@ -70,6 +70,7 @@ class TokenChannel(grpc.Channel):
         self._make = make
         self._access = access
         self._lock = threading.Lock()
+        self._is_closed = False
         self._former: list[grpc.Channel] = []  # calls on them may be under way
         self._is_closed = False
         self._trust = access()[1]
@@ -88,9 +89,16 @@ class TokenChannel(grpc.Channel):
             self._follow(trust)
         return self._channel, token
 
+    def bound(self, channel: grpc.Channel, kind: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Make a call on one of this channel's own; gRPC crashes if that is closed already, or meanwhile."""
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("Cannot invoke RPC on closed channel!")  # as gRPC says it
+            return getattr(channel, kind)(*arguments, **options)
+
     def _follow(self, trust: Any) -> None:
         with self._lock:
-            if trust != self._trust:
+            if trust != self._trust and not self._is_closed:
                 self._former.append(self._channel)
                 self._channel = self._make(trust)
                 if len(self._former) > _FORMER_MAX:
@@ -130,6 +138,7 @@ class TokenChannel(grpc.Channel):
         """See ``grpc.Channel``."""
         self._is_closed = True
         with self._lock:
+            self._is_closed = True
             for channel in (self._channel, *self._former):
                 channel.close()
 
