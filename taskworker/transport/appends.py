@@ -74,7 +74,7 @@ class Workers(Protocol):
         """Note how long each worker took to make durable what it was given, and which are late."""
 
     def note_caught_up(self, slot: int) -> None:
-        """Note that a worker has done all writes for which nobody waited."""
+        """Note that a worker has answered all writes that did not wait for it."""
 
     def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
         """Whether the other workers are enough to take all shards of stripes with these k and n."""
@@ -281,6 +281,10 @@ class Appends:
             return error
         return None
 
+    def settle_late(self) -> None:
+        """Act on the outcomes of syncs that nobody waited for and that have ended."""
+        self._settle_late([], ())
+
     def _settle_late(self, late: list[_Started], synced: Collection[int]) -> None:
         """Remember late syncs, and act on the outcomes of earlier ones that have ended.
 
@@ -289,13 +293,14 @@ class Appends:
         with self._lock:
             before, self._late = self._late, []
         left = [one for one in before if one.slot not in synced and not one.ticket.ended_within(0)]
-        done = [one.slot for one in before if one not in left and self._outcome(one) is None]
+        answered = [one for one in before if one not in left]
+        for one in answered:
+            self._outcome(one)
         with self._lock:
             self._late += left + late
             behind = {one.slot for one in self._late}
-        for slot in done:
-            if slot not in behind:
-                self._workers.note_caught_up(slot)
+        for slot in {one.slot for one in answered} - behind:
+            self._workers.note_caught_up(slot)
 
     def _again(self, shards: list[Shard]) -> dict[int, list[Shard]]:
         """The shards that could not be delivered, by the slot to write them to now."""

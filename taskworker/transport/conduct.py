@@ -154,7 +154,7 @@ class Conduct:
         return any([self._slowness.note(took_s), self._slowness.note_late(late, took_s)])
 
     def note_caught_up(self, slot: int) -> bool:
-        """Note that a worker has done all writes for which nobody waited; return whether it is left out no longer."""
+        """Note that a worker has answered all writes that did not wait; return whether it is left out no longer."""
         return self._slowness.note_caught_up(slot)
 
     def note_space(self, slot: int, free: int, used: int) -> bool:

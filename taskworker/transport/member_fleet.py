@@ -40,3 +40,7 @@ class MemberFleet(Fleet[WorkerVolume]):
     def directories(self) -> list[Path]:
         """Empty: the volumes are on other machines or in other processes."""
         return []
+
+    def awaits_any(self) -> bool:
+        """Whether any known worker, in a layout or not, is away and might come back."""
+        return any(store is None for store in list(self._stores.values()))

@@ -2,8 +2,8 @@
 
 So does one that cannot read what it claims to hold, for whatever reason: an excuse proves neither a lie nor that the
 shard exists. A worker whose part of a write was not waited for is behind: it gets nothing to write until it has caught
-up, which takes it a moment if a packet was lost. It counts as slow only if that happens with many of its writes, as a
-sound worker behind a link that loses packets is late now and then.
+up, which takes it a moment if a packet was lost. It counts as slow only if it does not catch up, or if it is late with
+many of its writes, as a sound worker behind a link that loses packets is late now and then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STRIKES = 3
 _UNREAD_MAX = 8
 _UNREAD_WITHIN_S = 3600.0  # failures that lie further apart than this are unrelated
 _SHUNNED_S = 20.0  # shorter than the usual grace time, so that its shards are not rebuilt because of one bad moment
-_BEHIND_S = 5.0  # a worker that has not caught up by then is tried again nevertheless
+_BEHIND_S = 5.0  # a worker that has not caught up by then is slow
 _WRITES = 16  # the latest of each worker that count
 _LATE_MAX = 4  # as many late ones among them make a worker slow
 _LATE_KEPT = 2  # of those, so many still count when it is tried again
@@ -96,7 +96,7 @@ class Slowness:
             self._period_s.pop(slot, None)
 
     def note_caught_up(self, slot: int) -> bool:
-        """Note that a worker has done all writes for which nobody waited; return whether it is left out no longer."""
+        """Note that a worker has answered all writes that did not wait; return whether it is left out no longer."""
         if self._behind_until_s.pop(slot, None) is None:
             return False
         self.slow -= {slot}
@@ -129,10 +129,15 @@ class Slowness:
         return min(2 * last_s, _SHUNNED_S_MAX)
 
     def lapse(self) -> bool:
-        """Try workers again whose time is over; return whether there are any."""
-        until_s = {**self._until_s, **self._behind_until_s}
-        over = {slot for slot in self.slow if self._clock_s() >= until_s[slot]}
-        for slot in over:
-            self._behind_until_s.pop(slot, None)
+        """Try workers again whose time is over, and leave out those that have not caught up.
+
+        Returns:
+            Whether there are any.
+        """
+        now_s = self._clock_s()
+        stuck = [slot for slot, until_s in self._behind_until_s.items() if now_s >= until_s]
+        for slot in stuck:
+            self._shun(slot)
+        over = {slot for slot in self.slow - self.behind if now_s >= self._until_s[slot]}
         self.slow -= over
-        return bool(over)
+        return bool(over or stuck)

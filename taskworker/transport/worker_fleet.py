@@ -202,6 +202,7 @@ class WorkerFleet(MemberFleet):
 
     def forgive(self) -> None:
         """Trust workers again that have not lied for long enough, and try slow or full ones again."""
+        self._appends.settle_late()
         self._note(self._conduct.lapse)
 
     def full(self) -> frozenset[int]:
@@ -252,17 +253,12 @@ class WorkerFleet(MemberFleet):
 
     def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
         """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
-        shunned = self._conduct.slow - self._conduct.behind
-        if not self._note(lambda: self._conduct.note_taken(took_s, late)):
-            return
-        slow, behind = self._conduct.slow, self._conduct.behind
-        if slow - behind != shunned:
-            log.warning("others stand in for slow workers: %s", ", ".join(map(self.name, sorted(slow - behind))))
-        else:
-            log.info("others stand in until these have caught up: %s", ", ".join(map(self.name, sorted(behind))))
+        if self._note(lambda: self._conduct.note_taken(took_s, late)):
+            level = logging.WARNING if self._conduct.slow - self._conduct.behind else logging.INFO
+            log.log(level, "others stand in for slow workers: %s", ", ".join(map(self.name, self._conduct.slow)))
 
     def note_caught_up(self, slot: int) -> None:
-        """Note that a worker has done all writes for which nobody waited."""
+        """Note that a worker has answered all writes that did not wait for it."""
         self._note(lambda: self._conduct.note_caught_up(slot))
 
     def takes_new(self, slot: int) -> bool:
@@ -356,8 +352,6 @@ class WorkerFleet(MemberFleet):
     def check_present(self, *, at_once: bool = False) -> None:
         """See :meth:`Fleet.check_present`. Nothing to do: heartbeats and calls show whether workers are present."""
 
-    # -- absent workers --------------------------------------------------------------------------
-
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """See :meth:`Fleet.awaited`. A stripe in danger does not wait, if a repair can help."""
         if self.is_in_danger(stripe, there):
@@ -391,10 +385,6 @@ class WorkerFleet(MemberFleet):
         members = self._layouts[0].members if self._layouts else ()
         slots = (member.slot for member in members)
         return [slot for slot in slots if self._stores.get(slot) is None and self.trusts(slot)]
-
-    def awaits_any(self) -> bool:
-        """Whether any known worker, in a layout or not, is away and might come back."""
-        return any(store is None for store in list(self._stores.values()))
 
     def targets(self, stripe: StripeKey) -> tuple[int, ...]:
         """See :meth:`Fleet.targets`. The same for all stripes of a partition with the same k and n."""

@@ -760,7 +760,7 @@ def test_a_worker_that_was_late_gets_shards_again_once_it_has_caught_up() -> Non
     volume.is_late = False
     (late,) = volume.late
     late.settle(None)
-    fleet.append_and_sync(batches_of(fleet, stripes))
+    fleet.forgive()  # from time to time, also if nobody writes
     assert not fleet.slow()
     assert any(3 in fleet.targets(stripe) for stripe in stripes)
 
@@ -781,6 +781,21 @@ def test_only_a_worker_that_is_late_often_is_left_out_for_long(late_in: int, *, 
         most_s = max(most_s, now_s - slow_since_s)
     assert (most_s > 15) == left_out
     assert (most_s > 300) == left_out  # longer each time
+
+
+def test_a_worker_that_does_not_catch_up_is_left_out_for_longer_each_time() -> None:
+    now_s = 0.0
+    slowness = Slowness(lambda: now_s)
+    lasted_s = []
+    for _ in range(4):
+        slowness.note_late([3], [0, 1, 2])
+        began_s = now_s
+        while 3 in slowness.slow:
+            now_s += 1
+            slowness.lapse()
+        slowness.note_caught_up(3)
+        lasted_s.append(now_s - began_s)
+    assert lasted_s == [25, 45, 85, 160]
 
 
 def test_a_worker_that_stands_in_for_another_has_longer() -> None:
