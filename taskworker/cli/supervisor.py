@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.system.private_paths import make_root_directory
 from taskworker.cli.children import PROGRAM, announcement, command_line, end_all, environment
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.terminal import Terminal
@@ -85,6 +84,8 @@ class Supervisor:
         Raises:
             Failure: a process did not start; its output is on stderr.
         """
+        from storage.system.private_paths import make_root_directory
+
         make_root_directory(self._directory)
         self._launch(self._pool)
         self._await(self._pool)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.system.private_files import write_private
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
@@ -257,6 +256,8 @@ class _Pair:
             raise Failure(f"{self._tie_path} is damaged; remove it and sync again") from error
 
     def _keep_tie(self, version: Version, looked: os.stat_result) -> None:
+        from storage.system.private_files import write_private
+
         tie = Tie.between(version, looked)
         self._require_own_ties()
         write_private(self._tie_path, json.dumps(asdict(tie)).encode())

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.system.private_paths import make_root_directory
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import Session
@@ -213,6 +212,7 @@ def worker(
 
 def _member(path: Path, pool_address: str, token: str, worker_id: str) -> WorkerMember | None:
     """Join with a token, or read the certificate of a worker that did so before; None: the pool needs none."""
+    from storage.system.private_paths import make_root_directory
     from taskworker.worker.member import enroll, load_member
 
     member = load_member(path)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from storage.system.private_paths import FILE_MODE, NotPrivate, require_own_link
-
 if TYPE_CHECKING:
     from storage.limits import BytesLike
 
@@ -32,6 +30,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         NotPrivate: a symbolic link or a pipe belongs to another user, who would get what is written, or have it
             written to another place.
     """
+    from storage.system.private_paths import FILE_MODE  # most commands need none of it
+
     target = _target_of(path)
     if target is None:
         with open(path, "wb", buffering=0) as direct:  # noqa: PTH123 - mypy knows that this one is unbuffered
@@ -64,6 +64,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
 
 def _target_of(path: Path) -> Path | None:
     """The regular file that a path leads to, which may not exist; None: it leads to something else."""
+    from storage.system.private_paths import NotPrivate, require_own_link
+
     target = path
     for _ in range(_LINKS_MAX):
         for above in reversed(target.absolute().parents):
