@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -10,6 +11,9 @@ from tests.simulation.campaign import FAULTS_MIN, Simulation, run_seeds
 from tests.simulation.surroundings import simulated_surroundings
 
 SEEDS = range(600)
+SEEDS_MIN = 200
+WITHIN_S = 180.0  # a machine that is busy or slow runs fewer seeds, so that the tests end in time
+SEEDS_TOGETHER = 100
 PROCESSES = 2
 BLOCK = 200
 CAMPAIGN_BLOCKS = range(3, 20)
@@ -22,9 +26,13 @@ def check(seeds: Iterable[int]) -> None:
         assert outcome.faults.total() >= FAULTS_MIN, f"too few faults; {again}"
 
 
-@pytest.mark.timeout(1800)  # takes two and a half minutes on two idle processors
-def test_six_hundred_seeds_of_two_hundred_faults() -> None:
-    check(SEEDS)
+@pytest.mark.timeout(1800)  # 600 take two and a half minutes on two idle processors
+def test_six_hundred_seeds_of_two_hundred_faults_as_far_as_time_allows() -> None:
+    until_s = time.monotonic() + WITHIN_S
+    for start in range(0, len(SEEDS), SEEDS_TOGETHER):
+        if start >= SEEDS_MIN and time.monotonic() > until_s:
+            break
+        check(SEEDS[start : start + SEEDS_TOGETHER])
 
 
 @pytest.mark.campaign
