@@ -43,6 +43,7 @@ def message_table() -> str:
             "a message of a call that is no stream, such as `Push` or `Get`, and its answer",
             size_text(wire.UNARY_BYTES_MAX),
         ],
+        ["a call of a function, with its arguments", size_text(wire.CALL_BYTES_MAX)],
         ["a message of a stream, such as `PushStream`", size_text(wire.PART_BYTES_MAX)],
         ["chunk ids in one question about what the store has already", f"{wire.CHUNK_IDS_MAX:,}"],
         ["files deleted by one call", f"{wire.DELETE_MAX:,}"],

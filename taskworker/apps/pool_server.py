@@ -62,7 +62,7 @@ from taskworker.services.functions import FunctionService, HostingService
 from taskworker.services.invocation import GrpcTransport
 from taskworker.services.members import TokensOnly
 from taskworker.services.pool import PoolService
-from taskworker.services.rpc import RpcService, StreamService
+from taskworker.services.rpc import CALL_CODECS, RpcService, StreamService
 from taskworker.services.running_calls import (
     MembersHostingService,
     MembersOutsideService,
@@ -245,7 +245,7 @@ class PoolServer:
         return {
             **services_of(self.pool.store, limits, self.pool.startup_barrier.wait, self._quick, guard),
             _HOSTING.full_name: generic_handler(_HOSTING, offers, hide=hide, gate=gate, guard=guard),
-            _RPC.full_name: generic_handler(_RPC, RpcService(router), hide=hide, guard=guard),
+            _RPC.full_name: generic_handler(_RPC, RpcService(router), codecs=CALL_CODECS, hide=hide, guard=guard),
             _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=self._asking(), guard=guard),
         }
 
@@ -282,8 +282,8 @@ class PoolServer:
             _POOL.full_name: handler(_POOL, self._service),
             _HOSTING.full_name: handler(_HOSTING, self._hosting(knows_calls=self._guard is not None)),
             _FUNCTIONS.full_name: handler(_FUNCTIONS, management, gate=gate),
-            _RPC.full_name: handler(_RPC, RpcService(functions.router)),
-            _STREAMS.full_name: handler(_STREAMS, StreamService(functions.router)),
+            _RPC.full_name: handler(_RPC, RpcService(functions.router), codecs=CALL_CODECS),
+            _STREAMS.full_name: handler(_STREAMS, StreamService(functions.router), codecs=CALL_CODECS),
             _OUTSIDE.full_name: handler(_OUTSIDE, self._outside(), gate=self._asking()),
             _EGRESS.full_name: handler(_EGRESS, EgressService(capabilities.egress), gate=gate),
             _SECRETS.full_name: handler(_SECRETS, SecretService(capabilities.secrets)),

@@ -53,6 +53,9 @@ class _Discovery(msgspec.Struct, frozen=True):
     jwks_uri: str
 
 
+_discovery_decoder = msgspec.json.Decoder(_Discovery)
+
+
 class OidcProvider:
     """Knows users by their identity tokens. Thread-safe.
 
@@ -134,7 +137,7 @@ class OidcProvider:
 
     def _fetched(self) -> KeySet:
         try:
-            found = msgspec.json.decode(self._fetch(self._options.issuer.rstrip("/") + _DISCOVERY), type=_Discovery)
+            found = _discovery_decoder.decode(self._fetch(self._options.issuer.rstrip("/") + _DISCOVERY))
             if found.issuer != self._options.issuer:
                 raise ApiUnreachable(f"{self._options.issuer} calls itself {found.issuer[:200]}")
             _require_safe(found.jwks_uri, "the address of the provider's keys")

@@ -296,7 +296,8 @@ def _serialized(message: Message) -> bytes:
 def _reader(method: MethodDescriptor, codec: Codec, unary_bytes_max: int) -> Callable[[bytes], Any]:
     parse = codec.deserialize or GetMessageClass(method.input_type).FromString
     bytes_max = codec.bytes_max or (PART_BYTES_MAX if method.client_streaming else unary_bytes_max)
-    advice = "send less in each" if method.client_streaming else "push it with PushStream, revise it with ReviseStream"
+    instead = {"Push": "push it with PushStream", "Revise": "revise it with ReviseStream"}
+    advice = instead.get(method.name, "send less in each" if method.client_streaming else "send less")
 
     def read(raw: bytes) -> object:
         try:

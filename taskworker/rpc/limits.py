@@ -10,6 +10,7 @@ MIB = 1024 * KIB
 # By default, a message that is no part of a stream: gRPC's own default, so clients of any language can receive answers.
 # Both ends hold several copies of it. Larger files are streamed.
 UNARY_BYTES_MAX = 4 * MIB
+CALL_BYTES_MAX = 8 * MIB  # a call of a function: the arguments may have 2^20 characters, of four bytes each
 UNARY_BYTES_MOST = 64 * MIB  # what an operator may allow
 
 # What a client accepts of a server: the largest message that any server may be told to send.

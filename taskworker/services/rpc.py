@@ -16,7 +16,8 @@ from taskworker.errors import CallAbandoned
 from taskworker.functions.routing.router import CallRouter
 from taskworker.protos import functions_pb2, taskworker_pb2
 from taskworker.rpc.authorization import KnownCaller
-from taskworker.rpc.binding import Caller
+from taskworker.rpc.binding import Caller, Codec
+from taskworker.rpc.limits import CALL_BYTES_MAX
 from taskworker.services.handing_over import handed_over
 
 AnswerT = TypeVar("AnswerT")
@@ -69,6 +70,10 @@ def awaited(answer: grpc.Future[AnswerT], running: RunningCall) -> AnswerT:
             return answer.result()
         except grpc.FutureCancelledError:
             raise CallAbandoned("the call that waited for this has ended") from None
+
+
+CALL_CODECS = dict.fromkeys(("CallFunction", "StreamFunction"), Codec(bytes_max=CALL_BYTES_MAX))
+"""For calls of functions, whose arguments may be larger than other messages."""
 
 
 class RpcService:

@@ -49,7 +49,7 @@ from taskworker.sandbox import Keep, Limits, SandboxUnavailable
 from taskworker.services.capabilities import RemoteCapabilities
 from taskworker.services.invocation import InvocationService
 from taskworker.services.pool_only import pool_only
-from taskworker.services.rpc import RpcService, StreamService, awaited
+from taskworker.services.rpc import CALL_CODECS, RpcService, StreamService, awaited
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.renewal import Renewal
 
@@ -371,8 +371,10 @@ class LocalFunctions:
         """The gRPC services to serve; ``guard`` refuses calls that a caller may not make."""
         hide = (str(self._bundles),)
         return {
-            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), hide=hide, guard=guard),
-            _STREAMS.full_name: generic_handler(_STREAMS, StreamService(self._router), hide=hide, guard=guard),
+            _RPC.full_name: generic_handler(_RPC, RpcService(self._router), codecs=CALL_CODECS, hide=hide, guard=guard),
+            _STREAMS.full_name: generic_handler(
+                _STREAMS, StreamService(self._router), codecs=CALL_CODECS, hide=hide, guard=guard
+            ),
         }
 
     def _call_function(self, call: Call, timeout_s: float | None, asking: RunningCall) -> str:

@@ -157,10 +157,12 @@ def test_calls(
     assert _code(lambda: served.rpc.CallFunction(request, timeout=TIMEOUT_S, metadata=metadata)) in MEANT
 
 
-@pytest.mark.parametrize("size", [1 << 20, 9 << 20])
-def test_arguments_without_measure(served: Served, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(1 << 20, OK), (7 << 20, grpc.StatusCode.INVALID_ARGUMENT), (9 << 20, grpc.StatusCode.RESOURCE_EXHAUSTED)],
+)
+def test_arguments_without_measure(served: Served, size: int, expected: grpc.StatusCode) -> None:
     request = taskworker_pb2.FunctionCallRequest(function_name="echo", args=["x" * size], user_id=USER)
-    expected = OK if size == 1 << 20 else grpc.StatusCode.INVALID_ARGUMENT
     assert _code(lambda: served.rpc.CallFunction(request, timeout=TIMEOUT_S)) is expected
 
 
@@ -187,9 +189,11 @@ def test_an_invocation_without_measure(served: Served) -> None:
     found = served.pool.functions.history("echo")[0]
     file_id = served.pool.client.find("echo", user_id="taskworker:functions").file_id  # type: ignore[union-attr]
     request = functions_pb2.InvokeRequest(
-        function_name="echo", file_id=file_id, version_id=found.version_id, args=["x" * (9 << 20)]
+        function_name="echo", file_id=file_id, version_id=found.version_id, args=["x" * (7 << 20)]
     )
     assert served.invocation.Invoke(request, timeout=TIMEOUT_S).kind == "InvalidArgument"
+    request.args[0] = "x" * (9 << 20)
+    assert _code(lambda: served.invocation.Invoke(request, timeout=TIMEOUT_S)) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # -- offers ----------------------------------------------------------------------------------------

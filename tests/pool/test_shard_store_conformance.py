@@ -17,7 +17,7 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.errors import StorageError, StoreFull
+from storage.errors import QuotaExceeded, StorageError, StoreFull
 from storage.keys import Kind, ShardKey
 from storage.limits import MIB, BytesLike
 from storage.shards import (
@@ -858,9 +858,10 @@ def test_a_shard_that_does_not_match_its_digest(exits: ExitStack) -> None:
 
 
 PASSING = (VolumeUnavailable, VolumeReadOnly)
+FULL = (StoreFull, QuotaExceeded, WorkerReadOnly)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (StoreFull, WorkerReadOnly, *PASSING)])
+@pytest.mark.parametrize("kind", [kind for kind in status._CODES if kind not in (*FULL, *PASSING)])
 def test_every_error_but_a_full_disk_is_a_failed_volume(exits: ExitStack, kind: type[StorageError]) -> None:
     def fail(_method: str, _request: bytes, _caller: Caller) -> bytes:
         raise Refusal(f"{kind.__name__}\0because".encode())

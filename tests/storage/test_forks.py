@@ -70,6 +70,7 @@ USES: dict[str, Use] = {
     "counts": lambda store, _: store.counts(),
     "healing": lambda store, _: store.healing(),
     "wait_for_healing": lambda store, _: store.wait_for_healing(),
+    "rotate_key": lambda store, _: store.rotate_key(user_id=USER),
     "is_busy": lambda store, _: store.is_busy(),
 }
 
