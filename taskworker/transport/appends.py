@@ -283,7 +283,8 @@ class Appends:
 
     def settle_late(self) -> None:
         """Act on the outcomes of syncs that nobody waited for and that have ended."""
-        self._settle_late([], ())
+        if self._late:
+            self._settle_late([], ())
 
     def _settle_late(self, late: list[_Started], synced: Collection[int]) -> None:
         """Remember late syncs, and act on the outcomes of earlier ones that have ended.

@@ -255,7 +255,8 @@ class WorkerFleet(MemberFleet):
         """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
         if self._note(lambda: self._conduct.note_taken(took_s, late)):
             level = logging.WARNING if self._conduct.slow - self._conduct.behind else logging.INFO
-            log.log(level, "others stand in for slow workers: %s", ", ".join(map(self.name, self._conduct.slow)))
+            names = sorted(map(self.name, self._conduct.slow))
+            log.log(level, "others stand in for slow workers: %s", ", ".join(names))
 
     def note_caught_up(self, slot: int) -> None:
         """Note that a worker has answered all writes that did not wait for it."""
