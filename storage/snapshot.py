@@ -19,6 +19,7 @@ import msgspec
 
 from storage.catalog import CatalogTransaction, LmdbCatalog
 from storage.errors import FormatError, InvalidArgument, StoreFull, StoreLocked, StoreUnavailable
+from storage.system.directories import sync_directory
 from storage.system.faults import Fault, fault_of
 from storage.system.lmdb_errors import translated
 from storage.system.lmdb_files import LOCK_FILE
@@ -82,7 +83,7 @@ def take_snapshot(
         for name in copied:
             (place / name / LOCK_FILE).unlink()
             past_of(place / name, thoroughly=True)
-            _sync(place / name)
+            sync_directory(place / name)
         others = [name for name in files if _copy_file(directory / name, place / name)]
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return Snapshot(target, copied, others, size)
@@ -178,20 +179,12 @@ def _appearing(target: Path) -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="snapshot-", suffix=_TEMPORARY_SUFFIX, dir=target.parent))
     try:
         yield place
-        _sync(place)
+        sync_directory(place)
         place.rename(target)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    _sync(target.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(target.parent)
 
 
 @contextmanager

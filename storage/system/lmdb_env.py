@@ -22,9 +22,10 @@ from storage.clocks import monotonic_s
 from storage.errors import StorageError, StoreClosed, StoreReadOnly, StoreUnavailable
 from storage.system.backoff import Backoff
 from storage.system.descriptors import occupy_standard_descriptors
+from storage.system.directories import sync_directory
 from storage.system.forks import HomeProcess
 from storage.system.lmdb_errors import translated, unavailable
-from storage.system.lmdb_files import drop_cache, initial_map, prepare_directory, sync_names
+from storage.system.lmdb_files import drop_cache, initial_map, prepare_directory
 from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
 from storage.system.private_paths import FILE_MODE
 
@@ -143,8 +144,8 @@ class Environment:
         if fresh:
             # LMDB syncs its pages, but not the directory entries of new files.
             try:
-                sync_names(self._path)
-                sync_names(self._path.parent)
+                sync_directory(self._path)
+                sync_directory(self._path.parent)
             except OSError as error:
                 self._let_go()
                 raise unavailable(error, self._path) from error

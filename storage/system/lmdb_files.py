@@ -29,15 +29,6 @@ def prepare_directory(path: Path) -> None:
         narrow_path(path / name)
 
 
-def sync_names(directory: Path) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def drop_cache(file: Path) -> None:
     """Make later reads come from the disk; pages not written yet stay cached, see posix_fadvise(2)."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

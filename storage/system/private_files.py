@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+from storage.system.directories import sync_directory
 from storage.system.private_paths import FILE_MODE, NotPrivate, make_private_directory, open_private
 
 
@@ -86,12 +87,4 @@ def write_private(path: Path, content: bytes, *, durable: bool = True) -> None:
             aside.unlink()
         raise
     if durable:
-        _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_directory(path.parent)

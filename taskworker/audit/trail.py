@@ -17,6 +17,7 @@ import msgspec
 
 from storage.clocks import monotonic_s, wall_ms
 from storage.errors import StorageError
+from storage.system.directories import sync_directory
 from storage.system.private_paths import make_own_directory, open_private
 from taskworker.audit.files import Anchor, Verification, end_of, files_in, first_in, path_of, records_in, verify
 from taskworker.audit.records import NO_HASH, Entry, Record, header, line_of
@@ -188,7 +189,7 @@ class AuditTrail:
         finally:
             os.close(descriptor)
         if not self._size:
-            _sync(self._directory)
+            sync_directory(self._directory)
         paths = files_in(self._directory)
         removed, kept = paths[:-_FILES], paths[-_FILES:]
         first, before = self._anchor.first, self._anchor.before
@@ -320,11 +321,3 @@ def _is_changed(path: Path, size: int) -> bool:
         file.seek(size)
         rest = file.read()
     return b"\n" in rest
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

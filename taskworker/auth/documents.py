@@ -1,4 +1,4 @@
-"""Where users, tokens and admissions are stored."""
+"""Where users, tokens, admissions, secrets and rules are stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Documents(Protocol):
-    """The part of a catalog (``storage.catalog.Catalog``) that this package needs."""
+    """The part of a catalog (``storage.catalog.Catalog``) that keeps small documents."""
 
     def document(self, name: str) -> bytes | None:
         """The document with this name."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
+from taskworker.auth.bearer_secrets import is_secret, new_secret
 
 _PREFIX = "twl1."
-_SECRET_BYTES = 32
-_SECRET_CHARACTERS = 43
-_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def new_link() -> str:
     """Return a new link."""
-    return _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    return new_secret(_PREFIX)
 
 
 def is_link(text: str) -> bool:
     """Whether this has the form of a link."""
-    secret = text.removeprefix(_PREFIX)
-    return text.startswith(_PREFIX) and len(secret) == _SECRET_CHARACTERS and set(secret) <= _ALPHABET
+    return is_secret(_PREFIX, text)

@@ -59,6 +59,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             error.filename = str(path)  # name the target, not the temporary file
         raise
     if durable:
+        from storage.system.directories import sync_directory
+
         sync_directory(target.parent)
 
 
@@ -95,15 +97,6 @@ def _mode_of(target: Path) -> int | None:
         return stat.S_IMODE(target.stat().st_mode) & 0o777
     except FileNotFoundError:
         return None
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the directory's entries durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_all(file: BinaryIO, data: BytesLike) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
 from storage.errors import FormatError, InvalidArgument, PermissionDenied
+from taskworker.auth.documents import Documents
 from taskworker.outbound.egress.urls import ExternalUrl, mapped_name, parse_url, place_of
 
 _DOCUMENT = "egress-rules"
@@ -19,16 +19,6 @@ _HOST = re.compile(r"[a-z0-9._:-]+")
 _WRITTEN = re.compile(r"(?:(https?)://)?(\*\.)?(\[[^\]]*\]|[^/:?#@\[\]]+)(:[^/?#]*)?(/[^?#]*)?", re.IGNORECASE)
 # Path segments below a prefix that a server could take as leading out of it.
 _STEP = re.compile(r"(^|/)(\.|%2e){1,2}(/|;|$)|%2f|%5c|%25|//", re.IGNORECASE)
-
-
-class Documents(Protocol):
-    """Keeps small documents; a catalog is one."""
-
-    def document(self, name: str) -> bytes | None:
-        """The document with this name."""
-
-    def save_document(self, name: str, raw: bytes) -> None:
-        """Store a document durably."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
+from taskworker.auth.documents import Documents
 from taskworker.calls import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret
@@ -18,7 +19,7 @@ from taskworker.outbound.secrets.master_key import MasterKey, MasterKeySource
 from taskworker.outbound.secrets.names import check_name, host_matches, host_pattern
 from taskworker.outbound.secrets.sealing import Grant, Terms, seal
 from taskworker.outbound.secrets.uses import LastUses
-from taskworker.outbound.secrets.vault import Documents, Vault
+from taskworker.outbound.secrets.vault import Vault
 
 VALUE_BYTES_MAX = 64 << 10
 SECRETS_MAX = 10_000

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from storage.errors import StorageError
-from taskworker.outbound.secrets.vault import Documents
+from taskworker.auth.documents import Documents
 
 log = logging.getLogger(__name__)
 

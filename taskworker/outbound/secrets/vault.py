@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from storage.errors import StorageError, StoreFull
+from taskworker.auth.documents import Documents
 from taskworker.errors import SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret, SealedSecrets, key_id_of, opened, rewrapped_all, sealed
 from taskworker.outbound.secrets.master_key import KeyRing, MasterKey, MasterKeySource
@@ -18,16 +19,6 @@ log = logging.getLogger(__name__)
 
 DOCUMENT = "pool-secrets"
 DOCUMENT_BYTES_MAX = 16 << 20
-
-
-class Documents(Protocol):
-    """The part of a catalog (``storage.catalog.Catalog``) that secrets need."""
-
-    def document(self, name: str) -> bytes | None:
-        """The document with this name."""
-
-    def save_document(self, name: str, raw: bytes) -> None:
-        """Store a document durably and atomically."""
 
 
 class Vault:
