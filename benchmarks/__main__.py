@@ -40,6 +40,7 @@ SUITES = {
     "functions": "functions",
     "egress": "egress",
     "dns": "dns",
+    "security": "security",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6
