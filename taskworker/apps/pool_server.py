@@ -291,10 +291,10 @@ class PoolServer:
                 _AUTH,
                 AuthService(
                     self.users,
+                    self._sharing,
                     self._rotation,
                     self.pool.enrollment,
                     self._provider,
-                    forget=self._sharing.forget,
                     storage=self.pool.store.upkeep,
                 ),
                 gate=gate,

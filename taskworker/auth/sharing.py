@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -81,6 +81,10 @@ class Link(msgspec.Struct, frozen=True):
     version_id: str = ""
     created_ms: int = 0
     expires_ms: int = 0
+
+    def is_valid(self, now_ms: int) -> bool:
+        """Whether it has not expired."""
+        return not self.expires_ms or now_ms < self.expires_ms
 
 
 class NewLink(NamedTuple):
@@ -209,7 +213,7 @@ class Sharing:
         """
         with self._lock:
             now_ms = self._now_ms()
-            links = [one for one in self._kept.links if not one.expires_ms or now_ms < one.expires_ms]
+            links = [one for one in self._kept.links if one.is_valid(now_ms)]
             if len(links) >= LINKS_MAX or sum(one.owner == owner for one in links) >= LINKS_OF_USER_MAX:
                 raise StoreFull(f"there are too many links, at most {LINKS_OF_USER_MAX:,} of a user; revoke some")
             text = new_link()
@@ -228,9 +232,7 @@ class Sharing:
     def links(self, owner: str) -> list[Link]:
         """A user's links that have not expired, oldest first."""
         now_ms = self._now_ms()
-        return [
-            one for one in self._kept.links if one.owner == owner and (not one.expires_ms or now_ms < one.expires_ms)
-        ]
+        return [one for one in self._kept.links if one.owner == owner and one.is_valid(now_ms)]
 
     def revoke_link(self, owner: str, link_id: str) -> Link:
         """End a link at once.
@@ -257,10 +259,51 @@ class Sharing:
         link = self._by_digest.get(digest) if is_link(text) else None
         if link is None or not secrets.compare_digest(link.digest, digest):
             raise Unauthenticated("the link is not valid here, or no more; ask whoever gave it to you")
-        if link.expires_ms and link.expires_ms <= self._now_ms():
+        if not link.is_valid(self._now_ms()):
             raise Unauthenticated("the link has expired; ask whoever gave it to you for another one")
         scopes = (Scope(Right.READ_FILES),)
         return Principal(link.owner, Role.USER, scopes, link.link_id, link=LinkTarget(link.file_id, link.version_id))
+
+    # -- backups ---------------------------------------------------------------------------------
+
+    def everything(self) -> tuple[tuple[Grant, ...], tuple[Link, ...]]:
+        """All grants and links that have not expired."""
+        now_ms = self._now_ms()
+        kept = self._kept
+        return (
+            tuple(one for one in kept.grants if one.is_valid(now_ms)),
+            tuple(one for one in kept.links if one.is_valid(now_ms)),
+        )
+
+    def restore(self, grants: Iterable[Grant], links: Iterable[Link]) -> tuple[int, int]:
+        """Add grants and links of a backup, except those that are there already, and those that have expired.
+
+        Returns:
+            How many grants and links were added.
+
+        Raises:
+            InvalidArgument: nobody can have one of the names. Nothing was added.
+            StoreFull: there would be too many.
+        """
+        with self._lock:
+            kept, now_ms = self._kept, self._now_ms()
+            given = {(one.owner, one.name, one.user) for one in kept.grants if one.is_valid(now_ms)}
+            known = {one.link_id for one in kept.links} | {one.digest for one in kept.links}
+            new_grants = [
+                one for one in grants if one.is_valid(now_ms) and (one.owner, one.name, one.user) not in given
+            ]
+            new_links = [one for one in links if one.is_valid(now_ms) and not known & {one.link_id, one.digest}]
+            for grant in new_grants:
+                check_name(grant.owner)
+                check_name(grant.user)
+                check_filename(grant.name)
+            for link in new_links:
+                check_name(link.owner)
+            if len(kept.grants) + len(new_grants) > GRANTS_MAX or len(kept.links) + len(new_links) > LINKS_MAX:
+                raise StoreFull(f"there would be more than {GRANTS_MAX:,} grants or {LINKS_MAX:,} links")
+            if new_grants or new_links:
+                self._save(_Kept((*kept.grants, *new_grants), (*kept.links, *new_links)))
+            return len(new_grants), len(new_links)
 
     # -- what is kept ----------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ def export(
     session: Session,
     file: Annotated[Path, typer.Argument(help="The file to write; only you can read it.", metavar="FILE")],
 ) -> None:
-    """Write all users, hashes of their tokens, and the workers that joined with tokens to a file.
+    """Write who has access to a file: users, hashes of their tokens and links, what they share, and workers.
 
     With it, and with copies of authority.pem and the master key, a pool whose directory is lost knows its users and
     workers again. Nobody can log in with it.
@@ -148,7 +148,7 @@ def restore(
         Path, typer.Argument(help="A file that `user export` wrote.", metavar="FILE", exists=True, dir_okay=False)
     ],
 ) -> None:
-    """Add the users, tokens and workers of such a file, except those that are there already.
+    """Add what such a file has, except what is there already.
 
     Examples:
         taskworker user import users.json
@@ -156,11 +156,9 @@ def restore(
     from taskworker.client.users import UserClient
 
     with UserClient(session.pool_address()) as client:
-        users, tokens, workers = client.restore(file.read_bytes())
-    session.terminal.result(
-        {"users": users, "tokens": tokens, "workers": workers},
-        f"{plural(users, 'user')}, {plural(tokens, 'token')} and {plural(workers, 'worker')} added",
-    )
+        added = client.restore(file.read_bytes())
+    counts = [plural(count, kind.removesuffix("s")) for kind, count in added._asdict().items()]
+    session.terminal.result(added._asdict(), f"{', '.join(counts[:-1])} and {counts[-1]} added")
 
 
 app.command("export", cls=Command)(with_session(export))

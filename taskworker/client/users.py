@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
@@ -70,6 +70,16 @@ class AuthoritiesStatus:
     waiting: list[str]
 
 
+class Restored(NamedTuple):
+    """How many of each were added from a backup."""
+
+    users: int
+    tokens: int
+    workers: int
+    grants: int
+    links: int
+
+
 class UserClient(OperatorClient):
     """The users of a server, and their tokens. Thread-safe; a context manager.
 
@@ -123,13 +133,13 @@ class UserClient(OperatorClient):
         return [_user(one) for one in self._call(self._stub.ListUsers, auth_pb2.ListUsersRequest()).users]
 
     def export(self) -> bytes:
-        """All users, the hashes of their tokens, and the workers that joined with tokens, as a document."""
+        """All users, hashes of their tokens, what they share, and workers that joined with tokens, as a document."""
         return self._call(self._stub.ExportUsers, auth_pb2.ExportUsersRequest()).document
 
-    def restore(self, document: bytes) -> tuple[int, int, int]:
-        """Add what was exported; return how many users, tokens and workers were not there already."""
+    def restore(self, document: bytes) -> Restored:
+        """Add what was exported, and is not there already."""
         added = self._call(self._stub.ImportUsers, auth_pb2.ExportedUsers(document=document))
-        return added.users, added.tokens, added.workers
+        return Restored(added.users, added.tokens, added.workers, added.grants, added.links)
 
     def set_quota(
         self, user: str, *, files: int | Literal["default", "none"] | None = None,

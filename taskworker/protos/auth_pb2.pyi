@@ -412,20 +412,26 @@ class ImportUsersResponse(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     users: _builtins.int
     """how many were added"""
     tokens: _builtins.int
     workers: _builtins.int
+    grants: _builtins.int
+    links: _builtins.int
     def __init__(
         self,
         *,
         users: _builtins.int = ...,
         tokens: _builtins.int = ...,
         workers: _builtins.int = ...,
+        grants: _builtins.int = ...,
+        links: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "users", b"users", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "links", b"links", "tokens", b"tokens", "users", b"users", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

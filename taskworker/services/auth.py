@@ -14,6 +14,7 @@ from taskworker.auth.certificates import certificate_to_pem, fingerprint_of
 from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.rights import Right, Role, Scope
 from taskworker.auth.rotation import Rotation, Step
+from taskworker.auth.sharing import Sharing
 from taskworker.protos import auth_pb2
 from taskworker.rpc.authorization import KnownCaller
 from taskworker.rpc.binding import Caller
@@ -30,24 +31,24 @@ class AuthService:
 
     Args:
         users: the users.
+        sharing: what users share.
         storage: tells what users' files take; None: nothing does.
         rotation: returns what replaces the server's certificate authority; None: it has none.
         enrollment: the workers that joined with tokens; None: there are none.
         provider: knows users by identity tokens; None: none is accepted.
-        forget: called with the name of a user who was removed.
     """
 
     def __init__(
         self,
         users: domain.Users,
+        sharing: Sharing,
         rotation: Callable[[], Rotation | None] = lambda: None,
         enrollment: Enrollment | None = None,
         provider: OidcProvider | None = None,
         *,
-        forget: Callable[[str], object] = lambda _user: None,
         storage: Upkeep | None = None,
     ) -> None:
-        self._forget = forget
+        self._sharing = sharing
         self._provider = provider
         self._users = users
         self._enrollment = enrollment
@@ -111,7 +112,7 @@ class AuthService:
     ) -> auth_pb2.RemoveUserResponse:
         """Remove a user."""
         tokens = self._users.remove(request.user)
-        self._forget(request.user)
+        self._sharing.forget(request.user)
         return auth_pb2.RemoveUserResponse(tokens=tokens)
 
     def ListUsers(  # noqa: N802
@@ -151,14 +152,14 @@ class AuthService:
         self, _request: auth_pb2.ExportUsersRequest, _caller: Caller
     ) -> auth_pb2.ExportedUsers:
         """A backup."""
-        return auth_pb2.ExportedUsers(document=backup.exported(self._users, self._enrollment))
+        return auth_pb2.ExportedUsers(document=backup.exported(self._users, self._enrollment, self._sharing))
 
     def ImportUsers(  # noqa: N802
         self, request: auth_pb2.ExportedUsers, _caller: Caller
     ) -> auth_pb2.ImportUsersResponse:
         """Add what is in a backup."""
-        added = backup.restored(request.document, self._users, self._enrollment)
-        return auth_pb2.ImportUsersResponse(users=added.users, tokens=added.tokens, workers=added.workers)
+        added = backup.restored(request.document, self._users, self._enrollment, self._sharing)
+        return auth_pb2.ImportUsersResponse(**added._asdict())
 
     def CreateToken(  # noqa: N802
         self, request: auth_pb2.CreateTokenRequest, _caller: Caller

@@ -64,7 +64,7 @@ class StoreServer(FileServer):
         bearers = Bearers(self.users, sharing)
         guard = guard_of(store, by_token(bearers), bearers.user_of, grants=sharing)
         handler = partial(generic_handler, guard=guard, limits=limits)
-        auth = AuthService(self.users, self._rotation, forget=sharing.forget, storage=store.upkeep)
+        auth = AuthService(self.users, sharing, self._rotation, storage=store.upkeep)
         services = {
             _AUTH.full_name: handler(_AUTH, auth),
             _SHARING.full_name: handler(_SHARING, SharingService(sharing, store)),

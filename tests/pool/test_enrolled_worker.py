@@ -25,6 +25,7 @@ from taskworker.auth.contexts import Contexts
 from taskworker.auth.enrollment import DOCUMENT, Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import Admission
+from taskworker.auth.sharing import Sharing
 from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.pool import PoolClient
@@ -263,7 +264,7 @@ def test_a_pool_whose_directory_was_lost_knows_its_users_and_workers_again(secur
     bob = secured.server.users.create_token("bob")
     with UserClient(secured.address) as operator:
         exported = operator.export()
-        assert operator.restore(exported) == (0, 0, 0)
+        assert operator.restore(exported) == (0, 0, 0, 0, 0)
         for wrong in (b"", b"{}", b"[]", exported.replace(b'"version": 1', b'"version": 2'), b"[" * 100_000):
             with pytest.raises(InvalidArgument, match="backup of users"):
                 operator.restore(wrong)
@@ -284,7 +285,8 @@ def test_a_pool_whose_directory_was_lost_knows_its_users_and_workers_again(secur
         assert again.pool.enrollment is not None
         with pytest.raises(PermissionDenied):
             again.pool.enrollment.require(member.credentials.identity)
-        assert backup.restored(exported, again.users, again.pool.enrollment) == (2, 2, 2)
+        sharing = Sharing(again.pool.documents)
+        assert backup.restored(exported, again.users, again.pool.enrollment, sharing) == (2, 2, 2, 0, 0)
         assert again.pool.enrollment.require(member.credentials.identity) == Admission("w1")
         with pytest.raises(PermissionDenied):
             again.pool.enrollment.require(MemberIdentity(pool_id, MemberKind.WORKER, "w2"))

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from storage import ErasureProfile, FileStorage, Version
 from storage.errors import FileNotFound, InvalidArgument, PermissionDenied, StorageError
 from taskworker import AsyncClient, Client
+from taskworker.auth import backup
 from taskworker.auth.bearers import Bearers
 from taskworker.auth.rights import Role, Scope
 from taskworker.auth.sharing import Sharing
@@ -32,7 +33,6 @@ from taskworker.errors import Unauthenticated
 from taskworker.protos import sharing_pb2, store_pb2, taskworker_pb2
 from taskworker.rpc.authorization import by_token
 from taskworker.rpc.binding import generic_handler
-from taskworker.services.auth import AuthService
 from taskworker.services.file_server import FileServer, guard_of
 from taskworker.services.sharing import SharingService
 from tests.auth.documents import Clock, Documents
@@ -264,12 +264,33 @@ def test_a_user_who_was_removed_leaves_no_grants_to_the_next_of_this_name(served
     head = _push(served)
     served.client("ann").share("plan", with_user="bob")
     link = served.client("ann").create_link(head.file_id).text
-    AuthService(served.users, forget=served.sharing.forget)
     assert served.sharing.forget("bob") == 1
     assert served.client("ann").shares().given == []
     assert served.sharing.forget("ann") == 1
     with pytest.raises(Unauthenticated):
         served.with_token(link).linked()
+
+
+def test_what_users_share_outlives_the_catalog_in_a_backup(served: Served) -> None:
+    head = _push(served)
+    ann = served.client("ann")
+    ann.share("plan", with_user="bob")
+    ann.share("other/", with_user="eve", ttl_s=60)
+    link = ann.create_link(head.file_id).text
+    raw = backup.exported(served.users, None, served.sharing)
+    assert link.encode() not in raw
+
+    documents = Documents()
+    users, sharing = Users(documents, served.clock), Sharing(documents, served.clock)
+    served.clock.now_ms += 61_000
+    assert backup.restored(raw, users, None, sharing) == (4, 4, 0, 1, 1)
+    assert backup.restored(raw, users, None, sharing) == (0, 0, 0, 0, 0)
+    again = Sharing(documents, served.clock)
+    assert again.may("bob", "ann", "plan", write=False)
+    assert not again.may("eve", "ann", "other/1", write=False)
+    assert again.principal_of_link(link).user == "ann"
+    with pytest.raises(InvalidArgument, match="reserved"):
+        backup.restored(raw.replace(b'"owner": "ann"', b'"owner": "system:x"'), users, None, Sharing(Documents()))
 
 
 def test_a_link_shows_the_newest_version_of_one_file_and_nothing_else(served: Served) -> None:
