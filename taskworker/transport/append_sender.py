@@ -229,6 +229,11 @@ class AppendSender:
         with self._lock:
             return {key: place for sent in self._under_way for key, place in sent.keys.items()}
 
+    def undelivered(self, keys: Collection[ShardKey]) -> set[ShardKey]:
+        """Those of the shards that are not delivered yet."""
+        with self._lock:
+            return {key for sent in self._under_way for key in keys if key in sent.keys}
+
     def queued(self) -> list[Container[ShardKey]]:
         """The keys of these shards, one container for each frame."""
         with self._lock:

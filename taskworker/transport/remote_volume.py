@@ -6,7 +6,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from math import inf
 from operator import lt
 
@@ -232,6 +232,7 @@ class RemoteVolume:
 
     def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
         """See :meth:`ShardStore.fetch_all`."""
+        self._sender.await_delivery([key for key, _ in wanted])
         into = [memoryview(bytearray(length)) for _, length in wanted]
         signal = self._calls.poller.signal()
         outcomes: list[Outcome] = []
@@ -256,14 +257,21 @@ class RemoteVolume:
         into: Sequence[memoryview],
         done: Callable[[Outcome], None],
     ) -> Callable[[], None]:
-        """See :meth:`ShardStore.begin_fetch`."""
+        """See :meth:`ShardStore.begin_fetch`.
+
+        A shard that is on its way to the worker is not there yet: over a slow link, others have theirs long before.
+        """
+        absent = self._sender.undelivered([key for key, _ in wanted])
+        if absent:
+            there = [key not in absent for key, _ in wanted]
+            wanted, into = list(compress(wanted, there)), list(compress(into, there))
+            done = partial(_spread, there, done)
         batches = list(_fitting(wanted))
         joint = _Joint(len(batches), done)
         fetches: list[Fetch] = []
         at = 0
         try:
             for number, batch in enumerate(batches):
-                self._sender.await_delivery([want.key for want in batch])
                 fetch = Fetch(self._calls, batch, into[at : at + len(batch)], partial(joint.note, number))
                 fetch.begin()
                 fetches.append(fetch)
@@ -434,6 +442,14 @@ class _Joint:
         if len(self._outcomes) == self._count:
             done, self._done = self._done, None
             done([present for at in range(self._count) for present in self._outcomes[at]])
+
+
+def _spread(there: Sequence[bool], done: Callable[[Outcome], None], outcome: Outcome) -> None:
+    """Pass an outcome on, of fetches of only those shards that were ``there``."""
+    if not isinstance(outcome, StorageError):
+        present = iter(outcome)
+        outcome = [one and next(present) for one in there]
+    done(outcome)
 
 
 def _keys_max(start: bytes, stop: bytes | None) -> int:

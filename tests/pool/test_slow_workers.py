@@ -1,0 +1,91 @@
+"""Pushes beside a worker that takes what it is sent slowly, or not at all for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from storage.erasure import ErasureProfile
+from storage.fleet.layout import Layout
+from storage.fleet.members import Member
+from storage.keys import Kind, StripeKey, shard_key, stripe_key
+from storage.limits import KIB
+from storage.runtime import Runtime
+from storage.shards import LocalVolume, Shard
+from storage.stripes.stripes import StripeStore
+from storage.write.redundancy import make_whole
+from taskworker.transport.remote_volume import RemoteVolume
+from taskworker.transport.worker_fleet import WorkerFleet
+from tests.pool.helpers import IDENTITY, served
+from tests.storage.helpers import content, digest
+
+SLOW = 0
+WORKERS = 6
+PATIENCE_S = 60.0  # who waits for the slow worker sees it go away in the end
+
+
+class SlowVolume(LocalVolume):
+    """A volume whose appends wait while the gate is closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        super().__init__(path, IDENTITY)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        self.gate.wait()
+        super().append(shards, urgent=urgent)
+
+
+class Pool:
+    """What writes in a pool, with volumes that are served as workers serve them."""
+
+    def __init__(self, directory: Path, exits: ExitStack) -> None:
+        self.fleet = WorkerFleet()
+        members = [Member(slot, f"w{slot}", "", 1 << 40) for slot in range(WORKERS)]
+        self.fleet.use_layouts(Layout.first(members, WORKERS))
+        self.volumes = [SlowVolume(directory / str(slot)) for slot in range(WORKERS)]
+        for volume in self.volumes:
+            exits.callback(volume.close)
+        for slot, volume in enumerate(self.volumes):
+            address = exits.enter_context(served(volume, path=directory / f"s{slot}"))
+            self.fleet.attach(slot, RemoteVolume(address, f"w{slot}", timeout_s=PATIENCE_S))
+        self.stripes = StripeStore(self.fleet, Runtime())
+        exits.callback(self.fleet.close)
+        exits.callback(self.stripes.close)
+        exits.callback(lambda: [volume.gate.set() for volume in self.volumes])
+
+    def push(self, objects: Sequence[bytes]) -> list[StripeKey]:
+        """Store objects as a push does, until they could be committed."""
+        since = self.fleet.epoch()
+        stripes = [stripe_key(Kind.CHUNK, digest(one), 4, 6) for one in objects]
+        for stripe, one in zip(stripes, objects, strict=True):
+            self.stripes.put(stripe, one, len(one))
+        self.fleet.sync_most()
+        make_whole(self.stripes, lambda: stripes, since)
+        return stripes
+
+    def on_others(self, stripe: StripeKey) -> Counter[int]:
+        """Which shards of a stripe the workers but the slow one have, by their index."""
+        others = self.volumes[SLOW + 1 :]
+        return Counter(slot for slot in range(6) for one in others if one.locate(shard_key(stripe, slot)) is not None)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    with ExitStack() as exits:
+        yield Pool(tmp_path, exits)
+
+
+def test_a_push_does_not_read_what_has_not_reached_a_slow_worker(pool: Pool) -> None:
+    pool.volumes[SLOW].gate.clear()
+    stripes = pool.push([content(seed, 64 * KIB) for seed in range(12)])
+    assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
+    pool.fleet.require_writable(ErasureProfile(4, 6))
+    assert pool.fleet.state(SLOW) == "ok"
