@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 _KINDS: Mapping[str, tuple[str, str]] = {
+    "elided": (r"\S*…\S*", r"\S+"),
     "measured": (r"\(\d+\.\d+ s[^)]*\)", r"\(\d+\.\d+ s[^)]*\)"),
     "time": (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"),
     "process": (r"(?<=  )\d+(?=  127\.)", r"\d+"),
@@ -16,7 +17,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "age": (r"\b\d+ s\b", r"\d+ s"),
 }
 _VARIES = re.compile("|".join(f"(?P<{kind}>{shown})" for kind, (shown, _) in _KINDS.items()))
-_NAMES = ("process", "address", "id")
+_NAMES = ("elided", "process", "address", "id")
 _ANY_LINES = "..."
 _ANY_LINES_PATTERN = r"(?:.*\n)*"
 

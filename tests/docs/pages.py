@@ -2,7 +2,8 @@
 
 A comment on the line before a block says what the text around it tells a reader: ``not run: REASON``,
 ``in background: NAME``, ``until it matches``, ``exit code: N``. A comment of its own stands for what has no block:
-``stop: NAME`` for Ctrl-C, ``kill and lose PATH: NAME`` for a process that dies and takes a directory with it.
+``stop: NAME`` for Ctrl-C, ``kill and lose PATH: NAME`` for a process that dies and takes a directory with it, ``off:
+NAME, ...`` for machines that are switched off. On pages for several machines, comments begin with ``on MACHINE``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 _COMMENT = re.compile(r"<!-- (.*) -->")
 _FENCE = re.compile(r'```(\w+)(?: title="([^"]+)")?')
-_ALONE = ("stop: ", "kill and lose ")
+_ALONE = ("stop: ", "kill and lose ", "off: ")
 
 
 @dataclass(frozen=True, slots=True)

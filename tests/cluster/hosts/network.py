@@ -1,4 +1,7 @@
-"""Namespaces that reach each other over a bridge, as machines on one network do, and a tap on all that passes."""
+"""Namespaces that reach each other over a bridge, as machines on one network do, and a tap on all that passes.
+
+Each machine has a ``/srv`` of its own, and knows all by their names.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,15 @@ class Hosts:
     Args:
         count: how many.
         capture: gets all that passes between them.
+        disks: gets the ``/srv`` of each machine, by its number.
+        names: what each machine is called.
     """
 
-    def __init__(self, count: int, capture: Path) -> None:
+    def __init__(self, count: int, capture: Path, disks: Path | None = None, names: Sequence[str] = ()) -> None:
         self._count = count
         self._capture = capture
+        self._disks = disks
+        self._names = names
         self._switch: subprocess.Popen[bytes] | None = None
         self._hosts: list[subprocess.Popen[bytes]] = []
         self._tap: subprocess.Popen[bytes] | None = None
@@ -62,6 +69,11 @@ class Hosts:
     def inside(self, number: int) -> tuple[str, ...]:
         """What to write before a command to run it on a machine."""
         return _inside(self._hosts[number])
+
+    def disk(self, number: int) -> Path:
+        """A machine's ``/srv``, as others on this one see it."""
+        assert self._disks is not None
+        return self._disks / str(number)
 
     def run(self, number: int, *command: str, **environment: str) -> str:
         """Run a command on a machine; return what it writes to standard output. It must end well."""
@@ -109,17 +121,29 @@ class Hosts:
             _run(_inside(host), "ip", "link", "set", "lo", "up")
             _run(_inside(host), "ip", "address", "add", f"{self.address(number)}/24", "dev", "net0")
             _run(_inside(host), "ip", "link", "set", "net0", "up")
+            self._mount(number)
         command = [*switch, sys.executable, "-c", _TAP, str(self._capture)]
         _run(switch, "ip", "link", "set", "switch", "promisc", "on")
         self._tap = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._tap.stdout is not None
         assert self._tap.stdout.readline() == b"up\n"
 
+    def _mount(self, number: int) -> None:
+        """Give a machine its own ``/srv``, and the names of all."""
+        if self._disks is None:
+            return
+        self.disk(number).mkdir(parents=True)
+        names = self._disks / "names"
+        lines = [f"{self.address(each)} {name}\n" for each, name in enumerate(self._names)]
+        names.write_text("".join(["127.0.0.1 localhost\n", *lines]))
+        _run(self.inside(number), "mount", "--bind", str(self.disk(number)), "/srv")
+        _run(self.inside(number), "mount", "--bind", str(names), "/etc/hosts")
+
 
 def _namespace() -> subprocess.Popen[bytes]:
     # `cat` ends with this process, and the namespace with it.
     holder = subprocess.Popen(
-        ["unshare", "-n", "sh", "-c", "echo up; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["unshare", "--net", "--mount", "sh", "-c", "echo up; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"up\n"
@@ -127,7 +151,7 @@ def _namespace() -> subprocess.Popen[bytes]:
 
 
 def _inside(holder: subprocess.Popen[bytes]) -> tuple[str, ...]:
-    return ("nsenter", f"--net=/proc/{holder.pid}/ns/net")
+    return ("nsenter", f"--net=/proc/{holder.pid}/ns/net", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={Path.cwd()}")
 
 
 def _run(inside: Sequence[str], *command: str) -> None:
