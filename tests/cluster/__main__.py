@@ -6,6 +6,7 @@ The exit code is 1 if a check fails.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -47,9 +48,10 @@ def _play(scenario: Scenario, run: Run) -> None:
 
 def _keep_logs(directory: Path) -> None:
     """Remove the data alone: what failed may be rare."""
-    for entry in directory.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+    for entry in sorted(directory.rglob("*"), reverse=True):
+        if entry.is_dir() and not entry.is_symlink():
+            with contextlib.suppress(OSError):
+                entry.rmdir()  # those with logs stay
         elif entry.suffix != ".log":
             entry.unlink(missing_ok=True)
     print(f"logs are in {directory}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tests.cluster.campaign.floods import floods
 from tests.cluster.campaign.grow import grow
+from tests.cluster.campaign.hosts import hosts
 from tests.cluster.campaign.kill_pool import kill_pool
 from tests.cluster.campaign.kill_workers import kill_workers
 from tests.cluster.campaign.large import large
@@ -32,6 +33,7 @@ SCENARIOS = {
     "grow": Scenario(grow, 10, "a seventh worker is added and drained again under load, over N files of 64 MiB"),
     "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
     "links": Scenario(links, 300, "8 MiB are pushed and got over slow, lossy and distant links, N seconds over each"),
+    "hosts": Scenario(hosts, 60, "eight machines by the how-to page, over good and bad lines; N seconds of transfers"),
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
     ),

@@ -5,15 +5,19 @@ Each machine has a ``/srv`` of its own, and knows all by their names.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 import pytest
+
+from tests.cluster.links.shape import Shape
 
 _NETWORK = "10.77.0"
 _TAP = """
@@ -29,14 +33,18 @@ with open(sys.argv[1], "wb") as kept:
 """
 
 
+def why_not() -> str:
+    """Why there can be no namespaces with a bridge on this machine; empty: there can."""
+    if os.geteuid():
+        return "it needs root, for network namespaces"
+    probe = "ip link add veth0 type veth peer name veth1 && ip link add switch type bridge && ip tuntap add t mode tap"
+    ended = subprocess.run(["unshare", "-n", "sh", "-c", probe], check=False, capture_output=True, text=True)
+    return f"no network namespaces with bridges: {ended.stderr.strip()}" if ended.returncode else ""
+
+
 def require_namespaces() -> None:
     """Skip the test, loudly, where there can be no namespaces."""
-    why = "it needs root, for network namespaces" if os.geteuid() else ""
-    if not why:
-        probe = "ip link add veth0 type veth peer name veth1 && ip link add switch type bridge"
-        ended = subprocess.run(["unshare", "-n", "sh", "-c", probe], check=False, capture_output=True, text=True)
-        why = f"no network namespaces with bridges: {ended.stderr.strip()}" if ended.returncode else ""
-    if why:
+    if why := why_not():
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn(f"several machines are NOT tested: {why}", stacklevel=2)
@@ -51,13 +59,23 @@ class Hosts:
         capture: gets all that passes between them.
         disks: gets the ``/srv`` of each machine, by its number.
         names: what each machine is called.
+        shape: of the line of every machine but the first one; None: lines as fast as the kernel is.
     """
 
-    def __init__(self, count: int, capture: Path, disks: Path | None = None, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        count: int,
+        capture: Path,
+        disks: Path | None = None,
+        names: Sequence[str] = (),
+        shape: Shape | None = None,
+    ) -> None:
         self._count = count
         self._capture = capture
         self._disks = disks
         self._names = names
+        self._shape = shape
+        self._emulator: subprocess.Popen[bytes] | None = None
         self._switch: subprocess.Popen[bytes] | None = None
         self._hosts: list[subprocess.Popen[bytes]] = []
         self._tap: subprocess.Popen[bytes] | None = None
@@ -102,7 +120,7 @@ class Hosts:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        for process in (self._tap, *self._hosts, self._switch):
+        for process in (self._tap, self._emulator, *self._hosts, self._switch):
             if process is not None:
                 process.kill()
                 process.communicate()
@@ -112,11 +130,17 @@ class Hosts:
         switch = _inside(self._switch)
         _run(switch, "ip", "link", "add", "switch", "type", "bridge")
         _run(switch, "ip", "link", "set", "switch", "up")
+        if self._shape is not None:
+            self._start_emulator(self._shape)
         for number in range(self._count):
             host = _namespace()
             self._hosts.append(host)
-            port = f"port{number}"
-            _run(switch, "ip", "link", "add", port, "type", "veth", "peer", "name", "net0", "netns", str(host.pid))
+            if self._shape is None or number == 0:
+                port = f"port{number}"
+                _run(switch, "ip", "link", "add", port, "type", "veth", "peer", "name", "net0", "netns", str(host.pid))
+            else:
+                port = f"line{number}a"
+                _run(switch, "ip", "link", "set", f"line{number}b", "netns", str(host.pid), "name", "net0")
             _run(switch, "ip", "link", "set", port, "master", "switch", "up")
             _run(_inside(host), "ip", "link", "set", "lo", "up")
             _run(_inside(host), "ip", "address", "add", f"{self.address(number)}/24", "dev", "net0")
@@ -127,6 +151,20 @@ class Hosts:
         self._tap = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._tap.stdout is not None
         assert self._tap.stdout.readline() == b"up\n"
+
+    def _start_emulator(self, shape: Shape) -> None:
+        assert self._switch is not None
+        lines = [f"line{number}" for number in range(1, self._count)]
+        command = [*_inside(self._switch), sys.executable, "-m", "tests.cluster.links.emulator", "--taps", *lines]
+        self._emulator = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+        )
+        assert self._emulator.stdin is not None
+        assert self._emulator.stdout is not None
+        assert self._emulator.stdout.readline() == b"up\n"
+        for number in range(len(lines)):
+            self._emulator.stdin.write(f"{number} {json.dumps(asdict(shape))}\n".encode())
+            self._emulator.stdin.flush()
 
     def _mount(self, number: int) -> None:
         """Give a machine its own ``/srv``, and the names of all."""

@@ -12,11 +12,12 @@ from tests.docs.pages import DOCS
 
 CONTENT = "planted-plaintext-"
 """What the content of the user's file is made of."""
+USER_NAME = "anna.schmidt"
 _ON_THE_PAGE = {
     "the file's content": CONTENT,
     "the file's name": "accounts-2026",
     "the version's note": "before the audit",
-    "the user": "anna.schmidt",
+    "the user": USER_NAME,
 }
 
 

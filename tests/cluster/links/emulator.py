@@ -1,8 +1,8 @@
 """The process behind shaped links: reads packets from one TUN device, and writes those that arrive to the other.
 
-``python -m tests.cluster.links.emulator NAME NAME ...`` makes two devices for each link, ``NAMEa`` and ``NAMEb``, and
-announces it with a line. Each line on stdin, ``NUMBER JSON``, is the :class:`Shape` of a link from then on; the end of
-stdin ends the process.
+``python -m tests.cluster.links.emulator NAME NAME ...`` makes two devices for each link, ``NAMEa`` and ``NAMEb``, or
+with ``--taps`` two for Ethernet, and announces it with a line. Each line on stdin, ``NUMBER JSON``, is the
+:class:`Shape` of a link from then on; the end of stdin ends the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from tests.cluster.links.shape import Shape
 
 _TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x0001, 0x0002, 0x1000
 _PACKET_BYTES_MAX = 2048
 _AT_ONCE = 64
 _QUEUED_S_MAX = 0.4
@@ -63,11 +63,11 @@ class _Direction:
 class Emulator:
     """Shapes links, in one thread."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], mode: int = _IFF_TUN) -> None:
         rng = random.Random()
         self._directions: list[_Direction] = []
         for name in names:
-            a, b = _tun(f"{name}a"), _tun(f"{name}b")
+            a, b = _device(f"{name}a", mode), _device(f"{name}b", mode)
             self._directions += [_Direction(a, b, rng), _Direction(b, a, rng)]
         self._by_source = {direction.source: direction for direction in self._directions}
         self._waiting: list[tuple[float, int, int, bytes]] = []  # when, number, target, packet
@@ -126,13 +126,14 @@ def _write(device: int, packet: bytes) -> None:
             raise
 
 
-def _tun(name: str) -> int:
+def _device(name: str, mode: int) -> int:
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), mode | _IFF_NO_PI))
     return device
 
 
 if __name__ == "__main__":
-    emulator = Emulator(sys.argv[1:])
+    taps = sys.argv[1] == "--taps"
+    emulator = Emulator(sys.argv[1 + taps :], _IFF_TAP if taps else _IFF_TUN)
     print("up", flush=True)
     emulator.run()

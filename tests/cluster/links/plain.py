@@ -68,11 +68,12 @@ class PlainConnections:
 
     def _all(self, sent: int, received: int) -> float:
         began_s = time.monotonic()
-        list(self._threads.map(lambda connection: _exchange(connection, sent, received), self._connections))
+        list(self._threads.map(lambda connection: exchange(connection, sent, received), self._connections))
         return time.monotonic() - began_s
 
 
-def _exchange(connection: socket.socket, sent: int, received: int) -> None:
+def exchange(connection: socket.socket, sent: int, received: int) -> None:
+    """Send so many bytes, then receive so many."""
     connection.sendall(_REQUEST.pack(sent, received))
     _send(connection, sent)
     _receive(connection, received)
