@@ -73,12 +73,20 @@ class Enrollment:
         authority: issues the certificates.
         documents: where tokens and admissions are stored.
         now_ms: milliseconds since 1970.
+        lifetime_s: how long certificates of members are valid.
     """
 
-    def __init__(self, authority: Authority, documents: Documents, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        documents: Documents,
+        now_ms: Callable[[], int] = wall_ms,
+        lifetime_s: float = LIFETIME_S,
+    ) -> None:
         self._authority = authority
         self._documents = documents
         self._now_ms = now_ms
+        self._lifetime_s = lifetime_s
         self._tokens = JoinTokens(documents, now_ms)
         self._lock = threading.Lock()
         raw = documents.document(DOCUMENT)
@@ -136,8 +144,9 @@ class Enrollment:
     def _issue(self, worker: str, request_pem: bytes) -> Issued:
         identity = MemberIdentity(self._authority.pool_id, MemberKind.WORKER, worker)
         state = self._authority.state  # before, so that a member that missed a change is told again
-        issued = Issued(self._authority.issue(request_pem, identity), self._authority.certificates_pem)
-        told = _Told(state, self._now_ms() + int(LIFETIME_S * 1000))
+        certificate = self._authority.issue(request_pem, identity, lifetime_s=self._lifetime_s)
+        issued = Issued(certificate, self._authority.certificates_pem)
+        told = _Told(state, self._now_ms() + int(self._lifetime_s * 1000))
         with self._lock:
             self._keep(msgspec.structs.replace(self._kept, told=self._kept.told | {worker: told}))
         return issued
@@ -213,7 +222,7 @@ class Enrollment:
             kept = self._kept
             added = {worker: one for worker, one in admitted.items() if worker not in kept.admitted}
             # When their certificates expire, is not known here; they learn of the authorities with their heartbeats.
-            unknown = dict.fromkeys(added, _Told("", self._now_ms() + int(LIFETIME_S * 1000)))
+            unknown = dict.fromkeys(added, _Told("", self._now_ms() + int(max(LIFETIME_S, self._lifetime_s) * 1000)))
             refused = kept.denied | {worker for worker in denied if worker in added}
             self._keep(_Kept(kept.admitted | added, refused, unknown | kept.told))
             return len(added)

@@ -60,6 +60,15 @@ def pool(
             max=65535,
         ),
     ] = 0,
+    certificate_hours: Annotated[
+        float,
+        typer.Option(
+            help="How long certificates of workers are valid, in hours. Workers renew them after half of that.",
+            metavar="HOURS",
+            min=0.05,
+            max=8760.0,
+        ),
+    ] = 24.0,
     grace: Annotated[
         float,
         typer.Option(
@@ -264,6 +273,7 @@ def pool(
         audit_bytes_per_s=audit_rate << 10,
         hot_bytes=cache << 20,
         small_copies_bytes=small_copies << 10,
+        certificates_s=certificate_hours * 3600.0,
         rebuild=rebuild,
         encrypts=encrypts,
     )

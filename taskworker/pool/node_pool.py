@@ -421,7 +421,7 @@ class NodePool(PoolCore):
         authority = self.authority()
         self.credentials = MemberCredentials(self._issue_to_itself(authority), self._runtime.wall_ms)
         self._dialling = MemberDialling(self.credentials)
-        self.enrollment = Enrollment(authority, self._catalog, self._runtime.wall_ms)
+        self.enrollment = Enrollment(authority, self._catalog, self._runtime.wall_ms, self._options.certificates_s)
 
     def renew_identity(self, *, only_if_due: bool = False) -> None:
         """Issue a new certificate to the pool itself, if its workers join with tokens.

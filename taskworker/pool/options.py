@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.sealing.master_keys import StoreKeys
+from taskworker.auth.authority import LIFETIME_S
 from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S
 from taskworker.pool.background.collecting import COLLECT_EVERY_S
 
@@ -36,6 +37,7 @@ class PoolOptions:
         audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
         hot_bytes: memory for small objects that were read lately, which are then not fetched from workers again.
         small_copies_bytes: files up to this size, at most 64 KiB, are kept as n - k + 1 whole copies; 0: none are.
+        certificates_s: how long certificates of workers are valid.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
             is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
         keys: gives the master keys of encrypted files.
@@ -52,6 +54,7 @@ class PoolOptions:
     audit_bytes_per_s: int = AUDIT_BYTES_PER_S
     hot_bytes: int = 32 << 20
     small_copies_bytes: int = 16 << 10
+    certificates_s: float = LIFETIME_S
     rebuild: str = ""
     keys: GiveKeys = no_keys
     encrypts: bool | None = None

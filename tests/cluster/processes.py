@@ -31,10 +31,20 @@ class Process:
         log: gets its error output.
         module: what ``python -m`` runs.
         inside: what to write before the command.
+        tree: directory of the release to run; None: this one.
     """
 
-    def __init__(self, arguments: list[str], log: Path, module: str = "taskworker", inside: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        module: str = "taskworker",
+        inside: Sequence[str] = (),
+        tree: Path | None = None,
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")}
+        if tree is not None:
+            environment["PYTHONPATH"] = str(tree)
         environment["PYTHONFAULTHANDLER"] = "1"
         self._log = log
         with log.open("ab") as stderr:
@@ -44,6 +54,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment,
+                cwd=tree,
             )
         self.announced = self._read_announcement(log)
 
@@ -133,6 +144,11 @@ class Cluster:
         options: more of the pool's.
         host: where the pool listens.
         place: (worker's number) → what to write before its command, and the host that it listens on.
+        tree: directory of the release to run; None: this one.
+        joins: whether workers join with tokens, and so have certificates.
+
+    Attributes:
+        tree: of processes that are started from now on.
     """
 
     def __init__(
@@ -146,13 +162,17 @@ class Cluster:
         options: tuple[str, ...] = (),
         host: str = "127.0.0.1",
         place: Callable[[int], tuple[Sequence[str], str]] = lambda number: ((), "127.0.0.1"),
+        tree: Path | None = None,
+        joins: bool = False,
     ) -> None:
         self.directory = directory
         self._place = place
         self.grace_s = grace_s
         self._tranquility = tranquility
         self._pool_module = pool_module
-        self._options = options
+        self._options = (*options, "--join", f"{host}:0") if joins else options
+        self._joins = joins
+        self.tree = tree
         self.pool_process = self._start_pool(f"{host}:0")
         self.address = self.pool_process.address
         self.workers: dict[str, Process] = {}
@@ -165,15 +185,19 @@ class Cluster:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self.grace_s)]
         arguments += ["--tranquility", str(self._tranquility), *self._options]
-        return Process(arguments, self.directory / "pool.log", self._pool_module)
+        return Process(arguments, self.directory / "pool.log", self._pool_module, tree=self.tree)
 
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:
         """Start a worker, new or again, by the command line or by another ``module``."""
         home = str(self.directory / name)
         inside, host = self._place(int(name.removeprefix("w")))
         arguments = ["worker", "--id", name, "--dir", home, "--listen", f"{host}:0", "--pool", self.address]
+        if self._joins:
+            arguments[-1] = str(self.pool_process.announced["join_address"])
+            if not (self.directory / name).exists():
+                arguments += ["--token", self._pool_client.new_join_token(name)[0]]
         log = self.directory / f"{name}.log"
-        self.workers[name] = Process([*arguments, "--capacity", "10", *more], log, module, inside)
+        self.workers[name] = Process([*arguments, "--capacity", "10", *more], log, module, inside, self.tree)
         return self.workers[name]
 
     def restart_pool(self) -> None:

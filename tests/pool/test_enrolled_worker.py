@@ -20,7 +20,7 @@ from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
 from taskworker.auth import backup
 from taskworker.auth.authority import Authority
-from taskworker.auth.certificates import new_key, new_request
+from taskworker.auth.certificates import new_key, new_request, read_certificate
 from taskworker.auth.contexts import Contexts
 from taskworker.auth.enrollment import DOCUMENT, Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
@@ -253,6 +253,18 @@ def test_how_long_workers_are_told_of_one_that_was_denied(tmp_path: Path) -> Non
     now_ms += 23 * HOUR_MS
     assert enrollment.denied_now() == ["w1"]
     now_ms += 2 * HOUR_MS
+    assert enrollment.denied_now() == []
+
+
+def test_certificates_of_members_are_valid_as_long_as_the_operator_says(tmp_path: Path) -> None:
+    now_ms = wall_ms()
+    authority = Authority(tmp_path / "a.pem", "a" * 32, lambda: now_ms)
+    enrollment = Enrollment(authority, Documents(), lambda: now_ms, lifetime_s=3600)
+    issued = enrollment.enroll("w1", enrollment.new_token(Admission("w1")).secret, new_request(new_key()), now_ms)
+    until = read_certificate(issued.certificate_pem).not_valid_after_utc
+    assert abs(until.timestamp() - now_ms / 1000 - 3600) < 2
+    enrollment.deny("w1")
+    now_ms += HOUR_MS * 11 // 10
     assert enrollment.denied_now() == []
 
 

@@ -14,6 +14,7 @@ from tests.cluster.campaign.large import large
 from tests.cluster.campaign.links import links
 from tests.cluster.campaign.million import million
 from tests.cluster.campaign.misbehave import misbehave
+from tests.cluster.campaign.rotate import rotate
 from tests.cluster.campaign.run import Run
 
 
@@ -34,6 +35,9 @@ SCENARIOS = {
     "large": Scenario(large, 3, "4 GiB pushed and read; then one client against eight, N times"),
     "links": Scenario(links, 300, "8 MiB are pushed and got over slow, lossy and distant links, N seconds over each"),
     "hosts": Scenario(hosts, 60, "eight machines by the how-to page, over good and bad lines; N seconds of transfers"),
+    "rotate": Scenario(
+        rotate, 240, "keys, certificates and their authority change under load, for N seconds; what thieves then get"
+    ),
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
     ),
