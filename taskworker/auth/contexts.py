@@ -24,6 +24,7 @@ from taskworker.auth.trust import SYSTEM, Trust
 _FILE = Path("taskworker", "contexts.json")
 _VERSION = 1
 _LOOPBACKS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+_FORMER = frozenset(("address", "token", "user", "server"))
 _OWNED_MAX = 100
 """Contexts that servers wrote for their owners. Of more, the oldest ones are dropped."""
 
@@ -71,14 +72,17 @@ class _Kept(NamedTuple):
     contexts: tuple[Context, ...] = ()
 
     def encoded(self) -> bytes:
-        document = {
-            "version": _VERSION,
-            "current": self.current,
-            "contexts": [
-                {name: text for name, text in context._asdict().items() if text} | {"token": context.token}
-                for context in self.contexts
-            ],
-        }
+        every = [
+            {name: text for name, text in context._asdict().items() if text} | {"token": context.token}
+            for context in self.contexts
+        ]
+        # Releases without TLS read `contexts`, refuse what they do not know in it, and ignore `all`.
+        former = [
+            {name: text for name, text in context.items() if name in _FORMER}
+            for context in every
+            if "authorities" not in context
+        ]
+        document = {"version": _VERSION, "current": self.current, "contexts": former, "all": every}
         return json.dumps(document, indent=2).encode() + b"\n"
 
     @classmethod
@@ -87,7 +91,10 @@ class _Kept(NamedTuple):
         found = json.loads(raw)
         if not isinstance(found, dict) or found.get("version") != _VERSION:
             raise ValueError("it is of another version")
-        contexts = tuple(Context(**one) for one in found["contexts"])
+        contexts = tuple(
+            Context(**{name: text for name, text in one.items() if name in Context._fields})
+            for one in (found["all"] if "all" in found else found["contexts"])
+        )
         texts = [found["current"], *(text for context in contexts for text in context)]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("something in it is no text")
@@ -193,7 +200,7 @@ class Contexts:
             return _Kept()
         try:
             return _Kept.parse(raw)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise FormatError(f"{self.path} is damaged; move it away, and log in to your servers again") from None
 
     def _write(self, kept: _Kept) -> None:

@@ -18,7 +18,7 @@ from storage.errors import InvalidArgument
 from storage.fleet.layout import MEMBERS_MAX
 from storage.fleet.members import Member
 from taskworker.errors import WorkerRefused
-from taskworker.rpc.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL, upgrade_advice
 
 
 class Standing(StrEnum):
@@ -299,7 +299,7 @@ class Membership:
         if application.protocol != PROTOCOL:
             raise WorkerRefused(
                 f"worker {application.worker} speaks protocol {application.protocol} (version "
-                f"{application.version}), this pool {PROTOCOL}; install the same version of taskworker on both"
+                f"{application.version}), this pool {PROTOCOL}; {upgrade_advice(application.protocol, PROTOCOL)}"
             )
         if application.pool_id not in ("", self._pool_id):
             raise WorkerRefused(

@@ -33,7 +33,7 @@ from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
 from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.dialling import dial
-from taskworker.rpc.protocol import PROTOCOL
+from taskworker.rpc.protocol import PROTOCOL, upgrade_advice
 from taskworker.rpc.serving import Server
 from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
@@ -304,7 +304,7 @@ class VolumeWorker:
         if description.protocol != PROTOCOL:
             raise WorkerRefused(
                 f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "
-                "install the same version of taskworker on both"
+                + upgrade_advice(PROTOCOL, description.protocol)
             )
         return description
 

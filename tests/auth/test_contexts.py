@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import stat
 from pathlib import Path
@@ -22,7 +23,7 @@ from taskworker.auth.contexts import (
 )
 from taskworker.auth.owner_context import keep_owner_context, login_name
 from taskworker.auth.rights import Role
-from taskworker.auth.trust import Trust
+from taskworker.auth.trust import SYSTEM, Trust
 from taskworker.auth.users import Users
 from tests.auth.documents import Clock, Documents
 
@@ -98,7 +99,7 @@ def test_only_the_owner_may_read_the_file(contexts: Contexts) -> None:
         b"\xff",
         b'{"contexts": [{"address": "x"}]}',
         b'{"version": 1, "current": "", "contexts": [{"address": 1, "token": "x"}]}',
-        b'{"version": 1, "current": "", "contexts": [{"address": "a", "token": "x", "more": "y"}]}',
+        b'{"version": 1, "current": "", "contexts": ["x"]}',
         b'{"version": 2, "current": "", "contexts": []}',
         b"[" * 100_000,
     ],
@@ -111,6 +112,21 @@ def test_a_damaged_file_is_reported_and_left_alone(contexts: Contexts, raw: byte
     with pytest.raises(FormatError, match="damaged"):
         contexts.put(Context(HERE, "t"))
     assert contexts.path.read_bytes() == raw
+
+
+def test_other_releases_read_the_file(contexts: Contexts) -> None:
+    """Those without TLS know four fields of each context, and refuse more; later ones may add some."""
+    plain = Context(HERE, "t", "ann", "s", worker_token="w")
+    secured = Context("pool.example.org:1", "u", "ann", authorities=SYSTEM)
+    contexts.put(secured)
+    contexts.put(plain)
+    assert contexts.all() == [secured, plain]
+    document = json.loads(contexts.path.read_bytes())
+    assert document["contexts"] == [{"address": HERE, "token": "t", "user": "ann", "server": "s"}]
+    del document["all"]  # as such a release writes it
+    document["contexts"][0]["later"] = 1
+    contexts.path.write_text(json.dumps(document))
+    assert contexts.all() == [plain._replace(worker_token="")]
 
 
 def test_one_context_can_be_chosen(contexts: Contexts) -> None:

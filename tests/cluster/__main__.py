@@ -27,7 +27,7 @@ def main() -> int:
     print(f"{arguments.scenario}: {scenario.what}; rounds {rounds}, seed {arguments.seed}", flush=True)
     well = False
     try:
-        _play(scenario, Run(rounds, arguments.seed, directory, verdicts))
+        _play(scenario, Run(rounds, arguments.seed, directory, verdicts, arguments.former))
         well = verdicts.end()
     finally:
         if arguments.keep:
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help="one of those below")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often, or how much; the scenario says what of")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="decides all choices (default: 1)")
+    parser.add_argument("--from", dest="former", default="", metavar="COMMIT", help="upgrade: from this one only")
     parser.add_argument("--dir", type=Path, help="where to make a directory for the data (default: TMPDIR)")
     parser.add_argument(
         "--keep", action="store_true", help="leave data and logs there; logs stay in any case if a check fails"

@@ -25,9 +25,9 @@ from taskworker.auth.contexts import Contexts
 from taskworker.auth.enrollment import DOCUMENT, Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import Admission
-from taskworker.auth.sharing import Sharing
 from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
+from taskworker.auth.sharing import Sharing
 from taskworker.client.pool import PoolClient
 from taskworker.client.users import UserClient
 from taskworker.errors import ServerNotTrusted, StorageUnavailable, WorkerRefused

@@ -155,7 +155,12 @@ def test_another_volume_is_an_empty_one(membership: Membership) -> None:
         (
             {"protocol": PROTOCOL + 1, "version": "9.9"},
             WorkerRefused,
-            rf"w1 speaks protocol {PROTOCOL + 1} \(version 9.9\), this pool {PROTOCOL}; install the same version",
+            rf"w1 speaks protocol {PROTOCOL + 1} \(version 9.9\), this pool {PROTOCOL}; install the worker's release",
+        ),
+        (
+            {"protocol": PROTOCOL - 1, "version": "0.0"},
+            WorkerRefused,
+            rf"w1 speaks protocol {PROTOCOL - 1} \(version 0.0\), this pool {PROTOCOL}; install the pool's release",
         ),
         (
             {"pool_id": "11" * 16},

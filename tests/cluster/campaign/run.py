@@ -18,12 +18,14 @@ class Run:
         seed: decides all choices.
         directory: for all data; removed by the caller.
         verdicts: where checks go.
+        former: the commit to upgrade from; empty: the scenario's own choice.
     """
 
     rounds: int
     seed: int
     directory: Path
     verdicts: Verdicts
+    former: str = ""
 
     @property
     def rng(self) -> Random:

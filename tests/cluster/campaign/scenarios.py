@@ -16,6 +16,7 @@ from tests.cluster.campaign.million import million
 from tests.cluster.campaign.misbehave import misbehave
 from tests.cluster.campaign.rotate import rotate
 from tests.cluster.campaign.run import Run
+from tests.cluster.campaign.upgrade import upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,9 @@ SCENARIOS = {
     "hosts": Scenario(hosts, 60, "eight machines by the how-to page, over good and bad lines; N seconds of transfers"),
     "rotate": Scenario(
         rotate, 240, "keys, certificates and their authority change under load, for N seconds; what thieves then get"
+    ),
+    "upgrade": Scenario(
+        upgrade, 5, "pools of former commits are upgraded under load, with N seconds between the steps"
     ),
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
