@@ -135,14 +135,16 @@ class ProgramPool:
 
         def able() -> None:
             with PoolClient(self.address) as operator:
-                joined = sum(worker.state == "alive" and worker.share > 0 for worker in operator.status().workers)
+                status = operator.status()
+            workers = [] if status is None else status.workers
+            joined = sum(worker.state == "alive" and worker.share > 0 for worker in workers)
             if joined < WORKERS:
                 raise StorageError(f"{joined} workers have joined")
             if not deployed:
                 deployed.append(functions.deploy(bundle, user_id=USER).version_id)
-            (status,) = (one for one in functions.functions() if one.function == ADD)
-            if len(status.workers) < WORKERS:
-                raise StorageError(f"{len(status.workers)} workers can run the function")
+            (told,) = (one for one in functions.functions() if one.function == ADD)
+            if len(told.workers) < WORKERS:
+                raise StorageError(f"{len(told.workers)} workers can run the function")
             client.call_texts(ADD, ("3", "4"), {}, user_id=USER)
 
         deployed: list[str] = []

@@ -59,7 +59,8 @@ class Pool:
         self.stripes = StripeStore(self.fleet, Runtime())
         exits.callback(self.fleet.close)
         exits.callback(self.stripes.close)
-        exits.callback(lambda: [volume.gate.set() for volume in self.volumes])
+        for volume in self.volumes:
+            exits.callback(volume.gate.set)
 
     def push(self, objects: Sequence[bytes]) -> list[StripeKey]:
         """Store objects as a push does, until they could be committed."""
