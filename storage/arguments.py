@@ -34,7 +34,7 @@ from storage.limits import (
     shown,
     utf8,
 )
-from storage.sealing.master_keys import StoreKeys
+from storage.sealing.master_keys import MasterKeys
 
 P = ParamSpec("P")
 SelfT = TypeVar("SelfT")
@@ -255,7 +255,7 @@ def _patch(patch: Any) -> Patch:
 
 def _key(value: Any) -> Any:
     """A key: its bytes, a key file, or keys; the file is read later."""
-    if isinstance(value, bytes | str | os.PathLike | StoreKeys):
+    if isinstance(value, bytes | str | os.PathLike | MasterKeys):
         return value
     raise InvalidArgument(f"key is {type(value).__name__}; give the 32 bytes of a key, or the path of a key file")
 

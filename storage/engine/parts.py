@@ -24,7 +24,7 @@ from storage.maintenance.live import node_loader
 from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL
 from storage.runtime import Runtime
-from storage.sealing.master_keys import StoreKeys
+from storage.sealing.master_keys import MasterKeys
 from storage.stripes.contents import Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
@@ -68,7 +68,7 @@ class StoreParts:
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
         *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0, small_copies_bytes: int = 0,
-        masters: StoreKeys | None = None, seals: bool = False,
+        masters: MasterKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         self.home = HomeProcess(f"the store at {path}")
         self.path = path

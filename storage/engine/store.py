@@ -24,7 +24,7 @@ from storage.opening import opened_parts
 from storage.options import PushOptions
 from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
 from storage.runtime import Runtime
-from storage.sealing.master_keys import StoreKeys, store_keys
+from storage.sealing.master_keys import MasterKeys, store_keys
 from storage.system.locking import StoreLock
 from storage.write import revising
 from storage.write.known import usable_chunks
@@ -59,7 +59,7 @@ class FileStorage(ReportingStore):
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0, hot_bytes: int = 0,
-        small_copies_bytes: int = 0, keys: StoreKeys | None = None, seals: bool = False,
+        small_copies_bytes: int = 0, keys: MasterKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         parts = StoreParts(
             path,
@@ -99,7 +99,7 @@ class FileStorage(ReportingStore):
         chunk_size: int | None = None,
         create: bool = True,
         small_copies_bytes: int = 0,
-        key: bytes | str | os.PathLike[str] | StoreKeys | None = None,
+        key: bytes | str | os.PathLike[str] | MasterKeys | None = None,
         volume_options: VolumeOptions | None = None,
         runtime: Runtime | None = None,
     ) -> FileStorage:
@@ -160,7 +160,7 @@ class FileStorage(ReportingStore):
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0, small_copies_bytes: int = 0,
-        keys: StoreKeys | None = None, seals: bool = False,
+        keys: MasterKeys | None = None, seals: bool = False,
     ) -> FileStorage:  # fmt: skip
         """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 

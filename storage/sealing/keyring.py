@@ -12,7 +12,7 @@ import msgspec
 
 from storage.errors import FormatError, KeyRequired, SealBroken
 from storage.sealing.aead import KEY_BYTES, SALT_BYTES, TAG_BYTES, decrypt, encrypt, message_key
-from storage.sealing.master_keys import StoreKey, StoreKeys
+from storage.sealing.master_keys import MasterKey, MasterKeys
 from storage.sealing.user_keys import EPOCH_MAX, KEY_ID_BYTES, UserKey, UserKeys
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Keyring:
         token_bytes: source of random bytes.
     """
 
-    def __init__(self, masters: StoreKeys | None, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, masters: MasterKeys | None, token_bytes: Callable[[int], bytes]) -> None:
         self._masters = masters
         self._token_bytes = token_bytes
         self._lock = threading.Lock()
@@ -205,7 +205,7 @@ class Keyring:
         key = UserKey(user_id, epoch, self._token_bytes(KEY_ID_BYTES), self._token_bytes(KEY_BYTES))
         return key, self.encoded(self._sealed(key, self._masters.current))
 
-    def _sealed(self, key: UserKey, master: StoreKey) -> SealedKey:
+    def _sealed(self, key: UserKey, master: MasterKey) -> SealedKey:
         salt = self._token_bytes(SALT_BYTES)
         content = _encode(_Content(key.user_id, key.epoch, key.secret))
         sealed = encrypt(message_key(master.wrap, salt), content, _BOUND + key.key_id)
@@ -224,7 +224,7 @@ class Keyring:
         current = self._masters.current.id
         return any(held.key is not None and held.sealed.master_id != current for held in self._held.values())
 
-    def rewrapped(self, masters: StoreKeys) -> bytes:
+    def rewrapped(self, masters: MasterKeys) -> bytes:
         """Return the sealed keys of the store, all sealed with the current key of ``masters``; see :meth:`use`."""
         with self._lock:
             every = [
@@ -233,7 +233,7 @@ class Keyring:
             ]
         return _encode(SealedKeys(1, sorted(every, key=lambda sealed: sealed.key_id)))
 
-    def use(self, masters: StoreKeys, raw: bytes) -> None:
+    def use(self, masters: MasterKeys, raw: bytes) -> None:
         """Use other master keys, and the keys that :meth:`rewrapped` returned, once these are durable."""
         found = decode_sealed_keys(raw)
         with self._lock:

@@ -1,4 +1,4 @@
-"""Master keys: 32 random bytes, kept outside the store, which seal the keys of its users."""
+"""Master keys: 32 random bytes, kept outside the store, which seal the keys of its users, and a pool's secrets."""
 
 from __future__ import annotations
 
@@ -9,28 +9,39 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from storage.errors import InvalidArgument, KeyRequired
 from storage.sealing.aead import KEY_BYTES, derived
 from storage.system.private_files import read_private, write_private
 
 _WRAP = "TaskWorker 2026-11 master key: keys of users"
 _ID = "TaskWorker 2026-11 master key: id"
+_SECRETS = b"taskworker secrets "
 _ID_BYTES = 8
 _FILE_BYTES_MAX = 4096
 _HEADER = "# TaskWorker: the key of an encrypted store. Without it, nothing in the store can be read; keep a copy.\n"
 
 
-class StoreKey:
+class MasterKey:
     """A master key; its ``repr`` shows only its id.
 
     Args:
         raw: 32 random bytes.
 
+    Attributes:
+        id: names the key, as in the users' keys that it seals.
+        wrap: seals the users' keys.
+        secrets_id: names the key in the document of a pool's secrets, which is older than ``id``.
+        secrets_wrap: seals the data keys of secrets.
+        secrets_table: authenticates the table of secrets.
+
     Raises:
         InvalidArgument: it has another length.
     """
 
-    __slots__ = ("id", "raw", "wrap")
+    __slots__ = ("id", "raw", "secrets_id", "secrets_table", "secrets_wrap", "wrap")
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != KEY_BYTES:
@@ -38,28 +49,69 @@ class StoreKey:
         self.raw = raw
         self.id = derived(raw, _ID, _ID_BYTES)
         self.wrap = derived(raw, _WRAP)
+        self.secrets_id = _for_secrets(raw, b"id", _ID_BYTES).hex()
+        self.secrets_wrap = _for_secrets(raw, b"wrap", KEY_BYTES)
+        self.secrets_table = _for_secrets(raw, b"table", KEY_BYTES)
 
     def __repr__(self) -> str:
-        return f"<StoreKey {self.id.hex()}>"
+        return f"<MasterKey {self.id.hex()}>"
 
     def text(self) -> str:
         """The key in base64."""
         return base64.b64encode(self.raw).decode()
 
+    @classmethod
+    def of_text(cls, text: str) -> MasterKey:
+        """Inverse of :meth:`text`.
+
+        Raises:
+            InvalidArgument: it is no key.
+        """
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        return cls(raw)
+
+
+def _for_secrets(raw: bytes, purpose: bytes, length: int) -> bytes:
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=_SECRETS + purpose).derive(raw)
+
 
 @dataclass(frozen=True, slots=True)
-class StoreKeys:
+class MasterKeys:
     """The current master key, and the former ones that it replaces."""
 
-    current: StoreKey
-    former: tuple[StoreKey, ...] = ()
+    current: MasterKey
+    former: tuple[MasterKey, ...] = ()
 
-    def find(self, key_id: bytes) -> StoreKey | None:
+    def find(self, key_id: bytes) -> MasterKey | None:
         """Return the key with this id; None if it is not here."""
         return next((key for key in (self.current, *self.former) if key.id == key_id), None)
 
+    def find_for_secrets(self, secrets_id: str) -> MasterKey | None:
+        """Return the key with this id in the document of secrets; None if it is not here."""
+        return next((key for key in (self.current, *self.former) if key.secrets_id == secrets_id), None)
 
-def read_key_file(path: Path) -> StoreKeys:
+    def text(self) -> str:
+        """The lines of a key file, without comments."""
+        return "".join(f"{key.text()}\n" for key in (self.current, *self.former))
+
+    @classmethod
+    def of_text(cls, text: str) -> MasterKeys:
+        """Read the lines of a key file: keys in base64, the current one first.
+
+        Raises:
+            InvalidArgument: a line is no key, or there is none.
+        """
+        lines = [line.strip() for line in text.splitlines()]
+        keys = [MasterKey.of_text(line) for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise InvalidArgument("there is no key")
+        return cls(keys[0], tuple(keys[1:]))
+
+
+def read_key_file(path: Path) -> MasterKeys:
     """Read a key file: keys in base64, one on each line, the current one first.
 
     Raises:
@@ -75,28 +127,29 @@ def read_key_file(path: Path) -> StoreKeys:
             f"there is no key file {path}; for a new store, make one: (umask 077; head -c {KEY_BYTES} /dev/urandom | "
             f"base64 > {path})"
         )
-    lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
-    keys = [_key_of_text(line, path) for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise _no_key(path)
-    return StoreKeys(keys[0], tuple(keys[1:]))
+    try:
+        return MasterKeys.of_text(content.decode("utf-8", "replace"))
+    except InvalidArgument:
+        raise KeyRequired(
+            f"{path} has a line that is no key, which is {KEY_BYTES} bytes in base64; put the right key there"
+        ) from None
 
 
-def store_keys(key: bytes | str | os.PathLike[str] | StoreKeys | None) -> StoreKeys | None:
+def store_keys(key: bytes | str | os.PathLike[str] | MasterKeys | None) -> MasterKeys | None:
     """Return the keys that a caller gives: the bytes of one, a key file, or keys.
 
     Raises:
         KeyRequired, NotPrivate: see :func:`read_key_file`.
         InvalidArgument: it is not a key.
     """
-    if key is None or isinstance(key, StoreKeys):
+    if key is None or isinstance(key, MasterKeys):
         return key
     if isinstance(key, bytes):
-        return StoreKeys(StoreKey(key))
+        return MasterKeys(MasterKey(key))
     return read_key_file(Path(key))
 
 
-def new_key_file(path: str | os.PathLike[str]) -> StoreKeys:
+def new_key_file(path: str | os.PathLike[str]) -> MasterKeys:
     """Write a random key to a new file that only its owner may read, and return it.
 
     Raises:
@@ -105,33 +158,16 @@ def new_key_file(path: str | os.PathLike[str]) -> StoreKeys:
     """
     if os.path.lexists(path):
         raise InvalidArgument(f"{path} exists already; a key that a store needs must not be replaced")
-    keys = StoreKeys(new_store_key())
+    keys = MasterKeys(new_master_key())
     write_key_file(Path(path), keys)
     return keys
 
 
-def write_key_file(path: Path, keys: StoreKeys) -> None:
+def write_key_file(path: Path, keys: MasterKeys) -> None:
     """Write keys to a file that only its owner may read, in place of what was there."""
-    text = _HEADER + "".join(f"{key.text()}\n" for key in (keys.current, *keys.former))
-    write_private(path, text.encode())
+    write_private(path, (_HEADER + keys.text()).encode())
 
 
-def new_store_key() -> StoreKey:
+def new_master_key() -> MasterKey:
     """Return a random key."""
-    return StoreKey(secrets.token_bytes(KEY_BYTES))
-
-
-def _key_of_text(line: str, path: Path) -> StoreKey:
-    try:
-        raw = base64.b64decode(line, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != KEY_BYTES:
-        raise _no_key(path)
-    return StoreKey(raw)
-
-
-def _no_key(path: Path) -> KeyRequired:
-    return KeyRequired(
-        f"{path} has a line that is no key, which is {KEY_BYTES} bytes in base64; put the right key there"
-    )
+    return MasterKey(secrets.token_bytes(KEY_BYTES))

@@ -22,7 +22,7 @@ from storage.formats.manifest import object_id
 from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
 from storage.runtime import Runtime
 from storage.sealing.keyring import Keyring, SealedKeys, decode_sealed_keys
-from storage.sealing.master_keys import StoreKeys
+from storage.sealing.master_keys import MasterKeys
 from storage.sealing.user_keys import UserKey, UserKeys
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes.stripes import metadata_stripe
@@ -57,7 +57,7 @@ class UserKeyStore:
     """
 
     def __init__(
-        self, catalog: Catalog, volumes: Fleet[Any], profile: ErasureProfile, masters: StoreKeys | None,
+        self, catalog: Catalog, volumes: Fleet[Any], profile: ErasureProfile, masters: MasterKeys | None,
         runtime: Runtime, *, seals: bool,
     ) -> None:  # fmt: skip
         self.seals = seals
@@ -105,6 +105,11 @@ class UserKeyStore:
         """The ids of master keys that are needed, but not here."""
         return self._keyring.locked()
 
+    @property
+    def master_id(self) -> str:
+        """The id of the master key, if there are keys that it seals, or will be; otherwise empty."""
+        return self._masters.current.id.hex() if self._masters is not None and (self.seals or len(self)) else ""
+
     def __len__(self) -> int:
         return len(self._keyring)
 
@@ -143,7 +148,7 @@ class UserKeyStore:
         self._keyring.take(decode_sealed_keys(raw))
         return key
 
-    def use_masters(self, masters: StoreKeys) -> None:
+    def use_masters(self, masters: MasterKeys) -> None:
         """Seal all keys with another master key, in the catalog and on the volumes that are there.
 
         Volumes that are away have the former seals until they are back. Data is not sealed again.

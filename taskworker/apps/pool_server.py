@@ -15,7 +15,7 @@ from storage import ErasureProfile
 from storage.system.forks import HomeProcess
 from taskworker.apps.members_server import MembersServer
 from taskworker.apps.pool_capabilities import MASTER_KEY, PoolCapabilities
-from taskworker.apps.shared_master_key import SharedMasterKey, given_keys
+from taskworker.apps.shared_master_key import SharedMasterKey, given_keys, note_kept_elsewhere
 from taskworker.audit.trail import BYTES_DEFAULT, AuditTrail
 from taskworker.auth.bearers import Bearers
 from taskworker.auth.identity import MemberIdentity, MemberKind
@@ -163,7 +163,8 @@ class PoolServer:
         self.pool = NodePool(
             directory, profile=profile, chunk_size=chunk_size, options=options, joins_by_token=joins_by_token
         )
-        shared = SharedMasterKey(source, self.pool.store.upkeep.keys.use_masters)
+        note_kept_elsewhere(source, self.pool)
+        shared = SharedMasterKey(source, self.pool.store.upkeep.keys.use_masters, lambda: self.pool.store.needs_rebuild)
         self.users = Users(self.pool.documents, default_quota=storage.quota)
         storage.apply(self.pool.store, self.users)
         self.tls: ServerTls | None = None
@@ -286,7 +287,7 @@ class PoolServer:
             _STREAMS.full_name: handler(_STREAMS, StreamService(functions.router), codecs=CALL_CODECS),
             _OUTSIDE.full_name: handler(_OUTSIDE, self._outside(), gate=self._asking()),
             _EGRESS.full_name: handler(_EGRESS, EgressService(capabilities.egress), gate=gate),
-            _SECRETS.full_name: handler(_SECRETS, SecretService(capabilities.secrets)),
+            _SECRETS.full_name: handler(_SECRETS, SecretService(capabilities.secrets, self.pool.key_copies)),
             _AUTH.full_name: handler(
                 _AUTH,
                 AuthService(

@@ -135,6 +135,8 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "GrantSecret": _OPERATE,
             "RevokeSecret": _OPERATE,
             "RotateMasterKey": _OPERATE,
+            "GetMasterKey": _OPERATE,
+            "NoteMasterKeyCopied": _OPERATE,
         },
     ),
     **_service(

@@ -32,6 +32,7 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
         f"files     {plural(status.files, 'file')} of {size_text(status.logical_bytes)}, "
         f"{plural(status.versions, 'version')}",
         f"profile   any {status.k} of {status.n} shards suffice, coded with {status.accelerator}",
+        f"at rest   {_at_rest(status)}",
         *(line for work in status.work for line in _work_lines(work)),
         "",
         f"{'WORKER':{width}}  {'STATE':10}  {'SHARDS':>9}  {'USED':>10}  {'DEAD':>10}  {'DISK FREE':>10}  "
@@ -40,10 +41,24 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
     ]
     liars = [worker for worker in status.workers if worker.lies]
     lines += [f"! {worker.worker_id} sent {plural(worker.lies, 'wrong or rotten shard')}" for worker in liars]
+    if status.master_key_id and not status.master_key_copied_ms:
+        lines.append(
+            "! no copy of the master key is known outside the pool's machine; with it, all files are lost: taskworker "
+            "secret export-key"
+        )
     if status.events:
         lines += ["", "lately:"]
         lines += [f"  {time_text(event.time_ms)}  {one_line(event.text)}" for event in status.events[-_EVENTS_SHOWN:]]
     return lines
+
+
+def _at_rest(status: PoolStatus) -> str:
+    """Whether workers can read what they hold."""
+    key = f", master key {status.master_key_id}" if status.master_key_id else ""
+    if status.encrypts:
+        return f"encrypted{key}"
+    earlier = " (what was encrypted earlier is)" if status.master_key_id else ""
+    return f"not encrypted{earlier}, so workers' owners can read files: taskworker pool --encryption{key}"
 
 
 def _work_lines(work: WorkStatus) -> list[str]:

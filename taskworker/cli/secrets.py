@@ -1,4 +1,4 @@
-"""The commands for secrets: set, ls, rm, rotate, grant, revoke, rotate-master."""
+"""The commands for secrets: set, ls, rm, rotate, grant, revoke, rotate-master; export-key and import-key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from taskworker.cli.documents import document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.help import Command, Group
+from taskworker.cli.master_keys import export_key, import_key
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.streams import check_input
 from taskworker.cli.text import one_line, plural
@@ -197,7 +198,9 @@ def rotate_master(session: Session) -> None:
     with SecretClient(session.pool_address()) as client:
         done = client.rotate_master_key()
     session.terminal.result(
-        document(done), f"master key {done.key_id} wraps {plural(done.secrets, 'secret')} now; keep a copy of its file"
+        document(done),
+        f"master key {done.key_id} wraps {plural(done.secrets, 'secret')} now",
+        "the recovery key of the former one is of no use now: taskworker secret export-key",
     )
 
 
@@ -208,3 +211,5 @@ app.command("rotate", cls=Command)(with_session(rotate))
 app.command("grant", cls=Command)(with_session(grant))
 app.command("revoke", cls=Command)(with_session(revoke))
 app.command("rotate-master", cls=Command)(with_session(rotate_master))
+app.command("export-key", cls=Command)(with_session(export_key))
+app.command("import-key", cls=Command)(with_session(import_key))

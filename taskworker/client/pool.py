@@ -64,6 +64,9 @@ class PoolStatus:
     workers: list[WorkerStatus]
     work: list[WorkStatus]
     events: list[EventStatus]
+    encrypts: bool = False
+    master_key_id: str = ""
+    master_key_copied_ms: int = 0
 
     @property
     def is_mending(self) -> bool:
@@ -232,6 +235,9 @@ def _pool_status(answer: pool_pb2.PoolStatus) -> PoolStatus:
         workers=[_worker_status(worker) for worker in answer.workers],
         work=[_work_status(work) for work in answer.work],
         events=[EventStatus(event.time_ms, event.kind, event.text) for event in answer.events],
+        encrypts=answer.encrypts,
+        master_key_id=answer.master_key_id,
+        master_key_copied_ms=answer.master_key_copied_ms,
     )
 
 

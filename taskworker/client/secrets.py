@@ -43,6 +43,18 @@ class MasterKeyRotation:
     secrets: int
 
 
+@dataclass(frozen=True, slots=True)
+class MasterKeyPlace:
+    """The id of a pool's master key, and the file on the pool's machine that it is in; empty: the pool keeps none.
+
+    ``copied_ms`` is when a copy of this key was noted, ms since 1970; 0: never.
+    """
+
+    key_id: str
+    file: str
+    copied_ms: int
+
+
 class SecretClient(OperatorClient):
     """The secrets of a pool. Thread-safe; a context manager.
 
@@ -101,6 +113,15 @@ class SecretClient(OperatorClient):
         request = secrets_pb2.RotateMasterKeyRequest()
         answer = self._call(self._stub.RotateMasterKey, request)
         return MasterKeyRotation(answer.key_id, answer.secrets)
+
+    def master_key(self) -> MasterKeyPlace:
+        """Where the pool's master key is."""
+        answer = self._call(self._stub.GetMasterKey, secrets_pb2.GetMasterKeyRequest())
+        return MasterKeyPlace(answer.key_id, answer.file, answer.copied_ms)
+
+    def note_master_key_copied(self, key_id: str) -> None:
+        """Note that there is a copy of the key with this id outside the pool."""
+        self._call(self._stub.NoteMasterKeyCopied, secrets_pb2.NoteMasterKeyCopiedRequest(key_id=key_id))
 
 
 def _status(one: secrets_pb2.Secret) -> SecretStatus:

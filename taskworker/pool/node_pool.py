@@ -35,6 +35,7 @@ from taskworker.pool.departures import Departures
 from taskworker.pool.distrust import LiarWatch
 from taskworker.pool.events import Events
 from taskworker.pool.heartbeats import Heartbeats
+from taskworker.pool.key_copies import KeyCopies
 from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import (
     Application,
@@ -135,7 +136,7 @@ class PoolCore:
                 needs_rebuild=needs_rebuild,
                 hot_bytes=self._options.hot_bytes,
                 small_copies_bytes=self._options.small_copies_bytes,
-                keys=self._options.keys(encrypts and not catalog.document(USER_KEYS)),
+                keys=self._options.keys(encrypts and not needs_rebuild and not catalog.document(USER_KEYS)),
                 seals=encrypts,
             )
         except BaseException:
@@ -173,6 +174,7 @@ class PoolCore:
         self._liars = LiarWatch(
             self.store, self.membership, self.fleet, self._layout, self._events, profile=self.profile
         )
+        self.key_copies = KeyCopies(catalog, runtime.wall_ms)
         self._risks = Risks(self.store, self.fleet, self._layout, self.repair_scheduler)
         self._status = self._make_status()
         self._membership_work = self._make_membership_work(gathered_by_s)
@@ -237,6 +239,7 @@ class PoolCore:
             self.repair_scheduler,
             [self.repair_scheduler, Healing(self.store), Scrubs(workers.loads), self.collector, self.auditor],
             self._events,
+            self.key_copies,
         )
 
     def _make_membership_work(self, gathered_by_s: float) -> MembershipWork:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.sealing.master_keys import StoreKeys
+from storage.sealing.master_keys import MasterKeys
 from taskworker.auth.authority import LIFETIME_S
 from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S
 from taskworker.pool.background.collecting import COLLECT_EVERY_S
 
 _CAPACITY_MAX = 1 << 50
 
-GiveKeys = Callable[[bool], StoreKeys | None]
+GiveKeys = Callable[[bool], MasterKeys | None]
 """Returns the keys. Takes whether to make the first one if there is none; otherwise it may return None."""
 
 
-def no_keys(make: bool) -> StoreKeys | None:
+def no_keys(make: bool) -> MasterKeys | None:
     """Return no keys."""
     return None
 

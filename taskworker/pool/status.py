@@ -12,6 +12,7 @@ from taskworker.pool.background.driver import ShownWork
 from taskworker.pool.background.repair_scheduling import REBALANCE, REPAIR, RepairScheduler
 from taskworker.pool.events import Events, PoolEvent
 from taskworker.pool.health import BEHIND_LINE, Safety, health_line, rebuild_line
+from taskworker.pool.key_copies import KeyCopies
 from taskworker.pool.layout_changes import LayoutChanges
 from taskworker.pool.membership import WorkerState, WorkerView
 from taskworker.pool.risks import Risks
@@ -40,6 +41,9 @@ class PoolView:
     events: list[PoolEvent]
     lies: dict[int, int]
     accelerator: str
+    encrypts: bool
+    master_key_id: str
+    master_key_copied_ms: int
 
 
 class StatusReporter:
@@ -56,6 +60,7 @@ class StatusReporter:
         repair_scheduler: knows which files are endangered.
         work: all background work that is shown, in this order.
         events: the latest are shown.
+        key_copies: knows whether there is a copy of the master key.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class StatusReporter:
         repair_scheduler: RepairScheduler,
         work: Sequence[ShownWork],
         events: Events,
+        key_copies: KeyCopies,
     ) -> None:
         self._pool_id = pool_id
         self._profile = profile
@@ -81,6 +87,7 @@ class StatusReporter:
         self._repair_scheduler = repair_scheduler
         self._work = work
         self._events = events
+        self._key_copies = key_copies
 
     def view(self) -> PoolView:
         """The status now; cheap at any size of the pool."""
@@ -103,6 +110,7 @@ class StatusReporter:
             sorted(view.record.worker for view in views if view.state is WorkerState.READ_ONLY),
             sorted(view.record.worker for view in views if view.state is WorkerState.REFUSING),
         )
+        key_id = self._store.upkeep.keys.master_id
         mending = [view for view in work if view.name in (REPAIR, REBALANCE)]
         return PoolView(
             pool_id=self._pool_id,
@@ -121,6 +129,9 @@ class StatusReporter:
             events=self._events.latest(),
             lies=self._fleet.lies(),
             accelerator=self._store.accelerator,
+            encrypts=self._store.upkeep.keys.seals,
+            master_key_id=key_id,
+            master_key_copied_ms=self._key_copies.copied_ms(key_id),
         )
 
     def _health(self, readable: int, health: str) -> str:

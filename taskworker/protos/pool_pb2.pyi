@@ -451,6 +451,9 @@ class PoolStatus(_message.Message):
     ZONES_SURVIVABLE_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
     OWNERS_SURVIVABLE_FIELD_NUMBER: _builtins.int
+    ENCRYPTS_FIELD_NUMBER: _builtins.int
+    MASTER_KEY_ID_FIELD_NUMBER: _builtins.int
+    MASTER_KEY_COPIED_MS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     health: _builtins.str
     """one line for people"""
@@ -465,6 +468,12 @@ class PoolStatus(_message.Message):
     zones_survivable: _builtins.int
     accelerator: _builtins.str
     owners_survivable: _builtins.int
+    encrypts: _builtins.bool
+    """what is stored from now on"""
+    master_key_id: _builtins.str
+    """empty: no key is needed, or none is here"""
+    master_key_copied_ms: _builtins.int
+    """when the operator made a copy of this key outside the pool; 0: not known"""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
     @_builtins.property
@@ -491,10 +500,13 @@ class PoolStatus(_message.Message):
         zones_survivable: _builtins.int = ...,
         accelerator: _builtins.str = ...,
         owners_survivable: _builtins.int = ...,
+        encrypts: _builtins.bool = ...,
+        master_key_id: _builtins.str = ...,
+        master_key_copied_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "events", b"events", "files", b"files", "health", b"health", "k", b"k", "layout_version", b"layout_version", "logical_bytes", b"logical_bytes", "n", b"n", "owners_survivable", b"owners_survivable", "pool_id", b"pool_id", "versions", b"versions", "work", b"work", "workers", b"workers", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "encrypts", b"encrypts", "events", b"events", "files", b"files", "health", b"health", "k", b"k", "layout_version", b"layout_version", "logical_bytes", b"logical_bytes", "master_key_copied_ms", b"master_key_copied_ms", "master_key_id", b"master_key_id", "n", b"n", "owners_survivable", b"owners_survivable", "pool_id", b"pool_id", "versions", b"versions", "work", b"work", "workers", b"workers", "workers_survivable", b"workers_survivable", "zones_survivable", b"zones_survivable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

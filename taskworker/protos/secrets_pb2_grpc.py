@@ -75,6 +75,16 @@ class SecretServiceStub:
                 request_serializer=taskworker_dot_secrets__pb2.RotateMasterKeyRequest.SerializeToString,
                 response_deserializer=taskworker_dot_secrets__pb2.RotateMasterKeyResponse.FromString,
                 _registered_method=True)
+        self.GetMasterKey = channel.unary_unary(
+                '/taskworker.secrets.SecretService/GetMasterKey',
+                request_serializer=taskworker_dot_secrets__pb2.GetMasterKeyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_secrets__pb2.MasterKey.FromString,
+                _registered_method=True)
+        self.NoteMasterKeyCopied = channel.unary_unary(
+                '/taskworker.secrets.SecretService/NoteMasterKeyCopied',
+                request_serializer=taskworker_dot_secrets__pb2.NoteMasterKeyCopiedRequest.SerializeToString,
+                response_deserializer=taskworker_dot_secrets__pb2.NoteMasterKeyCopiedResponse.FromString,
+                _registered_method=True)
 
 
 class SecretServiceServicer:
@@ -134,6 +144,20 @@ class SecretServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMasterKey(self, request, context):
+        """Returns the id of the master key and where the pool keeps it, but not the key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteMasterKeyCopied(self, request, context):
+        """Notes that the operator has a copy of the master key outside the pool, so that the pool's status asks for none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SecretServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +200,16 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     servicer.RotateMasterKey,
                     request_deserializer=taskworker_dot_secrets__pb2.RotateMasterKeyRequest.FromString,
                     response_serializer=taskworker_dot_secrets__pb2.RotateMasterKeyResponse.SerializeToString,
+            ),
+            'GetMasterKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMasterKey,
+                    request_deserializer=taskworker_dot_secrets__pb2.GetMasterKeyRequest.FromString,
+                    response_serializer=taskworker_dot_secrets__pb2.MasterKey.SerializeToString,
+            ),
+            'NoteMasterKeyCopied': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteMasterKeyCopied,
+                    request_deserializer=taskworker_dot_secrets__pb2.NoteMasterKeyCopiedRequest.FromString,
+                    response_serializer=taskworker_dot_secrets__pb2.NoteMasterKeyCopiedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +429,60 @@ class SecretService:
             '/taskworker.secrets.SecretService/RotateMasterKey',
             taskworker_dot_secrets__pb2.RotateMasterKeyRequest.SerializeToString,
             taskworker_dot_secrets__pb2.RotateMasterKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMasterKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.secrets.SecretService/GetMasterKey',
+            taskworker_dot_secrets__pb2.GetMasterKeyRequest.SerializeToString,
+            taskworker_dot_secrets__pb2.MasterKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteMasterKeyCopied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.secrets.SecretService/NoteMasterKeyCopied',
+            taskworker_dot_secrets__pb2.NoteMasterKeyCopiedRequest.SerializeToString,
+            taskworker_dot_secrets__pb2.NoteMasterKeyCopiedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class SecretServiceStub:
     RevokeSecret: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.RevokeSecretRequest, _secrets_pb2.Secret]
     RotateMasterKey: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.RotateMasterKeyRequest, _secrets_pb2.RotateMasterKeyResponse]
     """Makes a new master key, and wraps all data keys with it."""
+    GetMasterKey: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.GetMasterKeyRequest, _secrets_pb2.MasterKey]
+    """Returns the id of the master key and where the pool keeps it, but not the key."""
+    NoteMasterKeyCopied: _grpc.UnaryUnaryMultiCallable[_secrets_pb2.NoteMasterKeyCopiedRequest, _secrets_pb2.NoteMasterKeyCopiedResponse]
+    """Notes that the operator has a copy of the master key outside the pool, so that the pool's status asks for none."""
 
 @_typing.type_check_only
 class SecretServiceAsyncStub(SecretServiceStub):
@@ -69,6 +73,10 @@ class SecretServiceAsyncStub(SecretServiceStub):
     RevokeSecret: _aio.UnaryUnaryMultiCallable[_secrets_pb2.RevokeSecretRequest, _secrets_pb2.Secret]  # type: ignore[assignment]
     RotateMasterKey: _aio.UnaryUnaryMultiCallable[_secrets_pb2.RotateMasterKeyRequest, _secrets_pb2.RotateMasterKeyResponse]  # type: ignore[assignment]
     """Makes a new master key, and wraps all data keys with it."""
+    GetMasterKey: _aio.UnaryUnaryMultiCallable[_secrets_pb2.GetMasterKeyRequest, _secrets_pb2.MasterKey]  # type: ignore[assignment]
+    """Returns the id of the master key and where the pool keeps it, but not the key."""
+    NoteMasterKeyCopied: _aio.UnaryUnaryMultiCallable[_secrets_pb2.NoteMasterKeyCopiedRequest, _secrets_pb2.NoteMasterKeyCopiedResponse]  # type: ignore[assignment]
+    """Notes that the operator has a copy of the master key outside the pool, so that the pool's status asks for none."""
 
 class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators, served by the pool."""
@@ -133,5 +141,21 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secrets_pb2.RotateMasterKeyResponse, _abc.Awaitable[_secrets_pb2.RotateMasterKeyResponse]]:
         """Makes a new master key, and wraps all data keys with it."""
+
+    @_abc_1.abstractmethod
+    def GetMasterKey(
+        self,
+        request: _secrets_pb2.GetMasterKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.MasterKey, _abc.Awaitable[_secrets_pb2.MasterKey]]:
+        """Returns the id of the master key and where the pool keeps it, but not the key."""
+
+    @_abc_1.abstractmethod
+    def NoteMasterKeyCopied(
+        self,
+        request: _secrets_pb2.NoteMasterKeyCopiedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secrets_pb2.NoteMasterKeyCopiedResponse, _abc.Awaitable[_secrets_pb2.NoteMasterKeyCopiedResponse]]:
+        """Notes that the operator has a copy of the master key outside the pool, so that the pool's status asks for none."""
 
 def add_SecretServiceServicer_to_server(servicer: SecretServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -227,6 +227,9 @@ def _status(view: PoolView) -> pool_pb2.PoolStatus:
         k=view.profile.k,
         n=view.profile.n,
         accelerator=view.accelerator,
+        encrypts=view.encrypts,
+        master_key_id=view.master_key_id,
+        master_key_copied_ms=view.master_key_copied_ms,
     )
 
 

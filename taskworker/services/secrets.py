@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from storage.errors import InvalidArgument
 from taskworker.outbound.secrets.store import Secrets, SecretView
+from taskworker.pool.key_copies import KeyCopies
 from taskworker.protos import secrets_pb2
 from taskworker.rpc.binding import Caller
 
 
 class SecretService:
-    """Manages the secrets of a pool for its operators; thread-safe."""
+    """Manages the secrets of a pool for its operators; thread-safe.
 
-    def __init__(self, secrets: Secrets) -> None:
+    Args:
+        secrets: the secrets.
+        copies: what the pool knows of copies of the master key.
+    """
+
+    def __init__(self, secrets: Secrets, copies: KeyCopies) -> None:
         self._secrets = secrets
+        self._copies = copies
 
     def SetSecret(  # noqa: N802 - the names are the contract's
         self, request: secrets_pb2.SetSecretRequest, _caller: Caller
@@ -63,6 +71,24 @@ class SecretService:
         """Replace the master key with a new one."""
         done = self._secrets.rotate_master()
         return secrets_pb2.RotateMasterKeyResponse(key_id=done.key_id, secrets=done.secrets)
+
+    def GetMasterKey(  # noqa: N802
+        self, _request: secrets_pb2.GetMasterKeyRequest, _caller: Caller
+    ) -> secrets_pb2.MasterKey:
+        """Where the master key is."""
+        key_id, file = self._secrets.master_key()
+        place = "" if file is None else str(file.absolute())
+        return secrets_pb2.MasterKey(key_id=key_id, file=place, copied_ms=self._copies.copied_ms(key_id))
+
+    def NoteMasterKeyCopied(  # noqa: N802
+        self, request: secrets_pb2.NoteMasterKeyCopiedRequest, _caller: Caller
+    ) -> secrets_pb2.NoteMasterKeyCopiedResponse:
+        """Note that the operator has a copy of the master key."""
+        key_id, _ = self._secrets.master_key()
+        if request.key_id != key_id:
+            raise InvalidArgument(f"the pool's master key is {key_id}, so a copy of another one does not help")
+        self._copies.note(key_id)
+        return secrets_pb2.NoteMasterKeyCopiedResponse()
 
 
 def _secret(view: SecretView) -> secrets_pb2.Secret:

@@ -26,7 +26,7 @@ def worker(name: str) -> WorkerStatus:
 def shown(*pieces: WorkStatus) -> list[str]:
     status = PoolStatus("p", "fine", 2, 0, 0, 0, 0, 0, 4, 6, "zfec", 1, [], list(pieces), [])
     lines = pool_status_lines(status)
-    return lines[5 : lines.index("", 2)]
+    return lines[6 : lines.index("", 2)]
 
 
 def test_work_under_way() -> None:
@@ -85,9 +85,9 @@ def test_a_small_screen_shows_health_and_workers_first() -> None:
     lines = pool_status_lines(PoolStatus("p", "fine", 2, 0, 0, 0, 0, 0, 4, 6, "zfec", 1, workers, [work("scrub")], []))
     assert fitted(lines, len(lines)) == lines
     table = lines[lines.index("", 2) + 1 :]
-    assert fitted(lines, 8) == ["fine", "", *table, "... 4 more; a larger window shows them"]
-    assert fitted(lines, 10) == ["fine", "", lines[2], "", *table, "... 3 more; a larger window shows them"]
-    assert fitted(lines, 4) == ["fine", "", table[0], "... 8 more; a larger window shows them"]
+    assert fitted(lines, 8) == ["fine", "", *table, "... 5 more; a larger window shows them"]
+    assert fitted(lines, 10) == ["fine", "", lines[2], "", *table, "... 4 more; a larger window shows them"]
+    assert fitted(lines, 4) == ["fine", "", table[0], "... 9 more; a larger window shows them"]
 
 
 def test_no_screen_is_too_small() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from storage.errors import InsufficientWorkers
 from taskworker import Client
+from taskworker.client.pool import PoolClient
 from taskworker.client.secrets import SecretClient
 from taskworker.errors import StorageUnavailable
 from tests.cluster.processes import Process
@@ -75,6 +79,7 @@ def test_workers_have_nothing_to_read_and_the_key_opens_everything(pool: Functio
     push(pool.client, content(5000, 9), "planted-after-restart", ADA)
     require_unreadable(pool.directory)
 
+    pool_id, recovery_key = exported_key(pool)
     pool.pool_process.kill()
     key = pool.directory / "pool" / "master.key"
     key.unlink()
@@ -82,6 +87,54 @@ def test_workers_have_nothing_to_read_and_the_key_opens_everything(pool: Functio
     with pytest.raises(AssertionError, match=r"encrypted with the key .* give the right key"):
         Process(arguments, pool.directory / "refused.log")
     assert not key.exists()
+
+    rebuild_elsewhere(pool, pool_id, recovery_key)
+    for file_id, data in files.items():
+        assert _read(pool, file_id) == data
+    push(pool.client, content(5000, 10), "planted-after-rebuild", ADA)
+    require_unreadable(pool.directory)
+
+
+def exported_key(pool: FunctionPool) -> tuple[str, str]:
+    """Return the pool's id and the recovery key; its status knows of no copy before, and of one then."""
+    with PoolClient(pool.address) as client:
+        before = client.status()
+        assert before is not None
+        assert before.encrypts
+        assert before.master_key_id
+        assert not before.master_key_copied_ms
+        text = command("secret", "export-key", "--pool", pool.address)
+        after = client.status()
+        assert after is not None
+        assert after.master_key_copied_ms
+    return after.pool_id, text
+
+
+def rebuild_elsewhere(pool: FunctionPool, pool_id: str, recovery_key: str) -> None:
+    """Rebuild the pool, of which nothing is left but its workers and the recovery key."""
+    directory = pool.directory / "elsewhere"
+    shutil.rmtree(pool.directory / "pool")
+    wrong = recovery_key.replace("2  ", "2  A", 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        command("secret", "import-key", str(directory / "master.key"), given=wrong)
+    command("secret", "import-key", str(directory / "master.key"), given=recovery_key)
+    arguments = ["pool", "--dir", str(directory), "--listen", pool.address, "--k", "1", "--n", "3"]
+    pool.pool_process = Process([*arguments, "--encryption", "--rebuild", pool_id], pool.directory / "elsewhere.log")
+    with PoolClient(pool.address) as client:
+        give_up = time.monotonic() + WAIT_S
+        while "3 workers have joined" not in (status.health if (status := client.status()) else ""):
+            assert time.monotonic() < give_up, "the workers did not come back"
+            time.sleep(0.1)
+        pool.client.rebuild()
+        rebuilt = client.status()
+        assert rebuilt is not None
+        assert rebuilt.encrypts
+
+
+def command(*arguments: str, given: str = "") -> str:
+    """Run a command; its output."""
+    program = [sys.executable, "-m", "taskworker", *arguments]
+    return subprocess.run(program, input=given, capture_output=True, text=True, check=True).stdout
 
 
 def _read(pool: FunctionPool, file_id: str) -> bytes:

@@ -14,12 +14,13 @@ import pytest
 
 from storage.catalog import LmdbCatalog
 from storage.errors import InvalidArgument
+from storage.sealing.master_keys import MasterKey, new_master_key
 from taskworker.errors import SecretsUnavailable
-from taskworker.outbound.secrets.master_key import GivenKeys, KeyFile, MasterKey
+from taskworker.outbound.secrets.master_key import GivenKeys, KeyFile
 from taskworker.outbound.secrets.vault import DOCUMENT
 from tests.secrets.kept import secrets_in
 
-FIRST, SECOND = MasterKey.new().text(), MasterKey.new().text()
+FIRST, SECOND = new_master_key().text(), new_master_key().text()
 
 
 def plant(directory: Path, source: GivenKeys | None = None) -> None:
@@ -109,7 +110,7 @@ def test_a_wrong_one_is_told_apart_by_its_id(tmp_path: Path) -> None:
     right = path.read_text()
     path.write_text(FIRST)
     with secrets_in(tmp_path) as kept:
-        with pytest.raises(SecretsUnavailable, match=MasterKey.of_text(FIRST, "").id):
+        with pytest.raises(SecretsUnavailable, match=MasterKey.of_text(FIRST).secrets_id):
             kept.list()
         with pytest.raises(SecretsUnavailable):
             kept.set("new", "value")
@@ -164,7 +165,7 @@ def test_secrets_are_used_while_the_key_changes(tmp_path: Path) -> None:
         user.join()
     assert set(got) == {"value"}
     assert len({one.key_id for one in rotations}) == 10
-    assert rotations[-1].key_id == MasterKey.of_text((tmp_path / "master.key").read_text().splitlines()[1], "").id
+    assert rotations[-1].key_id == MasterKey.of_text((tmp_path / "master.key").read_text().splitlines()[1]).id.hex()
 
 
 def test_old_copies_of_key_or_catalog_are_worth_nothing_alone(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.sealing.master_keys import MasterKey, MasterKeys
 from taskworker.errors import SecretDamaged, SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret, opened, rewrapped_all, sealed
-from taskworker.outbound.secrets.master_key import KeyRing, MasterKey
 from taskworker.outbound.secrets.sealing import Grant, Terms, rewrapped, seal, unseal
 
 KEY = MasterKey(bytes(range(32)))
 OTHER = MasterKey(bytes(32))
-RING = KeyRing(KEY)
+RING = MasterKeys(KEY)
 
 texts = st.text(st.characters(codec="utf-8"))
 grants = st.lists(st.builds(Grant, texts, st.lists(texts, max_size=2).map(tuple)), max_size=3).map(tuple)
@@ -65,7 +65,7 @@ def test_neither_value_nor_key_is_in_the_record(value: str) -> None:
     _, record = seal(value, about, KEY)
     assert value.encode() not in record
     assert KEY.raw not in record
-    assert KEY.wrap not in record
+    assert KEY.secrets_wrap not in record
     assert seal(value, about, KEY)[1] != record  # never twice the same
 
 
@@ -141,20 +141,20 @@ def test_a_record_left_out_or_added_is_found() -> None:
 
 def test_a_document_under_another_key_says_which() -> None:
     raw = document(secret("one", "value"))
-    with pytest.raises(SecretsUnavailable, match=rf"{KEY.id}, but the drawer holds {OTHER.id}"):
-        opened(raw, KeyRing(OTHER), "the drawer")
+    with pytest.raises(SecretsUnavailable, match=rf"{KEY.secrets_id}, but the drawer holds {OTHER.secrets_id}"):
+        opened(raw, MasterKeys(OTHER), "the drawer")
     again = rewrapped_all(opened(raw, RING, "here"), OTHER)
-    assert [one.damaged for one in opened(again, KeyRing(OTHER, (KEY,)), "here").by_name.values()] == [False]
+    assert [one.damaged for one in opened(again, MasterKeys(OTHER, (KEY,)), "here").by_name.values()] == [False]
     # The table is tagged by the key as well: records that the key's owner made do not make a table.
-    forged = sealed([secret("one", "value")], OTHER).replace(OTHER.id.encode(), KEY.id.encode())
+    forged = sealed([secret("one", "value")], OTHER).replace(OTHER.secrets_id.encode(), KEY.secrets_id.encode())
     with pytest.raises(SecretDamaged):
         opened(forged, RING, "here")
 
 
 def test_nothing_that_shows_a_key_shows_it() -> None:
-    shown = f"{KEY!r} {KEY} {RING!r} {KeyRing(KEY, (OTHER,))}"
-    assert KEY.id in shown
-    for form in (repr(KEY.raw), repr(KEY.wrap), repr(KEY.table), KEY.text(), KEY.raw.hex()):
+    shown = f"{KEY!r} {KEY} {RING!r} {MasterKeys(KEY, (OTHER,))}"
+    assert KEY.id.hex() in shown
+    for form in (repr(KEY.raw), repr(KEY.secrets_wrap), repr(KEY.secrets_table), KEY.text(), KEY.raw.hex()):
         assert form.strip("b'") not in shown
 
 

@@ -86,6 +86,8 @@ ALLOWED = {
     "taskworker.secrets.SecretService.GrantSecret": "o",
     "taskworker.secrets.SecretService.RevokeSecret": "o",
     "taskworker.secrets.SecretService.RotateMasterKey": "o",
+    "taskworker.secrets.SecretService.GetMasterKey": "o",
+    "taskworker.secrets.SecretService.NoteMasterKeyCopied": "o",
     "taskworker.pool.PoolService.Describe": "o",
     "taskworker.pool.PoolService.Join": "o",
     "taskworker.pool.PoolService.Heartbeat": "o",

@@ -8,7 +8,7 @@ from random import Random
 from storage import ErasureProfile
 from storage.catalog.table_catalog import TableCatalog
 from storage.keys import ShardKey
-from storage.sealing.master_keys import StoreKey, StoreKeys
+from storage.sealing.master_keys import MasterKey, MasterKeys
 from storage.sealing.user_keys import UserKey
 from storage.system.locking import StoreLock
 from taskworker.pool.node_pool import PoolCore
@@ -35,10 +35,10 @@ class _NoLock(StoreLock):
         self._fd = -1
 
 
-def simulated_keys(seed: int) -> StoreKeys | None:
+def simulated_keys(seed: int) -> MasterKeys | None:
     """Return the master keys of a seed, which encrypts, or None. It is chosen apart from everything else."""
     rng = Random(f"encryption {seed}")
-    return StoreKeys(StoreKey(rng.randbytes(32))) if rng.random() < _ENCRYPTED else None
+    return MasterKeys(MasterKey(rng.randbytes(32))) if rng.random() < _ENCRYPTED else None
 
 
 class Cluster:
@@ -64,7 +64,7 @@ class Cluster:
         zones: int,
         crowd: int = 0,
         small_copies_bytes: int = 0,
-        keys: StoreKeys | None = None,
+        keys: MasterKeys | None = None,
     ) -> None:
         self.rng = rng
         self._keys = keys

@@ -44,7 +44,7 @@ from storage.formats.versions import (
 )
 from storage.keys import Kind
 from storage.sealing.keyring import Keyring, decode_sealed_keys
-from storage.sealing.master_keys import StoreKey, StoreKeys, new_key_file, read_key_file
+from storage.sealing.master_keys import MasterKey, MasterKeys, new_key_file, read_key_file
 from storage.sealing.objects import OVERHEAD_BYTES, opened, sealed
 from storage.sealing.user_keys import UserKey, UserKeys
 from storage.system.private_paths import NotPrivate
@@ -125,8 +125,8 @@ def test_an_epoch_may_have_two_keys() -> None:
 
 
 def test_a_key_shows_nothing_secret() -> None:
-    key, store_key = user_key(), StoreKey(KEY)
-    for shown in (repr(key), repr(store_key), repr(StoreKeys(store_key))):
+    key, store_key = user_key(), MasterKey(KEY)
+    for shown in (repr(key), repr(store_key), repr(MasterKeys(store_key))):
         assert key.secret.hex() not in shown
         assert KEY.hex() not in shown
         assert repr(KEY) not in shown
@@ -239,7 +239,7 @@ def test_a_sealed_version_shows_no_name_owner_or_note() -> None:
 
 
 def _ring(key: bytes | None, *former: bytes) -> Keyring:
-    masters = None if key is None else StoreKeys(StoreKey(key), tuple(map(StoreKey, former)))
+    masters = None if key is None else MasterKeys(MasterKey(key), tuple(map(MasterKey, former)))
     return Keyring(masters, os.urandom)
 
 
@@ -254,7 +254,7 @@ def test_users_keys_open_with_their_master_key_only() -> None:
     assert again.find(key.key_id).secret == key.secret
     for stranger in (_ring(None), _ring(OTHER_KEY)):
         stranger.take(decode_sealed_keys(raw))
-        with pytest.raises(KeyRequired, match=StoreKey(KEY).id.hex()):
+        with pytest.raises(KeyRequired, match=MasterKey(KEY).id.hex()):
             stranger.find(key.key_id)
 
 
@@ -278,7 +278,7 @@ def test_keys_sealed_anew_need_the_new_master_key() -> None:
     ours = _ring(KEY)
     key, raw = ours.made(ADA)
     ours.take(decode_sealed_keys(raw))
-    changed = ours.rewrapped(StoreKeys(StoreKey(OTHER_KEY)))
+    changed = ours.rewrapped(MasterKeys(MasterKey(OTHER_KEY)))
     for master, is_right in ((KEY, False), (OTHER_KEY, True)):
         again = _ring(master)
         again.take(decode_sealed_keys(changed))
@@ -374,9 +374,9 @@ def test_another_program_reads_an_encrypted_store(root: Path, tmp_path: Path) ->
 def test_a_store_asks_for_its_key(root: Path) -> None:
     with open_sealed(root) as store:
         fill(store)
-    with pytest.raises(KeyRequired, match=rf"{StoreKey(KEY).id.hex()}.*no key was given"):
+    with pytest.raises(KeyRequired, match=rf"{MasterKey(KEY).id.hex()}.*no key was given"):
         open_sealed(root, None)
-    with pytest.raises(KeyRequired, match=rf"{StoreKey(KEY).id.hex()}.*{StoreKey(OTHER_KEY).id.hex()}"):
+    with pytest.raises(KeyRequired, match=rf"{MasterKey(KEY).id.hex()}.*{MasterKey(OTHER_KEY).id.hex()}"):
         open_sealed(root, OTHER_KEY)
     with open_sealed(root) as store:
         assert len(store.list_files(user_id=ADA)) == 7
@@ -440,7 +440,7 @@ def test_rebuild_gives_everything_back_with_the_key_and_says_what_is_there_witho
     shutil.rmtree(root / "volumes" / "3")
     for wrong in (None, OTHER_KEY):
         with open_sealed(root, wrong) as store:
-            with pytest.raises(KeyRequired, match=rf"12 files with 13 versions.*{StoreKey(KEY).id.hex()}"):
+            with pytest.raises(KeyRequired, match=rf"12 files with 13 versions.*{MasterKey(KEY).id.hex()}"):
                 store.rebuild()
             assert store.needs_rebuild
     with open_sealed(root) as store:
@@ -531,7 +531,7 @@ def test_a_new_key_of_a_user_seals_what_is_new(root: Path) -> None:
 
 
 def test_the_master_key_is_changed_without_sealing_data_again(root: Path) -> None:
-    both = StoreKeys(StoreKey(OTHER_KEY), (StoreKey(KEY),))
+    both = MasterKeys(MasterKey(OTHER_KEY), (MasterKey(KEY),))
     with open_sealed(root) as store:
         kept = fill(store)
         stored = store.stats().stored_bytes
@@ -555,7 +555,7 @@ def test_a_change_of_the_master_key_may_be_cut_off(root: Path, after: int, monke
 
     with open_sealed(root) as store:
         kept = fill(store)
-    both = StoreKeys(StoreKey(OTHER_KEY), (StoreKey(KEY),))
+    both = MasterKeys(MasterKey(OTHER_KEY), (MasterKey(KEY),))
     left, calls = root.with_name("left"), {"append": 0}
     append = LocalVolume.append
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from storage.sealing.master_keys import MasterKey, MasterKeys
 from taskworker.errors import SecretDamaged, SecretsUnavailable
-from taskworker.outbound.secrets.master_key import KeyRing, MasterKey
 from taskworker.outbound.secrets.sealing import Grant, Terms, claimed_terms, rewrapped, unseal
 
 _FORMAT = 1
@@ -96,7 +96,7 @@ def key_id_of(raw: bytes) -> str:
     return _read(raw).key_id
 
 
-def opened(raw: bytes, ring: KeyRing, source: str) -> SealedSecrets:
+def opened(raw: bytes, ring: MasterKeys, source: str) -> SealedSecrets:
     """Open a document, and check everything in it.
 
     Args:
@@ -111,12 +111,12 @@ def opened(raw: bytes, ring: KeyRing, source: str) -> SealedSecrets:
     if not raw:
         return SealedSecrets(ring.current, {}, {})
     document = _read(raw)
-    key = ring.find(document.key_id)
+    key = ring.find_for_secrets(document.key_id)
     if key is None:
         raise SecretsUnavailable(
             f"the pool's secrets are sealed under master key {document.key_id}, but {source} holds "
-            f"{ring.current.id}: put the right key there; if it is lost, so are the values, and `taskworker secret rm "
-            "--all` makes room for new ones"
+            f"{ring.current.secrets_id}: put the right key there; if it is lost, so are the values, and `taskworker "
+            "secret rm --all` makes room for new ones"
         )
     tag = _tag(document.key_id, document.table, key)
     if not hmac.compare_digest(tag, document.tag) or len(document.table) != len(document.records):
@@ -132,7 +132,7 @@ def sealed(secrets: Iterable[SealedSecret], key: MasterKey) -> bytes:
         return b""
     table = tuple(_Entry(one.name, one.version, one.serial) for one in kept)
     return _encode(
-        _Document(_FORMAT, key.id, table, _tag(key.id, table, key), tuple(one.record for one in kept)),
+        _Document(_FORMAT, key.secrets_id, table, _tag(key.secrets_id, table, key), tuple(one.record for one in kept)),
     )
 
 
@@ -172,7 +172,7 @@ def _read(raw: bytes) -> _Document:
 
 
 def _tag(key_id: str, table: tuple[_Entry, ...], key: MasterKey) -> bytes:
-    return hmac.digest(key.table, _encode((_FORMAT, key_id, table)), "sha256")
+    return hmac.digest(key.secrets_table, _encode((_FORMAT, key_id, table)), "sha256")
 
 
 def _checked(entry: _Entry, record: bytes, key: MasterKey) -> SealedSecret:

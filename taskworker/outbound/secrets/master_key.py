@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import logging
 import os
-import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from storage.errors import InvalidArgument
+from storage.sealing.aead import KEY_BYTES
+from storage.sealing.master_keys import MasterKeys, new_master_key
 from storage.system.private_files import aside_of, write_private
 from taskworker.errors import SecretsUnavailable
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "TASKWORKER_MASTER_KEY"
-KEY_BYTES = 32
-_ID_BYTES = 8
 _FILE_BYTES_MAX = 4096
 _HEADER = "# TaskWorker: the master key of a pool's secrets. Without it they cannot be read; keep a copy elsewhere.\n"
-
-
-class MasterKey:
-    """A master key, as the two keys derived from it; its ``repr`` shows only its id.
-
-    Args:
-        raw: 32 random bytes.
-    """
-
-    __slots__ = ("id", "raw", "table", "wrap")
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.id = _derived(raw, b"id", _ID_BYTES).hex()
-        self.wrap = _derived(raw, b"wrap", KEY_BYTES)
-        self.table = _derived(raw, b"table", KEY_BYTES)
-
-    def __repr__(self) -> str:
-        return f"<MasterKey {self.id}>"
-
-    @classmethod
-    def new(cls) -> MasterKey:
-        """A random key."""
-        return cls(secrets.token_bytes(KEY_BYTES))
-
-    @classmethod
-    def of_text(cls, text: str, where: str) -> MasterKey:
-        """Read a key from base64.
-
-        Raises:
-            SecretsUnavailable: it is not a key.
-        """
-        try:
-            raw = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != KEY_BYTES:
-            raise SecretsUnavailable(
-                f"{where} holds no master key, which is {KEY_BYTES} random bytes in base64, as `head -c {KEY_BYTES} "
-                "/dev/urandom | base64` prints them; put the right key there"
-            )
-        return cls(raw)
-
-    def text(self) -> str:
-        """The key in base64, as :meth:`of_text` reads it."""
-        return base64.b64encode(self.raw).decode()
-
-
-def _derived(raw: bytes, purpose: bytes, length: int) -> bytes:
-    return HKDF(algorithm=SHA256(), length=length, salt=None, info=b"taskworker secrets " + purpose).derive(raw)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRing:
-    """The current key, and the former keys that it replaces."""
-
-    current: MasterKey
-    former: tuple[MasterKey, ...] = ()
-
-    def find(self, key_id: str) -> MasterKey | None:
-        """The key with this id; None if it is not here."""
-        return next((key for key in (self.current, *self.former) if key.id == key_id), None)
 
 
 class MasterKeySource(Protocol):
@@ -98,16 +30,20 @@ class MasterKeySource(Protocol):
     def name(self) -> str:
         """The name of the place, for texts."""
 
-    def load(self) -> KeyRing | None:
+    @property
+    def file(self) -> Path | None:
+        """The file that has the keys; None if somebody else keeps them."""
+
+    def load(self) -> MasterKeys | None:
         """The keys; None if there are none yet."""
 
-    def make(self) -> KeyRing:
+    def make(self) -> MasterKeys:
         """Make the first key, and store it durably."""
 
-    def renew(self, ring: KeyRing) -> KeyRing:
+    def renew(self, ring: MasterKeys) -> MasterKeys:
         """Add a new key durably; it is the current one from now on."""
 
-    def settle(self, ring: KeyRing) -> KeyRing:
+    def settle(self, ring: MasterKeys) -> MasterKeys:
         """Delete the former keys, with which nothing is wrapped any more."""
 
 
@@ -126,7 +62,12 @@ class KeyFile:
         """See ``MasterKeySource``."""
         return f"the master key file {self.path}"
 
-    def load(self) -> KeyRing | None:
+    @property
+    def file(self) -> Path:
+        """See ``MasterKeySource``."""
+        return self.path
+
+    def load(self) -> MasterKeys | None:
         """See ``MasterKeySource``."""
         with contextlib.suppress(OSError):  # a read-only place has none
             aside_of(self.path).unlink()  # left by a crash before the rename; nothing is sealed with its keys
@@ -139,9 +80,7 @@ class KeyFile:
         with os.fdopen(descriptor, "rb") as file:
             self._require_private(os.fstat(descriptor))
             text = file.read(_FILE_BYTES_MAX).decode("utf-8", "replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        keys = [MasterKey.of_text(line, self.name) for line in lines or [""]]
-        return KeyRing(keys[0], tuple(keys[1:]))
+        return _keys_of_text(text, self.name)
 
     def _require_private(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -158,29 +97,32 @@ class KeyFile:
                 "have read it, `taskworker secret rotate-master` afterwards"
             )
 
-    def make(self) -> KeyRing:
+    def make(self) -> MasterKeys:
         """See ``MasterKeySource``."""
-        ring = KeyRing(MasterKey.new())
+        ring = MasterKeys(new_master_key())
         self._keep(ring)
-        log.warning("made %s (0600), which seals the pool's secrets; keep a copy of it elsewhere", self.name)
+        log.warning(
+            "KEEP A COPY OF THE MASTER KEY, which was made just now, outside of this machine: if %s is lost, so is all "
+            "that the pool encrypts, and its secrets. `taskworker secret export-key` prints the key for paper",
+            self.path,
+        )
         return ring
 
-    def renew(self, ring: KeyRing) -> KeyRing:
+    def renew(self, ring: MasterKeys) -> MasterKeys:
         """See ``MasterKeySource``."""
-        renewed = KeyRing(MasterKey.new(), (ring.current, *ring.former))
+        renewed = MasterKeys(new_master_key(), (ring.current, *ring.former))
         self._keep(renewed)
         return renewed
 
-    def settle(self, ring: KeyRing) -> KeyRing:
+    def settle(self, ring: MasterKeys) -> MasterKeys:
         """See ``MasterKeySource``."""
-        settled = KeyRing(ring.current)
+        settled = MasterKeys(ring.current)
         self._keep(settled)
         return settled
 
-    def _keep(self, ring: KeyRing) -> None:
-        text = _HEADER + "".join(f"{key.text()}\n" for key in (ring.current, *ring.former))
+    def _keep(self, ring: MasterKeys) -> None:
         try:
-            write_private(self.path, text.encode())
+            write_private(self.path, (_HEADER + ring.text()).encode())
         except OSError as error:
             raise SecretsUnavailable(f"{self.name} cannot be written: {error.strerror}") from error
 
@@ -200,16 +142,19 @@ class GivenKeys:
         """See ``MasterKeySource``."""
         return f"the environment variable {VARIABLE}"
 
-    def load(self) -> KeyRing:
+    @property
+    def file(self) -> None:
         """See ``MasterKeySource``."""
-        keys = [MasterKey.of_text(one.strip(), self.name) for one in self.text.split(",")]
-        return KeyRing(keys[0], tuple(keys[1:]))
 
-    def make(self) -> KeyRing:
+    def load(self) -> MasterKeys:
+        """See ``MasterKeySource``."""
+        return _keys_of_text(self.text.replace(",", "\n"), self.name)
+
+    def make(self) -> MasterKeys:
         """See ``MasterKeySource``."""
         return self.load()
 
-    def renew(self, ring: KeyRing) -> KeyRing:
+    def renew(self, ring: MasterKeys) -> MasterKeys:
         """Refuse: the pool cannot change these keys.
 
         Raises:
@@ -220,6 +165,16 @@ class GivenKeys:
             f"{VARIABLE}=NEW,OLD; it then re-wraps all secrets, and OLD may be left out at the next start"
         )
 
-    def settle(self, ring: KeyRing) -> KeyRing:
+    def settle(self, ring: MasterKeys) -> MasterKeys:
         """See ``MasterKeySource``."""
-        return KeyRing(ring.current)
+        return MasterKeys(ring.current)
+
+
+def _keys_of_text(text: str, where: str) -> MasterKeys:
+    try:
+        return MasterKeys.of_text(text)
+    except InvalidArgument:
+        raise SecretsUnavailable(
+            f"{where} holds no master key, which is {KEY_BYTES} random bytes in base64, as `head -c {KEY_BYTES} "
+            "/dev/urandom | base64` prints them; put the right key there"
+        ) from None

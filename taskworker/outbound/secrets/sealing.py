@@ -14,8 +14,8 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from storage.sealing.master_keys import MasterKey
 from taskworker.errors import SecretDamaged
-from taskworker.outbound.secrets.master_key import MasterKey
 
 _T = TypeVar("_T")
 
@@ -75,7 +75,7 @@ def seal(value: str, terms: Terms, key: MasterKey) -> tuple[Terms, bytes]:
     data_key = AESGCM.generate_key(_DATA_KEY_BITS)
     record = _Record(
         terms=encoded,
-        wrapped_key=_sealed(key.wrap, data_key, _KEY_CONTEXT + encoded),
+        wrapped_key=_sealed(key.secrets_wrap, data_key, _KEY_CONTEXT + encoded),
         sealed=_sealed(data_key, value.encode("utf-8", "surrogatepass"), _VALUE_CONTEXT + encoded),
     )
     return terms, _encode(record)
@@ -98,7 +98,7 @@ def unseal(record: bytes, key: MasterKey) -> tuple[Terms, str]:
     """
     found = _read(record)
     terms = _read_terms(found)
-    data_key = _opened(key.wrap, found.wrapped_key, _KEY_CONTEXT + found.terms)
+    data_key = _opened(key.secrets_wrap, found.wrapped_key, _KEY_CONTEXT + found.terms)
     value = _opened(data_key, found.sealed, _VALUE_CONTEXT + found.terms)
     return terms, value.decode("utf-8", "surrogatepass")
 
@@ -111,8 +111,8 @@ def rewrapped(record: bytes, old: MasterKey, new: MasterKey) -> bytes:
     """
     found = _read(record)
     context = _KEY_CONTEXT + found.terms
-    data_key = _opened(old.wrap, found.wrapped_key, context)
-    return _encode(msgspec.structs.replace(found, wrapped_key=_sealed(new.wrap, data_key, context)))
+    data_key = _opened(old.secrets_wrap, found.wrapped_key, context)
+    return _encode(msgspec.structs.replace(found, wrapped_key=_sealed(new.secrets_wrap, data_key, context)))
 
 
 def _sealed(key: bytes, content: bytes, context: bytes) -> bytes:

@@ -6,16 +6,18 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
+from storage.sealing.master_keys import MasterKey
 from taskworker.auth.documents import Documents
 from taskworker.calls import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret
-from taskworker.outbound.secrets.master_key import MasterKey, MasterKeySource
+from taskworker.outbound.secrets.master_key import MasterKeySource
 from taskworker.outbound.secrets.names import check_name, host_matches, host_pattern
 from taskworker.outbound.secrets.sealing import Grant, Terms, seal
 from taskworker.outbound.secrets.uses import LastUses
@@ -80,6 +82,7 @@ class Secrets:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vault = Vault(documents, source)
+        self._source = source
         self._uses = LastUses(documents, now_ms, clock_s)
         self._now_ms = now_ms
 
@@ -208,6 +211,10 @@ class Secrets:
             InvalidArgument: the pool cannot change the key where it is kept; the text says what to do.
         """
         return MasterRotation(*self._vault.rotate())
+
+    def master_key(self) -> tuple[str, Path | None]:
+        """Return the id of the master key, and the file that it is in; None: the pool does not keep it."""
+        return self._vault.master_key().id.hex(), self._source.file
 
     # -- for functions -------------------------------------------------------------------------------
 

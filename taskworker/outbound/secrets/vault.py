@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from storage.errors import StorageError, StoreFull
+from storage.sealing.master_keys import MasterKey, MasterKeys
 from taskworker.auth.documents import Documents
 from taskworker.errors import SecretsUnavailable
 from taskworker.outbound.secrets.document import SealedSecret, SealedSecrets, key_id_of, opened, rewrapped_all, sealed
-from taskworker.outbound.secrets.master_key import KeyRing, MasterKey, MasterKeySource
+from taskworker.outbound.secrets.master_key import MasterKeySource
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Vault:
         self._documents = documents
         self._source = source
         self._lock = threading.RLock()
-        self._ring: KeyRing | None = None
+        self._ring: MasterKeys | None = None
         self._read: tuple[bytes, SealedSecrets] | None = None
 
     def secrets(self) -> SealedSecrets:
@@ -45,6 +46,15 @@ class Vault:
         """
         with self._lock:
             return self._secrets(self._keys())
+
+    def master_key(self) -> MasterKey:
+        """The current master key.
+
+        Raises:
+            SecretsUnavailable: it is missing, or is not kept safely.
+        """
+        with self._lock:
+            return self._keys().current
 
     def change(self, edit: Callable[[dict[str, SealedSecret], MasterKey], T]) -> T:
         """Let ``edit`` change the secrets in place, and store them; if it raises, nothing is changed.
@@ -89,16 +99,16 @@ class Vault:
             rewrapped_all(found, ring.current)  # fails before anything is changed, if something cannot be re-wrapped
             self._ring = ring = self._source.renew(ring)
             self._settle(ring)
-            return ring.current.id, len(found.by_name)
+            return ring.current.id.hex(), len(found.by_name)
 
-    def _settle(self, ring: KeyRing) -> None:
+    def _settle(self, ring: MasterKeys) -> None:
         """Re-wrap everything with the current key, then delete the others."""
         found = self._secrets(ring)
         if found.key is not ring.current:
             self._documents.save_document(DOCUMENT, rewrapped_all(found, ring.current))
         self._ring = self._source.settle(ring)
 
-    def _keys(self) -> KeyRing:
+    def _keys(self) -> MasterKeys:
         if self._ring is not None:
             return self._ring
         ring = self._source.load()
@@ -116,14 +126,14 @@ class Vault:
             self._end_rotation(ring)
         return self._ring
 
-    def _end_rotation(self, ring: KeyRing) -> None:
+    def _end_rotation(self, ring: MasterKeys) -> None:
         try:
             self._settle(ring)
         except StorageError as error:
             # Everything can be read with the stored keys; the next start or rotation retries.
             log.warning("a change of the master key is not complete yet: %s", error)
 
-    def _secrets(self, ring: KeyRing) -> SealedSecrets:
+    def _secrets(self, ring: MasterKeys) -> SealedSecrets:
         raw = self._document()
         if self._read is None or self._read[0] != raw or ring.find(self._read[1].key.id) is None:
             self._read = raw, opened(raw, ring, self._source.name)
