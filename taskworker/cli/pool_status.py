@@ -43,8 +43,8 @@ def pool_status_lines(status: PoolStatus) -> list[str]:
     lines += [f"! {worker.worker_id} sent {plural(worker.lies, 'wrong or rotten shard')}" for worker in liars]
     if status.master_key_id and not status.master_key_copied_ms:
         lines.append(
-            "! no copy of the master key is known outside the pool's machine; with it, all files are lost: taskworker "
-            "secret export-key"
+            "! no copy of the master key was made: if the pool's disk is lost, so are all encrypted files (taskworker "
+            "secret export-key)"
         )
     if status.events:
         lines += ["", "lately:"]

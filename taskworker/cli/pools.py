@@ -162,6 +162,13 @@ def pool(
         ),
     ] = None,
     encrypts: Encryption = None,
+    owner: Annotated[
+        str,
+        typer.Option(
+            help="Who owns the pool's machine. With --no-encryption, workers of other owners are refused.",
+            metavar="NAME",
+        ),
+    ] = "",
     limits_max: LimitsMax = "",
     log_size: Annotated[
         int, typer.Option(help="Largest size of the log of what functions print, in MiB.", metavar="MIB", min=1)
@@ -276,6 +283,7 @@ def pool(
         certificates_s=certificate_hours * 3600.0,
         rebuild=rebuild,
         encrypts=encrypts,
+        owner=owner,
     )
     keep_private()
     dns = dns_options(dns_port, dns_upstream, dns_block, dns_allow_private)

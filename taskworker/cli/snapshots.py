@@ -45,5 +45,7 @@ def snapshot(
     taken = take_snapshot(directory, target, databases=[_CALLS], files=files)
     lines = [f"{taken.path}: {', '.join([*taken.databases, *taken.files])} ({size_text(taken.bytes_used)})"]
     if not with_key and (directory / _KEY).exists():
-        lines.append(f"{_KEY} is not in it: without it, the pool's secrets cannot be read; keep a copy of it elsewhere")
+        lines.append(
+            f"{_KEY} is not in it: without it, encrypted files and secrets cannot be read; keep a copy elsewhere"
+        )
     session.terminal.result(document(taken), *lines)

@@ -34,7 +34,8 @@ Encryption = Annotated[
     typer.Option(
         "--encryption/--no-encryption",
         help="Encrypt what workers get of new files: content, names, notes, owners. The keys are sealed with the "
-        "master key, without which nothing can be read (default: as before, and not in a new pool).",
+        "master key, without which nothing can be read. Without encryption, workers of other owners are refused "
+        "(default: as before; a new pool encrypts).",
         show_default=False,
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from storage import ErasureProfile, FileStorage
@@ -39,6 +40,7 @@ class WorkerAdmission:
         options: the pool's options.
         connect: connects to a worker's volume.
         identify: asks which process answers at a worker's address.
+        check_owner: refuses a worker's owner.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class WorkerAdmission:
         options: PoolOptions,
         connect: Connect,
         identify: Identify,
+        check_owner: Callable[[str, str], None],
     ) -> None:
         self._store = store
         self._membership = membership
@@ -69,6 +72,7 @@ class WorkerAdmission:
         self._options = options
         self._connect = connect
         self._identify = identify
+        self._check_owner = check_owner
 
     def admit(self, application: Application) -> MemberRecord:
         """Admit a worker and attach its volume.
@@ -77,6 +81,7 @@ class WorkerAdmission:
             WorkerRefused, InvalidArgument: it cannot be admitted; the text says why.
         """
         _check_texts(application)
+        self._check_owner(application.worker, application.owner)
         application = replace(application, capacity=min(application.capacity, self._options.capacity_max))
         self._check_profile(application)
         self._check_copy(application)

@@ -14,6 +14,7 @@ from storage.catalog import Catalog, LmdbCatalog
 from storage.fleet.layout import Layout, Moves
 from storage.fleet.members import Member
 from storage.runtime import Runtime
+from storage.sealing.master_keys import MasterKeys
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_root_directory
@@ -45,6 +46,7 @@ from taskworker.pool.membership import (
 )
 from taskworker.pool.membership_work import MembershipWork
 from taskworker.pool.options import PoolOptions
+from taskworker.pool.owners import Owners
 from taskworker.pool.risks import Risks
 from taskworker.pool.roster import Roster, RosterKeeper
 from taskworker.pool.settings import PoolSettings
@@ -81,6 +83,7 @@ class PoolCore:
 
     Raises:
         FormatError: ``root`` is not a pool's directory.
+        InvalidArgument: the pool shall not encrypt, and has workers of other owners.
     """
 
     def __init__(
@@ -102,7 +105,11 @@ class PoolCore:
         try:
             self._settings = PoolSettings(catalog, root)
             settings = self._settings.load(
-                runtime, profile=profile, chunk_size=chunk_size, rebuild=self._options.rebuild
+                runtime,
+                profile=profile,
+                chunk_size=chunk_size,
+                rebuild=self._options.rebuild,
+                encrypts=self._options.keys is not None,
             )
             self._catalog = catalog
             keeper = RosterKeeper(catalog)
@@ -112,6 +119,7 @@ class PoolCore:
             catalog.close()
             lock.release()
             raise
+        self.owners = Owners(self._settings, self._options.owner)
         self.pool_id = settings.store_id
         self.profile = ErasureProfile(settings.k, settings.n)
         self.chunk_size = settings.chunk_size
@@ -125,7 +133,7 @@ class PoolCore:
             self.fleet.incomplete.update(record.slot for record in self.membership.records)
         needs_rebuild = self._settings.needs_rebuild()
         try:
-            encrypts = self._settings.encrypts(self._options.encrypts)
+            encrypts, keys = self._encryption(needs_rebuild)
             self.store = FileStorage.over(
                 root,
                 settings,
@@ -136,7 +144,7 @@ class PoolCore:
                 needs_rebuild=needs_rebuild,
                 hot_bytes=self._options.hot_bytes,
                 small_copies_bytes=self._options.small_copies_bytes,
-                keys=self._options.keys(encrypts and not needs_rebuild and not catalog.document(USER_KEYS)),
+                keys=keys,
                 seals=encrypts,
             )
         except BaseException:
@@ -188,6 +196,21 @@ class PoolCore:
         self.fleet.on_rot = self.repair_scheduler.wake
         self.fleet.repair_bytes_max = self._liars.repair_bytes_max
 
+    def _encryption(self, needs_rebuild: bool) -> tuple[bool, MasterKeys | None]:
+        """Return whether new files are encrypted, and the master keys at hand.
+
+        Raises:
+            InvalidArgument: they shall not be, and workers of other owners are members.
+        """
+        wanted, give = self._options.encrypts, self._options.keys
+        if wanted is False:
+            self.owners.check_members(self.membership.records)
+        encrypts = self._settings.encrypts(wanted)
+        keys = None if give is None else give(encrypts and not needs_rebuild and not self._catalog.document(USER_KEYS))
+        if needs_rebuild and wanted is None and keys is not None:
+            encrypts = self._settings.encrypts(True)  # with its key, a lost pool is most likely one that encrypted
+        return encrypts, keys
+
     def _make_membership(self, pool_id: str, roster: Roster) -> Membership:
         return Membership(
             pool_id,
@@ -224,6 +247,7 @@ class PoolCore:
             options=self._options,
             connect=connect,
             identify=identify,
+            check_owner=self.owners.check,
         )
 
     def _make_status(self) -> StatusReporter:

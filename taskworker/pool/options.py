@@ -16,11 +16,6 @@ GiveKeys = Callable[[bool], MasterKeys | None]
 """Returns the keys. Takes whether to make the first one if there is none; otherwise it may return None."""
 
 
-def no_keys(make: bool) -> MasterKeys | None:
-    """Return no keys."""
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     """How to run a pool.
@@ -40,8 +35,10 @@ class PoolOptions:
         certificates_s: how long certificates of workers are valid.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
             is rebuilt from what the workers hold (:meth:`storage.FileStorage.rebuild`).
-        keys: gives the master keys of encrypted files.
-        encrypts: whether new files are encrypted; None: as before. What is encrypted already can be read in any case.
+        keys: gives the master keys of encrypted files; None: there are none.
+        encrypts: whether new files are encrypted; None: as before, and in a new pool if it has keys. What is encrypted
+            already can be read in any case. If not, workers of other owners are refused.
+        owner: who owns the pool; without encryption, workers of other owners are refused.
     """
 
     lease_s: float = 3.0
@@ -56,5 +53,6 @@ class PoolOptions:
     small_copies_bytes: int = 16 << 10
     certificates_s: float = LIFETIME_S
     rebuild: str = ""
-    keys: GiveKeys = no_keys
+    keys: GiveKeys | None = None
     encrypts: bool | None = None
+    owner: str = ""

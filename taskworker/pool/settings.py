@@ -31,7 +31,13 @@ class PoolSettings:
         self._root = root
 
     def load(
-        self, runtime: Runtime, *, profile: ErasureProfile | None, chunk_size: int | None, rebuild: str
+        self,
+        runtime: Runtime,
+        *,
+        profile: ErasureProfile | None,
+        chunk_size: int | None,
+        rebuild: str,
+        encrypts: bool,
     ) -> StoreSettings:
         """Return the stored settings; for a new pool, make and store them.
 
@@ -40,6 +46,7 @@ class PoolSettings:
             profile: erasure profile of a new pool; None: the default.
             chunk_size: chunk size of a new pool; None: the default.
             rebuild: id of the former pool that a new one replaces; empty: none.
+            encrypts: whether a new pool encrypts, unless it is told otherwise.
 
         Raises:
             FormatError: the directory holds an embedded store.
@@ -55,6 +62,8 @@ class PoolSettings:
             rebuilt = _checked_id(rebuild or (self._catalog.document(_REBUILD) or b"").decode(errors="replace"))
             store_id = rebuilt or runtime.token_bytes(16).hex()
             self._catalog.save_document(_REBUILD, rebuilt.encode())
+            if encrypts and not rebuilt:
+                self._catalog.save_document(_ENCRYPTION, b"1")
             settings = msgspec.structs.replace(made, store_id=store_id)
             self._catalog.save_settings(settings)
         elif rebuild not in ("", settings.store_id):
@@ -68,13 +77,18 @@ class PoolSettings:
         """Return whether the pool encrypts new files, and store that.
 
         Args:
-            wanted: whether it should; None: as before, and not in a new pool.
+            wanted: whether it should; None: as before. A pool that was made before pools encrypted does not.
         """
-        kept = self._catalog.document(_ENCRYPTION) == b"1"
-        if wanted is None or wanted == kept:
-            return kept
-        self._catalog.save_document(_ENCRYPTION, b"1" if wanted else b"0")
-        return wanted
+        kept = self._catalog.document(_ENCRYPTION)
+        told = {True: b"1", False: b"0", None: kept}[wanted]
+        if told is not None and told != kept:
+            self._catalog.save_document(_ENCRYPTION, told)
+        return told == b"1"
+
+    @property
+    def refuses_strangers(self) -> bool:
+        """Whether the pool was told not to encrypt, so that workers of other owners are refused."""
+        return self._catalog.document(_ENCRYPTION) == b"0"
 
     def needs_rebuild(self) -> bool:
         """Whether the catalog has yet to be rebuilt from what the workers hold."""

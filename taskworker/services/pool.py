@@ -137,7 +137,9 @@ class PoolService:
         admission = Admission(
             request.worker_id, request.zone, request.owner, min(request.capacity_max, COUNT_MAX), request.host
         )
-        token = self._enrollment().new_token(admission, request.ttl_s or TTL_S)
+        enrollment = self._enrollment()
+        self._pool.owners.check(request.worker_id, request.owner)
+        token = enrollment.new_token(admission, request.ttl_s or TTL_S)
         return pool_pb2.JoinTokenText(token=token.text, join_address=self.join_address)
 
     def DenyWorker(  # noqa: N802

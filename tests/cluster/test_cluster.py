@@ -68,14 +68,14 @@ def test_workers_that_come_back_are_only_given_what_they_missed(cluster: Cluster
     data = content(16 * MIB)
     file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
     cluster.await_survivable(2)
-    before = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(18)).workers}
+    before = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(19)).workers}
     cluster.kill("w2", "w5")
     cluster.client.push(content(20_000, 1), filename="b", user_id=USER)  # too large to be kept as copies
     for name in ("w2", "w5"):
         cluster.start_worker(name)
     cluster.await_status(lambda status: all(worker.state == "alive" for worker in status.workers))
     status = cluster.await_survivable(2)
-    after = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(20)).workers}
+    after = {worker.worker_id: worker.shards for worker in cluster.await_status(_counted(21)).workers}
     # One shard of the file that they missed and one copy of its version each; nothing else was made for them.
     assert {name: after[name] - before[name] for name in ("w2", "w5")} == {"w2": 2, "w5": 2}
     assert status.workers_survivable == 2
@@ -84,7 +84,7 @@ def test_workers_that_come_back_are_only_given_what_they_missed(cluster: Cluster
 
 
 def _counted(shards: int) -> Callable[[PoolStatus], bool]:
-    """Whether every worker has told that it has this many shards, its mark among them."""
+    """Whether every worker has told that it has this many shards, with its mark and the users' keys."""
     return lambda status: all(worker.shards == shards for worker in status.workers)
 
 
@@ -227,7 +227,7 @@ def test_a_seventh_worker_takes_its_share_and_a_drained_one_gives_it_up(cluster:
     cluster.drain("w2")
     cluster.await_status(lambda status: status.layout_version == version + 3)
     cluster.await_survivable(2)
-    cluster.await_status(lambda status: _shards(status, "w2") == 1)  # its own mark
+    cluster.await_status(lambda status: _shards(status, "w2") == 2)  # its own mark, and the users' keys
     cluster.kill("w2")
     cluster.kill("w0", "w6")
     assert cluster.client.get(file_id, user_id=USER) == data
@@ -273,9 +273,10 @@ def test_a_pool_whose_directory_is_lost_is_rebuilt_from_its_workers(cluster: Clu
     cluster.client.delete(gone.file_id, user_id=USER)
     former = cluster.status().pool_id
     cluster.pool_process.kill()
+    key = shutil.move(cluster.directory / "pool" / "master.key", cluster.directory / "kept.key")
     shutil.rmtree(cluster.directory / "pool")
 
-    cluster._options = ("--rebuild", former)
+    cluster._options = ("--rebuild", former, "--master-key", str(key))
     cluster.restart_pool()
     cluster.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == 6)
     assert cluster.status().pool_id == former

@@ -26,11 +26,14 @@ from tests.secrets.kept import secrets_in
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_a_pool_whose_key_cannot_be_used_does_all_else(tmp_path: Path) -> None:
+def test_a_pool_whose_key_cannot_be_used_does_all_else_if_it_does_not_encrypt(tmp_path: Path) -> None:
     key = tmp_path / "elsewhere.key"
     key.write_text(base64.b64encode(bytes(32)).decode())
     key.chmod(0o644)
     arguments = ["pool", "--dir", str(tmp_path / "pool"), "--listen", "127.0.0.1:0", "--master-key", str(key)]
+    with pytest.raises(AssertionError, match=r"has mode 0644.*chmod 600"):
+        Process(arguments, tmp_path / "encrypting.log")
+    arguments.append("--no-encryption")
     process = Process(arguments, tmp_path / "pool.log")
     try:
         with SecretClient(process.address) as operator:
