@@ -387,6 +387,7 @@ class FileStorage(ReportingStore):
 
         Raises:
             KeyRequired: the store is not encrypted.
+            InvalidArgument: the user has had 1,000 keys.
             InsufficientWorkers: the key could not be stored so that it survives losses.
             CatalogBehind: see :attr:`behind`.
         """

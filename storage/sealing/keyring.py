@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from storage.errors import FormatError, KeyRequired, SealBroken
+from storage.errors import FormatError, InvalidArgument, KeyRequired, SealBroken
 from storage.sealing.aead import KEY_BYTES, SALT_BYTES, TAG_BYTES, decrypt, encrypt, message_key
 from storage.sealing.master_keys import MasterKey, MasterKeys
 from storage.sealing.user_keys import EPOCH_MAX, KEY_ID_BYTES, UserKey, UserKeys
@@ -18,6 +18,8 @@ from storage.sealing.user_keys import EPOCH_MAX, KEY_ID_BYTES, UserKey, UserKeys
 log = logging.getLogger(__name__)
 
 KEYS_MAX = 50_000
+KEYS_OF_USER_MAX = 1_000
+"""One a week for 19 years. No user can take all keys of a store."""
 _MASTER_ID_BYTES = 8
 _BOUND = b"TaskWorker user key "
 
@@ -195,13 +197,16 @@ class Keyring:
         Raises:
             KeyRequired: there is no master key.
             FormatError: there are too many keys, or epochs of this user.
+            InvalidArgument: this user has too many keys.
         """
         if self._masters is None:
             raise self.lacking(self.locked())
         current = self.keys_of(user_id).current
         epoch = 1 if current is None else current.epoch + 1
         if len(self._held) >= KEYS_MAX or epoch > EPOCH_MAX:
-            raise FormatError(f"a store has at most {KEYS_MAX} keys of users, and this one has reached a limit")
+            raise FormatError(f"a store has at most {KEYS_MAX:,} keys of users, and this one has reached a limit")
+        if len(self.keys_of(user_id)) >= KEYS_OF_USER_MAX:
+            raise InvalidArgument(f"user {user_id} has had {KEYS_OF_USER_MAX:,} keys, and gets no more")
         key = UserKey(user_id, epoch, self._token_bytes(KEY_ID_BYTES), self._token_bytes(KEY_BYTES))
         return key, self.encoded(self._sealed(key, self._masters.current))
 

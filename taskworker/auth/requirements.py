@@ -58,6 +58,7 @@ _WRITE = _one_of(Right.WRITE_FILES, subject=Subject.FILE)
 _READ_AND_WRITE = Requirement(frozenset({Right.READ_FILES, Right.WRITE_FILES}), Subject.FILE, all_rights=True)
 _PUSH = Requirement(frozenset({Right.WRITE_FILES, Right.DEPLOY}), Subject.FILE, takes_candidates=True)
 _SHARE = _one_of(Right.WRITE_FILES)  # on all names: a share outlives the token with which it was made
+_ROTATE_KEY = _one_of(Right.WRITE_FILES)  # on all names, as the key is that of all files
 _CALL = _one_of(Right.CALL, subject=Subject.FUNCTION)
 _DEPLOY = _one_of(Right.DEPLOY, subject=Subject.FUNCTION)
 _DEPLOY_BUNDLE = _one_of(Right.DEPLOY, subject=Subject.BUNDLE)
@@ -90,6 +91,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "ListFiles": _READ,
             "Delete": _WRITE,
             "DeleteFiles": _WRITE,
+            "RotateKey": _ROTATE_KEY,
             "PushMany": _WRITE,
             "GetMany": _READ,
             "DeleteMany": _WRITE,

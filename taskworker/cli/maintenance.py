@@ -261,14 +261,23 @@ def rebuild(session: Session) -> None:
 
 
 def rotate_key(session: Session) -> None:
-    """Give the user a new key, with which an encrypted store encrypts what it stores from now on.
+    """Give the user a new key, which encrypts what is stored from now on in an encrypted store or pool.
 
-    Former keys stay, and open what they encrypted. To replace the store's own key instead, put a new line above the old
-    one in the key file, run any command on the store, and then remove the old line.
+    Former keys stay, and open what they encrypted. In a pool, operators may name other users. `taskworker secret
+    rotate-master` replaces a pool's master key. To replace that of a store, put a new line above the old one in the key
+    file, run any command on the store, and then remove the old line.
 
     Examples:
+        taskworker rotate-key
+        taskworker rotate-key --user ann
         taskworker rotate-key --store ./data --key-file ./key
     """
-    with session.embedded() as store:
-        epoch = store.rotate_key()
+    if session.is_embedded():
+        with session.embedded() as store:
+            epoch = store.rotate_key()
+    else:
+        from taskworker.client.keys import KeyClient
+
+        with KeyClient(session.pool_address()) as client:
+            epoch = client.rotate(session.user)
     session.terminal.result({"user": session.user, "epoch": epoch}, f"{one_line(session.user)} has key number {epoch}")

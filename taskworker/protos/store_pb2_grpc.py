@@ -99,6 +99,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
                 _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/taskworker.store.StoreService/RotateKey',
+                request_serializer=taskworker_dot_store__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
         self.PushMany = channel.stream_stream(
                 '/taskworker.store.StoreService/PushMany',
                 request_serializer=taskworker_dot_store__pb2.PushManyPart.SerializeToString,
@@ -233,6 +238,13 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKey(self, request, context):
+        """Gives a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushMany(self, request_iterator, context):
         """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
         position in the call, and come in that order.
@@ -356,6 +368,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.DeleteFiles,
                     request_deserializer=taskworker_dot_store__pb2.DeleteFilesRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.DeleteFilesResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=taskworker_dot_store__pb2.RotateKeyRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.RotateKeyResponse.SerializeToString,
             ),
             'PushMany': grpc.stream_stream_rpc_method_handler(
                     servicer.PushMany,
@@ -749,6 +766,33 @@ class StoreService:
             '/taskworker.store.StoreService/DeleteFiles',
             taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
             taskworker_dot_store__pb2.DeleteFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/RotateKey',
+            taskworker_dot_store__pb2.RotateKeyRequest.SerializeToString,
+            taskworker_dot_store__pb2.RotateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

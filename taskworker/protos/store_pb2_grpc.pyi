@@ -60,6 +60,8 @@ class StoreServiceStub:
     Delete: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]
     DeleteFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_store_pb2.RotateKeyRequest, _store_pb2.RotateKeyResponse]
+    """Gives a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted."""
     PushMany: _grpc.StreamStreamMultiCallable[_store_pb2.PushManyPart, _store_pb2.PushManyResults]
     """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
     position in the call, and come in that order.
@@ -106,6 +108,8 @@ class StoreServiceAsyncStub(StoreServiceStub):
     Delete: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]  # type: ignore[assignment]
     DeleteFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]  # type: ignore[assignment]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_store_pb2.RotateKeyRequest, _store_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """Gives a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted."""
     PushMany: _aio.StreamStreamMultiCallable[_store_pb2.PushManyPart, _store_pb2.PushManyResults]  # type: ignore[assignment]
     """Calls on many files. The error of one file is its result, and does not end the call. Results have the file's
     position in the call, and come in that order.
@@ -227,6 +231,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.DeleteFilesResponse, _abc.Awaitable[_store_pb2.DeleteFilesResponse]]:
         """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _store_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.RotateKeyResponse, _abc.Awaitable[_store_pb2.RotateKeyResponse]]:
+        """Gives a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted."""
 
     @_abc_1.abstractmethod
     def PushMany(

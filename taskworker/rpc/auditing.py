@@ -29,6 +29,7 @@ _ALSO = frozenset(
     {
         "taskworker.members.EnrollmentService.Enroll",
         "taskworker.auth.AuthService.LogIn",
+        "taskworker.store.StoreService.RotateKey",
         *(f"taskworker.sharing.SharingService.{call}" for call in ("Share", "Unshare", "CreateLink", "RevokeLink")),
         "taskworker.audit.AuditService.ReadTrail",
         "taskworker.audit.AuditService.VerifyTrail",

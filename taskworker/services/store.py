@@ -267,6 +267,12 @@ class StoreService(ManyFilesService):
         self._store.delete_files(list(request.file_ids), user_id=request.user_id)
         return store_pb2.DeleteFilesResponse()
 
+    def RotateKey(  # noqa: N802
+        self, request: store_pb2.RotateKeyRequest, _caller: Caller
+    ) -> store_pb2.RotateKeyResponse:
+        """Give a user a new key."""
+        return store_pb2.RotateKeyResponse(epoch=self._store.rotate_key(user_id=request.user_id))
+
 
 def _check_no_version(version_id: str) -> None:
     if version_id:

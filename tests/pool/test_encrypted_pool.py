@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -14,6 +18,7 @@ import pytest
 
 from storage.errors import InsufficientWorkers
 from taskworker import Client
+from taskworker.client.keys import KeyClient
 from taskworker.client.pool import PoolClient
 from taskworker.client.secrets import SecretClient
 from taskworker.errors import StorageUnavailable
@@ -67,6 +72,7 @@ def test_workers_have_nothing_to_read_and_the_key_opens_everything(pool: Functio
     files[of_large] = changed
     assert pool.client.push(changed, filename="planted-1", user_id=ADA).unchanged
     require_unreadable(pool.directory)
+    files |= rotate_under_load(pool)
 
     with SecretClient(pool.address) as operator:
         operator.set("key", "value")
@@ -93,6 +99,44 @@ def test_workers_have_nothing_to_read_and_the_key_opens_everything(pool: Functio
         assert _read(pool, file_id) == data
     push(pool.client, content(5000, 10), "planted-after-rebuild", ADA)
     require_unreadable(pool.directory)
+
+
+def rotate_under_load(pool: FunctionPool) -> dict[str, bytes]:
+    """Rotate a user's key while the user pushes and gets, without an error; what the user pushed, by id."""
+    stop = threading.Event()
+    pushed: dict[str, bytes] = {}
+
+    def work(number: int) -> None:
+        for at in count():
+            if stop.is_set():
+                break
+            data = content(3000 + at, 100 * number + at)
+            file_id = pool.client.push(data, filename=f"planted-load-{number}-{at}", user_id=ADA).file_id
+            assert pool.client.get(file_id, user_id=ADA) == data
+            pushed[file_id] = data
+
+    def has_grown(so_far: int) -> bool:
+        return len(pushed) > so_far + 3 or any(one.done() for one in running)
+
+    with ThreadPoolExecutor(3) as workers, KeyClient(pool.address) as keys:
+        running = [workers.submit(work, number) for number in range(3)]
+        try:
+            for epoch in range(2, 7):
+                so_far = len(pushed)
+                assert keys.rotate(ADA) == epoch
+                wait_until(partial(has_grown, so_far))
+        finally:
+            stop.set()
+        for one in running:
+            one.result()
+    return pushed
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def exported_key(pool: FunctionPool) -> tuple[str, str]:

@@ -49,6 +49,7 @@ ALLOWED = {
     "taskworker.store.StoreService.ListFiles": "udo",
     "taskworker.store.StoreService.Delete": "udo",
     "taskworker.store.StoreService.DeleteFiles": "udo",
+    "taskworker.store.StoreService.RotateKey": "udo",
     "taskworker.store.StoreService.PushMany": "udo",
     "taskworker.store.StoreService.GetMany": "udo",
     "taskworker.store.StoreService.DeleteMany": "udo",
