@@ -10,7 +10,7 @@ class WorkStatus:
     """The status of one kind of background work.
 
     Attributes:
-        name: repair, rebalance, heal, scrub, collect or audit.
+        name: repair, rebalance, heal, scrub, collect, audit or encrypt.
         state: idle, waiting, running or failed.
         done: how much of ``total`` is done, in ``unit``.
         total: 0 if unknown, or if there is nothing to do.
@@ -21,7 +21,7 @@ class WorkStatus:
         errors: consecutive failed attempts up to now.
         error: what went wrong in the last attempt.
         ended_ms: when it last finished; 0: never.
-        unit: the unit of ``done`` and ``total``: objects, bytes or steps.
+        unit: the unit of ``done`` and ``total``: objects, bytes, steps or files.
         bytes_per_s: its read rate; 0 if that is not measured.
     """
 

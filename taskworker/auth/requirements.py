@@ -155,6 +155,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "PreviewLayout": _OPERATE,
             "NewJoinToken": _OPERATE,
             "DenyWorker": _OPERATE,
+            "EncryptExisting": _OPERATE,
         },
     ),
     **_service(

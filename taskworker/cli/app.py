@@ -43,7 +43,8 @@ _PANELS = {
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
     | {"snapshot": "snapshots", "rotate-key": "maintenance"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
-    "The pool": {"layout": "pool_status", "drain": "pool_status", "forget": "pool_status", "resolve": "names"}
+    "The pool": dict.fromkeys(("layout", "drain", "forget", "encrypt"), "pool_status")
+    | {"resolve": "names"}
     | {"worker-token": "joining", "worker-deny": "joining", "audit": "audit"},
     "Users": {"login": "contexts", "share": "sharing", "unshare": "sharing", "shares": "sharing"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},

@@ -182,6 +182,36 @@ def forget(
     session.terminal.result({"worker": worker, "forgotten": True}, f"{one_line(worker)} is forgotten")
 
 
+def encrypt(
+    session: Session,
+    drop_earlier: Annotated[
+        bool,
+        typer.Option(
+            "--drop-earlier",
+            help="Once all files are encrypted, drop their earlier versions that are not. They cannot be brought back.",
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    """Encrypt files that a pool stored before it encrypted: each gets a new version with the same content.
+
+    The pool does it in the background, makes way for users, and goes on after a restart; `taskworker status` shows how
+    far it is. Workers keep earlier versions in clear until these are dropped (--drop-earlier) and collected. Deployed
+    functions are encrypted once they are deployed again.
+
+    Examples:
+        taskworker encrypt
+        taskworker encrypt --drop-earlier
+    """
+    from taskworker.client.pool import PoolClient
+
+    with PoolClient(session.pool_address()) as client:
+        client.encrypt_existing(drop_earlier=drop_earlier)
+    session.terminal.result(
+        {"drop_earlier": drop_earlier}, "the pool encrypts its files in the background; `taskworker status` shows it"
+    )
+
+
 def _member(text: str, owner: str, usual_capacity: int) -> LayoutShare:
     from taskworker.client.pool import LayoutShare
 

@@ -208,6 +208,17 @@ class PoolClient(OperatorClient):
         """
         self._call(self._stub.DenyWorker, pool_pb2.DenyWorkerRequest(worker_id=worker_id))
 
+    def encrypt_existing(self, *, drop_earlier: bool = False) -> None:
+        """Encrypt, in the background, what was stored before the pool encrypted.
+
+        Args:
+            drop_earlier: whether to drop earlier versions that are not encrypted, once the latest ones are.
+
+        Raises:
+            InvalidArgument: the pool does not encrypt.
+        """
+        self._call(self._stub.EncryptExisting, pool_pb2.EncryptExistingRequest(drop_earlier=drop_earlier))
+
     def forget(self, worker_id: str) -> None:
         """Remove a worker that is gone for good from the members.
 

@@ -28,6 +28,7 @@ from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
 from taskworker.pool.background.collecting import Collector
 from taskworker.pool.background.driver import BackgroundWork, WorkDriver
+from taskworker.pool.background.encrypting import Encrypting
 from taskworker.pool.background.healing import Healing
 from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.scrubbing import Scrubs
@@ -166,6 +167,7 @@ class PoolCore:
         self.collector = Collector(
             self.store, journal, every_s=self._options.collect_every_s, tranquility=tranquility, runtime=runtime
         )
+        self.encrypting = Encrypting(self.store, catalog, journal, tranquility=tranquility, runtime=runtime)
         self.auditor = Auditor(self.store, bytes_per_s=self._options.audit_bytes_per_s, runtime=runtime)
         self._departures = Departures(
             self.membership,
@@ -191,6 +193,7 @@ class PoolCore:
             self.repair_scheduler,
             self.collector,
             self.auditor,
+            self.encrypting,
         ]
         self._layout.on_changed = partial(self.repair_scheduler.wake, at_once=True)
         self.fleet.on_rot = self.repair_scheduler.wake
@@ -261,7 +264,14 @@ class PoolCore:
             self._layout,
             self._risks,
             self.repair_scheduler,
-            [self.repair_scheduler, Healing(self.store), Scrubs(workers.loads), self.collector, self.auditor],
+            [
+                self.repair_scheduler,
+                Healing(self.store),
+                Scrubs(workers.loads),
+                self.collector,
+                self.auditor,
+                self.encrypting,
+            ],
             self._events,
             self.key_copies,
         )

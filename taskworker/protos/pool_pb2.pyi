@@ -22,6 +22,41 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class EncryptExistingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROP_EARLIER_FIELD_NUMBER: _builtins.int
+    drop_earlier: _builtins.bool
+    """drop earlier versions that are not encrypted, once the latest ones are"""
+    def __init__(
+        self,
+        *,
+        drop_earlier: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_earlier", b"drop_earlier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptExistingRequest: _TypeAlias = EncryptExistingRequest  # noqa: Y015
+
+@_typing.final
+class EncryptExistingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptExistingResponse: _TypeAlias = EncryptExistingResponse  # noqa: Y015
+
+@_typing.final
 class NewJoinTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -593,7 +628,7 @@ class Work(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """repair, rebalance, heal, scrub, collect, audit"""
+    """repair, rebalance, heal, scrub, collect, audit, encrypt"""
     state: _builtins.str
     """idle, running, waiting, failed"""
     done: _builtins.int
@@ -612,7 +647,7 @@ class Work(_message.Message):
     ended_ms: _builtins.int
     """when it last finished; 0: never"""
     unit: _builtins.str
-    """of done and total: objects, bytes, steps"""
+    """of done and total: objects, bytes, steps, files"""
     bytes_per_s: _builtins.float
     """0: not measured"""
     def __init__(

@@ -79,6 +79,11 @@ class PoolServiceStub:
                 request_serializer=taskworker_dot_pool__pb2.PreviewLayoutRequest.SerializeToString,
                 response_deserializer=taskworker_dot_pool__pb2.LayoutPreview.FromString,
                 _registered_method=True)
+        self.EncryptExisting = channel.unary_unary(
+                '/taskworker.pool.PoolService/EncryptExisting',
+                request_serializer=taskworker_dot_pool__pb2.EncryptExistingRequest.SerializeToString,
+                response_deserializer=taskworker_dot_pool__pb2.EncryptExistingResponse.FromString,
+                _registered_method=True)
         self.NewJoinToken = channel.unary_unary(
                 '/taskworker.pool.PoolService/NewJoinToken',
                 request_serializer=taskworker_dot_pool__pb2.NewJoinTokenRequest.SerializeToString,
@@ -155,6 +160,13 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EncryptExisting(self, request, context):
+        """Encrypts, in the background, what was stored before the pool encrypted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NewJoinToken(self, request, context):
         """Makes a token with which a worker can join once, if this pool's workers join with tokens.
         """
@@ -216,6 +228,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.PreviewLayout,
                     request_deserializer=taskworker_dot_pool__pb2.PreviewLayoutRequest.FromString,
                     response_serializer=taskworker_dot_pool__pb2.LayoutPreview.SerializeToString,
+            ),
+            'EncryptExisting': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncryptExisting,
+                    request_deserializer=taskworker_dot_pool__pb2.EncryptExistingRequest.FromString,
+                    response_serializer=taskworker_dot_pool__pb2.EncryptExistingResponse.SerializeToString,
             ),
             'NewJoinToken': grpc.unary_unary_rpc_method_handler(
                     servicer.NewJoinToken,
@@ -471,6 +488,33 @@ class PoolService:
             '/taskworker.pool.PoolService/PreviewLayout',
             taskworker_dot_pool__pb2.PreviewLayoutRequest.SerializeToString,
             taskworker_dot_pool__pb2.LayoutPreview.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncryptExisting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.pool.PoolService/EncryptExisting',
+            taskworker_dot_pool__pb2.EncryptExistingRequest.SerializeToString,
+            taskworker_dot_pool__pb2.EncryptExistingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class PoolServiceStub:
     GetLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]
     PreviewLayout: _grpc.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+    EncryptExisting: _grpc.UnaryUnaryMultiCallable[_pool_pb2.EncryptExistingRequest, _pool_pb2.EncryptExistingResponse]
+    """Encrypts, in the background, what was stored before the pool encrypted."""
     NewJoinToken: _grpc.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]
     """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
     DenyWorker: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]
@@ -76,6 +78,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     GetLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetLayoutRequest, _pool_pb2.LayoutView]  # type: ignore[assignment]
     PreviewLayout: _aio.UnaryUnaryMultiCallable[_pool_pb2.PreviewLayoutRequest, _pool_pb2.LayoutPreview]  # type: ignore[assignment]
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+    EncryptExisting: _aio.UnaryUnaryMultiCallable[_pool_pb2.EncryptExistingRequest, _pool_pb2.EncryptExistingResponse]  # type: ignore[assignment]
+    """Encrypts, in the background, what was stored before the pool encrypted."""
     NewJoinToken: _aio.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]  # type: ignore[assignment]
     """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
     DenyWorker: _aio.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]  # type: ignore[assignment]
@@ -152,6 +156,14 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.LayoutPreview, _abc.Awaitable[_pool_pb2.LayoutPreview]]:
         """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def EncryptExisting(
+        self,
+        request: _pool_pb2.EncryptExistingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.EncryptExistingResponse, _abc.Awaitable[_pool_pb2.EncryptExistingResponse]]:
+        """Encrypts, in the background, what was stored before the pool encrypted."""
 
     @_abc_1.abstractmethod
     def NewJoinToken(

@@ -150,6 +150,13 @@ class PoolService:
         self._pool.cut_off(request.worker_id)
         return pool_pb2.DenyWorkerResponse()
 
+    def EncryptExisting(  # noqa: N802
+        self, request: pool_pb2.EncryptExistingRequest, _caller: Caller
+    ) -> pool_pb2.EncryptExistingResponse:
+        """Encrypt what was stored before the pool encrypted."""
+        self._pool.encrypting.request(drop_earlier=request.drop_earlier)
+        return pool_pb2.EncryptExistingResponse()
+
     def _enrollment(self) -> Enrollment:
         enrollment = self._pool.enrollment
         if enrollment is None:

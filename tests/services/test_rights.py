@@ -100,6 +100,7 @@ ALLOWED = {
     "taskworker.pool.PoolService.PreviewLayout": "o",
     "taskworker.pool.PoolService.NewJoinToken": "o",
     "taskworker.pool.PoolService.DenyWorker": "o",
+    "taskworker.pool.PoolService.EncryptExisting": "o",
     "taskworker.auth.AuthService.WhoAmI": "udao",
     "taskworker.auth.AuthService.GetAuthorities": "udao",
     "taskworker.auth.AuthService.LogIn": "P",

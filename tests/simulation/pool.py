@@ -135,6 +135,7 @@ class Cluster:
                 rebuild=rebuild,
                 small_copies_bytes=self.small_copies_bytes,
                 keys=None if self._keys is None else lambda make: self._keys,
+                encrypts=True if self._keys is not None else None,
             ),
             connect=self.process.connect,
             identify=self.process.identify,

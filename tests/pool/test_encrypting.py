@@ -1,0 +1,98 @@
+"""Encrypting what a pool stored before it encrypted, in a simulated pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from storage import ErasureProfile
+from storage.errors import InvalidArgument, StorageError
+from storage.maintenance.plain_versions import heads
+from storage.sealing.master_keys import MasterKey, MasterKeys
+from tests.simulation.pool import Cluster
+from tests.simulation.surroundings import simulated_surroundings
+
+WORKERS = 6
+USER = "ann"
+PLANTED = b"PlantedPlaintext"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with simulated_surroundings():
+        yield Cluster(Random(1), ErasureProfile(2, 4), WORKERS, zones=1)
+
+
+def encrypt_from_now_on(cluster: Cluster) -> None:
+    cluster.crash_pool()
+    cluster._keys = MasterKeys(MasterKey(bytes(32)))
+    cluster.start_pool()
+    cluster.pass_time(5.0)
+
+
+def test_heads_get_encrypted_versions_and_earlier_ones_are_dropped_if_that_is_asked_for(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    files = {f"file {size}": PLANTED + bytes(size) if size else b"" for size in (0, 10, 5_000, 300_000)}
+    before = {}
+    for name, data in files.items():
+        store.push(b"earlier", filename=name, user_id=USER)
+        before[name] = store.push(data, filename=name, user_id=USER, note="a note", time_ms=7)
+    of_function = store.push(PLANTED, filename="bundle", user_id="system:functions")
+    with pytest.raises(InvalidArgument, match="--encryption"):
+        cluster.pool.encrypting.request(drop_earlier=False)
+
+    encrypt_from_now_on(cluster)
+    work, store = cluster.pool.encrypting, cluster.pool.store
+    assert work.views() == []
+    work.request(drop_earlier=False)
+    assert work.views()[0].state == "waiting"
+    work.step()
+    assert (work.views()[0].state, work.views()[0].note) == ("idle", "encrypted 4 files")
+    plain = [found.user_id for found in heads(cluster.pool.documents) if found.is_plain]
+    assert plain == ["system:functions"]
+    for name, data in files.items():
+        history = store.history(before[name].file_id, user_id=USER)
+        assert [version.note for version in history] == ["a note", "a note", ""]
+        assert history[0].time_ms == 7
+        assert store.get(before[name].file_id, user_id=USER) == data
+        assert store.get(before[name].file_id, user_id=USER, version_id=before[name].version_id) == data
+
+    work.request(drop_earlier=True)
+    work.step()
+    assert work.views()[0].note.startswith("encrypted 0 files, and dropped 8 earlier versions")
+    store.collect(grace_s=0)
+    for name, data in files.items():
+        assert len(store.history(before[name].file_id, user_id=USER)) == 1
+        assert store.get(before[name].file_id, user_id=USER) == data
+    assert store.get(of_function.file_id, user_id="system:functions", version_id=of_function.version_id) == PLANTED
+    store.delete(of_function.file_id, user_id="system:functions")
+    store.collect(grace_s=0)
+    for worker in cluster.workers:
+        for record in worker.volume.records_by_key.values():
+            assert PLANTED not in bytes(record.shard.payload)
+            assert b"a note" not in bytes(record.shard.payload)
+    assert store.counts().files == 4
+    assert store.counts().versions == 4
+
+
+def test_a_request_outlives_the_pool_s_process(cluster: Cluster) -> None:
+    for number in range(3):
+        cluster.pool.store.push(PLANTED, filename=str(number), user_id=USER)
+    encrypt_from_now_on(cluster)
+    cluster.pool.encrypting.request(drop_earlier=False)
+    cluster.crash_pool()
+    cluster.start_pool()
+    work = cluster.pool.encrypting
+    with pytest.raises(StorageError) as too_early:  # its workers are not back
+        work.step()
+    work.note_failure(too_early.value)
+    assert work.views()[0].state == "failed"
+    cluster.pass_time(5.0)
+    work.step()  # not due yet
+    assert work.views()[0].state == "failed"
+    cluster.pass_time(15.0)
+    work.step()
+    assert work.views()[0].note == "encrypted 3 files"
+    assert work.pause_s() is None
