@@ -10,25 +10,23 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import lmdb
 import msgspec
 
 from storage.catalog import CatalogTransaction, LmdbCatalog
 from storage.errors import FormatError, InvalidArgument, StoreFull, StoreLocked, StoreUnavailable
 from storage.system.directories import sync_directory
 from storage.system.faults import Fault, fault_of
-from storage.system.lmdb_errors import translated
+from storage.system.lmdb_copy import copy_environment, note_closed
 from storage.system.lmdb_files import LOCK_FILE
-from storage.system.lmdb_origin import DATA_FILE, Past, origin_of, past_of, write_closing_note
+from storage.system.lmdb_origin import DATA_FILE, Past, past_of
 from storage.system.locking import StoreLock
-from storage.system.private_paths import FILE_MODE, make_private_directory, open_private
+from storage.system.private_paths import open_private
 
 CATALOG = "catalog"
-_ROOM_BYTES = 16 << 20
 _TEMPORARY_SUFFIX = ".new"  # a directory with this suffix is left over from a crash and can be removed
 
 
@@ -78,7 +76,7 @@ def take_snapshot(
     with _errors_of(target), _appearing(target) as place:
         _check_idle(directory, copied)
         for name in copied:
-            _copy_database(directory / name, place / name)
+            copy_environment(directory / name, place / name)
         _end(place / CATALOG)
         for name in copied:
             (place / name / LOCK_FILE).unlink()
@@ -106,33 +104,6 @@ def _check_idle(directory: Path, databases: Sequence[str]) -> None:
         lock.release()
 
 
-def _copy_database(source: Path, target: Path) -> None:
-    make_private_directory(target)
-    try:
-        with (
-            closing(
-                lmdb.open(str(source), map_size=_map_bytes(source), readonly=True, create=False, mode=FILE_MODE)
-            ) as environment,
-            _new_file(target / DATA_FILE) as descriptor,
-        ):
-            environment.reader_check()  # otherwise, a copy that was killed would keep pages from being reused
-            environment.copyfd(descriptor, compact=True)
-    except lmdb.Error as error:
-        raise translated(error, source) from error
-    _note_closed(target)
-
-
-def _note_closed(path: Path) -> None:
-    """Make a copied environment durable, and mark it as written here and closed properly."""
-    try:
-        with closing(lmdb.open(str(path), map_size=_map_bytes(path), mode=FILE_MODE)) as environment:
-            origin = origin_of(path)
-            with environment.begin(write=True) as txn:
-                write_closing_note(txn, origin)
-    except lmdb.Error as error:
-        raise translated(error, path) from error
-
-
 def _end(path: Path) -> None:
     """Note in a catalog's copy that it ends here: further commits on the volumes are later, and unknown to it."""
 
@@ -144,11 +115,7 @@ def _end(path: Path) -> None:
         catalog.transact(work)
     finally:
         catalog.close()
-    _note_closed(path)
-
-
-def _map_bytes(path: Path) -> int:
-    return 2 * (path / DATA_FILE).stat().st_size + _ROOM_BYTES
+    note_closed(path)
 
 
 def _copy_file(source: Path, target: Path) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from storage.catalog.port import COPIED_IN_USE
 from storage.catalog.records import document_key
+from storage.catalog.sealing_tables import LEFTOVERS
 from storage.catalog.table_catalog import TableCatalog
-from storage.catalog.tables import TABLES, TableTransaction
+from storage.catalog.tables import ROOT, TABLES, TableReader, TableTransaction
 from storage.clocks import monotonic_s
+from storage.system.lmdb_copy import replaced_by_copy
 from storage.system.lmdb_env import Database, Environment, Transaction
 
 T = TypeVar("T")
@@ -19,19 +21,40 @@ T = TypeVar("T")
 class LmdbCatalog(TableCatalog):
     """A :class:`~storage.catalog.port.Catalog` in one LMDB environment.
 
+    Args:
+        path: directory of the environment.
+        clock_s: monotonic seconds.
+        plain_documents: see :class:`TableCatalog`.
+
     Raises:
         FormatError: the database is damaged (run rebuild) or of a newer format.
     """
 
-    def __init__(self, path: Path, clock_s: Callable[[], float] = monotonic_s) -> None:
-        super().__init__(LmdbTables(path, clock_s))
+    def __init__(
+        self, path: Path, clock_s: Callable[[], float] = monotonic_s, plain_documents: Collection[str] = ()
+    ) -> None:
+        super().__init__(LmdbTables(path, clock_s), plain_documents)
 
 
 class LmdbTables:
-    """:class:`~storage.catalog.tables.Tables` in an LMDB environment, which runs write transactions one at a time."""
+    """:class:`~storage.catalog.tables.Tables` in an LMDB environment, which runs write transactions one at a time.
+
+    If the rows were sealed when there were plain ones, the file is first replaced by a copy of what it has: pages that
+    are not used any more still have the former rows.
+    """
 
     def __init__(self, path: Path, clock_s: Callable[[], float] = monotonic_s) -> None:
-        self._environment = Environment(path, TABLES, note_doubt=_note_doubt, clock_s=clock_s)
+        def opened() -> Environment:
+            return Environment(path, TABLES, note_doubt=_note_doubt, clock_s=clock_s)
+
+        self._environment = opened()
+        if self._environment.get(ROOT, LEFTOVERS) is None or self._environment.read_only:
+            return
+        self._environment.close()
+        is_copied = replaced_by_copy(path)
+        self._environment = opened()
+        if is_copied:
+            self.transact(lambda txn: txn.delete(ROOT, LEFTOVERS))
 
     @property
     def doubtful(self) -> bool:
@@ -46,6 +69,10 @@ class LmdbTables:
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         database = self._environment.databases[table]
         return self._environment.read(lambda txn: [txn.get(key, db=database) for key in keys])
+
+    def view(self, work: Callable[[TableReader], T]) -> T:
+        databases = self._environment.databases
+        return self._environment.read(lambda txn: work(_Transaction(txn, databases)))
 
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from storage.catalog.table_catalog import TableCatalog
-from storage.catalog.tables import TABLES, TableTransaction
+from storage.catalog.tables import TABLES, TableReader, TableTransaction
 from storage.errors import StoreClosed
 
 T = TypeVar("T")
@@ -98,6 +98,10 @@ class MemoryTables:
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         with self._opened().lock:
             return [self._database.get(table, key) for key in keys]
+
+    def view(self, work: Callable[[TableReader], T]) -> T:
+        with self._opened().lock:
+            return work(self._database)
 
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096

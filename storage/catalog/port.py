@@ -21,6 +21,9 @@ USER_KEY_BYTES = 16
 COPIED_IN_USE = "catalog-copied-in-use"
 """Document of a catalog that was copied while in use and may lack entries; empty after a rebuild."""
 
+USER_KEYS = "user-keys"
+"""Document with the users' keys. If there is one, the store is encrypted, wholly or in part."""
+
 _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
 
 
@@ -255,6 +258,27 @@ class CatalogTransaction(Protocol):
 
 class Catalog(Protocol):
     """The catalog of a store. Thread-safe. ``transact`` serialises writers; readers see the last commit."""
+
+    @property
+    def sealed_with(self) -> bytes:
+        """The id of the user key that seals the catalog's rows; empty if they are plain."""
+
+    def unlock(self, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
+        """Use the key that seals the rows. Before, settings, totals and few documents can be read.
+
+        Args:
+            secret: 32 bytes.
+            token_bytes: source of random bytes.
+        """
+
+    def seal(self, key_id: bytes, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
+        """Seal all rows that have what users wrote, in one transaction. Call it while nobody else writes.
+
+        Args:
+            key_id: names the key.
+            secret: the key, 32 bytes.
+            token_bytes: source of random bytes.
+        """
 
     def trouble(self) -> str:
         """Return why the catalog cannot be used or written now; empty if it can. Retries after a failure."""

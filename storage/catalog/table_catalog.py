@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -43,6 +43,7 @@ from storage.catalog.records import (
     usage_key,
 )
 from storage.catalog.recount import recounted, time_from
+from storage.catalog.sealing_tables import SealingTables
 from storage.catalog.tables import ROOT, Tables, TableTransaction
 from storage.catalog.transaction import RecordTransaction
 from storage.errors import FormatError
@@ -59,10 +60,24 @@ class TableCatalog:
 
     A commit uses few tables, as each may cost a database time. Settings and totals are in the root table. A file's
     entry comes right before its versions in one table, under time-ordered ids.
+
+    Args:
+        tables: the tables.
+        plain_documents: names of documents that are needed before the key is known, and have nothing that users wrote.
     """
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: Tables, plain_documents: Collection[str] = ()) -> None:
+        self._tables = SealingTables(tables, plain_documents)
+
+    @property
+    def sealed_with(self) -> bytes:
+        return self._tables.sealed_with
+
+    def unlock(self, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
+        self._tables.unlock(secret, token_bytes)
+
+    def seal(self, key_id: bytes, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
+        self._tables.seal(key_id, secret, token_bytes)
 
     def trouble(self) -> str:
         return self._tables.trouble()

@@ -17,11 +17,15 @@ ROOT = ""
 TABLES = (ROOT, "files", "names", "nodes", "holdings", "tombstones", "unburied", "uploads", "chunk_names")
 
 
-class TableTransaction(Protocol):
-    """Reads and changes that take effect together or not at all. Reads include the transaction's own changes."""
+class TableReader(Protocol):
+    """Reads of one committed state."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the value of a key; None if there is none."""
+
+
+class TableTransaction(TableReader, Protocol):
+    """Reads and changes that take effect together or not at all. Reads include the transaction's own changes."""
 
     def put(self, table: str, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
         """Set a value; if ``overwrite`` is False, only if there is none. Return whether it was set."""
@@ -49,6 +53,9 @@ class Tables(Protocol):
 
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         """Return several values, all from the same state."""
+
+    def view(self, work: Callable[[TableReader], T]) -> T:
+        """Run ``work``, all of whose reads are of the same state. It must be short, and may be run again."""
 
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096

@@ -80,7 +80,7 @@ class StoreParts:
         self.runtime = runtime
         self.needs_rebuild = needs_rebuild
         self.closed = False
-        self.keys = UserKeyStore(catalog, volumes, self.profile, masters, runtime, seals=seals)
+        self.keys = UserKeyStore(catalog, volumes, self.profile, masters, runtime, seals=seals, is_lost=needs_rebuild)
         self.files = Files(catalog, self.keys)
         self.figures = Figures(catalog, volumes, settings)
         self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from storage.catalog import Catalog
+from storage.catalog import USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreFull
 from storage.fleet.fleet import Fleet
@@ -29,9 +29,7 @@ from storage.stripes.stripes import metadata_stripe
 
 log = logging.getLogger(__name__)
 
-USER_KEYS = "user-keys"
-"""The document in the catalog; if there is one, the store is encrypted, wholly or in part."""
-
+_CATALOG_USER = "system:catalog"  # no user can have this name
 _HASH_BYTES = 16
 # Right after the ids of marks, so that they are found without a full scan. No hash begins with so many zeros.
 _PREFIX = bytes(ID_BYTES - _HASH_BYTES - 1) + b"\1"
@@ -48,7 +46,8 @@ class UserKeyStore:
         profile: the store's own erasure profile.
         masters: the master keys; None: none were given.
         runtime: source of random bytes.
-        seals: whether new files are sealed.
+        seals: whether new files are sealed, and the catalog.
+        is_lost: whether the catalog is lost and has to be rebuilt. Then it is sealed once a key has proved right.
 
     Raises:
         InvalidArgument: new files shall be sealed, but there is no master key.
@@ -58,9 +57,10 @@ class UserKeyStore:
 
     def __init__(
         self, catalog: Catalog, volumes: Fleet[Any], profile: ErasureProfile, masters: MasterKeys | None,
-        runtime: Runtime, *, seals: bool,
+        runtime: Runtime, *, seals: bool, is_lost: bool,
     ) -> None:  # fmt: skip
         self.seals = seals
+        self._token_bytes = runtime.token_bytes
         self._catalog = catalog
         self._volumes = volumes
         self._profile = profile
@@ -72,6 +72,7 @@ class UserKeyStore:
         self._made = min(1, len(self._keyring))  # before a crash, there may have been no time to spread them
         if seals and masters is None:
             raise InvalidArgument("a store that encrypts needs a key")
+        self._open_catalog(is_lost=is_lost)
 
     def _load(self) -> None:
         raw = self._catalog.document(USER_KEYS)
@@ -89,6 +90,21 @@ class UserKeyStore:
             raise self._keyring.lacking(locked)
         if self._keyring.needs_rewrapping() and self._masters is not None:
             self.use_masters(self._masters)
+
+    def _open_catalog(self, *, is_lost: bool) -> None:
+        """Unlock the catalog, or seal it. Its key is one of the users' keys, so the master key may be changed."""
+        key_id = self._catalog.sealed_with
+        if key_id:
+            if not self._keyring.has(key_id) and self._masters is not None:
+                self._take_from_volumes()
+            self._catalog.unlock(self._keyring.find(key_id).secret, self._token_bytes)
+        elif self.seals and not is_lost:
+            self._seal_catalog()
+
+    def _seal_catalog(self) -> None:
+        log.info("the catalog is being encrypted")
+        key = self._keyring.keys_of(_CATALOG_USER).current or self._make(_CATALOG_USER)
+        self._catalog.seal(key.key_id, key.secret, self._token_bytes)
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -251,6 +267,8 @@ class UserKeyStore:
                 self._keyring.drop_locked()
                 if len(self._keyring) != before or not self._catalog.document(USER_KEYS):
                     self._catalog.save_document(USER_KEYS, self._keyring.encoded())
+                if self.seals and not self._catalog.sealed_with:
+                    self._seal_catalog()
         return bool(len(self._keyring))
 
     def _take_from_volumes(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.x509 import DNSName
 
 from storage import ErasureProfile, FileStorage
-from storage.catalog import Catalog, LmdbCatalog
+from storage.catalog import USER_KEYS, Catalog, LmdbCatalog
 from storage.fleet.layout import Layout, Moves
 from storage.fleet.members import Member
 from storage.runtime import Runtime
@@ -18,7 +18,6 @@ from storage.sealing.master_keys import MasterKeys
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_root_directory
-from storage.write.user_keys import USER_KEYS
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import KeyPair
 from taskworker.auth.enrollment import Enrollment
@@ -32,7 +31,7 @@ from taskworker.pool.background.encrypting import Encrypting
 from taskworker.pool.background.healing import Healing
 from taskworker.pool.background.repair_scheduling import RepairScheduler
 from taskworker.pool.background.scrubbing import Scrubs
-from taskworker.pool.background.work import WorkJournal
+from taskworker.pool.background.work import WORK_DOCUMENT, WorkJournal
 from taskworker.pool.departures import Departures
 from taskworker.pool.distrust import LiarWatch
 from taskworker.pool.events import Events
@@ -49,8 +48,8 @@ from taskworker.pool.membership_work import MembershipWork
 from taskworker.pool.options import PoolOptions
 from taskworker.pool.owners import Owners
 from taskworker.pool.risks import Risks
-from taskworker.pool.roster import Roster, RosterKeeper
-from taskworker.pool.settings import PoolSettings
+from taskworker.pool.roster import ROSTER_DOCUMENTS, Roster, RosterKeeper
+from taskworker.pool.settings import SETTINGS_DOCUMENTS, PoolSettings
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.status import PoolView, StatusReporter
 from taskworker.pool.trial import Trials
@@ -59,6 +58,9 @@ from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.port import Connect, Identify, WorkerVolume
 from taskworker.transport.remote_volume import RemoteVolume, identify_process
 from taskworker.transport.worker_fleet import WorkerFleet
+
+PLAIN_DOCUMENTS = (*SETTINGS_DOCUMENTS, *ROSTER_DOCUMENTS, WORK_DOCUMENT)
+"""Documents that a pool needs before it knows its key: about its workers and its work, not about its users."""
 
 _OWN_LIFETIME_S = 30 * 24 * 3600.0
 _READ_PATIENCE_S = 3.0  # a worker that only lost its connection joins again within this time
@@ -413,7 +415,7 @@ class NodePool(PoolCore):
         make_root_directory(root)
         lock = StoreLock(root)
         try:
-            catalog = LmdbCatalog(root / "catalog")
+            catalog = LmdbCatalog(root / "catalog", plain_documents=PLAIN_DOCUMENTS)
         except BaseException:
             lock.release()
             raise

@@ -21,6 +21,7 @@ _MEMBERS = "pool-members"
 _SLOTS = "pool-slots-given"
 _LAYOUTS = "pool-layouts"
 _RETIRED = "pool-retired-layouts"
+ROSTER_DOCUMENTS = (_MEMBERS, _SLOTS, _LAYOUTS, _RETIRED)
 
 DocumentT = TypeVar("DocumentT")
 _members = msgspec.msgpack.Decoder(tuple[MemberRecord, ...])

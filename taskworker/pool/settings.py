@@ -16,6 +16,7 @@ from storage.runtime import Runtime
 _RUNNING = "pool-running"
 _REBUILD = "pool-rebuild"
 _ENCRYPTION = "pool-encryption"
+SETTINGS_DOCUMENTS = (_RUNNING, _REBUILD, _ENCRYPTION)
 
 
 class PoolSettings:

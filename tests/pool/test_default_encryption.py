@@ -42,7 +42,7 @@ def test_a_new_pool_encrypts_until_it_is_told_otherwise(tmp_path: Path) -> None:
         with running(tmp_path / "pool", PoolOptions(encrypts=told)) as address:
             shown = status(address)
             assert shown.encrypts is expected
-            assert bool(shown.master_key_id) is expected
+            assert shown.master_key_id  # the catalog stays encrypted
             assert not shown.master_key_copied_ms
     with running(tmp_path / "given", key=KEY) as address:
         assert status(address).master_key_copied_ms  # whoever gives it has it

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from storage.catalog import MemoryDatabase as Database
 from storage.catalog.memory import MemoryTables
-from storage.catalog.tables import TableTransaction
+from storage.catalog.tables import TableReader, TableTransaction
 
 T = TypeVar("T")
 
@@ -49,6 +49,10 @@ class ReachedTables:
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         self._reach("")
         return self._tables.get_each(table, keys)
+
+    def view(self, work: Callable[[TableReader], T]) -> T:
+        self._reach("")
+        return self._tables.view(work)
 
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096

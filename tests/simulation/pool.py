@@ -11,7 +11,7 @@ from storage.keys import ShardKey
 from storage.sealing.master_keys import MasterKey, MasterKeys
 from storage.sealing.user_keys import UserKey
 from storage.system.locking import StoreLock
-from taskworker.pool.node_pool import PoolCore
+from taskworker.pool.node_pool import PLAIN_DOCUMENTS, PoolCore
 from taskworker.pool.options import PoolOptions
 from tests.simulation.catalog import Database, ReachedTables
 from tests.simulation.clock import Clock
@@ -124,7 +124,7 @@ class Cluster:
         self.tables = ReachedTables(self.database, self.process.reach)
         self.pool = PoolCore(
             Path("/nonexistent/pool"),
-            TableCatalog(self.tables),
+            TableCatalog(self.tables, PLAIN_DOCUMENTS),
             _NoLock(),
             profile=self.profile,
             chunk_size=CHUNK_BYTES,

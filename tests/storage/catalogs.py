@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from storage.keys import BYTE, Kind, StripeKey
 CATALOGS: dict[str, Callable[[Path], Catalog]] = {
     "lmdb": LmdbCatalog,
     "memory": lambda path: MemoryCatalog(),
+    "sealed lmdb": lambda path: _sealed(LmdbCatalog(path)),
+    "sealed memory": lambda path: _sealed(MemoryCatalog()),
 }
+
+KEY_ID, SECRET = bytes(range(16)), bytes(range(32))
+
+
+def _sealed(catalog: Catalog) -> Catalog:
+    catalog.seal(KEY_ID, SECRET, os.urandom)
+    return catalog
 
 
 def id_of(number: int, length: int = 32) -> bytes:

@@ -14,7 +14,7 @@ from taskworker.reports import WorkStatus
 
 log = logging.getLogger(__name__)
 
-_DOCUMENT = "pool-work"
+WORK_DOCUMENT = "pool-work"
 _REST_S_MAX = 2.0
 _LOOK_S = 0.05
 
@@ -59,7 +59,7 @@ class WorkJournal:
         self._catalog = catalog
         self.now_ms = now_ms
         self._lock = threading.Lock()
-        self._records = _read(catalog.document(_DOCUMENT))
+        self._records = _read(catalog.document(WORK_DOCUMENT))
 
     def record(self, name: str) -> WorkRecord:
         """The record of a piece of work."""
@@ -87,7 +87,7 @@ class WorkJournal:
         with self._lock:
             if self._records.get(name) != record:
                 self._records = self._records | {name: record}
-                self._catalog.save_document(_DOCUMENT, msgspec.msgpack.encode(self._records))
+                self._catalog.save_document(WORK_DOCUMENT, msgspec.msgpack.encode(self._records))
 
 
 class Tranquility:
