@@ -6,22 +6,28 @@ it at once. Frames on their way are remembered by their keys, until the worker h
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from storage.errors import StorageError
 from storage.keys import ShardKey
+from storage.limits import BytesLike
 from storage.shards import Location, Shard, VolumeFailed
 from taskworker.transport.frames import FLAG_SYNC, FLAG_URGENT, AppendFrame, Call
 from taskworker.transport.shard_calls import Lane, ShardCalls
 from taskworker.transport.wire.answers import Refused
 from taskworker.transport.wire.connection import Signal
 from taskworker.transport.wire.framing import Header
+from taskworker.transport.wire.sending import bytes_of
+
+_WAIT_S = 5.0  # at a time; a connection that gets nowhere fails meanwhile
 
 
 class SyncTicket:
-    """A running sync of a remote volume.
+    """A running sync of a remote volume. Whoever waits for it sends it, if there was no room for it before.
 
     Args:
         signal: for which the caller waits.
@@ -30,10 +36,12 @@ class SyncTicket:
     Attributes:
         size: see :class:`taskworker.transport.port.Ticket`.
         took_s: see there.
+        unsent: sends what has not been sent; None: all has been.
     """
 
     def __init__(self, signal: Signal, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.size = 0
+        self.unsent: Unsent | None = None
         self._clock_s = clock_s
         self._signal = signal
         self._error: StorageError | None = None
@@ -48,7 +56,24 @@ class SyncTicket:
 
     def ended_within(self, within_s: float) -> bool:
         """See :class:`taskworker.transport.port.Ticket`."""
-        return self._signal.wait(max(0.0, within_s))
+        until_s = self._clock_s() + within_s
+        return self._is_sent_within(max(0.0, within_s)) and self._signal.wait(max(0.0, until_s - self._clock_s()))
+
+    def _is_sent_within(self, within_s: float) -> bool:
+        if self.unsent is not None:
+            try:
+                if not self.unsent.send(within_s):
+                    return False
+            except StorageError as error:
+                self.settle(error)
+            self.unsent = None
+        return True
+
+    def leave(self) -> None:
+        """See :class:`taskworker.transport.port.Ticket`."""
+        if self.unsent is not None:
+            unsent, self.unsent = self.unsent, None
+            unsent.leave()
 
     def wait(self) -> None:
         """Wait until everything appended before is durable.
@@ -56,6 +81,7 @@ class SyncTicket:
         Raises:
             StoreFull, VolumeUnavailable, VolumeFailed: some of it could not be stored.
         """
+        self._is_sent_within(math.inf)
         self._signal.wait()
         if self._error is not None:
             raise self._error
@@ -69,15 +95,19 @@ class _Sent:
         covers: how many frames with shards had been sent, including this one.
         covers_bytes: how many bytes these had.
         outcome: of a sync, why it failed.
+        sent_s: when it was sent.
     """
 
-    __slots__ = ("_sender", "before", "bytes_max", "covers", "covers_bytes", "keys", "outcome", "ticket")
+    __slots__ = ("_sender", "before", "bytes_max", "covers", "covers_bytes", "keys", "outcome", "sent_s", "ticket")
 
-    def __init__(self, sender: AppendSender, frame: AppendFrame, ticket: SyncTicket | None) -> None:
+    def __init__(
+        self, sender: AppendSender, keys: Mapping[ShardKey, Location], ticket: SyncTicket | None, sent_s: float
+    ) -> None:
         self._sender = sender
         self.bytes_max = 0
-        self.keys = frame.keys  # not the payloads, which have been sent, or copied
+        self.keys = keys  # not the payloads, which have been sent, or copied
         self.ticket = ticket
+        self.sent_s = sent_s
         self.before: set[_Sent] = set()
         self.covers = self.covers_bytes = 0
         self.outcome: StorageError | None = None
@@ -102,12 +132,51 @@ class _Sent:
         self._sender.delivered(self, error)
 
 
+class Unsent:
+    """What is left to send of a sync. Not thread-safe.
+
+    Args:
+        sender: sends it.
+        frames: what to send.
+        ticket: of the sync, which the last frame begins.
+    """
+
+    def __init__(self, sender: AppendSender, frames: Iterable[AppendFrame], ticket: SyncTicket) -> None:
+        self._sender = sender
+        self._frames = deque(frames)
+        self._ticket = ticket
+
+    @property
+    def size(self) -> int:
+        """The bytes of it."""
+        return sum(frame.size for frame in self._frames if frame.keys)
+
+    def send(self, within_s: float) -> bool:
+        """Send it, once the worker has room; return False if the time ran out first.
+
+        Raises:
+            StorageError: the worker cannot be used.
+        """
+        until_s = self._sender.clock_s() + within_s
+        while self._frames:
+            is_last = len(self._frames) == 1
+            flags, ticket = (FLAG_SYNC, self._ticket) if is_last else (0, None)
+            if not self._sender.send(self._frames[0], flags, ticket, until_s):
+                return False
+            self._frames.popleft()
+        return True
+
+    def leave(self) -> None:
+        """Send no more of it: the sync ends once what was sent before has been answered."""
+        self._sender.watch(self._ticket)
+
+
 class AppendSender:
     """Sends appends and syncs, and knows which of them are on their way. Thread-safe.
 
     One condition guards the frames and the end of ``calls`` (:meth:`ShardCalls.fail`, :meth:`ShardCalls.end`). It is
     not held while a frame is being sent. Another lock is: whoever finds a shard among those on their way, and then
-    syncs, must not overtake it.
+    syncs, must not overtake it. A frame is on its way from when the worker has room for it.
 
     Args:
         calls: makes the calls to the worker.
@@ -116,7 +185,7 @@ class AppendSender:
     """
 
     def __init__(self, calls: ShardCalls, instance: bytes, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._clock_s = clock_s
+        self.clock_s = clock_s
         self._calls = calls
         self._instance = instance
         self._order = threading.Lock()
@@ -149,19 +218,38 @@ class AppendSender:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
-        """Send shards, once the worker has room. A failure is raised by the next sync."""
+    def offer(self, shards: Sequence[Shard], within_s: float, *, urgent: bool = False) -> Sequence[Shard]:
+        """Send shards, once the worker has room; return those for which it had none in time.
+
+        A failure is raised by the next sync.
+        """
+        until_s = self.clock_s() + within_s
+        sent = 0
         for frame in self._frames(shards):
-            self._send(frame, FLAG_URGENT if urgent else 0, None)
+            if not self.send(frame, FLAG_URGENT if urgent else 0, None, until_s):
+                return shards[sent:]
+            sent += frame.count
+        return ()
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
-        """Send ``shards``, and make them and everything before durable, in one message if they fit."""
-        ticket = SyncTicket(self._calls.poller.signal(), self._clock_s)
-        *first, last = list(self._frames(shards)) or [AppendFrame(self._instance)]
-        for frame in first:
-            self._send(frame, 0, None)
-        self._send(last, FLAG_SYNC, ticket)
+        """Send ``shards``, and make them and everything before durable, in one message if they fit.
+
+        If the worker has no room now, whoever waits for the ticket sends them.
+        """
+        ticket = SyncTicket(self._calls.poller.signal(), self.clock_s)
+        unsent = Unsent(self, list(self._frames(shards)) or [AppendFrame(self._instance)], ticket)
+        if not unsent.send(0.0):
+            ticket.unsent = unsent
+            with self._lock:
+                ticket.size = self._appended_bytes - self._synced_bytes + unsent.size
         return ticket
+
+    @property
+    def oldest_s(self) -> float:
+        """How many seconds ago the first of those frames was sent that have not been answered; 0: there is none."""
+        with self._lock:
+            first = next(iter(self._under_way), None)
+            return 0.0 if first is None else self.clock_s() - first.sent_s
 
     def _frames(self, shards: Sequence[Shard]) -> Iterator[AppendFrame]:
         if not shards:
@@ -174,24 +262,59 @@ class AppendSender:
             frame.add(shard)
         yield frame
 
-    def _send(self, frame: AppendFrame, flags: int, ticket: SyncTicket | None) -> None:
-        sent = _Sent(self, frame, ticket)
-        with self._order:
-            with self._lock:
-                self._calls.check_usable()
-                self._appended += bool(frame.keys)
-                self._appended_bytes += frame.size if frame.keys else 0
-                sent.covers, sent.covers_bytes = self._appended, self._appended_bytes
-                if ticket is not None:
-                    ticket.size = self._appended_bytes - self._synced_bytes
-                    sent.before = set(self._under_way)
-                    sent.outcome, self._unreported = self._unreported, None
-                    self._syncs.append(sent)
-                self._under_way[sent] = None
-            try:
-                self._calls.send(Call.APPEND, frame.parts(flags), sent, Lane.APPENDS)
-            except StorageError as error:
-                self._settle(sent, error)
+    def send(self, frame: AppendFrame, flags: int, ticket: SyncTicket | None, until_s: float) -> bool:
+        """Send a frame, once the worker has room; return False if it had none in time.
+
+        Args:
+            frame: what to send.
+            flags: see :class:`AppendFrame`.
+            ticket: of the sync that it begins; None: it begins none.
+            until_s: when to give up, by the clock.
+
+        Raises:
+            StorageError: the worker cannot be used.
+        """
+        parts = frame.parts(flags)
+        size = bytes_of(parts)
+        while True:
+            left_s = min(_WAIT_S, max(0.0, until_s - self.clock_s()))
+            if self._calls.await_room(Lane.APPENDS, size, left_s):
+                with self._order:
+                    # Only appends use this lane, so the room is still there when the frame is sent.
+                    if self._calls.await_room(Lane.APPENDS, size, 0.0):
+                        self._send_now(frame, parts, ticket)
+                        return True
+            if self.clock_s() >= until_s:
+                return False
+
+    def _send_now(self, frame: AppendFrame, parts: Sequence[BytesLike], ticket: SyncTicket | None) -> None:
+        sent = _Sent(self, frame.keys, ticket, self.clock_s())
+        with self._lock:
+            self._calls.check_usable()
+            self._appended += bool(frame.keys)
+            self._appended_bytes += frame.size if frame.keys else 0
+            sent.covers, sent.covers_bytes = self._appended, self._appended_bytes
+            if ticket is not None:
+                ticket.size = self._appended_bytes - self._synced_bytes
+                sent.before = set(self._under_way)
+                sent.outcome, self._unreported = self._unreported, None
+                self._syncs.append(sent)
+            self._under_way[sent] = None
+        try:
+            self._calls.send(Call.APPEND, parts, sent, Lane.APPENDS)
+        except StorageError as error:
+            self._settle(sent, error)
+
+    def watch(self, ticket: SyncTicket) -> None:
+        """Have a sync that is not sent end once all that is on its way has been answered."""
+        watching = _Sent(self, {}, ticket, self.clock_s())
+        with self._lock:
+            watching.before = set(self._under_way)
+            watching.outcome = self._calls.failure
+            if watching.before and watching.outcome is None:
+                self._syncs.append(watching)
+                return
+        ticket.settle(watching.outcome)
 
     def delivered(self, sent: _Sent, error: Exception | None) -> None:
         """Note the worker's answer to a frame, or why there is none. Called by the receiving thread."""
@@ -265,11 +388,11 @@ class AppendSender:
 
     def close(self, within_s: float) -> None:
         """Take no more appends, and wait until those under way are delivered, for at most ``within_s`` seconds."""
-        until_s = self._clock_s() + within_s
+        until_s = self.clock_s() + within_s
         with self._lock:
             self._calls.end()
-            while self._under_way and self._calls.failure is None and self._clock_s() < until_s:
-                self._changed.wait(until_s - self._clock_s())
+            while self._under_way and self._calls.failure is None and self.clock_s() < until_s:
+                self._changed.wait(until_s - self.clock_s())
 
 
 def _settle_all(syncs: Sequence[_Sent]) -> None:

@@ -1,7 +1,8 @@
 """Appends to workers' volumes: shards that one cannot take go to another, and all are made durable.
 
 A write does not wait for workers that are late (:mod:`taskworker.transport.lateness`): others take their shards, and
-the write is acknowledged once those are durable. What a late worker then has as well is dropped by the next repair.
+the write is acknowledged once those are durable. What a late worker then has as well is dropped by the next repair. A
+worker is also late if it has no room for more, because it has not answered for as long; then it is not even sent them.
 """
 
 from __future__ import annotations
@@ -88,6 +89,14 @@ class _Started(NamedTuple):
     ticket: Ticket
 
 
+class _Offered(NamedTuple):
+    """Shards that a worker has had no room for yet."""
+
+    slot: int
+    volume: WorkerVolume
+    shards: Sequence[Shard]
+
+
 _PROFILES_MAX = 64
 _LOOK_S = 0.05
 _BYTES_MIN = 64 * KIB  # less than this takes no longer for being more
@@ -116,21 +125,75 @@ class Appends:
         """See :meth:`Fleet.append`. Shards that a worker cannot take go to its stand-ins."""
         self._note_profiles(batches)
         while batches:
-            left: list[Shard] = []
-            for slot, shards in batches.items():
-                volume = self._workers.volume(slot)
-                if volume is not None:
-                    try:
-                        volume.append(shards, urgent=urgent)
-                        self._undurable.discard(slot)
-                        continue
-                    except VolumeFailed as error:
-                        self._workers.set_offline(slot, str(error), volume)
-                    except (StoreFull, VolumeUnavailable) as error:
-                        self._workers.note_write_refused(slot, error)
-                left += shards
-            batches = self._again(left)
+            batches = self._again(self._hand_over(batches, urgent=urgent))
         return ()
+
+    def _hand_over(self, batches: dict[int, list[Shard]], *, urgent: bool) -> list[Shard]:
+        """Give workers their shards; return those that they have not taken."""
+        left: list[Shard] = []
+        others: list[WorkerVolume] = []
+        waiting: list[_Offered] = []
+        for slot, shards in batches.items():
+            volume = self._workers.volume(slot)
+            if volume is None:
+                left += shards
+            elif rest := self._offer(_Offered(slot, volume, shards), 0.0, left, urgent=urgent):
+                waiting.append(rest)
+            else:
+                others.append(volume)
+        while waiting:
+            if self._have_no_room(waiting, others):
+                self._leave_out(waiting)
+                return [*left, *(shard for one in waiting for shard in one.shards)]
+            still: list[_Offered] = []
+            for one in waiting:
+                if rest := self._offer(one, _LOOK_S, left, urgent=urgent):
+                    still.append(rest)
+                else:
+                    others.append(one.volume)
+            waiting = still
+        return left
+
+    def _offer(self, offered: _Offered, within_s: float, left: list[Shard], *, urgent: bool) -> _Offered | None:
+        """Give a worker shards, if it has room in time; return what it had none for, or None.
+
+        Those that it cannot take for another reason are added to ``left``.
+        """
+        slot, volume, shards = offered
+        try:
+            rest = volume.offer(shards, within_s, urgent=urgent)
+        except VolumeFailed as error:
+            self._workers.set_offline(slot, str(error), volume)
+        except (StoreFull, VolumeUnavailable) as error:
+            self._workers.note_write_refused(slot, error)
+        else:
+            self._undurable.discard(slot)
+            return _Offered(slot, volume, rest) if rest else None
+        left += shards
+        return None
+
+    def _have_no_room(self, waiting: Sequence[_Offered], others: Sequence[WorkerVolume]) -> bool:
+        """Whether these workers are late, as they have not answered for so long, and others can stand in for them.
+
+        Over links that are slow as a whole, the others have not answered for as long.
+        """
+        if not others:
+            return False
+        limit_s = self._large.limit_s([volume.oldest_s for volume in others])
+        return all(one.volume.oldest_s >= limit_s for one in waiting) and self._can_spare([one.slot for one in waiting])
+
+    def _leave_out(self, crowded: Sequence[_Offered]) -> None:
+        """Note that workers are late, until they have answered what they were sent before."""
+        late: list[_Started] = []
+        for slot, volume, _ in crowded:
+            try:
+                ticket = volume.start_sync()
+            except VolumeFailed as error:
+                self._workers.set_offline(slot, str(error), volume)
+                continue
+            ticket.leave()
+            late.append(_Started(slot, volume, ticket))
+        self._note_taken({}, late)
 
     def note_given(self, slot: int) -> None:
         """Note that a worker got shards in another way."""
@@ -157,6 +220,7 @@ class Appends:
             again = set()
             late = [] if everywhere else self._who_is_late(tickets)
             for started in late:
+                started.ticket.leave()
                 left += batches.get(started.slot, [])
             for slot, error in self._await(tickets, late):
                 if error is None:
@@ -257,8 +321,8 @@ class Appends:
                 refused = refused or error
         took_s = {one.slot: one.ticket.took_s for one in tickets if one not in late}
         self._lateness(tickets).note(took_s.values())
-        self._workers.note_taken(took_s, [one.slot for one in late])
-        self._settle_late(late, {slot for slot, error in outcomes if error is None})
+        self._note_taken(took_s, late)
+        self._settle_late({slot for slot, error in outcomes if error is None})
         if refused is not None:
             raise refused
         return outcomes
@@ -284,22 +348,35 @@ class Appends:
     def settle_late(self) -> None:
         """Act on the outcomes of syncs that nobody waited for and that have ended."""
         if self._late:
-            self._settle_late([], ())
+            self._settle_late(())
 
-    def _settle_late(self, late: list[_Started], synced: Collection[int]) -> None:
-        """Remember late syncs, and act on the outcomes of earlier ones that have ended.
+    def _note_taken(self, took_s: dict[int, float], late: list[_Started]) -> None:
+        """Note what a write took, and remember its late syncs until they have ended.
+
+        A worker that is late already is not late once more with writes that had begun before.
+        """
+        slow = self._workers.slow()
+        with self._lock:
+            known = {one.slot for one in self._late if one.slot in slow}
+            self._late = self._late + late
+        self._workers.note_taken(took_s, [one.slot for one in late if one.slot not in known])
+        for slot in {one.slot for one in late} - {one.slot for one in self._late}:
+            self._workers.note_caught_up(slot)  # it did just before it was noted as late
+
+    def _settle_late(self, synced: Collection[int]) -> None:
+        """Act on the outcomes of late syncs that have ended, each once.
 
         What these workers refused was maybe counted on by other pushes. Those that have synced since have answered.
         """
+        ended = [one for one in self._late if one.slot in synced or one.ticket.ended_within(0)]
+        if not ended:
+            return
         with self._lock:
-            before, self._late = self._late, []
-        left = [one for one in before if one.slot not in synced and not one.ticket.ended_within(0)]
-        answered = [one for one in before if one not in left]
+            answered = [one for one in self._late if one in ended]
+            self._late = [one for one in self._late if one not in answered]
+            behind = {one.slot for one in self._late}
         for one in answered:
             self._outcome(one)
-        with self._lock:
-            self._late += left + late
-            behind = {one.slot for one in self._late}
         for slot in {one.slot for one in answered} - behind:
             self._workers.note_caught_up(slot)
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import compress
 
 from storage.errors import InvalidArgument, StorageError
-from taskworker.transport.frames import PRESENT, Call, Wanted, fetched_bytes, pack_wanted, parse_fetched
+from storage.keys import ShardKey
+from taskworker.transport.frames import (
+    KEYS_MAX,
+    MESSAGE_BYTES_MAX,
+    PRESENT,
+    Call,
+    Wanted,
+    fetched_bytes,
+    pack_wanted,
+    parse_fetched,
+)
 from taskworker.transport.shard_calls import Lane, ShardCalls
 from taskworker.transport.wire.answers import Refused
 from taskworker.transport.wire.connection import Connection
@@ -96,3 +108,91 @@ class Fetch:
     def lost(self, error: Exception) -> None:
         """See :class:`Answer`."""
         self._done(self._calls.meaning(error, Call.FETCH))
+
+
+def begin_fetches(
+    calls: ShardCalls,
+    wanted: Sequence[tuple[ShardKey, int]],
+    into: Sequence[memoryview],
+    done: Callable[[Outcome], None],
+    absent: Collection[ShardKey] = (),
+) -> Callable[[], None]:
+    """Begin to fetch any number of payloads; see :meth:`storage.shards.port.ShardStore.begin_fetch`.
+
+    Args:
+        calls: makes the calls to the worker.
+        wanted: key and payload length of each shard.
+        into: memory for each payload, with its length.
+        done: called once with the outcome.
+        absent: those of the shards that need not be asked for, as the worker does not have them.
+    """
+    if absent:
+        there = [key not in absent for key, _ in wanted]
+        wanted, into = list(compress(wanted, there)), list(compress(into, there))
+        done = partial(_spread, there, done)
+    batches = list(_fitting(wanted))
+    joint = _Joint(len(batches), done)
+    fetches: list[Fetch] = []
+    at = 0
+    try:
+        for number, batch in enumerate(batches):
+            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number))
+            fetch.begin()
+            fetches.append(fetch)
+            at += len(batch)
+    except StorageError:
+        for fetch in fetches:
+            fetch.cancel()
+        raise
+    if not batches:
+        done(())
+
+    def cancel() -> None:
+        for fetch in fetches:
+            fetch.cancel()
+
+    return cancel
+
+
+class _Joint:
+    """Gathers the outcomes of several fetches into one. Called by the receiving thread only, or before it may be."""
+
+    def __init__(self, count: int, done: Callable[[Outcome], None]) -> None:
+        self._outcomes: dict[int, Sequence[bool]] = {}
+        self._count = count
+        self._done: Callable[[Outcome], None] | None = done
+
+    def note(self, number: int, outcome: Outcome) -> None:
+        """Note the outcome of one fetch."""
+        if self._done is None:
+            return
+        if isinstance(outcome, StorageError):
+            done, self._done = self._done, None
+            done(outcome)
+            return
+        self._outcomes[number] = outcome
+        if len(self._outcomes) == self._count:
+            done, self._done = self._done, None
+            done([present for at in range(self._count) for present in self._outcomes[at]])
+
+
+def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:
+    """Batches of the wanted shards, each of which fits into one reply."""
+    batch: list[Wanted] = []
+    size = 0
+    for key, length in wanted:
+        if batch and (size + length + 1 > MESSAGE_BYTES_MAX or len(batch) == KEYS_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(Wanted(key, length))
+        size += length + 1
+    if batch:
+        yield batch
+
+
+def _spread(there: Sequence[bool], done: Callable[[Outcome], None], outcome: Outcome) -> None:
+    """Pass an outcome on, of fetches of only those shards that were ``there``."""
+    if not isinstance(outcome, StorageError):
+        present = iter(outcome)
+        outcome = [one and next(present) for one in there]
+    done(outcome)

@@ -106,6 +106,11 @@ class AppendFrame:
 
     Args:
         instance: name of the worker's process that is to take the shards, at most 255 bytes; empty: any.
+
+    Attributes:
+        size: bytes of the message.
+        keys: the shards in it.
+        count: how many shards were added.
     """
 
     def __init__(self, instance: bytes = b"") -> None:
@@ -113,6 +118,7 @@ class AppendFrame:
         self._parts: list[BytesLike] = []
         self.size = 2 + len(instance)
         self.keys: dict[ShardKey, Location] = {}
+        self.count = 0
 
     def takes(self, shard: Shard) -> bool:
         """Whether a shard still fits into the message; an empty message takes any shard."""
@@ -124,6 +130,7 @@ class AppendFrame:
         self._parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
         self._parts.append(shard.payload)
         self.size += _ENTRY.size + length
+        self.count += 1
         self.keys[shard.key] = Location(0, 0, length, shard.object_length)
 
     def parts(self, flags: int) -> list[BytesLike]:

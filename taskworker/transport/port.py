@@ -11,7 +11,7 @@ from taskworker.transport.making_frames import MakeOrder
 
 
 class Ticket(Protocol):
-    """A running sync.
+    """A running sync. Not thread-safe.
 
     Attributes:
         size: bytes that the worker had been given at its start and had not confirmed as durable.
@@ -23,6 +23,9 @@ class Ticket(Protocol):
 
     def ended_within(self, within_s: float) -> bool:
         """Wait for its end, for at most this many seconds; return whether it has ended, well or not."""
+
+    def leave(self) -> None:
+        """Send no more of it. If it was not sent as a whole, it ends once what was sent before has been answered."""
 
     def wait(self) -> None:
         """Wait until everything appended before is durable.
@@ -58,8 +61,30 @@ class WorkerVolume(ShardStore, Protocol):
     def needs_sync(self) -> bool:
         """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""
 
+    @property
+    def oldest_s(self) -> float:
+        """How many seconds ago the first of those appends was sent that have not been answered; 0: there is none."""
+
+    def offer(self, shards: Sequence[Shard], within_s: float, *, urgent: bool = False) -> Sequence[Shard]:
+        """Append shards, once the worker has room for them.
+
+        Args:
+            shards: the shards.
+            within_s: how many seconds to wait for that.
+            urgent: see :meth:`ShardStore.append`.
+
+        Returns:
+            Those that it had no room for.
+
+        Raises:
+            VolumeFailed: the volume is unusable.
+        """
+
     def start_sync(self, shards: Sequence[Shard] = ()) -> Ticket:
-        """Append ``shards``, and make them and everything before durable."""
+        """Append ``shards``, and make them and everything before durable, in one message if they fit.
+
+        If the worker has no room for them now, whoever waits for the ticket sends them; they must not change before.
+        """
 
     def start_make(self, orders: Sequence[MakeOrder]) -> Iterator[list[bytes] | None]:
         """Tell the worker to make shards from those of other workers, and to append them.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import compress, islice
+from itertools import islice
 from math import inf
 from operator import lt
 
@@ -20,14 +19,13 @@ from storage.limits import KIB, MIB
 from storage.shards import CorruptShard, Location, Shard, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.port import Verdict, Verification
 from taskworker.transport.append_sender import AppendSender, SyncTicket
-from taskworker.transport.fetches import Fetch, Outcome
+from taskworker.transport.fetches import Outcome, begin_fetches
 from taskworker.transport.frames import (
     CORRUPT,
     KEYS_MAX,
     MESSAGE_BYTES_MAX,
     UNREADABLE,
     Call,
-    Wanted,
     join_keys,
     pack_locations,
     parse_found,
@@ -135,12 +133,21 @@ class RemoteVolume:
         """See :class:`taskworker.transport.port.WorkerVolume`."""
         return self._sender.needs_sync
 
+    @property
+    def oldest_s(self) -> float:
+        """See :class:`taskworker.transport.port.WorkerVolume`."""
+        return self._sender.oldest_s
+
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         """See :meth:`ShardStore.append`. Only queues the shards: a failure is raised by the next sync."""
-        self._sender.append(shards, urgent=urgent)
+        self._sender.offer(shards, inf, urgent=urgent)
+
+    def offer(self, shards: Sequence[Shard], within_s: float, *, urgent: bool = False) -> Sequence[Shard]:
+        """See :meth:`taskworker.transport.port.WorkerVolume.offer`."""
+        return self._sender.offer(shards, within_s, urgent=urgent)
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
-        """Append ``shards``, and make them and everything before durable, in one message if they fit."""
+        """See :meth:`taskworker.transport.port.WorkerVolume.start_sync`."""
         return self._sender.start_sync(shards)
 
     def sync(self) -> None:
@@ -262,32 +269,7 @@ class RemoteVolume:
         A shard that is on its way to the worker is not there yet: over a slow link, others have theirs long before.
         """
         absent = self._sender.undelivered([key for key, _ in wanted])
-        if absent:
-            there = [key not in absent for key, _ in wanted]
-            wanted, into = list(compress(wanted, there)), list(compress(into, there))
-            done = partial(_spread, there, done)
-        batches = list(_fitting(wanted))
-        joint = _Joint(len(batches), done)
-        fetches: list[Fetch] = []
-        at = 0
-        try:
-            for number, batch in enumerate(batches):
-                fetch = Fetch(self._calls, batch, into[at : at + len(batch)], partial(joint.note, number))
-                fetch.begin()
-                fetches.append(fetch)
-                at += len(batch)
-        except StorageError:
-            for fetch in fetches:
-                fetch.cancel()
-            raise
-        if not batches:
-            done(())
-
-        def cancel() -> None:
-            for fetch in fetches:
-                fetch.cancel()
-
-        return cancel
+        return begin_fetches(self._calls, wanted, into, done, absent)
 
     def read(self, key: ShardKey) -> Shard | None:
         """See :meth:`ShardStore.read`. Only the worker vouches that the digest is the one that was written."""
@@ -422,36 +404,6 @@ class RemoteVolume:
         self.abandon(f"the connection to worker {self.name} was closed")
 
 
-class _Joint:
-    """Gathers the outcomes of several fetches into one. Called by the receiving thread only, or before it may be."""
-
-    def __init__(self, count: int, done: Callable[[Outcome], None]) -> None:
-        self._outcomes: dict[int, Sequence[bool]] = {}
-        self._count = count
-        self._done: Callable[[Outcome], None] | None = done
-
-    def note(self, number: int, outcome: Outcome) -> None:
-        """Note the outcome of one fetch."""
-        if self._done is None:
-            return
-        if isinstance(outcome, StorageError):
-            done, self._done = self._done, None
-            done(outcome)
-            return
-        self._outcomes[number] = outcome
-        if len(self._outcomes) == self._count:
-            done, self._done = self._done, None
-            done([present for at in range(self._count) for present in self._outcomes[at]])
-
-
-def _spread(there: Sequence[bool], done: Callable[[Outcome], None], outcome: Outcome) -> None:
-    """Pass an outcome on, of fetches of only those shards that were ``there``."""
-    if not isinstance(outcome, StorageError):
-        present = iter(outcome)
-        outcome = [one and next(present) for one in there]
-    done(outcome)
-
-
 def _keys_max(start: bytes, stop: bytes | None) -> int:
     """The most keys that a worker may list between two ids."""
     first, last = start[0] if start else 0, stop[0] if stop else _RANGES
@@ -467,20 +419,6 @@ def _is_listing(page: Sequence[ShardKey], before: bytes, start: bytes, stop: byt
         and (stop is None or page[-1] < stop)
         and all(map(lt, page, islice(page, 1, None)))
     )
-
-
-def _fitting(wanted: Sequence[tuple[ShardKey, int]]) -> Iterator[list[Wanted]]:
-    """Batches of the wanted shards, each of which fits into one reply."""
-    batch: list[Wanted] = []
-    size = 0
-    for key, length in wanted:
-        if batch and (size + length + 1 > MESSAGE_BYTES_MAX or len(batch) == KEYS_MAX):
-            yield batch
-            batch, size = [], 0
-        batch.append(Wanted(key, length))
-        size += length + 1
-    if batch:
-        yield batch
 
 
 def identify_process(address: str, name: str, dialling: Dial = dial) -> str:

@@ -214,6 +214,11 @@ class ShardCalls:
             raise self.meaning(error, call) from None
         raise self.meaning(ConnectionEnded("it closes every connection"), call)
 
+    def await_room(self, lane: Lane, size: int, within_s: float) -> bool:
+        """Wait until a request of this size can be sent without waiting; return False if the time ran out first."""
+        connection = self._lanes.get(lane)
+        return connection is None or connection.await_room(size, within_s)
+
     def call_patiently(self, call: Call) -> bytes:
         """Like :meth:`call`, but keep trying to connect for as long as a call may take."""
         until_s = self._clock_s() + self.timeout_s

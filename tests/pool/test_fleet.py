@@ -95,8 +95,12 @@ class MemoryVolume:
         return not self.queued.keys() <= self.durable.keys()
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        self.offer(shards, 0.0, urgent=urgent)
+
+    def offer(self, shards: Sequence[Shard], within_s: float, *, urgent: bool = False) -> Sequence[Shard]:
         self._maybe_fail("append")
         self.queued |= {shard.key: shard for shard in shards}
+        return ()
 
     def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
         self.on_sync()
@@ -397,9 +401,9 @@ def test_the_failure_of_a_connection_is_none_of_the_next_one(moment: str) -> Non
     fresh = MemoryVolume("fresh")
 
     class Replaced(MemoryVolume):
-        def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
+        def offer(self, shards: Sequence[Shard], within_s: float, *, urgent: bool = False) -> Sequence[Shard]:
             self.replace("append")
-            super().append(shards, urgent=urgent)
+            return super().offer(shards, within_s, urgent=urgent)
 
         def start_sync(self, shards: Sequence[Shard] = ()) -> SyncTicket:
             self.replace("start_sync")

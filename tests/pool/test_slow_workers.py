@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from storage.erasure import ErasureProfile
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member
 from storage.keys import Kind, StripeKey, shard_key, stripe_key
-from storage.limits import KIB
+from storage.limits import KIB, MIB
 from storage.runtime import Runtime
 from storage.shards import LocalVolume, Shard
 from storage.stripes.stripes import StripeStore
@@ -90,3 +91,39 @@ def test_a_push_does_not_read_what_has_not_reached_a_slow_worker(pool: Pool) -> 
     assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
     pool.fleet.require_writable(ErasureProfile(4, 6))
     assert pool.fleet.state(SLOW) == "ok"
+
+
+def large_objects(count: int) -> list[bytes]:
+    block = content(1, 4 * MIB - 8)
+    return [number.to_bytes(8, "big") + block for number in range(count)]
+
+
+def test_a_push_does_not_wait_until_a_slow_worker_has_room_for_more(pool: Pool) -> None:
+    pool.volumes[SLOW].gate.clear()
+    stripes = pool.push(large_objects(24))
+    assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
+    assert pool.fleet.slow() == {SLOW}
+    small = pool.push([b"small"])  # its lane is still full
+    assert pool.on_others(small[0]) == Counter(range(6))
+    pool.volumes[SLOW].gate.set()
+    while pool.fleet.slow():
+        time.sleep(0.05)
+        pool.fleet.forgive()  # from time to time, also if nobody writes
+    assert pool.fleet.state(SLOW) == "ok"
+    assert any(SLOW in pool.fleet.targets(stripe) for stripe in stripes)
+
+
+def test_a_write_waits_for_room_if_too_few_others_are_left(pool: Pool) -> None:
+    slow = pool.volumes[SLOW : SLOW + 3]
+    for volume in slow:
+        volume.gate.clear()
+    pushed: list[StripeKey] = []
+    thread = threading.Thread(target=lambda: pushed.extend(pool.push(large_objects(24))))
+    thread.start()
+    thread.join(2.0)
+    assert thread.is_alive()
+    for volume in slow:
+        volume.gate.set()
+    thread.join()
+    assert all(len(pool.stripes.read(stripe)) == 4 * MIB for stripe in pushed)
+    assert len(pushed) == 24

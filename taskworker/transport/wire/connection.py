@@ -238,6 +238,20 @@ class Connection:
             self.fail(error)
         return number
 
+    def await_room(self, size: int, within_s: float) -> bool:
+        """Wait until the window has room for a call of this size; return False if the time ran out first.
+
+        If the connection has ended, there is room: the next call tells why.
+        """
+        until_s = self._clock_s() + within_s
+        with self._lock:
+            while self._ended is None and self._is_crowded(size):
+                left_s = until_s - self._clock_s()
+                if left_s <= 0:
+                    return False
+                self._room.wait(left_s)
+        return True
+
     def cancel(self, number: int) -> None:
         """Give a call up. Once this returns, nothing is written to the memory for its answer any more."""
         with self._reading:
