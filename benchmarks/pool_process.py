@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from taskworker.cli.allocator import keep_one_arena
+from taskworker.cli.turns import take_short_turns
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import pool_pb2
@@ -35,5 +36,6 @@ def serve(
 
 if __name__ == "__main__":
     keep_one_arena()  # as the commands do
+    take_short_turns()
     logging.disable(logging.ERROR)  # workers are killed on purpose here
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
