@@ -44,6 +44,10 @@ class MessageTooLarge(InvalidArgument):
     """A message exceeds the limit; the text names the streaming call to use instead."""
 
 
+class PoolIsBlind(InvalidArgument):
+    """A file is sealed with a key of its user's, and what was asked for needs its content in clear, or plain names."""
+
+
 class PackagesNotFound(InvalidArgument):
     """pip found no wheels for a function's requirements; the text has its errors, one a line."""
 

@@ -110,5 +110,8 @@ class Backend(Protocol):
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Rebuild a lost catalog from the stored data."""
 
+    def require_key(self) -> None:
+        """Refuse, with KeyRequired, a key of the user's own with which nothing is sealed, although other files are."""
+
     def close(self) -> None:
         """Close the store or the connection."""

@@ -17,7 +17,7 @@ def complete_file(context: typer.Context, incomplete: str) -> list[str]:
         settings = Settings()
         for level in (context.parent, context):
             if level is not None:
-                chosen = {name: level.params.get(name) for name in ("store", "pool", "user")}
+                chosen = {name: level.params.get(name) for name in ("store", "pool", "user", "key_file")}
                 settings = settings.overridden_by(Settings(**chosen))  # type: ignore[arg-type]
         with Session(settings).backend() as backend:
             heads = backend.list_files(incomplete)

@@ -178,6 +178,9 @@ class EmbeddedBackend:
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._store.delete_many(file_ids, user_id=self._user)
 
+    def require_key(self) -> None:
+        """Do nothing, as this has no key of the user's own."""
+
     def stats(self) -> StoreStats:
         return self._store.stats()
 

@@ -205,9 +205,10 @@ def _named(session: Session, file: str, version: str | None) -> Iterator[tuple[B
 
 @contextlib.contextmanager
 def _linked(session: Session, link: str) -> Iterator[tuple[Backend, Version]]:
-    from taskworker.cli.remote import RemoteBackend
+    from taskworker.cli.remote import remote_backend
 
-    with contextlib.closing(RemoteBackend(session.pool_address(), "", token=link)) as backend:
+    address = session.pool_address()
+    with contextlib.closing(remote_backend(address, "", token=link, key=session.key_file())) as backend:
         yield backend, backend.linked()
 
 

@@ -114,6 +114,7 @@ def heads_of(session: Session, backend: Backend, files: Sequence[str]) -> dict[s
     with session.terminal.progress("look up", unit="objects") as progress:
         for done, outcome in enumerate(outcomes(backend, files, 0), start=1):
             if isinstance(outcome.error, FileNotFound):
+                backend.require_key()
                 raise no_such_file(outcome.file)
             if outcome.version is None:
                 raise outcome.error or Failure("no outcome")
@@ -173,6 +174,7 @@ def get_files(session: Session, backend: Backend, files: Sequence[str], output: 
             version = outcome.version
             try:
                 if isinstance(outcome.error, FileNotFound):
+                    backend.require_key()
                     raise no_such_file(outcome.file)
                 if version is None or outcome.error is not None:
                     raise outcome.error or Failure("no outcome")

@@ -23,6 +23,7 @@ def resolve_file(backend: Backend, reference: str) -> Version:
 
     found = by_id_or_name(reference, stat=backend.stat, find=backend.find)
     if found is None:
+        backend.require_key()
         raise Failure(f"there is no file '{visible(reference)}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
     return found
 

@@ -34,9 +34,9 @@ _VERSIONS_PAGE = 500
 class RemoteBackend:
     """One user's files on the server at ``address``."""
 
-    def __init__(self, address: str, user: str, *, token: str | None = None) -> None:
+    def __init__(self, address: str, user: str, *, token: str | None = None, key: Path | None = None) -> None:
         self._address = address
-        self._client = Client(address, token=token)
+        self._client = Client(address, token=token, key=key)
         self._user = user
 
     def close(self) -> None:
@@ -148,6 +148,9 @@ class RemoteBackend:
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._client.delete_many(file_ids, user_id=self._user)
 
+    def require_key(self) -> None:
+        """Do nothing, as this has no key of the user's own."""
+
     def stats(self) -> StoreStats:
         return self._client.stats()
 
@@ -163,3 +166,34 @@ class RemoteBackend:
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """See :meth:`Backend.rebuild`."""
         return self._client.rebuild(progress=progress)
+
+
+class SealedBackend(RemoteBackend):
+    """One user's files on the server, sealed with a key of the user's own."""
+
+    def __init__(self, address: str, user: str, *, token: str | None = None, key: Path) -> None:
+        super().__init__(address, user, token=token, key=key)
+        files = self._client.sealed_files
+        assert files is not None, "a key was given"
+        self._files = files
+
+    def same_content(self, version: Version, path: Path) -> bool:
+        from taskworker.client.sealed.revising import is_same
+
+        with path.open("rb") as file:
+            return is_same(self._files, version, SeekableSource(file), Deadline(None))
+
+    def require_key(self) -> None:
+        self._files.require_used(self._user, Deadline(None))
+
+    def changes_since(self, file_id: str, version_id: str) -> Delta:
+        from taskworker.client.sealed.revising import changes_since
+
+        return Delta(*changes_since(self._files, self.stat(file_id, version_id), Deadline(None)))
+
+
+def remote_backend(address: str, user: str, *, token: str | None = None, key: Path | None = None) -> RemoteBackend:
+    """One user's files on the server; with a key, those that are sealed with it."""
+    if key is None:
+        return RemoteBackend(address, user, token=token)
+    return SealedBackend(address, user, token=token, key=key)

@@ -59,7 +59,8 @@ KeyFileOption = Annotated[
     Path | None,
     typer.Option(
         "--key-file",
-        help="With --store: encrypt the store with the key in this file, and read what is encrypted (env: "
+        help="With --store: encrypt the store with the key in this file, and read what is encrypted. With a server: "
+        "seal files with this key before they are sent, so that the server cannot read them, and open them (env: "
         "TASKWORKER_KEY_FILE). The file has 32 random bytes in base64, and is nobody else's to read.",
         metavar="FILE",
         dir_okay=False,
@@ -137,9 +138,9 @@ class Session:
                 yield embedded
                 finish_regardless()  # the work is done, even if a signal comes while the store is being closed
             return
-        from taskworker.cli.remote import RemoteBackend
+        from taskworker.cli.remote import remote_backend
 
-        with contextlib.closing(RemoteBackend(pool or _default_address(), self.user)) as remote:
+        with contextlib.closing(remote_backend(pool or _default_address(), self.user, key=self.key_file())) as remote:
             yield remote
             finish_regardless()
 
@@ -179,7 +180,7 @@ class Session:
                 refresh(contexts, context)
 
     def key_file(self) -> Path | None:
-        """The file with the key of an embedded store; None if none is named."""
+        """The file with the key of an embedded store, or the user's own; None if none is named."""
         named = os.environ.get("TASKWORKER_KEY_FILE")
         return self.settings.key_file or (Path(named) if named else None)
 

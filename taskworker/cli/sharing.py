@@ -54,7 +54,7 @@ def share(
     """
     from taskworker.client import Client
 
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         made = client.share(
             name,
             with_user=with_,
@@ -84,7 +84,7 @@ def unshare(
     """
     from taskworker.client import Client
 
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         ended = client.unshare(name, with_user=with_, user_id=session.user)
     session.terminal.result(
         [document(one) for one in ended],
@@ -100,7 +100,7 @@ def shares(session: Session) -> None:
     """
     from taskworker.client import Client
 
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         found = client.shares(user_id=session.user)
     session.terminal.result(
         {"given": [document(one) for one in found.given], "received": [document(one) for one in found.received]},
@@ -135,7 +135,7 @@ def create(
 
     with session.backend() as backend:
         head = resolve_file(backend, file)
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         made = client.create_link(
             head.file_id,
             user_id=session.user,
@@ -154,7 +154,7 @@ def ls(session: Session) -> None:
     """
     from taskworker.client import Client
 
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         found = client.links(user_id=session.user)
     session.terminal.result([document(one) for one in found], *map(_line, found))
 
@@ -175,7 +175,7 @@ def revoke(
     """
     from taskworker.client import Client
 
-    with Client(session.pool_address()) as client:
+    with Client(session.pool_address(), key=session.key_file()) as client:
         ended = client.revoke_link(link_id, user_id=session.user)
     session.terminal.result(document(ended), f"link {one_line(ended.link_id)} is revoked")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Self, TypeVar, cast
 import grpc
 
 from storage.limits import BytesLike
+from storage.sealing.master_keys import MasterKeys
 from taskworker.client.client import Client
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.client.sources import Pushable
@@ -29,6 +31,7 @@ class AsyncCalls:
         timeout_s: seconds for operations that are given no timeout of their own; None: no limit.
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
+        key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class AsyncCalls:
         timeout_s: float | None = None,
         channel: grpc.Channel | None = None,
         token: str | None = None,
+        key: bytes | str | os.PathLike[str] | MasterKeys | None = None,
     ) -> None:
         self.address = address
-        self._client = Client(address, timeout_s=timeout_s, channel=channel, token=token)
+        self._client = Client(address, timeout_s=timeout_s, channel=channel, token=token, key=key)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="client")
 
     async def close(self) -> None:

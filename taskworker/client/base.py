@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
 from storage import (
     Version,
 )
-from storage.arguments import seconds, text
+from storage.arguments import RULES, seconds, text
 from taskworker.auth.contexts import AccessTo
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
-from taskworker.client.fetching import Fetch, Wanted
+from taskworker.client.fetching import Fetch, Fetched, Fetching, Wanted
+from taskworker.client.sealed.names import require_readable
+from taskworker.errors import PoolIsBlind
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
+
+if TYPE_CHECKING:
+    from storage.sealing.master_keys import MasterKeys
+    from taskworker.client.sealed.files import SealedFiles
 
 RETRIES = 3
 
@@ -29,9 +38,12 @@ class ClientBase:
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
         channel: a channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
+        key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
 
     Raises:
-        InvalidArgument: the address is malformed.
+        InvalidArgument: the address is malformed, or the key.
+        KeyRequired: there is no such key file.
+        NotPrivate: others may read the key file.
     """
 
     def __init__(
@@ -41,13 +53,21 @@ class ClientBase:
         timeout_s: float | None = None,
         channel: grpc.Channel | None = None,
         token: str | None = None,
+        key: bytes | str | os.PathLike[str] | MasterKeys | None = None,
     ) -> None:
         if timeout_s is not None:
             seconds("timeout_s")(timeout_s)
         self.address = address
         self._timeout_s = timeout_s
         access = None if token is None else AccessTo(address)()._replace(token=text("token")(token))
+        sealing = None if key is None else _sealing(key)
         self._channel = Channel(address, channel, access)
+        self._sealed = None if sealing is None else sealing(self._channel)
+
+    @property
+    def sealed_files(self) -> SealedFiles | None:
+        """The files that are sealed with this client's key, for the command line; None: it has no key."""
+        return self._sealed
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""
@@ -64,9 +84,51 @@ class ClientBase:
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(timeout_s if timeout_s is not None else self._timeout_s)
 
-    def _fetch(self, wanted: Wanted, timeout_s: float | None) -> Fetch:
-        return Fetch(self._channel, wanted, deadline=self._deadline(timeout_s), retries=RETRIES)
+    def _fetch(self, wanted: Wanted, timeout_s: float | None) -> Fetched:
+        return self._fetch_by(wanted, self._deadline(timeout_s))
+
+    def _fetch_by(self, wanted: Wanted, deadline: Deadline) -> Fetched:
+        if self._sealed is not None:
+            return self._sealed.fetch(wanted, deadline)
+        with ExitStack() as unless_sealed:
+            fetch = Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES)
+            unless_sealed.callback(fetch.close)
+            require_readable(fetch.version)
+            unless_sealed.pop_all()
+        return fetch
+
+    def _fetching(self, wanted: Wanted, timeout_s: float | None) -> Fetching:
+        """What fetches ranges of one version, each within the time."""
+        if self._sealed is not None:
+            return self._sealed.fetching(wanted, lambda: self._deadline(timeout_s))
+        return lambda part: self._fetch(part, timeout_s)
 
     def _stat(self, file_id: str, user_id: str, version_id: str | None, deadline: Deadline) -> Version:
+        """A version as the server knows it."""
         request = store_pb2.StatRequest(user_id=user_id, file_id=file_id, version_id=version_id or "")
         return convert.version_from_proto(self._channel.unary(self._channel.store.Stat, request, deadline))
+
+    def _require_clear(self, what: str) -> None:
+        """Refuse what cannot be done with sealed files.
+
+        Raises:
+            PoolIsBlind: this client has a key.
+        """
+        if self._sealed is not None:
+            raise PoolIsBlind(f"{what}; a client without a key does it for files that are not sealed")
+
+    def _shown(self, version: Version, user_id: str) -> Version:
+        """A version that the server told of, as the user knows it."""
+        return version if self._sealed is None else self._sealed.opened(version, user_id)
+
+
+def _sealing(key: bytes | str | os.PathLike[str] | MasterKeys) -> Callable[[Channel], SealedFiles]:
+    """What makes a key's files of a connection, once the key was read."""
+    from storage.sealing.master_keys import store_keys  # only for those who have a key
+    from taskworker.client.sealed.files import SealedFiles
+    from taskworker.client.sealed.keys import own_key
+
+    keys = store_keys(RULES["key"](key))
+    assert keys is not None, "a key was given"
+    own = own_key(keys)
+    return lambda channel: SealedFiles(channel, own, RETRIES)

@@ -24,7 +24,12 @@ class Client(FileCalls, ManyCalls, RevisionCalls, SharingCalls, FunctionCalls, M
         timeout_s: seconds for calls that are given no timeout of their own; None: no limit.
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
+        key: a key of the user's own, with which names, notes and contents of files are sealed before they are sent: its
+            32 bytes, or a key file. The server cannot read them, and whatever needs that raises ``PoolIsBlind``.
+            None: files are not sealed.
 
     Raises:
-        InvalidArgument: the address is malformed.
+        InvalidArgument: the address is malformed, or the key.
+        KeyRequired: there is no such key file.
+        NotPrivate: others may read the key file.
     """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
 
 from storage import Version
 from storage.errors import InvalidArgument
@@ -15,6 +16,7 @@ from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.local_files import write_all
+from taskworker.client.sealed.names import require_readable
 from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
@@ -32,12 +34,45 @@ class Wanted:
     length: int | None = None
 
 
+class Fetched(Protocol):
+    """The bytes of one range, in order; a context manager that cancels the rest.
+
+    Attributes:
+        version: the version that they are of.
+        size: how many there are.
+    """
+
+    version: Version
+    size: int
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield the bytes."""
+
+    def __enter__(self) -> Self:
+        """Do nothing."""
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Cancel the rest."""
+
+    def close(self) -> None:
+        """Cancel the rest."""
+
+
+Fetching = Callable[[Wanted], Fetched]
+"""Starts to fetch a range."""
+
+
 def get_small(
     channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_max: int
 ) -> tuple[str, bytes | None]:
     """The id of a version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
 
     The range of ``wanted`` is not used. The id is that of ``wanted``, maybe empty, if the server does not offer this.
+
+    Raises:
+        KeyRequired: the file is sealed with a key of its user's.
     """
     if not channel.has_small_calls:
         return wanted.version_id or "", None
@@ -50,6 +85,7 @@ def get_small(
         channel.has_small_calls = False
         return wanted.version_id or "", None
     version, data = part.version, part.data
+    require_readable(version)
     if len(data) == version.size:
         return version.version_id, data
     if data or version.size <= min(bytes_max, GET_FILE_BYTES_MAX):
@@ -155,7 +191,7 @@ def writable(buffer: BytesLike) -> memoryview:
     return view.cast("B")
 
 
-def write_to(fetch: Fetch, target: BinaryIO, progress: Progress | None) -> None:
+def write_to(fetch: Fetched, target: BinaryIO, progress: Progress | None) -> None:
     """Write all of ``fetch`` to a binary file."""
     done = 0
     for data in fetch:
@@ -178,23 +214,16 @@ class _RemoteStream(io.RawIOBase):
         version: the version that is read, even if the file gets newer ones meanwhile.
     """
 
-    def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
+    def __init__(self, fetching: Fetching, wanted: Wanted) -> None:
         super().__init__()
-        self._channel = channel
-        self._timeout_s = timeout_s
-        self._retries = retries
+        self._fetching = fetching
         self._position = 0
         self._ahead = _AHEAD_BYTES_MIN
-        self._fetch: Fetch | None = None
+        self._fetch: Fetched | None = None
         self._pieces: Iterator[memoryview] = iter(())
         self._rest = memoryview(b"")
         self._rest_at = 0
-        with Fetch(
-            channel,
-            Wanted(wanted.file_id, wanted.user_id, wanted.version_id, 0, 0),
-            deadline=Deadline(timeout_s),
-            retries=retries,
-        ) as probe:
+        with fetching(Wanted(wanted.file_id, wanted.user_id, wanted.version_id, 0, 0)) as probe:
             self.version = probe.version
         self._user_id = wanted.user_id
 
@@ -268,12 +297,7 @@ class _RemoteStream(io.RawIOBase):
 
     def _start(self, length: int) -> None:
         version = self.version
-        self._fetch = Fetch(
-            self._channel,
-            Wanted(version.file_id, self._user_id, version.version_id, self._position, length),
-            deadline=Deadline(self._timeout_s),
-            retries=self._retries,
-        )
+        self._fetch = self._fetching(Wanted(version.file_id, self._user_id, version.version_id, self._position, length))
         self._pieces = iter(self._fetch)
         self._rest, self._rest_at = next(self._pieces), self._position
 
@@ -293,8 +317,8 @@ class RemoteFile(io.BufferedReader):
     It supports what a file opened with ``open(path, "rb")`` does: ``peek``, lines, wrapping in ``io.TextIOWrapper``.
     """
 
-    def __init__(self, channel: Channel, wanted: Wanted, *, timeout_s: float | None, retries: int) -> None:
-        stream = _RemoteStream(channel, wanted, timeout_s=timeout_s, retries=retries)
+    def __init__(self, fetching: Fetching, wanted: Wanted) -> None:
+        stream = _RemoteStream(fetching, wanted)
         super().__init__(stream, buffer_size=_BUFFER_BYTES)
         self._stream = stream
 

@@ -21,7 +21,7 @@ from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.deadline import Deadline
-from taskworker.client.fetching import Fetch, RemoteFile, Wanted, get_small, writable, write_to
+from taskworker.client.fetching import RemoteFile, Wanted, get_small, writable, write_to
 from taskworker.client.local_files import replacing
 from taskworker.client.pushing import push
 from taskworker.client.sources import Pushable
@@ -83,15 +83,12 @@ class FileCalls(ClientBase):
             note=note,
             sha256=sha256,
         )
+        deadline = self._deadline(timeout_s)
         with sources.opened(source) as content:
-            return push(
-                self._channel,
-                content,
-                options,
-                deadline=self._deadline(timeout_s),
-                retries=RETRIES,
-                progress=progress,
-            )
+            if self._sealed is not None:
+                options, content = self._sealed.prepared(options, content, deadline)
+            pushed = push(self._channel, content, options, deadline=deadline, retries=RETRIES, progress=progress)
+            return self._shown(pushed, user_id)
 
     @arguments_checked
     def get(
@@ -124,14 +121,14 @@ class FileCalls(ClientBase):
         """
         wanted = Wanted(file_id, user_id, version_id, offset, length)
         deadline = self._deadline(timeout_s)
-        if not offset and length is None:
+        if self._sealed is None and not offset and length is None:
             head, data = get_small(self._channel, wanted, deadline, RETRIES, _SMALL_BYTES_MAX)
             if data is not None:
                 if progress is not None and data:
                     progress(len(data), len(data))
                 return data
             wanted = Wanted(file_id, user_id, head or None)
-        with Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES) as fetch:
+        with self._fetch_by(wanted, deadline) as fetch:
             # Each message is copied and freed at once. Joining all of them at the end made 670 MB/s instead of 920.
             content = io.BytesIO()
             write_to(fetch, content, progress)
@@ -224,12 +221,8 @@ class FileCalls(ClientBase):
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
         """
-        return RemoteFile(
-            self._channel,
-            Wanted(file_id, user_id, version_id),
-            timeout_s=timeout_s if timeout_s is not None else self._timeout_s,
-            retries=RETRIES,
-        )
+        wanted = Wanted(file_id, user_id, version_id)
+        return RemoteFile(self._fetching(wanted, timeout_s), wanted)
 
     @arguments_checked
     def stat(
@@ -241,11 +234,13 @@ class FileCalls(ClientBase):
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
         """
-        return self._stat(file_id, user_id, version_id, self._deadline(timeout_s))
+        return self._shown(self._stat(file_id, user_id, version_id, self._deadline(timeout_s)), user_id)
 
     @arguments_checked
     def find(self, filename: str, *, user_id: str, timeout_s: float | None = None) -> Version | None:
         """The head of the file with this name; None if there is none."""
+        if self._sealed is not None:
+            return self._sealed.find(user_id, filename, self._deadline(timeout_s))
         request = store_pb2.StatRequest(user_id=user_id, filename=filename)
         try:
             message = self._channel.unary(self._channel.store.Stat, request, self._deadline(timeout_s))
@@ -276,7 +271,7 @@ class FileCalls(ClientBase):
                 file_id=file_id, user_id=user_id, limit=_page(limit, len(versions)), before=before or ""
             )
             page = self._channel.unary(self._channel.store.History, request, deadline)
-            versions += map(convert.version_from_proto, page.versions)
+            versions += [self._shown(convert.version_from_proto(one), user_id) for one in page.versions]
             before = page.next_before
             if not before:
                 break
@@ -292,8 +287,13 @@ class FileCalls(ClientBase):
         limit: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Version]:
-        """Heads of a user's files, by name: at most ``limit``, whose names start with ``prefix``, after ``after``."""
+        """Heads of a user's files, by name: at most ``limit``, whose names start with ``prefix``, after ``after``.
+
+        A client with a ``key`` fetches and opens the names of all files that are sealed with it, and no others.
+        """
         deadline = self._deadline(timeout_s)
+        if self._sealed is not None:
+            return _after(self._sealed.every(user_id, prefix, deadline), after)[:limit]
         files: list[Version] = []
         while limit is None or len(files) < limit:
             page = self._files_page(user_id, prefix, after, _page(limit, len(files)), deadline)
@@ -305,7 +305,13 @@ class FileCalls(ClientBase):
 
     @arguments_checked
     def iter_files(self, *, user_id: str, prefix: str = "", timeout_s: float | None = None) -> Iterator[Version]:
-        """Like :meth:`list_files`, but for any number of files, page by page; ``timeout_s`` limits each page."""
+        """Like :meth:`list_files`, but for any number of files, page by page; ``timeout_s`` limits each page.
+
+        With a ``key``, it limits the whole listing, which is then in memory.
+        """
+        if self._sealed is not None:
+            yield from self._sealed.every(user_id, prefix, self._deadline(timeout_s))
+            return
         after: str | None = None
         while after != "":
             page = self._files_page(user_id, prefix, after, 0, self._deadline(timeout_s))
@@ -348,6 +354,11 @@ def _own_name(source: Pushable) -> str:
     if isinstance(source, str | os.PathLike):
         return Path(source).name
     raise InvalidArgument("content that is not a path needs a filename; say what to store it as")
+
+
+def _after(heads: list[Version], name: str | None) -> list[Version]:
+    """Those of the heads, which are sorted by name, whose names are greater."""
+    return heads if name is None else [head for head in heads if head.filename.encode() > name.encode()]
 
 
 def _page(limit: int | None, have: int) -> int:

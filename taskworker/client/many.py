@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from storage import Version
 from storage.batching import batched
 from storage.errors import InvalidArgument, StorageError
 from storage.limits import check_filename
@@ -47,8 +48,20 @@ _ASKED_TOGETHER = 1024
 # -- pushing ------------------------------------------------------------------------------------------
 
 
+Prepared = Callable[[str, Source], tuple[str, Source]]
+"""From a file's name and content to those to send in their place."""
+Shown = Callable[[Version], Version]
+"""From a version as the server knows it to what callers get."""
+
+
 def push_many(
-    channel: Channel, files: Iterable[NamedSource], options: PushOptions, deadline: Deadline
+    channel: Channel,
+    files: Iterable[NamedSource],
+    options: PushOptions,
+    deadline: Deadline,
+    *,
+    prepared: Prepared = lambda filename, source: (filename, source),
+    shown: Shown = lambda version: version,
 ) -> Iterator[PushOutcome]:
     """Push files, and yield the outcome of each once it is durable. ``files`` is iterated in a thread of its own.
 
@@ -57,11 +70,13 @@ def push_many(
         files: paths, or names with content.
         options: the options of all files; the filename is not used.
         deadline: by when all must be done.
+        prepared: what to send for a file.
+        shown: what callers get for a version.
 
     Raises:
         Exception: whatever ``files`` raises, after the outcomes of the files before.
     """
-    sending = _Sending(channel, files, options, deadline)
+    sending = _Sending(channel, files, options, deadline, prepared, shown)
     with channel.push_many(sending.messages(), deadline) as results:
         try:
             sending.start()
@@ -79,6 +94,7 @@ class _Sent:
 
     position: int
     filename: str
+    stored_name: str = ""
     error: Exception | None = None
     is_sent: bool = True
 
@@ -90,8 +106,16 @@ class _Sending:
     """
 
     def __init__(
-        self, channel: Channel, files: Iterable[NamedSource], options: PushOptions, deadline: Deadline
+        self,
+        channel: Channel,
+        files: Iterable[NamedSource],
+        options: PushOptions,
+        deadline: Deadline,
+        prepared: Prepared,
+        shown: Shown,
     ) -> None:
+        self._prepared = prepared
+        self._shown = shown
         self._channel = channel
         self._files = files
         self._options = options
@@ -138,7 +162,8 @@ class _Sending:
         self._position += 1
         try:
             check_filename(filename)
-            with opened(content) as source:
+            with opened(content) as plain:
+                sent.stored_name, source = self._prepared(filename, plain)
                 if isinstance(source, SeekableSource) and source.size <= _WHOLE_BYTES_MAX:
                     self._put_whole(sent, bytes(source.read(0, source.size)))
                 else:
@@ -147,7 +172,7 @@ class _Sending:
             self._note_unreadable(sent, error)
 
     def _put_whole(self, sent: _Sent, data: bytes) -> None:
-        file = store_pb2.WholeFile(filename=sent.filename, data=data)
+        file = store_pb2.WholeFile(filename=sent.stored_name, data=data)
         with self._changed:
             while not self._stopped and (
                 self._queued_bytes + self._whole_bytes > _QUEUED_BYTES_MAX or len(self._unanswered) >= _UNANSWERED_MAX
@@ -163,7 +188,7 @@ class _Sending:
 
     def _put_parts(self, sent: _Sent, source: Source) -> None:
         """Queue the messages of a large file. If it cannot be read to its end, end it so that it is refused."""
-        options = replace(self._options, filename=sent.filename)
+        options = replace(self._options, filename=sent.stored_name)
         begun = False
         try:
             for part in push_messages(self._channel, source, options, self._deadline):
@@ -245,7 +270,10 @@ class _Sending:
     def _outcome(self, sent: _Sent, result: store_pb2.PushResult) -> PushOutcome:
         if result.HasField("version") and sent.error is None:
             version = version_from_proto(result.version, unchanged=result.unchanged)
-            return PushOutcome(sent.position, sent.filename, version)
+            try:
+                return PushOutcome(sent.position, sent.filename, self._shown(version))
+            except StorageError as unlike:
+                return PushOutcome(sent.position, sent.filename, error=unlike)
         error = sent.error or status.file_error_from(result.error, self._channel.address)
         return PushOutcome(sent.position, sent.filename, error=error)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from storage import DeleteOutcome, ErasureProfile, GetOutcome, PushOutcome
+from storage.errors import KeyRequired
 from storage.options import PushOptions
 from taskworker.client import many
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.many import ManyWanted, NamedSource
+from taskworker.client.sealed.names import require_readable
 
 
 class ManyCalls(ClientBase):
@@ -49,7 +52,12 @@ class ManyCalls(ClientBase):
             Exception: whatever the iterator of ``files`` raises, after the outcomes of the files before.
         """
         options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
-        return many.push_many(self._channel, files, options, self._deadline(timeout_s))
+        deadline = self._deadline(timeout_s)
+        if self._sealed is None:
+            return many.push_many(self._channel, files, options, deadline)
+        from taskworker.client.sealed.many import push_many
+
+        return push_many(self._sealed, files, options, deadline)
 
     @arguments_checked
     def get_many(
@@ -78,7 +86,11 @@ class ManyCalls(ClientBase):
             InvalidArgument: an argument is malformed.
         """
         wanted = ManyWanted(user_id, by_name, bytes_max)
-        return many.get_many(self._channel, files, wanted, self._deadline(timeout_s), RETRIES)
+        if self._sealed is not None:
+            from taskworker.client.sealed.many import get_many
+
+            return get_many(self._sealed, files, wanted, self._deadline(timeout_s), RETRIES)
+        return _readable(many.get_many(self._channel, files, wanted, self._deadline(timeout_s), RETRIES))
 
     @arguments_checked
     def delete_many(
@@ -95,3 +107,15 @@ class ManyCalls(ClientBase):
             InvalidArgument: an argument is malformed.
         """
         return many.delete_many(self._channel, files, user_id, self._deadline(timeout_s))
+
+
+def _readable(outcomes: Iterator[GetOutcome]) -> Iterator[GetOutcome]:
+    """The outcomes, in which content that is sealed is an error."""
+    for outcome in outcomes:
+        if outcome.data is not None and outcome.version is not None:
+            try:
+                require_readable(outcome.version)
+            except KeyRequired as error:
+                yield replace(outcome, version=None, data=None, error=error)
+                continue
+        yield outcome

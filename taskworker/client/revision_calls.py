@@ -29,6 +29,7 @@ from taskworker.client.differences import (
 )
 from taskworker.client.fetching import Fetch, Wanted, write_to
 from taskworker.client.local_files import LocalFile
+from taskworker.client.sealed.names import require_readable
 from taskworker.client.sending import OutgoingMessages
 from taskworker.errors import MessageTooLarge
 from taskworker.protos import store_pb2, taskworker_pb2
@@ -79,9 +80,14 @@ class RevisionCalls(ClientBase):
         """The diff from a version, by default the head, to local content, with data that the server lacks.
 
         Holds the whole diff in memory; :meth:`revise`, with the same arguments, sends changes as it finds them.
+
+        Raises:
+            PoolIsBlind: this client has a key; :meth:`revise` works with it.
         """
+        self._require_clear("a diff of a sealed file would be one of ciphertext: use revise() or sync()")
         deadline = self._deadline(timeout_s)
         base = self._stat(file_id, user_id, base_version_id, deadline)
+        require_readable(base)
         with sources.opened_seekable(source) as content:
             local = RemoteDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
             return ManifestDiff(base.version_id, content.size, base.chunk_size, tuple(local.patches()))
@@ -124,8 +130,22 @@ class RevisionCalls(ClientBase):
             OSError: the local file cannot be read or written.
         """
         deadline = self._deadline(timeout_s)
-        base = self._stat(file_id, user_id, base_version_id, deadline)
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
+        if self._sealed is not None:
+            from taskworker.client.sealed import revising
+
+            with sources.opened_seekable(source) as content:
+                return revising.revise(
+                    self._sealed,
+                    content,
+                    options,
+                    base_version_id=base_version_id,
+                    changed=changed,
+                    deadline=deadline,
+                    progress=progress,
+                )
+        base = self._stat(file_id, user_id, base_version_id, deadline)
+        require_readable(base)
         with sources.opened_seekable(source) as content:
             local = RemoteDiff(self._channel, base, content, changed=changed, deadline=deadline, progress=progress)
             return self._send_revision(base, content.size, local, options, deadline)
@@ -150,7 +170,9 @@ class RevisionCalls(ClientBase):
             VersionNotFound: the file has no such version.
             InvalidArgument: the diff is malformed; nothing was stored.
             StoreFull: a disk or quota is full; nothing was stored.
+            PoolIsBlind: this client has a key; :meth:`revise` works with it.
         """
+        self._require_clear("a diff cannot be applied to a sealed file: use revise() or sync()")
         options = RevisionOptions(file_id, user_id, sha256=sha256, time_ms=time_ms, note=note)
         header = options.header(diff.base_version_id, diff.new_size, diff.chunk_size)
         messages = OutgoingMessages(revision_messages(header, diff.patches))
@@ -182,7 +204,9 @@ class RevisionCalls(ClientBase):
             VersionNotFound: the file has no such version.
             InvalidArgument: an argument is malformed or out of bounds.
             StoreFull: a disk or quota is full; nothing was stored.
+            PoolIsBlind: this client has a key; :meth:`sync` works with it.
         """
+        self._require_clear("a diff of a sealed file would be one of ciphertext: use sync()")
         state = store_pb2.SyncState(
             version_id=have_version_id,
             user_id=user_id,
@@ -227,8 +251,15 @@ class RevisionCalls(ClientBase):
             OSError: the local file cannot be read or written.
         """
         deadline = self._deadline(timeout_s)
-        base = self._stat(file_id, user_id, base_version_id, deadline)
         local_file = LocalFile(Path(path))
+        if self._sealed is not None:
+            from taskworker.client.sealed import revising
+
+            with sources.opened_seekable(path) as content:
+                wanted = Wanted(file_id, user_id, base_version_id)
+                return SyncResult(*revising.sync(self._sealed, local_file, content, wanted, deadline, progress))
+        base = self._stat(file_id, user_id, base_version_id, deadline)
+        require_readable(base)
         with sources.opened_seekable(path) as content:
             local = RemoteDiff(self._channel, base, content, changed=None, deadline=deadline, progress=progress)
             if not local.is_empty():

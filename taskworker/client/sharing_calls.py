@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from storage import Version
+from storage.errors import InvalidArgument
 from taskworker.client.base import ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.protos import sharing_pb2
@@ -103,11 +104,14 @@ class SharingCalls(ClientBase):
         Raises:
             InvalidArgument: nobody can have this name, or it is the owner's.
             StoreFull: the owner has shared too much.
+            PoolIsBlind: this client has a key, and the name ends with ``/``; single files can be shared with users who
+                have the key as well.
         """
+        owner, name = self._stored_name(name, user_id)
         request = sharing_pb2.ShareRequest(
-            user_id=user_id or "", name=name, with_user=with_user, write=write, ttl_s=ttl_s or 0.0
+            user_id=owner, name=name, with_user=with_user, write=write, ttl_s=ttl_s or 0.0
         )
-        return _share(self._channel.unary(self._sharing.Share, request, self._deadline(timeout_s)))
+        return self._share(self._channel.unary(self._sharing.Share, request, self._deadline(timeout_s)))
 
     @arguments_checked
     def unshare(
@@ -118,16 +122,17 @@ class SharingCalls(ClientBase):
         Raises:
             InvalidArgument: nothing was shared.
         """
-        request = sharing_pb2.UnshareRequest(user_id=user_id or "", name=name, with_user=with_user)
+        owner, name = self._stored_name(name, user_id)
+        request = sharing_pb2.UnshareRequest(user_id=owner, name=name, with_user=with_user)
         answer = self._channel.unary(self._sharing.Unshare, request, self._deadline(timeout_s))
-        return [_share(one) for one in answer.grants]
+        return [self._share(one) for one in answer.grants]
 
     @arguments_checked
     def shares(self, *, user_id: str | None = None, timeout_s: float | None = None) -> Shares:
         """What the user has shared, and what is shared with the user."""
         request = sharing_pb2.ListSharesRequest(user_id=user_id or "")
         answer = self._channel.unary(self._sharing.ListShares, request, self._deadline(timeout_s))
-        return Shares([_share(one) for one in answer.given], [_share(one) for one in answer.received])
+        return Shares([self._share(one) for one in answer.given], [self._share(one) for one in answer.received])
 
     @arguments_checked
     def create_link(
@@ -152,7 +157,9 @@ class SharingCalls(ClientBase):
             FileNotFound: there is no such file.
             VersionNotFound: the file has no such version.
             StoreFull: the owner has too many links.
+            PoolIsBlind: this client has a key, which whoever opens a link lacks.
         """
+        self._require_clear("whoever opens a link lacks the key, so a link to a sealed file is of no use")
         request = sharing_pb2.CreateLinkRequest(
             user_id=user_id or "", file_id=file_id, version_id=version_id or "", ttl_s=ttl_s or 0.0
         )
@@ -187,7 +194,22 @@ class SharingCalls(ClientBase):
         """
         deadline = self._deadline(timeout_s)
         found = self._channel.unary(self._sharing.Linked, sharing_pb2.LinkedRequest(), deadline)
-        return self._stat(found.file_id, "", found.version_id or None, deadline)
+        version = self._stat(found.file_id, "", found.version_id or None, deadline)
+        return self._shown(version, version.user_id)
+
+    def _stored_name(self, name: str, user_id: str | None) -> tuple[str, str]:
+        """The owner to name, and the name under which the server has the files."""
+        if self._sealed is None:
+            return user_id or "", name
+        if user_id is None:
+            raise InvalidArgument("a sealed name is made of the user's and the file's: give user_id")
+        if name.endswith("/"):
+            self._require_clear("sealed names have no common beginnings: share files one by one")
+        return user_id, self._sealed.stored_name(user_id, name)
+
+    def _share(self, one: sharing_pb2.Grant) -> Share:
+        share = _share(one)
+        return share if self._sealed is None else replace(share, name=self._sealed.shown_name(share.owner, share.name))
 
 
 def _share(one: sharing_pb2.Grant) -> Share:
