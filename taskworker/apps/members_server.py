@@ -13,11 +13,11 @@ from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.server_certificates import ServerTls
 from taskworker.auth.tls import MemberCredentials
 from taskworker.protos import members_pb2, pool_pb2
-from taskworker.rpc.admission import ServerLimits
+from taskworker.rpc.admission import Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Audit
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.serving import Server
-from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService
+from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService, ip_of_peer, member_of
 from taskworker.services.pool import PoolService
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,32 @@ _LOOK_S = 60.0
 _ENROLLMENT = members_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
 _MEMBERS = members_pb2.DESCRIPTOR.services_by_name["MemberService"]
 _POOL = pool_pb2.DESCRIPTOR.services_by_name["PoolService"]
-_ENROLLMENTS = 8  # at once, each with a thread
-_ENTRANCE = ServerLimits(message_s=2.0)  # anybody may knock
+_ENROLLMENTS = 32  # at once, each with a thread; an address may have half of those that the others leave
+_ENTRANCE = ServerLimits(message_s=2.0, connections=512, streams_each=4)  # anybody may knock
 _CALLS = 64  # of members at once, each with a thread; heartbeats take a moment, joins a few calls to the worker
+
+
+class MembersCalls:
+    """The places for calls of members, of which a worker may have half of those that the others leave.
+
+    Args:
+        added: how many calls of further services there may be at once.
+        enrollment: knows the members; others have no calls to make.
+
+    Attributes:
+        most: how many calls there may be at once.
+        entry: gives calls their places.
+    """
+
+    def __init__(self, added: int, enrollment: Enrollment) -> None:
+        self.most = _CALLS + added
+        gate = Gate(
+            self.most,
+            f"{self.most} calls of workers are under way, as many as this pool allows",
+            kind="calls",
+            who="worker",
+        )
+        self.entry = Entry(gate, lambda caller: f"worker:{enrollment.require(member_of(caller)).worker}")
 
 
 class MembersServer:
@@ -40,7 +63,7 @@ class MembersServer:
         credentials: what the pool shows.
         hide: paths not to show to callers.
         added: further services for workers, by full name.
-        added_calls: how many calls of these may run at once.
+        calls: the places for calls of members.
         authority: vouches for the pool to workers that join.
         renew: renews the credentials if they are due.
         audit: is told of calls.
@@ -54,7 +77,7 @@ class MembersServer:
         hide: tuple[str, ...],
         *,
         added: Mapping[str, grpc.GenericRpcHandler],
-        added_calls: int,
+        calls: MembersCalls,
         authority: Authority,
         renew: Callable[[], None],
         audit: Audit,
@@ -67,23 +90,34 @@ class MembersServer:
         pool_id = credentials.identity.pool
         self._joining = EnrollmentService(enrollment, pool_id)
         members = MemberService(enrollment, pool_id)
+        knocking = Gate(
+            _ENROLLMENTS,
+            f"{_ENROLLMENTS} workers are joining, as many as this pool allows",
+            kind="calls",
+            who="address",
+        )
+        entrance = Entry(knocking, lambda caller: ip_of_peer(caller.peer()))
         self._entrance = Server(
             {
                 _ENROLLMENT.full_name: generic_handler(
-                    _ENROLLMENT, self._joining, hide=hide, limits=_ENTRANCE, audit=audit
+                    _ENROLLMENT, self._joining, hide=hide, limits=_ENTRANCE, audit=audit, entry=entrance
                 )
             },
             calls=_ENROLLMENTS,
+            limits=_ENTRANCE,
+            entry=entrance,
+            for_strangers=True,
         )
         self._members = Server(
             {
-                _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide, audit=audit),
+                _MEMBERS.full_name: generic_handler(_MEMBERS, members, hide=hide, audit=audit, entry=calls.entry),
                 _POOL.full_name: generic_handler(
-                    _POOL, MembersPoolService(service, enrollment), hide=hide, audit=audit
+                    _POOL, MembersPoolService(service, enrollment), hide=hide, audit=audit, entry=calls.entry
                 ),
                 **added,
             },
-            calls=_CALLS + added_calls,
+            calls=calls.most,
+            entry=calls.entry,
         )
 
     def start(self, address: str, members_port: int = 0) -> str:

@@ -13,7 +13,7 @@ import grpc
 
 from storage import ErasureProfile
 from storage.system.forks import HomeProcess
-from taskworker.apps.members_server import MembersServer
+from taskworker.apps.members_server import MembersCalls, MembersServer
 from taskworker.apps.pool_capabilities import MASTER_KEY, PoolCapabilities
 from taskworker.apps.shared_master_key import SharedMasterKey, given_keys, note_kept_elsewhere
 from taskworker.audit.trail import BYTES_DEFAULT, AuditTrail
@@ -194,13 +194,15 @@ class PoolServer:
         self._members: MembersServer | None = None
         if self.pool.enrollment is not None and self.pool.credentials is not None:
             whole = PoolService(self.pool, self.functions.hosting.is_without_volume)
+            more = _OUTSIDE_CALLS + _CALLS + DEFAULT_CALLS + _OPERATORS_CALLS
+            calls = MembersCalls(more, self.pool.enrollment)
             self._members = MembersServer(
                 whole,
                 self.pool.enrollment,
                 self.pool.credentials,
                 hide,
-                added=self._services_of_members(hide),
-                added_calls=_OUTSIDE_CALLS + _CALLS + DEFAULT_CALLS + _OPERATORS_CALLS,
+                added=self._services_of_members(hide, calls),
+                calls=calls,
                 authority=self.pool.authority(),
                 renew=partial(self.pool.renew_identity, only_if_due=True),
                 audit=self._audit,
@@ -232,11 +234,11 @@ class PoolServer:
 
         return TokenChannel(make, lambda: ("", credentials.pair))
 
-    def _services_of_members(self, hide: tuple[str, ...]) -> dict[str, grpc.GenericRpcHandler]:
+    def _services_of_members(self, hide: tuple[str, ...], calls: MembersCalls) -> dict[str, grpc.GenericRpcHandler]:
         """What workers that joined with tokens need for the calls of functions that they run."""
         enrollment, hosting = self.pool.enrollment, self.functions.hosting
         assert enrollment is not None, "workers join with tokens"
-        guard = guard_of(self.pool.store, by_certificate(enrollment, hosting), audit=self._audit)
+        guard = guard_of(self.pool.store, by_certificate(enrollment, hosting), audit=self._audit, entry=calls.entry)
         gate = Gate(_OPERATORS_CALLS, f"{_OPERATORS_CALLS} workers are telling what they run; that is the limit")
         offers = MembersHostingService(self._hosting(knows_calls=True), hosting, enrollment)
         asked = MembersOutsideService(self._outside(), hosting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from taskworker.errors import ServerBusy
 from taskworker.rpc.limits import UNARY_BYTES_MAX
@@ -68,6 +69,7 @@ class Gate:
         what: why others are turned away, for the error's text.
         ready: returns once callers can be served; an admitted caller waits for it while holding its place.
         kind: what callers do with a place, for the text if one user holds too many.
+        who: what shares the places, for that text.
         times: how many times the number of free places a user may hold.
     """
 
@@ -78,12 +80,13 @@ class Gate:
         ready: Callable[[], None] = lambda: None,
         kind: str = "such calls",
         times: float = _TIMES_THE_FREE,
+        who: str = "user",
     ) -> None:
         self._lock = threading.Lock()
         self._places = SharedAmount(places, times=times)
         self._refusal = f"{what}; try again in a moment"
         self._ready = ready
-        self._kind = kind
+        self._kind = f"{kind} of this {who}"
 
     def place(self, user: str | None = None) -> Place:
         """A context that holds one of the places.
@@ -106,8 +109,7 @@ class Gate:
             taken, mine = self._places.take(user), 0 if user is None or not self._places.free else self._places.of(user)
         if not taken and mine:
             raise ServerBusy(
-                f"{mine} {self._kind} of this user are under way, as many as one may have beside others; try again in "
-                "a moment"
+                f"{mine} {self._kind} are under way, as many as one may have beside others; try again in a moment"
             )
         if not taken:
             raise ServerBusy(self._refusal)
@@ -121,6 +123,30 @@ class Gate:
         """Give a place back."""
         with self._lock:
             self._places.give_back(user)
+
+
+class Entry:
+    """Gives calls their places as they begin, before their messages have come, by who is at the other end of the line.
+
+    Args:
+        calls: the places.
+        whose: returns to whom a call counts, from gRPC's ServicerContext; None: to somebody whose share is not limited.
+            Raises PermissionDenied if the caller has nothing to ask for here.
+    """
+
+    def __init__(self, calls: Gate, whose: Callable[[Any], str | None]) -> None:
+        self._calls = calls
+        self._whose = whose
+
+    def enter(self, context: object) -> tuple[str | None, Place]:
+        """Return to whom a call counts, and its place, taken.
+
+        Raises:
+            PermissionDenied: see above.
+            ServerBusy: the caller holds too many.
+        """
+        whose = self._whose(context)
+        return whose, self._calls.place(whose).take()
 
 
 class Place:

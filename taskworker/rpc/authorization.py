@@ -19,7 +19,7 @@ from taskworker.auth.requirements import NOTHING_ALLOWED, REQUIREMENTS, Requirem
 from taskworker.auth.rights import CANDIDATE_OWNER, Principal, Right
 from taskworker.errors import Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
-from taskworker.rpc.admission import Gate, Place
+from taskworker.rpc.admission import Entry, Gate, Place
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.guests import Grants, Guests, HeadOf, LinkedCalls, with_author
 from taskworker.rpc.message_fields import ids_in, messages_at, names_in, paths_to_owners
@@ -125,9 +125,11 @@ class Guard:
             calls are not divided among users.
         audit: is told of calls; None: nothing is.
         grants: knows what users have shared; None: nothing is.
+        entry: gives calls their places, where callers are known by their certificates.
 
     Attributes:
         audit: see above.
+        entry: see above.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class Guard:
         user_of_token: Callable[[str], str] | None = None,
         audit: Audit | None = None,
         grants: Grants | None = None,
+        entry: Entry | None = None,
     ) -> None:
         self.audit = audit
+        self.entry = entry
         self._identify = identify
         self._user_of_token = user_of_token
         self._head_of = head_of

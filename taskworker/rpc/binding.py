@@ -25,7 +25,7 @@ from google.protobuf.message_factory import GetMessageClass
 from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
 from taskworker.rpc import status
-from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, Place, ServerLimits
+from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, Place, ServerLimits
 from taskworker.rpc.authorization import Audit, AuditOfMethod, Check, Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX
@@ -101,6 +101,7 @@ def generic_handler(
     guard: Guard | None = None,
     limits: ServerLimits = DEFAULT_LIMITS,
     audit: Audit | None = None,
+    entry: Entry | None = None,
 ) -> grpc.GenericRpcHandler:
     """Handlers of all methods of ``service``, found by name on ``servicer``.
 
@@ -114,6 +115,7 @@ def generic_handler(
         guard: finds out who calls, and refuses what they may not do; None: everybody may do everything.
         limits: how long the server waits for messages, and how large they may be.
         audit: is told of calls; None: that of ``guard``, if it has one.
+        entry: gives calls their places as they begin; None: that of ``guard``, if it has one.
     """
     told = audit if audit is not None or guard is None else guard.audit
 
@@ -128,6 +130,7 @@ def generic_handler(
             None if guard is None else guard.of_method(method),
             limits,
             None if told is None else told.of_method(method),
+            entry if entry is not None or guard is None else guard.entry,
         )
 
     return _Service({f"/{service.full_name}/{method.name}": bound(method) for method in service.methods})
@@ -187,8 +190,10 @@ class _Method:
         guard: MethodGuard | None,
         limits: ServerLimits,
         audit: AuditOfMethod | None,
+        entry: Entry | None,
     ) -> None:
         self._audit = audit
+        self._entry = entry
         self._name, self._streamed, self._streams = method.full_name, method.client_streaming, method.server_streaming
         self._behave = behave
         self._hide = hide
@@ -255,9 +260,12 @@ class _Method:
 
     @contextmanager
     def _calling(self, context: grpc.ServicerContext) -> Iterator[_Call]:
-        """Send the failure of a call, and tell the audit how it ended."""
-        call = _Call(context, context)
+        """Give a call its place, send its failure, and tell the audit how it ended."""
+        call, place = _Call(context, context), None
         try:
+            if self._entry is not None:
+                whose, place = self._entry.enter(context)
+                call.whose = whose or ""
             yield call
             if self._audit is not None:
                 self._audit.ended(context, call.caller, call.request, call.response, None)
@@ -269,6 +277,9 @@ class _Method:
             if self._audit is not None:
                 self._audit.ended(context, call.caller, call.request, None, error)
             _send_failure(error, context, self._name, self._hide)
+        finally:
+            if place is not None:
+                place.leave()
 
     def _admitted(self, caller: object) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.place(user_of(caller))
@@ -279,7 +290,7 @@ class _Method:
         if self._guard is not None:
             call.caller = self._guard.identified(call.context)
             check = self._guard.admit(call.caller)
-        call.whose = user_of(call.caller) or call.context.peer()
+        call.whose = user_of(call.caller) or call.whose or call.context.peer()
         readable = map(_readable, WAITS.messages(messages, call.context, call.whose, self._patience))
         if self._streamed:
             return readable if check is None else map(check, readable)

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from storage.errors import InvalidArgument, StoreUnavailable
 from storage.system.forks import HomeProcess
 from taskworker.errors import CallNotOffered, StorageUnavailable
-from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Gate, ServerLimits
+from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.connections import Connections
@@ -105,8 +105,9 @@ def _require_loopback(host: str, address: str) -> None:
 class _Health(health.HealthServicer):
     """The health service; it reports NOT_SERVING while the store cannot be used."""
 
-    def __init__(self, trouble: Callable[[], str]) -> None:
+    def __init__(self, trouble: Callable[[], str], *, is_watched: bool) -> None:
         super().__init__()
+        self._is_watched = is_watched
         self._watchers = Gate(_WATCHERS, f"{_WATCHERS} callers watch the health, as many as this server allows")
         self._trouble = trouble
         self._told = True
@@ -130,6 +131,8 @@ class _Health(health.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
         """See the health checking protocol of gRPC."""
+        if not self._is_watched:
+            raise CallNotOffered("this server does not let its health be watched; check it from time to time")
         with self._watchers.place():
             yield from super().Watch(request, context)
 
@@ -151,6 +154,9 @@ class Server:
             stays unusable for ten minutes ends, see :meth:`wait`.
         guard: refuses calls of reflection to whom it does not know; it is for ``services`` to guard themselves.
         limits: sizes of messages, and connections; ``services`` have limits of their own in their handlers.
+        entry: gives calls of health and reflection their places; it is for ``services`` to have it as well.
+        for_strangers: whether anybody may connect, and nobody is known: the health cannot be watched then, and there is
+            no reflection.
         clock_s: monotonic seconds.
     """
 
@@ -163,6 +169,8 @@ class Server:
         unusable: Callable[[], str] | None = None,
         guard: Guard | None = None,
         limits: ServerLimits = DEFAULT_LIMITS,
+        entry: Entry | None = None,
+        for_strangers: bool = False,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
@@ -170,7 +178,7 @@ class Server:
         self._connections = Connections(limits.connections)
         self._unusable = unusable
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
-        self._health = _Health(trouble)
+        self._health = _Health(trouble, is_watched=not for_strangers)
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
         self._server = grpc.server(
@@ -193,9 +201,13 @@ class Server:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         # Anybody may make these calls, so they get little time.
         hasty = replace(limits, message_s=min(limits.message_s, _HASTE_S))
-        self._server.add_generic_rpc_handlers((generic_handler(_HEALTH, self._health, guard=guard, limits=hasty),))
-        reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._server.add_generic_rpc_handlers((generic_handler(_REFLECTION, reflected, guard=guard, limits=limits),))
+        self._server.add_generic_rpc_handlers(
+            (generic_handler(_HEALTH, self._health, guard=guard, limits=hasty, entry=entry),)
+        )
+        if not for_strangers:
+            reflected = reflection.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
+            handler = generic_handler(_REFLECTION, reflected, guard=guard, limits=limits, entry=entry)
+            self._server.add_generic_rpc_handlers((handler,))
 
     def start(
         self,

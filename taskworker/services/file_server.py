@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import grpc
 
-from storage import FileStorage, StorageError, StoreUnavailable
+from storage import FileStorage, StorageError, StoreUnavailable, Version
 from taskworker.protos import store_pb2, taskworker_pb2
-from taskworker.rpc.admission import DEFAULT_LIMITS, Gate, ServerLimits
+from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Audit, Guard, Identify
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.guests import Grants
@@ -107,9 +107,14 @@ def guard_of(
     user_of_token: Callable[[str], str] | None = None,
     audit: Audit | None = None,
     grants: Grants | None = None,
+    entry: Entry | None = None,
 ) -> Guard:
     """Return a guard for a server of this store; see :class:`Guard`."""
-    return Guard(identify, lambda file_id, user_id: store.stat(file_id, user_id=user_id), user_of_token, audit, grants)
+
+    def head_of(file_id: str, user_id: str) -> Version:
+        return store.stat(file_id, user_id=user_id)
+
+    return Guard(identify, head_of, user_of_token, audit, grants, entry)
 
 
 def _paths_of(store: FileStorage) -> list[str]:

@@ -195,7 +195,7 @@ def require_own_address(address: str, peer: str, admission: Admission) -> None:
     host, _, port = address.rpartition(":")
     if not host or address.startswith("unix:") or not port.isascii() or not port.isdigit():
         raise InvalidArgument(f"a worker's address is host:port, not {address!r}")
-    host, origin = host.removeprefix("[").removesuffix("]"), _ip_of_peer(peer)
+    host, origin = host.removeprefix("[").removesuffix("]"), ip_of_peer(peer)
     is_own = host == admission.host if admission.host else _plain_ip(host) == origin != ""
     if not is_own:
         raise WorkerRefused(
@@ -204,7 +204,7 @@ def require_own_address(address: str, peer: str, admission: Admission) -> None:
         )
 
 
-def _ip_of_peer(peer: str) -> str:
+def ip_of_peer(peer: str) -> str:
     """The address in what gRPC calls the peer: ``ipv4:1.2.3.4:5`` or ``ipv6:[::1]:5``, percent-encoded."""
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):

@@ -12,6 +12,7 @@ from storage.system.private_paths import make_root_directory
 from taskworker.rpc.admission import DEFAULT_CALLS
 from taskworker.rpc.serving import Server
 from taskworker.worker.announcing import announced
+from taskworker.worker.calls_server import calls_server
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 
@@ -59,7 +60,7 @@ class FunctionsOnlyWorker:
         self._lock = StoreLock(self._directory)
         try:
             services = self._functions.services(self._directory)
-            self._server = Server(services, calls=DEFAULT_CALLS + FUNCTION_CALLS)
+            self._server = calls_server(services, DEFAULT_CALLS + FUNCTION_CALLS, self._member)
             credentials = None if self._member is None else self._member.credentials.for_grpc_server()
             port = self._server.start(address, credentials)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"

@@ -39,6 +39,7 @@ from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.server import WireServer
 from taskworker.worker.announcing import announced
+from taskworker.worker.calls_server import calls_server
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
@@ -161,7 +162,7 @@ class VolumeWorker:
             self._own = own = OwnVolume(volume, partial(self._open_again, volume.identity), self._clock_s)
             added = {} if self._functions is None else self._functions.services(self.directory)
             functions_calls = 0 if self._functions is None else FUNCTION_CALLS
-            self._server = Server(added, calls=DEFAULT_CALLS + functions_calls, clock_s=self._clock_s)
+            self._server = calls_server(added, DEFAULT_CALLS + functions_calls, self._member, self._clock_s)
             credentials = None if self._member is None else self._member.credentials.for_grpc_server()
             port = self._server.start(address, credentials)
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"

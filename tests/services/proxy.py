@@ -11,14 +11,19 @@ from types import TracebackType
 class Proxy:
     """Forwards connections to ``target``.
 
+    Args:
+        target: ``host:port``.
+        origin: the address from which it connects there; empty: any.
+
     Attributes:
         sent: bytes that clients sent.
         received: bytes that clients received.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, origin: str = "") -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
+        self._origin = (origin, 0) if origin else None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
@@ -66,7 +71,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                outside = socket.create_connection(self._target)
+                outside = socket.create_connection(self._target, source_address=self._origin)
             except OSError:
                 inside.close()
                 continue
