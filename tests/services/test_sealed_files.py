@@ -7,6 +7,7 @@ import hashlib
 import io
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage, Version
-from storage.errors import ConflictError, FileNotFound, InvalidArgument, KeyRequired, SealBroken, VersionNotFound
+from storage.errors import (
+    ConflictError,
+    FileNotFound,
+    InvalidArgument,
+    KeyRequired,
+    PermissionDenied,
+    SealBroken,
+    VersionNotFound,
+)
 from storage.sealing.master_keys import new_key_file
 from taskworker import AsyncClient, Client
 from taskworker.client.sources import Pushable
 from taskworker.errors import PoolIsBlind
 from tests.services.conftest import CHUNK
 from tests.services.proxy import Proxy
+from tests.services.test_sharing import Served
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 USER = "ann"
@@ -455,3 +465,27 @@ async def _asynchronous(address: str) -> None:
 
 def test_the_asynchronous_client_does_the_same(address: str) -> None:
     asyncio.run(_asynchronous(address))
+
+
+def test_who_has_the_key_can_share_the_file(tmp_path: Path) -> None:
+    with closing(Served(tmp_path / "served")) as served:
+        ann, bob, eve = (Client(served.address, token=served.tokens[user], key=KEY) for user in ("ann", "bob", "eve"))
+        keyless = served.client("bob")
+        with ann, bob, eve:
+            version = ann.push(b"of ann", filename=NAME, user_id="ann")
+            made = ann.share(NAME, with_user="bob", user_id="ann", write=True)
+            assert made.name == NAME
+            assert [one.name for one in bob.shares(user_id="bob").received] == [NAME]
+            assert bob.find(NAME, user_id="ann") == version
+            revised = bob.revise(version.file_id, b"of bob", user_id="ann", note="改")
+            assert revised.note == "改 (by bob)"
+            assert bob.push(b"of bob again", filename=NAME, user_id="ann").note == "(by bob)"
+            assert ann.get(version.file_id, user_id="ann") == b"of bob again"
+            assert ann.get(version.file_id, user_id="ann", version_id=revised.version_id) == b"of bob"
+            with pytest.raises(SealBroken, match="give user_id"):
+                bob.get(version.file_id, user_id="bob")
+            with pytest.raises(KeyRequired):
+                keyless.get(version.file_id, user_id="ann")
+            with pytest.raises(PermissionDenied):
+                eve.find(NAME, user_id="ann")
+            assert [one.name for one in ann.unshare(NAME, user_id="ann")] == [NAME]

@@ -83,7 +83,9 @@ class SealedFiles:
                 before.
         """
         if stored.user_id != user_id:
-            raise SealBroken(f"the server answered with a file of {stored.user_id!r}; do not trust it")
+            raise SealBroken(
+                f"the server answered with a file of {stored.user_id!r}; if that user shares it, give user_id (--user)"
+            )
         name = self.key.opened_name(stored.user_id, stored.file_id, stored.filename)
         note, author = self.key.opened_note(stored.user_id, stored.file_id, stored.note)
         layout = layout_of(stored.size, stored.chunk_size)
