@@ -272,7 +272,7 @@ class Catalog(Protocol):
         """
 
     def seal(self, key_id: bytes, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
-        """Seal all rows that have what users wrote, in one transaction. Call it while nobody else writes.
+        """Seal all rows that have what users wrote, in one transaction. Call it while nobody reads; others may write.
 
         Args:
             key_id: names the key.

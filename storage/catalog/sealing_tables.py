@@ -95,6 +95,7 @@ class SealingTables:
         self._plain = frozenset(map(document_key, (*_PLAIN_DOCUMENTS, *plain_documents)))
         self._sealed_with: bytes | None = None
         self._open: _Rows | None = None
+        self._sealing: _Rows | None = None  # what a call of seal uses until it has returned
         self._cache = PageCache()
 
     # -- sealing ---------------------------------------------------------------------------------
@@ -116,7 +117,9 @@ class SealingTables:
         self._open = _Rows(secret, token_bytes, self._plain)
 
     def seal(self, key_id: bytes, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
-        """Seal all rows, in one transaction, and those that are written from now on. Call it while nobody else writes.
+        """Seal all rows, in one transaction, and those that are written from now on.
+
+        Others may write meanwhile. Whoever reads may find a row that is sealed already, or still, for a moment.
 
         Args:
             key_id: names the key, 16 bytes.
@@ -125,7 +128,7 @@ class SealingTables:
         """
         if self.sealed_with or len(key_id) != _KEY_ID_BYTES:
             raise InvalidArgument("the catalog is sealed already" if self.sealed_with else "a key's id has 16 bytes")
-        rows = _Rows(secret, token_bytes, self._plain)
+        rows = self._sealing = _Rows(secret, token_bytes, self._plain)
 
         def work(txn: TableTransaction) -> None:
             found = 0
@@ -232,16 +235,18 @@ class SealingTables:
     # -- changing --------------------------------------------------------------------------------
 
     def transact(self, work: Callable[[TableTransaction], T]) -> T:
-        if not self.sealed_with:
-            return self._tables.transact(work)
-
-        def sealed(txn: TableTransaction) -> T:
-            transaction = _SealedTransaction(self, self._open, txn)
+        def transacted(txn: TableTransaction) -> T:
+            rows = self._open
+            if not self.sealed_with:
+                if txn.get(ROOT, _SEALED_WITH) is None:
+                    return work(txn)
+                rows = self._sealing  # another thread has sealed them just now
+            transaction = _SealedTransaction(self, rows, txn)
             outcome = work(transaction)
             transaction.flush()
             return outcome
 
-        return self._tables.transact(sealed)
+        return self._tables.transact(transacted)
 
     def close(self) -> None:
         self._tables.close()

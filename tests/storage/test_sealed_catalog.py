@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -268,6 +271,32 @@ def test_a_locked_catalog_gives_settings_and_totals_only(catalog: LmdbCatalog, t
     with pytest.raises(SealBroken):
         locked.document("users")
     locked.close()
+
+
+def test_what_others_write_while_a_catalog_is_sealed_is_sealed(tmp_path: Path) -> None:
+    for attempt in range(5):
+        path = tmp_path / f"catalog-{attempt}"
+        catalog = LmdbCatalog(path)
+        stop = threading.Event()
+
+        def write(catalog: LmdbCatalog = catalog, stop: threading.Event = stop) -> int:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                catalog.save_document(f"users-{number % 40}", b"planted %d" % number)
+            return number
+
+        with ThreadPoolExecutor(2) as threads:
+            writers = [threads.submit(write) for _ in range(2)]
+            time.sleep(0.02)
+            catalog.seal(KEY_ID, SECRET, os.urandom)
+            time.sleep(0.02)
+            stop.set()
+            assert all(writer.result() for writer in writers)
+        assert all((catalog.document(f"users-{number}") or b"planted").startswith(b"planted") for number in range(40))
+        catalog.close()
+        LmdbTables(path).close()
+        assert b"planted" not in (path / "data.mdb").read_bytes()
 
 
 def test_an_unfinished_copy_does_no_harm(tmp_path: Path) -> None:
