@@ -83,6 +83,7 @@ class MembersServer:
         audit: Audit,
     ) -> None:
         self._credentials = credentials
+        self._enrollment = enrollment
         self._authority = authority
         self._renew = renew
         self._stopping = threading.Event()
@@ -125,7 +126,7 @@ class MembersServer:
 
         Args:
             address: where workers join; port 0: any free one.
-            members_port: the other port; 0: any free one.
+            members_port: the other port; 0: the former one, or if there was none, any free one.
 
         Returns:
             The address at which workers join.
@@ -137,7 +138,10 @@ class MembersServer:
         host = address.rpartition(":")[0]
         # To workers that join, the authority vouches for the pool that their tokens name; it is shown as well.
         entrance = ServerTls(self._authority, address).credentials()
-        self._joining.members_port = self._members.start(f"{host}:{members_port}", self._credentials.for_grpc_server())
+        wanted = members_port or self._enrollment.port
+        port = self._members.start(f"{host}:{wanted}", self._credentials.for_grpc_server())
+        self._enrollment.keep_port(port)
+        self._joining.members_port = port
         found = f"{host}:{self._entrance.start(address, entrance)}"
         self._renewing.start()
         return found

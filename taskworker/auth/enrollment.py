@@ -56,11 +56,13 @@ class _Kept(msgspec.Struct, frozen=True):
         admitted: what each of them was admitted as, by its id.
         denied: ids whose certificates are not accepted any more.
         told: what each of them got last; those of former releases are added as soon as they are read.
+        port: at which they find the pool; 0: unknown.
     """
 
     admitted: dict[str, Admission] = {}
     denied: frozenset[str] = frozenset()
     told: dict[str, _Told] = {}
+    port: int = 0
 
 
 _decoder = msgspec.msgpack.Decoder(_Kept)
@@ -128,7 +130,11 @@ class Enrollment:
         admission = self._tokens.use(worker, secret, public_key_hash(request))
         with self._lock:
             kept = self._kept
-            self._keep(_Kept(kept.admitted | {worker: admission}, kept.denied - {worker}, kept.told))
+            self._keep(
+                msgspec.structs.replace(
+                    kept, admitted=kept.admitted | {worker: admission}, denied=kept.denied - {worker}
+                )
+            )
         return self._issue(worker, request_pem)
 
     def renew(self, member: MemberIdentity, request_pem: bytes) -> Issued:
@@ -150,6 +156,17 @@ class Enrollment:
         with self._lock:
             self._keep(msgspec.structs.replace(self._kept, told=self._kept.told | {worker: told}))
         return issued
+
+    @property
+    def port(self) -> int:
+        """The port at which members find the pool, which they are told once; 0: none was chosen yet."""
+        return self._kept.port
+
+    def keep_port(self, port: int) -> None:
+        """Note the port at which members find the pool."""
+        with self._lock:
+            if port != self._kept.port:
+                self._keep(msgspec.structs.replace(self._kept, port=port))
 
     def is_behind(self, worker: str) -> bool:
         """Whether the authorities have changed since this worker got its certificate."""
@@ -224,7 +241,9 @@ class Enrollment:
             # When their certificates expire, is not known here; they learn of the authorities with their heartbeats.
             unknown = dict.fromkeys(added, _Told("", self._now_ms() + int(max(LIFETIME_S, self._lifetime_s) * 1000)))
             refused = kept.denied | {worker for worker in denied if worker in added}
-            self._keep(_Kept(kept.admitted | added, refused, unknown | kept.told))
+            self._keep(
+                msgspec.structs.replace(kept, admitted=kept.admitted | added, denied=refused, told=unknown | kept.told)
+            )
             return len(added)
 
     def _keep(self, kept: _Kept) -> None:

@@ -54,7 +54,7 @@ def pool(
     members_port: Annotated[
         int,
         typer.Option(
-            help="Port for workers that have joined, on the host of --join; 0: any free one.",
+            help="Port for workers that have joined, on the host of --join; 0: the former one, at first any free one.",
             metavar="PORT",
             min=0,
             max=65535,

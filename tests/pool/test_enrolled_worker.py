@@ -268,6 +268,18 @@ def test_certificates_of_members_are_valid_as_long_as_the_operator_says(tmp_path
     assert enrollment.denied_now() == []
 
 
+def test_members_find_a_pool_that_was_started_again(stand: Stand) -> None:
+    member = stand.enroll("w1")
+    stand.server.stop(0.0)
+    again = PoolServer(stand.directory / "pool", joins_by_token=True, authenticates=False)
+    try:
+        again.start("127.0.0.1:0", "127.0.0.1:0")
+        with member.dial() as channel:
+            PoolServiceStub(channel).Describe(pool_pb2.DescribeRequest())
+    finally:
+        again.stop(0.0)
+
+
 def test_a_pool_whose_directory_was_lost_knows_its_users_and_workers_again(secured: Stand) -> None:
     member = secured.enroll("w1")
     secured.enroll("w2")
