@@ -27,7 +27,7 @@ from storage.shards.identity import VolumeIdentity, new_volume_key, read_identit
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_own_directory, make_root_directory
-from taskworker.errors import NotJoined, StorageUnavailable, WorkerRefused
+from taskworker.errors import NotJoined, ServerNotTrusted, StorageUnavailable, WorkerRefused
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
@@ -301,7 +301,15 @@ class VolumeWorker:
                     raise
 
     def _describe(self) -> pool_pb2.PoolDescription:
-        description = self._call(lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S))
+        try:
+            description = self._call(lambda: self._pool.Describe(pool_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S))
+        except ServerNotTrusted as error:
+            if self._member is not None:
+                raise
+            raise WorkerRefused(
+                f"{error}. A worker of another machine joins with a token instead: give it the one that "
+                "`taskworker worker token` printed for it (--token)"
+            ) from None
         if description.protocol != PROTOCOL:
             raise WorkerRefused(
                 f"the pool at {self.pool_address} speaks protocol {description.protocol}, this worker {PROTOCOL}; "

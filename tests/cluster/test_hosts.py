@@ -105,6 +105,8 @@ def test_only_those_that_were_admitted_join_and_only_as_themselves(machines: Mac
     assert [(worker["zone"], worker["owner"]) for worker in status["workers"]] == [("rack1", "ann")]
     with pytest.raises(AssertionError, match="it was used already"):
         machines.start(2, token, worker="w1")
+    with pytest.raises(AssertionError, match="joins with a token instead"):
+        machines.start(2)
     secret = token.rpartition(".")[2]
     with pytest.raises(AssertionError, match="is not the pool that the token is from"):
         machines.start(3, f"tw1.{'0' * 64}.w3.{secret}")
