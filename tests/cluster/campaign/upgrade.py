@@ -71,7 +71,6 @@ def _extract(commit: str, tree: Path) -> str:
 
 
 def _upgrade(run: Run, former: Former, directory: Path, tree: Path) -> None:
-    verdicts = run.verdicts
     # Both releases write to the contexts of their user, which are not to be those of whoever runs this.
     os.environ["XDG_CONFIG_HOME"] = str(directory / "config")
     name = f"from {former.commit}, {former.what}"
@@ -80,55 +79,69 @@ def _upgrade(run: Run, former: Former, directory: Path, tree: Path) -> None:
         for filename, content in kept.items():
             cluster.client.push(content, filename=filename, user_id="ann")
         with Users(cluster.address, _USERS, run.seed, directory, may_be_refused=True) as users:
-            users.resume()
-            time.sleep(run.rounds)
-            users.pause()
+            _work(users, run.rounds)
             before = len(users.account.errors), users.account.refused
-            verdicts.check(f"{name}: before, failed or refused", f"{before}", holds=before == (0, 0))
-
+            run.verdicts.check(f"{name}: before, failed and refused", f"{before}", holds=before == (0, 0))
             users.resume()
             cluster.tree = None
-            began_s = time.monotonic()
-            cluster.pool_process.stop()
-            cluster.restart_pool()
-            with Client(cluster.address, timeout_s=WAIT_S) as client:
-                if former.speaks:
-                    cluster.await_status(_all_alive)
-                    verdicts.note(f"the new pool has all former workers {time.monotonic() - began_s:.1f} s after")
-                    users.pause()
-                    refused = users.account.refused
-                    users.resume()
-                taken_s = _one_after_another(cluster, run.rounds)
-                verdicts.note(f"{name}: a worker is back {spread(taken_s, 's')} after it was stopped")
-                cluster.await_survivable(2, _SETTLED_S)
-                waited: list[str] = []
-                if not former.speaks:
-                    users.pause()
-                    errors = users.account.errors
-                    waited = [text for text in errors if _TOO_FEW in text]  # later ones count
-                    users.account.errors = [text for text in errors if _TOO_FEW not in text]
-                    users.resume()
-                time.sleep(run.rounds)
-                users.pause()
-                users.verify()
-                account = users.account
-                verdicts.note(f"{account}; {account.refused} refused, the longest call {account.longest_s:.1f} s")
-                verdicts.errors(f"{name}: errors other than a clear UNAVAILABLE, or bytes lost", account.errors)
-                if not former.speaks:
-                    verdicts.note(f"at least {len(waited)} calls were told that too few workers are back, such as:")
-                    verdicts.note(waited[-1] if waited else "none")
-                    told = _refused(directory)
-                    verdicts.check(
-                        f"{name}: what its workers are told", told[-200:], holds="install the pool's" in told
-                    )
-                if former.speaks:
-                    later = account.refused - refused
-                    verdicts.check(f"{name}: refused after the pool was back", str(later), holds=not later)
-                lost = [file for file, content in kept.items() if _read(client, file) != content]
-                verdicts.errors(f"{name}: files that were stored before and cannot be read", lost)
-                scrubbed = client.scrub()
-            bad = scrubbed.missing + scrubbed.rotten
-            verdicts.check(f"{name}: shards missing or rotten", f"{bad} of {scrubbed.shards_checked:,}", holds=not bad)
+            if former.speaks:
+                _in_step(run, name, cluster, users)
+            else:
+                _apart(run, name, cluster, users)
+            users.verify()
+            run.verdicts.note(f"{users.account}; {users.account.refused} refused")
+            run.verdicts.errors(f"{name}: errors other than clear ones, or bytes lost", users.account.errors)
+        with Client(cluster.address, timeout_s=WAIT_S) as client:
+            lost = [file for file, content in kept.items() if _read(client, file) != content]
+            run.verdicts.errors(f"{name}: files that were stored before and cannot be read", lost)
+            scrubbed = client.scrub()
+        bad = scrubbed.missing + scrubbed.rotten
+        run.verdicts.check(f"{name}: shards missing or rotten", f"{bad} of {scrubbed.shards_checked:,}", holds=not bad)
+
+
+def _in_step(run: Run, name: str, cluster: Cluster, users: Users) -> None:
+    """The new pool uses the former workers until each of them is upgraded: only its own restart is noticed."""
+    began_s = time.monotonic()
+    _upgrade_pool(cluster)
+    cluster.await_status(_all_alive)
+    run.verdicts.note(f"{name}: the new pool has all former workers after {time.monotonic() - began_s:.1f} s")
+    users.pause()
+    refused = users.account.refused
+    users.resume()
+    _upgrade_workers(run, name, cluster)
+    _work(users, run.rounds)
+    later = users.account.refused - refused
+    run.verdicts.check(f"{name}: refused after the pool was back", str(later), holds=not later)
+
+
+def _apart(run: Run, name: str, cluster: Cluster, users: Users) -> None:
+    """The new pool refuses the former workers: until enough of them are upgraded, files cannot be read."""
+    _upgrade_pool(cluster)
+    _upgrade_workers(run, name, cluster)
+    users.pause()
+    waiting = [text for text in users.account.errors if _TOO_FEW in text]
+    users.account.errors = [text for text in users.account.errors if _TOO_FEW not in text]
+    run.verdicts.note(f"{name}: at least {len(waiting)} calls were told that too few workers were back")
+    told = _refused(cluster.directory)
+    run.verdicts.check(f"{name}: what its workers are told", told, holds="install the pool's release" in told)
+    _work(users, run.rounds)
+
+
+def _work(users: Users, seconds: float) -> None:
+    users.resume()
+    time.sleep(seconds)
+    users.pause()
+
+
+def _upgrade_pool(cluster: Cluster) -> None:
+    cluster.pool_process.stop()
+    cluster.restart_pool()
+
+
+def _upgrade_workers(run: Run, name: str, cluster: Cluster) -> None:
+    taken_s = _one_after_another(cluster, run.rounds)
+    run.verdicts.note(f"{name}: a worker is back {spread(taken_s, 's')} after it was stopped")
+    cluster.await_survivable(2, _SETTLED_S)
 
 
 def _one_after_another(cluster: Cluster, pause_s: float) -> list[float]:
