@@ -34,7 +34,7 @@ def rotate(run: Run) -> None:
     """Rotate everything that can be rotated, over and over, for N seconds."""
     verdicts = run.verdicts
     os.environ["XDG_CONFIG_HOME"] = str(run.directory / "config")
-    options = ("--tls", "--encryption", "--certificate-hours", str(_CERTIFICATE_HOURS))
+    options = ("--tls", "--certificate-hours", str(_CERTIFICATE_HOURS))
     with Cluster(run.directory, options=options, joins=True) as cluster:
         _plant(cluster)
         with (
