@@ -27,6 +27,7 @@ _PLANTED = {
     "a user's name": "planted-user-name",
     "a secret's value": "planted-value-of-a-secret",
 }
+_LOGS = ("audit", "calls")
 _STEPS = ("add-next", "promote", "drop-former")
 
 
@@ -93,15 +94,16 @@ def _steal(run: Run, cluster: Cluster) -> None:
     run.verdicts.errors("planted words on workers' disks", disks)
     pool = run.directory / "pool"
     keys = {pool / "master.key", pool / "authority.pem"}
-    found = sorted(
-        {text.partition(" in ")[0] for path in sorted(pool.rglob("*")) if path not in keys and path.is_file()
-         for text in found_in(path, words)}
-    )  # fmt: skip
-    never = sorted({"content", "a secret's value"} & set(found))
-    run.verdicts.errors("content and secrets in the pool's directory without its keys", never)
-    run.verdicts.note(
-        f"what else can be read in the pool's directory: {', '.join(found) or 'nothing of what was planted'}"
-    )
+    found = {
+        path.relative_to(pool): found_in(path, words)
+        for path in sorted(pool.rglob("*"))
+        if path.is_file() and path not in keys
+    }
+    sealed = [text for path, texts in found.items() if path.parts[0] not in _LOGS for text in texts]
+    run.verdicts.errors("planted words in the pool's directory without its keys and logs", sealed)
+    logged = {text.partition(" in ")[0] for path, texts in found.items() if path.parts[0] in _LOGS for text in texts}
+    run.verdicts.errors("content, notes and secrets in its logs", sorted(logged - {"a user's name", "a file's name"}))
+    run.verdicts.note(f"in its logs, which are not encrypted: {', '.join(sorted(logged)) or 'no planted words'}")
 
 
 def _certificates(cluster: Cluster) -> dict[str, tuple[datetime, int]]:
