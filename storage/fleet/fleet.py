@@ -133,6 +133,10 @@ class Fleet(ABC, Generic[StoreT]):
         """Why a store is offline or refuses; empty if no problem is known."""
         return self._reasons.get(slot, "")
 
+    def slow(self) -> Collection[int]:
+        """Slots of stores that keep everybody waiting: they are asked last."""
+        return ()
+
     def takes_no_writes(self, slot: int) -> bool:
         """Whether a store is online but read-only or full, so that it cannot be given what it lacks."""
         return False

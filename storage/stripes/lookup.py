@@ -121,7 +121,8 @@ class ShardLookup:
 
     def object_length(self, stripe: StripeKey) -> int | None:
         """Return the length of a stored object according to a shard's header; None if no shard is found."""
-        for slot, holder in enumerate(self._fleet.holders(stripe)):
+        slow = self._fleet.slow()
+        for slot, holder in sorted(enumerate(self._fleet.holders(stripe)), key=lambda one: one[1] in slow):
             location = self.locate(holder, shard_key(stripe, slot))
             if location is not None:
                 return location.object_length

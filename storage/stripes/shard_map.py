@@ -22,6 +22,7 @@ from storage.keys import (
     PackedKeys,
     ShardKey,
     StripeKey,
+    data_shards,
     packed_shard_keys,
     slot_of,
     stripe_of,
@@ -221,7 +222,11 @@ class ShardMapper:
     def _holders(
         self, stripes: Sequence[StripeKey], placed: Mapping[int, tuple[int, ...]], lacking: Mapping[int, list[int]]
     ) -> dict[int, list[int | None]]:
-        """Return the store that has each shard, by index of the stripe."""
+        """Return the store that has each shard, by index of the stripe.
+
+        Slow stores are searched only if the stripe could not be read without them.
+        """
+        slow = self._fleet.slow()
         holders: dict[int, list[int | None]] = {}
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         codes: defaultdict[int, list[int]] = defaultdict(list)
@@ -230,8 +235,9 @@ class ShardMapper:
             known = holders[index] = list[int | None](stores)
             for slot in absent:
                 known[slot] = None
+            enough = len(stores) - len(absent) >= data_shards(stripe)
             for store in self._fleet.elsewhere(stripe):
-                if not self._fleet.trusts(store):
+                if not self._fleet.trusts(store) or (enough and store in slow):
                     continue
                 for slot in absent:
                     if stores[slot] != store:

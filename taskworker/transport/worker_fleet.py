@@ -197,7 +197,7 @@ class WorkerFleet(MemberFleet):
             return self._conduct.proven_liars()
 
     def slow(self) -> frozenset[int]:
-        """Workers that others stand in for, because they keep everybody waiting."""
+        """See :meth:`Fleet.slow`. Others stand in for these workers."""
         return self._conduct.slow
 
     def forgive(self) -> None:

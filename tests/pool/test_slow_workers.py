@@ -14,10 +14,10 @@ import pytest
 from storage.erasure import ErasureProfile
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member
-from storage.keys import Kind, StripeKey, shard_key, stripe_key
+from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.limits import KIB, MIB
 from storage.runtime import Runtime
-from storage.shards import LocalVolume, Shard
+from storage.shards import LocalVolume, Location, Shard
 from storage.stripes.stripes import StripeStore
 from storage.write.redundancy import make_whole
 from taskworker.transport.remote_volume import RemoteVolume
@@ -31,13 +31,26 @@ PATIENCE_S = 60.0  # who waits for the slow worker sees it go away in the end
 
 
 class SlowVolume(LocalVolume):
-    """A volume whose appends wait while the gate is closed."""
+    """A volume whose appends wait while a gate is closed, and everything else while another one is."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir()
         super().__init__(path, IDENTITY)
-        self.gate = threading.Event()
+        self.gate, self.others = threading.Event(), threading.Event()
+        self.open()
+
+    def open(self) -> None:
+        """Open both gates."""
         self.gate.set()
+        self.others.set()
+
+    def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        self.others.wait()
+        return super().missing(keys)
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        self.others.wait()
+        return super().locate_all(keys)
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         self.gate.wait()
@@ -61,7 +74,7 @@ class Pool:
         exits.callback(self.fleet.close)
         exits.callback(self.stripes.close)
         for volume in self.volumes:
-            exits.callback(volume.gate.set)
+            exits.callback(volume.open)
 
     def push(self, objects: Sequence[bytes]) -> list[StripeKey]:
         """Store objects as a push does, until they could be committed."""
@@ -87,6 +100,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 def test_a_push_does_not_read_what_has_not_reached_a_slow_worker(pool: Pool) -> None:
     pool.volumes[SLOW].gate.clear()
+    pool.volumes[SLOW].others.clear()
     stripes = pool.push([content(seed, 64 * KIB) for seed in range(12)])
     assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
     pool.fleet.require_writable(ErasureProfile(4, 6))
