@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import struct
 import threading
 import time
@@ -133,12 +134,16 @@ class ShardCalls:
                     raise VolumeFailed(str(self.failure))
                 stream = self._dial(self._address, min(_CONNECT_S_MAX, self.timeout_s))
                 try:
-                    connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s)
+                    connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s, self._arrived_s)
                 except OSError:  # the poller cannot take it
                     stream.close()
                     raise
                 self._lanes[lane] = connection
             return connection
+
+    def _arrived_s(self) -> float:
+        """When something last arrived on one of the connections, at either end."""
+        return max((connection.arrived_s for connection in list(self._lanes.values())), default=-math.inf)
 
     def _on_ended(self, error: Exception) -> None:
         """Note that a connection failed. Others are made only for connections that nobody used."""

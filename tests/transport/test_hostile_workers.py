@@ -19,7 +19,7 @@ from storage.errors import StorageError
 from storage.keys import Kind as ShardKind
 from storage.shards import VolumeFailed
 from taskworker.transport.fetches import Outcome
-from taskworker.transport.frames import PRESENT, join_keys
+from taskworker.transport.frames import PRESENT, Call, join_keys
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.wire.answers import OneAnswer
 from taskworker.transport.wire.connection import Connection
@@ -272,6 +272,35 @@ def test_a_flood_for_a_call_that_was_cancelled(sound: RemoteVolume) -> None:
             assert sound.missing([shard_of(1).key]) == []
         used_until_it_fails(volume.usage, 0.05)
         assert volume.misbehaved
+
+
+def test_a_small_call_waits_while_the_worker_sends_something_else() -> None:
+    """Over a slow link it waits for that; and not for long over any other."""
+    fetching, over = threading.Event(), threading.Event()
+
+    def behave(peer: Peer) -> None:
+        greeted(peer)
+        frame = peer.frame()
+        assert frame is not None
+        raw = answer(frame[0].call, bytes(64 * 1024) + bytes([PRESENT]))
+        if frame[0].method == Call.FETCH:
+            fetching.set()
+            for at in range(200):
+                peer.send(raw[at : at + 1])
+                if over.wait(0.1):
+                    break
+            peer.send(raw[at + 1 :])
+        else:
+            over.wait(3.0)
+            peer.send(answer(frame[0].call))
+            over.set()
+
+    with worker(behave) as address, volume_at(address, 1.5) as volume:
+        ended = threading.Event()
+        volume.begin_fetch([(key_of(1), 64 * 1024)], [memoryview(bytearray(64 * 1024))], lambda _: ended.set())
+        assert fetching.wait(10)
+        assert volume.missing([key_of(2)]) == []
+        assert ended.wait(10)
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ frame is copied once more, so that the caller need not wait.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -149,6 +150,11 @@ class Connection:
         poller: calls this connection when something happens.
         on_ended: called once, by any thread and under no lock, when the connection has ended.
         clock_s: monotonic seconds.
+        others_s: when something of another connection to the same peer last arrived, at either end, by the clock. Over
+            a slow link, a small call waits for that.
+
+    Attributes:
+        arrived_s: when something of this connection last arrived, at either end.
     """
 
     def __init__(
@@ -158,8 +164,10 @@ class Connection:
         poller: Poller,
         on_ended: Callable[[Exception], None] = lambda error: None,
         clock_s: Callable[[], float] = time.monotonic,
+        others_s: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self.stream = stream
+        self._others_s = others_s
         self._welcome = _BEFORE_WELCOME
         self._poller = poller
         self._on_ended = on_ended
@@ -174,7 +182,8 @@ class Connection:
         self._size = 0  # bytes of calls under way
         self._last = 0
         self._ended: Exception | None = None
-        self._progress = (-1, -1)
+        self._progress = (0, 0)
+        self.arrived_s = -math.inf
         self._progress_s = self.used_s = clock_s()
         error = self._put([pack_greeting(lane)])
         poller.add(self)
@@ -343,13 +352,16 @@ class Connection:
             if not self._calls and now_s - self.used_s > _IDLE_S:
                 self._ended = Unused("the connection was not used for a while")
             progress = (self._reader.received, self._outbox.size + self.stream.unsent())
+            if progress[0] > self._progress[0] or progress[1] < self._progress[1]:
+                self.arrived_s = now_s
             if progress != self._progress:
                 self._progress, self._progress_s = progress, now_s
             calls = list(self._calls.values())
         if self._ended is not None:
             self._wind_up(self._ended)
+        progress_s = max(self._progress_s, self._others_s())
         for call in calls:
-            heard_s = max(call.sent_s, self._progress_s)
+            heard_s = max(call.sent_s, progress_s)
             if now_s - heard_s > call.patience_s or now_s - call.sent_s > call.limit_s:
                 self.fail(CallsLost(call.patience_s))
                 return
