@@ -4,6 +4,7 @@ from storage.catalog.lmdb_catalog import LmdbCatalog
 from storage.catalog.memory import MemoryCatalog, MemoryDatabase
 from storage.catalog.port import (
     COPIED_IN_USE,
+    DESTROYED_KEYS,
     USER_KEYS,
     Catalog,
     CatalogTransaction,
@@ -18,6 +19,7 @@ from storage.catalog.port import (
 
 __all__ = [
     "COPIED_IN_USE",
+    "DESTROYED_KEYS",
     "USER_KEYS",
     "Catalog",
     "CatalogTransaction",

@@ -24,6 +24,9 @@ COPIED_IN_USE = "catalog-copied-in-use"
 USER_KEYS = "user-keys"
 """Document with the users' keys. If there is one, the store is encrypted, wholly or in part."""
 
+DESTROYED_KEYS = "user-keys-destroyed"
+"""Document with the ids of users' keys that were destroyed; copies that come back from volumes are not taken."""
+
 _NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from storage.catalog.port import COPIED_IN_USE, USER_KEYS
+from storage.catalog.port import COPIED_IN_USE, DESTROYED_KEYS, USER_KEYS
 from storage.catalog.records import USAGE_RANGE, document_key
 from storage.catalog.sealed_names import Get, NamesReader, NamesWriter, Open, PageCache
 from storage.catalog.tables import ROOT, TableReader, Tables, TableTransaction
@@ -33,7 +33,7 @@ _KEY_ID_BYTES = 16
 _SALT_BYTES = 16
 _PURPOSE = "TaskWorker 2026-11 catalog: rows"
 _BOUND = b"TaskWorker catalog "
-_PLAIN_DOCUMENTS = frozenset({USER_KEYS, COPIED_IN_USE})
+_PLAIN_DOCUMENTS = frozenset({USER_KEYS, DESTROYED_KEYS, COPIED_IN_USE})
 _DOCUMENTS = document_key("")
 _SEALED_TABLES = frozenset({"files", "uploads"})
 _NAMES = "names"

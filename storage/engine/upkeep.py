@@ -65,6 +65,22 @@ class Upkeep:
         """The bytes on volumes that a user's uploads have written and not committed."""
         return self._parts.quotas.uncommitted(user_key(user_id.encode()))
 
+    def destroy_keys(self, user_id: str) -> int:
+        """Destroy the keys of a user who stores nothing any more; see ``UserKeyStore.destroy``.
+
+        Raises:
+            InvalidArgument: the user has files.
+        """
+        self._parts.check_writable()
+        user = user_key(user_id.encode())
+        files = self._catalog.usage(user).files
+        if files or self._catalog.names(user, b"", None, 1) or self.uncommitted(user_id):
+            raise InvalidArgument(
+                f"user {user_id} has {files:,} files, or uploads that go on, which could never be read again: remove "
+                "them first"
+            )
+        return self.keys.destroy(user_id)
+
     def scrub(self, progress: Progress | None) -> ScrubReport:
         """See :meth:`storage.FileStorage.scrub`."""
         self._parts.check_open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -101,6 +101,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._held: dict[bytes, _Held] = {}
         self._users: dict[str, UserKeys] = {}
+        self._destroyed: frozenset[bytes] = frozenset()
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -119,6 +120,14 @@ class Keyring:
     def has_opened(self) -> bool:
         """Whether a master key at hand opens any key."""
         return bool(self._users)
+
+    def is_destroyed(self, key_id: bytes) -> bool:
+        """Whether the key with this id was destroyed."""
+        return key_id in self._destroyed
+
+    def has_destroyed(self) -> bool:
+        """Whether any key was destroyed."""
+        return bool(self._destroyed)
 
     def find(self, key_id: bytes) -> UserKey:
         """Return a key by its id.
@@ -157,7 +166,7 @@ class Keyring:
         with self._lock:
             for sealed in found.keys:
                 held = self._held.get(sealed.key_id)
-                if held is not None and held.key is not None:
+                if (held is not None and held.key is not None) or sealed.key_id in self._destroyed:
                     continue
                 try:
                     key = self._opened(sealed)
@@ -182,6 +191,22 @@ class Keyring:
         self._held[held.sealed.key_id] = held
         if held.key is not None:
             self._users[held.key.user_id] = self.keys_of(held.key.user_id).with_key(held.key)
+
+    def without(self, key_ids: Set[bytes]) -> bytes:
+        """Return the sealed keys of the store except some, in canonical form; see :meth:`destroy`."""
+        with self._lock:
+            left = [held.sealed for held in self._held.values() if held.sealed.key_id not in key_ids]
+        return _encode(SealedKeys(1, sorted(left, key=lambda sealed: sealed.key_id)))
+
+    def destroy(self, key_ids: Set[bytes]) -> None:
+        """Forget keys for good: they are not taken again."""
+        with self._lock:
+            self._destroyed |= key_ids
+            for key_id in key_ids:
+                held = self._held.pop(key_id, None)
+                if held is not None and held.key is not None:
+                    user = held.key.user_id
+                    self._users[user] = self.keys_of(user).without(key_id)
 
     def drop_locked(self) -> None:
         """Forget keys that no master key at hand opens."""

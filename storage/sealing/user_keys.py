@@ -82,6 +82,15 @@ class UserKeys:
         """Return these keys and another one."""
         return UserKeys(self.user_id, *(one for one in self._every if one.key_id != key.key_id), key)
 
+    def without(self, key_id: bytes) -> UserKeys:
+        """Return these keys except one."""
+        return UserKeys(self.user_id, *(one for one in self._every if one.key_id != key_id))
+
+    @property
+    def ids(self) -> frozenset[bytes]:
+        """The ids of these keys."""
+        return frozenset(key.key_id for key in self._every)
+
     def __len__(self) -> int:
         return len(self._every)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from storage.catalog import USER_KEYS, Catalog
+from storage.catalog import DESTROYED_KEYS, USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreFull
 from storage.fleet.fleet import Fleet
@@ -23,7 +23,7 @@ from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
 from storage.runtime import Runtime
 from storage.sealing.keyring import Keyring, SealedKeys, decode_sealed_keys
 from storage.sealing.master_keys import MasterKeys
-from storage.sealing.user_keys import UserKey, UserKeys
+from storage.sealing.user_keys import KEY_ID_BYTES, UserKey, UserKeys
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes.stripes import metadata_stripe
 
@@ -75,6 +75,8 @@ class UserKeyStore:
         self._open_catalog(is_lost=is_lost)
 
     def _load(self) -> None:
+        destroyed = self._catalog.document(DESTROYED_KEYS) or b""
+        self._keyring.destroy({destroyed[at : at + KEY_ID_BYTES] for at in range(0, len(destroyed), KEY_ID_BYTES)})
         raw = self._catalog.document(USER_KEYS)
         if not raw:
             return
@@ -164,6 +166,31 @@ class UserKeyStore:
         self._keyring.take(decode_sealed_keys(raw))
         return key
 
+    def destroy(self, user_id: str) -> int:
+        """Destroy a user's keys, in the catalog and on the volumes that are there; return how many there were.
+
+        What they encrypted can never be read again, once the master key was replaced as well, and copies of the former
+        one are destroyed: copies of the keys that are elsewhere are sealed with that.
+
+        Raises:
+            InvalidArgument: it is no user, but the catalog.
+        """
+        if user_id == _CATALOG_USER:
+            raise InvalidArgument("the key of the catalog is still needed")
+        with self._changing:
+            key_ids = self._keyring.keys_of(user_id).ids
+            if not key_ids:
+                return 0
+            before = self._catalog.document(DESTROYED_KEYS) or b""
+            self._catalog.save_documents(
+                {USER_KEYS: self._keyring.without(key_ids), DESTROYED_KEYS: before + b"".join(sorted(key_ids))}
+            )
+            self._keyring.destroy(key_ids)
+            self._made += 1
+        self.spread()
+        self.spread()  # again, as another thread may have stored the former keys meanwhile
+        return len(key_ids)
+
     def use_masters(self, masters: MasterKeys) -> None:
         """Seal all keys with another master key, in the catalog and on the volumes that are there.
 
@@ -183,7 +210,7 @@ class UserKeyStore:
 
     def spread(self) -> int:
         """Store the keys on all volumes that lack them; return how many have them."""
-        if not len(self._keyring):
+        if not len(self._keyring) and not self._keyring.has_destroyed():
             return 0
         raw = self._keyring.encoded()
         shard, known = _shard_of(raw), {sealed.key_id for sealed in decode_sealed_keys(raw).keys}
@@ -236,7 +263,9 @@ class UserKeyStore:
                 volume.remove(former)
 
     def _has_only(self, slot: int, found: SealedKeys | None, known: Collection[bytes]) -> bool:
-        if found is None or all(sealed.key_id in known for sealed in found.keys):
+        if found is None or all(
+            sealed.key_id in known or self._keyring.is_destroyed(sealed.key_id) for sealed in found.keys
+        ):
             return True
         if not all(self._keyring.has(sealed.key_id) for sealed in found.keys):
             log.warning("volume %s has keys of users that this catalog does not know", self._volumes.name(slot))

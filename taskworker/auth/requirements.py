@@ -168,6 +168,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "ChangeAuthority": _OPERATE,
             "AddUser": _OPERATE,
             "RemoveUser": _OPERATE,
+            "DestroyKeys": _OPERATE,
             "ListUsers": _AUDIT,
             "ExportUsers": _OPERATE,
             "ImportUsers": _OPERATE,

@@ -1,4 +1,4 @@
-"""The commands for users: add, ls, quota, rm, export, import."""
+"""The commands for users: add, ls, quota, rm, shred, export, import."""
 
 from __future__ import annotations
 
@@ -161,9 +161,36 @@ def restore(
     session.terminal.result(added._asdict(), f"{', '.join(counts[:-1])} and {counts[-1]} added")
 
 
+def shred(session: Session, name: UserName) -> None:
+    """Destroy the keys of a former user, so that nobody can read what is left of the user's files, on whichever disk.
+
+    Remove the user's files and the user first. The pool's master key is replaced as well, since copies of the keys on
+    lost disks are sealed with the former one: destroy all copies of that, such as recovery keys, and export the new
+    one. Snapshots of the pool's directory that were made before are of no use afterwards.
+
+    Examples:
+        taskworker user rm ann
+        taskworker user shred ann
+    """
+    from taskworker.client.secrets import SecretClient
+    from taskworker.client.users import UserClient
+
+    with UserClient(session.pool_address()) as client:
+        keys = client.destroy_keys(name)
+    session.terminal.note(f"{plural(keys, 'key')} of {one_line(name)} destroyed")
+    with SecretClient(session.pool_address()) as secrets:
+        key_id = secrets.rotate_master_key().key_id
+    session.terminal.result(
+        {"user": name, "keys": keys, "master_key_id": key_id},
+        f"{plural(keys, 'key')} of {one_line(name)} destroyed, and the master key replaced by {key_id}",
+        "destroy all copies of the former master key, and make one of the new: taskworker secret export-key",
+    )
+
+
 app.command("export", cls=Command)(with_session(export))
 app.command("import", cls=Command)(with_session(restore))
 app.command("add", cls=Command)(with_session(add))
 app.command("ls", cls=Command)(with_session(ls))
 app.command("quota", cls=Command)(with_session(quota))
 app.command("rm", cls=Command)(with_session(rm))
+app.command("shred", cls=Command)(with_session(shred))

@@ -128,6 +128,14 @@ class UserClient(OperatorClient):
         """Remove a user, and return how many tokens ended. The user's files stay."""
         return self._call(self._stub.RemoveUser, auth_pb2.RemoveUserRequest(user=user)).tokens
 
+    def destroy_keys(self, user: str) -> int:
+        """Destroy the keys of a former user who has no files any more; return how many there were.
+
+        Raises:
+            InvalidArgument: there is such a user, or the user has files.
+        """
+        return self._call(self._stub.DestroyKeys, auth_pb2.DestroyKeysRequest(user=user)).keys
+
     def users(self) -> list[UserStatus]:
         """All users, by name."""
         return [_user(one) for one in self._call(self._stub.ListUsers, auth_pb2.ListUsersRequest()).users]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"&\n\x0cLogInRequest\x12\x16\n\x0eidentity_token\x18\x01 \x01(\t\"\x17\n\x15GetAuthoritiesRequest\"5\n\x16\x43hangeAuthorityRequest\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"O\n\x0b\x41uthorities\x12/\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\x1a.taskworker.auth.Authority\x12\x0f\n\x07waiting\x18\x02 \x03(\t\"\x91\x01\n\tAuthority\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x19\n\x11issues_to_members\x18\x03 \x01(\x08\x12\x17\n\x0fissues_to_users\x18\x04 \x01(\x08\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"a\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12)\n\x07storage\x18\x04 \x01(\x0b\x32\x18.taskworker.auth.Storage\"\x8e\x01\n\x07Storage\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11uncommitted_bytes\x18\x03 \x01(\x04\x12\x16\n\tfiles_max\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"\xcb\x01\n\x0fSetQuotaRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x16\n\tfiles_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\rdefault_files\x18\x04 \x01(\x08\x12\x15\n\rdefault_bytes\x18\x05 \x01(\x08\x12\x17\n\x0funlimited_files\x18\x06 \x01(\x08\x12\x17\n\x0funlimited_bytes\x18\x07 \x01(\x08\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x14\n\x12\x45xportUsersRequest\"!\n\rExportedUsers\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"d\n\x13ImportUsersResponse\x12\r\n\x05users\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x0e\n\x06grants\x18\x04 \x01(\r\x12\r\n\x05links\x18\x05 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\x95\x08\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12V\n\x0eGetAuthorities\x12&.taskworker.auth.GetAuthoritiesRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x05LogIn\x12\x1d.taskworker.auth.LogInRequest\x1a\x19.taskworker.auth.NewToken\x12X\n\x0f\x43hangeAuthority\x12\'.taskworker.auth.ChangeAuthorityRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12R\n\x0b\x45xportUsers\x12#.taskworker.auth.ExportUsersRequest\x1a\x1e.taskworker.auth.ExportedUsers\x12S\n\x0bImportUsers\x12\x1e.taskworker.auth.ExportedUsers\x1a$.taskworker.auth.ImportUsersResponse\x12\x43\n\x08SetQuota\x12 .taskworker.auth.SetQuotaRequest\x1a\x15.taskworker.auth.User\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15taskworker/auth.proto\x12\x0ftaskworker.auth\"\x0f\n\rWhoAmIRequest\"H\n\x08Identity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"&\n\x0cLogInRequest\x12\x16\n\x0eidentity_token\x18\x01 \x01(\t\"\x17\n\x15GetAuthoritiesRequest\"5\n\x16\x43hangeAuthorityRequest\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"O\n\x0b\x41uthorities\x12/\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\x1a.taskworker.auth.Authority\x12\x0f\n\x07waiting\x18\x02 \x03(\t\"\x91\x01\n\tAuthority\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x19\n\x11issues_to_members\x18\x03 \x01(\x08\x12\x17\n\x0fissues_to_users\x18\x04 \x01(\x08\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\",\n\x0e\x41\x64\x64UserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"a\n\x04User\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12)\n\x07storage\x18\x04 \x01(\x0b\x32\x18.taskworker.auth.Storage\"\x8e\x01\n\x07Storage\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x19\n\x11uncommitted_bytes\x18\x03 \x01(\x04\x12\x16\n\tfiles_max\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x05 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"\xcb\x01\n\x0fSetQuotaRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x16\n\tfiles_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbytes_max\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\rdefault_files\x18\x04 \x01(\x08\x12\x15\n\rdefault_bytes\x18\x05 \x01(\x08\x12\x17\n\x0funlimited_files\x18\x06 \x01(\x08\x12\x17\n\x0funlimited_bytes\x18\x07 \x01(\x08\x42\x0c\n\n_files_maxB\x0c\n\n_bytes_max\"!\n\x11RemoveUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"$\n\x12RemoveUserResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\"\n\x12\x44\x65stroyKeysRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"#\n\x13\x44\x65stroyKeysResponse\x12\x0c\n\x04keys\x18\x01 \x01(\r\"\x14\n\x12\x45xportUsersRequest\"!\n\rExportedUsers\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"d\n\x13ImportUsersResponse\x12\r\n\x05users\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x0e\n\x06grants\x18\x04 \x01(\r\x12\r\n\x05links\x18\x05 \x01(\r\"\x12\n\x10ListUsersRequest\"9\n\x11ListUsersResponse\x12$\n\x05users\x18\x01 \x03(\x0b\x32\x15.taskworker.auth.User\"P\n\x12\x43reateTokenRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05label\x18\x04 \x01(\t\"D\n\x08NewToken\x12\x11\n\x04text\x18\x01 \x01(\tB\x03\x80\x01\x01\x12%\n\x05token\x18\x02 \x01(\x0b\x32\x16.taskworker.auth.Token\"\x93\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\x12\x12\n\nrevoked_ms\x18\x07 \x01(\x03\x12\x0f\n\x07used_ms\x18\x08 \x01(\x03\"!\n\x11ListTokensRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"<\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.taskworker.auth.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t2\xef\x08\n\x0b\x41uthService\x12\x43\n\x06WhoAmI\x12\x1e.taskworker.auth.WhoAmIRequest\x1a\x19.taskworker.auth.Identity\x12V\n\x0eGetAuthorities\x12&.taskworker.auth.GetAuthoritiesRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x05LogIn\x12\x1d.taskworker.auth.LogInRequest\x1a\x19.taskworker.auth.NewToken\x12X\n\x0f\x43hangeAuthority\x12\'.taskworker.auth.ChangeAuthorityRequest\x1a\x1c.taskworker.auth.Authorities\x12\x41\n\x07\x41\x64\x64User\x12\x1f.taskworker.auth.AddUserRequest\x1a\x15.taskworker.auth.User\x12U\n\nRemoveUser\x12\".taskworker.auth.RemoveUserRequest\x1a#.taskworker.auth.RemoveUserResponse\x12X\n\x0b\x44\x65stroyKeys\x12#.taskworker.auth.DestroyKeysRequest\x1a$.taskworker.auth.DestroyKeysResponse\x12R\n\tListUsers\x12!.taskworker.auth.ListUsersRequest\x1a\".taskworker.auth.ListUsersResponse\x12R\n\x0b\x45xportUsers\x12#.taskworker.auth.ExportUsersRequest\x1a\x1e.taskworker.auth.ExportedUsers\x12S\n\x0bImportUsers\x12\x1e.taskworker.auth.ExportedUsers\x1a$.taskworker.auth.ImportUsersResponse\x12\x43\n\x08SetQuota\x12 .taskworker.auth.SetQuotaRequest\x1a\x15.taskworker.auth.User\x12M\n\x0b\x43reateToken\x12#.taskworker.auth.CreateTokenRequest\x1a\x19.taskworker.auth.NewToken\x12U\n\nListTokens\x12\".taskworker.auth.ListTokensRequest\x1a#.taskworker.auth.ListTokensResponse\x12J\n\x0bRevokeToken\x12#.taskworker.auth.RevokeTokenRequest\x1a\x16.taskworker.auth.Tokenb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,28 +59,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEUSERREQUEST']._serialized_end=1011
   _globals['_REMOVEUSERRESPONSE']._serialized_start=1013
   _globals['_REMOVEUSERRESPONSE']._serialized_end=1049
-  _globals['_EXPORTUSERSREQUEST']._serialized_start=1051
-  _globals['_EXPORTUSERSREQUEST']._serialized_end=1071
-  _globals['_EXPORTEDUSERS']._serialized_start=1073
-  _globals['_EXPORTEDUSERS']._serialized_end=1106
-  _globals['_IMPORTUSERSRESPONSE']._serialized_start=1108
-  _globals['_IMPORTUSERSRESPONSE']._serialized_end=1208
-  _globals['_LISTUSERSREQUEST']._serialized_start=1210
-  _globals['_LISTUSERSREQUEST']._serialized_end=1228
-  _globals['_LISTUSERSRESPONSE']._serialized_start=1230
-  _globals['_LISTUSERSRESPONSE']._serialized_end=1287
-  _globals['_CREATETOKENREQUEST']._serialized_start=1289
-  _globals['_CREATETOKENREQUEST']._serialized_end=1369
-  _globals['_NEWTOKEN']._serialized_start=1371
-  _globals['_NEWTOKEN']._serialized_end=1439
-  _globals['_TOKEN']._serialized_start=1442
-  _globals['_TOKEN']._serialized_end=1589
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1591
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1624
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1626
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1686
-  _globals['_REVOKETOKENREQUEST']._serialized_start=1688
-  _globals['_REVOKETOKENREQUEST']._serialized_end=1726
-  _globals['_AUTHSERVICE']._serialized_start=1729
-  _globals['_AUTHSERVICE']._serialized_end=2774
+  _globals['_DESTROYKEYSREQUEST']._serialized_start=1051
+  _globals['_DESTROYKEYSREQUEST']._serialized_end=1085
+  _globals['_DESTROYKEYSRESPONSE']._serialized_start=1087
+  _globals['_DESTROYKEYSRESPONSE']._serialized_end=1122
+  _globals['_EXPORTUSERSREQUEST']._serialized_start=1124
+  _globals['_EXPORTUSERSREQUEST']._serialized_end=1144
+  _globals['_EXPORTEDUSERS']._serialized_start=1146
+  _globals['_EXPORTEDUSERS']._serialized_end=1179
+  _globals['_IMPORTUSERSRESPONSE']._serialized_start=1181
+  _globals['_IMPORTUSERSRESPONSE']._serialized_end=1281
+  _globals['_LISTUSERSREQUEST']._serialized_start=1283
+  _globals['_LISTUSERSREQUEST']._serialized_end=1301
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1303
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1360
+  _globals['_CREATETOKENREQUEST']._serialized_start=1362
+  _globals['_CREATETOKENREQUEST']._serialized_end=1442
+  _globals['_NEWTOKEN']._serialized_start=1444
+  _globals['_NEWTOKEN']._serialized_end=1512
+  _globals['_TOKEN']._serialized_start=1515
+  _globals['_TOKEN']._serialized_end=1662
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1664
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1697
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1699
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1759
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1761
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1799
+  _globals['_AUTHSERVICE']._serialized_start=1802
+  _globals['_AUTHSERVICE']._serialized_end=2937
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,11 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.RemoveUserRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.RemoveUserResponse.FromString,
                 _registered_method=True)
+        self.DestroyKeys = channel.unary_unary(
+                '/taskworker.auth.AuthService/DestroyKeys',
+                request_serializer=taskworker_dot_auth__pb2.DestroyKeysRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.DestroyKeysResponse.FromString,
+                _registered_method=True)
         self.ListUsers = channel.unary_unary(
                 '/taskworker.auth.AuthService/ListUsers',
                 request_serializer=taskworker_dot_auth__pb2.ListUsersRequest.SerializeToString,
@@ -142,6 +147,13 @@ class AuthServiceServicer:
 
     def RemoveUser(self, request, context):
         """A user's tokens end at once. Files stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyKeys(self, request, context):
+        """Destroys the keys of a former user who has no files any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,6 +238,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.RemoveUser,
                     request_deserializer=taskworker_dot_auth__pb2.RemoveUserRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.RemoveUserResponse.SerializeToString,
+            ),
+            'DestroyKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyKeys,
+                    request_deserializer=taskworker_dot_auth__pb2.DestroyKeysRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.DestroyKeysResponse.SerializeToString,
             ),
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
@@ -425,6 +442,33 @@ class AuthService:
             '/taskworker.auth.AuthService/RemoveUser',
             taskworker_dot_auth__pb2.RemoveUserRequest.SerializeToString,
             taskworker_dot_auth__pb2.RemoveUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/DestroyKeys',
+            taskworker_dot_auth__pb2.DestroyKeysRequest.SerializeToString,
+            taskworker_dot_auth__pb2.DestroyKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

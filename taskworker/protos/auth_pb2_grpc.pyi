@@ -49,6 +49,8 @@ class AuthServiceStub:
     AddUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.AddUserRequest, _auth_pb2.User]
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]
     """A user's tokens end at once. Files stay."""
+    DestroyKeys: _grpc.UnaryUnaryMultiCallable[_auth_pb2.DestroyKeysRequest, _auth_pb2.DestroyKeysResponse]
+    """Destroys the keys of a former user who has no files any more."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]
     ExportUsers: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ExportUsersRequest, _auth_pb2.ExportedUsers]
     """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
@@ -80,6 +82,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     AddUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.AddUserRequest, _auth_pb2.User]  # type: ignore[assignment]
     RemoveUser: _aio.UnaryUnaryMultiCallable[_auth_pb2.RemoveUserRequest, _auth_pb2.RemoveUserResponse]  # type: ignore[assignment]
     """A user's tokens end at once. Files stay."""
+    DestroyKeys: _aio.UnaryUnaryMultiCallable[_auth_pb2.DestroyKeysRequest, _auth_pb2.DestroyKeysResponse]  # type: ignore[assignment]
+    """Destroys the keys of a former user who has no files any more."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListUsersRequest, _auth_pb2.ListUsersResponse]  # type: ignore[assignment]
     ExportUsers: _aio.UnaryUnaryMultiCallable[_auth_pb2.ExportUsersRequest, _auth_pb2.ExportedUsers]  # type: ignore[assignment]
     """All users and the hashes of their tokens, and which workers have joined with tokens: for a backup."""
@@ -144,6 +148,14 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.RemoveUserResponse, _abc.Awaitable[_auth_pb2.RemoveUserResponse]]:
         """A user's tokens end at once. Files stay."""
+
+    @_abc_1.abstractmethod
+    def DestroyKeys(
+        self,
+        request: _auth_pb2.DestroyKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.DestroyKeysResponse, _abc.Awaitable[_auth_pb2.DestroyKeysResponse]]:
+        """Destroys the keys of a former user who has no files any more."""
 
     @_abc_1.abstractmethod
     def ListUsers(

@@ -115,6 +115,18 @@ class AuthService:
         self._sharing.forget(request.user)
         return auth_pb2.RemoveUserResponse(tokens=tokens)
 
+    def DestroyKeys(  # noqa: N802
+        self, request: auth_pb2.DestroyKeysRequest, _caller: Caller
+    ) -> auth_pb2.DestroyKeysResponse:
+        """Destroy the keys of a former user."""
+        if any(one.name == request.user for one in self._users.users()):
+            raise InvalidArgument(
+                f"{request.user[:_NAME_CHARACTERS_SHOWN]!r} is a user: first remove the user (`taskworker user rm`)"
+            )
+        if self._storage is None:
+            raise InvalidArgument("this server stores no files")
+        return auth_pb2.DestroyKeysResponse(keys=self._storage.destroy_keys(request.user))
+
     def ListUsers(  # noqa: N802
         self, _request: auth_pb2.ListUsersRequest, _caller: Caller
     ) -> auth_pb2.ListUsersResponse:

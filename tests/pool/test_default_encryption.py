@@ -11,6 +11,7 @@ import pytest
 from storage.errors import InvalidArgument
 from taskworker.apps.pool_server import PoolServer
 from taskworker.client.pool import PoolClient, PoolStatus
+from taskworker.client.users import UserClient
 from taskworker.outbound.secrets.master_key import GivenKeys
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
@@ -61,6 +62,16 @@ def test_the_pool_that_takes_the_place_of_a_lost_one_makes_no_key(tmp_path: Path
     assert not (tmp_path / "without" / "master.key").exists()
     with running(tmp_path / "with", lost, KEY) as address:
         assert status(address).encrypts
+
+
+def test_only_former_users_are_shredded(tmp_path: Path) -> None:
+    with running(tmp_path / "pool") as address, UserClient(address) as users:
+        users.add("boss", "operator")
+        users.add("ann", "user")
+        with pytest.raises(InvalidArgument, match="taskworker user rm"):
+            users.destroy_keys("ann")
+        users.remove("ann")
+        assert users.destroy_keys("ann") == 0
 
 
 def test_without_encryption_workers_of_other_owners_are_refused(tmp_path: Path) -> None:

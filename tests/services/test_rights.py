@@ -107,6 +107,7 @@ ALLOWED = {
     "taskworker.auth.AuthService.ChangeAuthority": "o",
     "taskworker.auth.AuthService.AddUser": "o",
     "taskworker.auth.AuthService.RemoveUser": "o",
+    "taskworker.auth.AuthService.DestroyKeys": "o",
     "taskworker.auth.AuthService.ListUsers": "ao",
     "taskworker.auth.AuthService.ExportUsers": "o",
     "taskworker.auth.AuthService.ImportUsers": "o",

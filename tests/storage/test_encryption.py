@@ -623,6 +623,60 @@ def test_the_keys_go_to_volumes_that_come_back(root: Path) -> None:
             require_all(store, kept)
 
 
+def test_destroyed_keys_open_nothing_wherever_copies_of_volumes_are(root: Path, tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    with open_sealed(root) as store:
+        mine = store.push(PLANTED, filename="mine", user_id=ADA)
+        hers = store.push(b"hers", filename="hers", user_id=EVE)
+        with pytest.raises(InvalidArgument, match="1 files"):
+            store.upkeep.destroy_keys(ADA)
+        store.delete(mine.file_id, user_id=ADA)
+    shutil.copytree(root, lost)
+    with open_sealed(root) as store:
+        former = store.upkeep.keys.keys_of(ADA).ids
+        assert store.upkeep.destroy_keys(ADA) == len(former) == 1
+        assert store.upkeep.destroy_keys(ADA) == 0
+        assert not ids_on_volumes(store) & former
+    with FileStorage.open(root, key=MasterKeys(MasterKey(OTHER_KEY), (MasterKey(KEY),))):
+        pass
+    shutil.rmtree(lost / "catalog")
+    with open_sealed(lost, OTHER_KEY) as store, pytest.raises(KeyRequired):
+        store.rebuild()
+    # A volume comes back as it was before.
+    shutil.rmtree(root / "volumes" / "0")
+    shutil.copytree(lost / "volumes" / "0", root / "volumes" / "0")
+    with open_sealed(root, OTHER_KEY) as store:
+        store.repair()
+        store.scrub()
+        assert not ids_on_volumes(store) & former
+        again = store.push(PLANTED, filename="mine", user_id=ADA)
+        assert store.get(again.file_id, user_id=ADA) == PLANTED
+        assert store.get(hers.file_id, user_id=EVE) == b"hers"
+        store.collect(grace_s=0)
+        assert store.upkeep.destroy_keys("nobody") == 0
+        for user, file_id in ((ADA, again.file_id), (EVE, hers.file_id)):
+            store.delete(file_id, user_id=user)
+            assert store.upkeep.destroy_keys(user) == 1
+        with pytest.raises(InvalidArgument, match="catalog"):
+            store.upkeep.destroy_keys("system:catalog")
+        assert ids_on_volumes(store) == store.upkeep.keys.keys_of("system:catalog").ids
+    with open_sealed(root, OTHER_KEY) as store:
+        assert not store.list_files(user_id=EVE)
+        store.push(b"anew", filename="hers", user_id=EVE)
+
+
+def ids_on_volumes(store: FileStorage) -> set[bytes]:
+    """The ids of all keys of users in the copies that the volumes have."""
+    kept = store.upkeep.keys
+    return {
+        sealed_key.key_id
+        for slot, volume in kept._volumes.online()
+        for _, found in kept._found_on(slot, volume)
+        if found is not None
+        for sealed_key in found.keys
+    }
+
+
 def test_a_document_of_keys_has_one_form() -> None:
     with pytest.raises(FormatError):
         decode_sealed_keys(msgspec.msgpack.encode([2, []]))
