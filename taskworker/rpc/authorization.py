@@ -328,5 +328,6 @@ def token_of(metadata: object) -> str:
     what = "sends no token" if not _shown(metadata) else "sends a token in a form that is not understood"
     raise Unauthenticated(
         f"the caller {what}, and this server serves nobody whom it does not know; get a token from its operator, and "
-        "`taskworker login` with it (or send `authorization: Bearer TOKEN`)"
+        "`taskworker login` with it (or send `authorization: Bearer TOKEN`); if the caller is of a release without "
+        "tokens, install this server's"
     )

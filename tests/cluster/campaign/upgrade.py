@@ -123,7 +123,7 @@ def _apart(run: Run, name: str, cluster: Cluster, users: Users) -> None:
     users.account.errors = [text for text in users.account.errors if _TOO_FEW not in text]
     run.verdicts.note(f"{name}: at least {len(waiting)} calls were told that too few workers were back")
     told = _refused(cluster.directory)
-    run.verdicts.check(f"{name}: what its workers are told", told, holds="install the pool's release" in told)
+    run.verdicts.check(f"{name}: what its workers are told", told, holds="install this server's" in told)
     _work(users, run.rounds)
 
 
@@ -160,7 +160,7 @@ def _one_after_another(cluster: Cluster, pause_s: float) -> list[float]:
 def _refused(directory: Path) -> str:
     """What the last worker was told by the new pool while it was of the former release."""
     lines = (directory / f"w{_WORKERS - 1}.log").read_text().splitlines()
-    return next((line for line in lines if "speaks protocol" in line), "nothing")
+    return next((line for line in lines if "does not take this worker" in line), "nothing")
 
 
 def _end(process: Process) -> None:
