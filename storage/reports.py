@@ -116,7 +116,8 @@ class RepairReport:
     ``deferred`` objects lack shards that were not rebuilt yet, because stores that may have them are expected back.
     ``unavailable`` objects could not be read or looked up now, since volumes or workers are out of reach or do not
     answer; ``unavailable_why`` has the reason for the first. They are not lost: repair again when those are back.
-    ``unwritable`` has the reason for each volume that lacks shards and takes none, as it is full or read-only.
+    ``unwritable`` has the reason for each volume that lacks shards and takes none, as it is full or read-only; in a
+    pool, where others stand in for full workers, one if too few have space.
     """
 
     objects_examined: int

@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from storage.clocks import monotonic_s, wall_ms
 from storage.erasure import ErasureProfile
-from storage.errors import StorageError, StoreClosed
+from storage.errors import StorageError, StoreClosed, StoreFull
 from storage.fleet.orders import Order
 from storage.keys import ShardKey, StripeKey, data_shards, object_id_of, shard_count, slot_of
 from storage.reports import Damage
@@ -137,9 +137,28 @@ class Fleet(ABC, Generic[StoreT]):
         """Slots of stores that keep everybody waiting: they are asked last."""
         return ()
 
+    def full(self) -> frozenset[int]:
+        """Slots of the stores in whose place others take new shards, because they cannot write."""
+        return frozenset()
+
     def takes_no_writes(self, slot: int) -> bool:
         """Whether a store is online but read-only or full, so that it cannot be given what it lacks."""
         return False
+
+    def unwritable(self, stripe: StripeKey, slots: Collection[int]) -> frozenset[int]:
+        """Those of a stripe's shards that belong on full stores, as too few others have space to stand in for these."""
+        full = self.full()
+        if not full or not slots:
+            return frozenset()
+        targets = self.targets(stripe)
+        return frozenset(slot for slot in slots if targets[slot] in full)
+
+    def why_no_space(self) -> StorageError:
+        """The error for a write that too few stores can take, with others in their places."""
+        return StoreFull("too few stores have space")
+
+    def note_freed(self, slot: int) -> None:
+        """Note that a collect has freed space on a store."""
 
     def holders(self, stripe: StripeKey) -> tuple[int, ...]:
         """The slot of the store that each shard 0…n-1 of a stripe belongs to."""

@@ -375,6 +375,8 @@ def _compact(context: MaintenanceContext, tally: _Tally) -> None:
                     segments, freed = volume.compact(ratio)
                     tally.segments += segments
                     tally.freed += freed
+                    if freed:
+                        context.stripes.volumes.note_freed(slot)
             except StoreFull as error:
                 full = error
     if full is not None and not tally.freed:

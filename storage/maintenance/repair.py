@@ -92,9 +92,9 @@ def repair(
             _settle(tally, new, *waiting.popleft())
         new.settle(volumes.sync)
     tally.finish()
-    if not tally.lost_count and not tally.unavailable:
+    if not tally.lost_count and not tally.unavailable and not tally.unwritable:
         volumes.note_whole(online, epoch)
-    return tally.report(_unwritable(volumes))
+    return tally.report([*_unwritable(volumes), *([str(volumes.why_no_space())] if tally.unwritable else [])])
 
 
 def _unwritable(volumes: Fleet[Any]) -> list[str]:
@@ -112,6 +112,7 @@ class _Damaged(NamedTuple):
 
     ``spare``: how many more stores, whichever, may be lost before it becomes unreadable. ``deferred``: some of its
     shards are not rebuilt yet, because their stores may come back. ``unanswered``: why a store does not answer now.
+    ``unwritable``: there is no space for some of its shards.
     """
 
     live: LiveObject
@@ -122,6 +123,7 @@ class _Damaged(NamedTuple):
     endangered: bool
     deferred: bool
     unanswered: str
+    unwritable: bool
 
     @property
     def due(self) -> bool:
@@ -187,13 +189,15 @@ class _Tally:
     lost_count: int = 0
     unavailable: int = 0  # cannot be read or looked up now, and wait
     unavailable_why: str = ""  # why, for the first of them
+    unwritable: int = 0  # wait for space
 
     def find(self, damaged: _Damaged) -> None:
         """Count an object to handle now, or once it is clear that a store does not come back."""
         if damaged.unanswered:
             self._note_unavailable(damaged.unanswered)
+        self.unwritable += damaged.unwritable
         if not damaged.due:
-            self.deferred += not damaged.unanswered
+            self.deferred += not damaged.unanswered and not damaged.unwritable
             self.endangered.add(damaged)
             return
         self.missing += damaged.missing
@@ -261,7 +265,7 @@ class _Tally:
             )
 
     def report(self, unwritable: list[str]) -> RepairReport:
-        """The outcome; ``unwritable`` says why available stores do not take shards."""
+        """The outcome; ``unwritable`` says why available stores do not take shards, or that too few have space."""
         lost = [*self.lost, *self.set_aside.damage][:DAMAGE_LISTED_MAX]
         count = self.lost_count + self.set_aside.count
         return RepairReport(
@@ -344,7 +348,9 @@ def _judged(context: MaintenanceContext, live: LiveObject, where: ShardMap, epoc
     missing = any(where.holders[slot] is None for slot in due)
     deferred = len(due) < len(where.absent)
     unanswered = _unanswered(context, live.stripe, where.unsure - set(due))
-    return _Damaged(live, replace(where, absent=due), epoch, missing, spare, spare < wanted, deferred, unanswered)
+    unwritable = bool(context.stripes.volumes.unwritable(live.stripe, where.absent))
+    where = replace(where, absent=due)
+    return _Damaged(live, where, epoch, missing, spare, spare < wanted, deferred, unanswered, unwritable)
 
 
 def _unanswered(context: MaintenanceContext, stripe: StripeKey, slots: Collection[int]) -> str:
@@ -382,6 +388,7 @@ class _New:
         self._epoch = epoch
         self._readback = ReadBack(context.stripes, context.collecting.locked, context.runtime.token_bytes)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
+        self._made: Counter[int] = Counter()  # bytes rebuilt, by store, and not durable yet
         self._unread: list[Moved] = []
         self._ripe: list[Moved] = []  # earlier ones, which have probably arrived
         self._looks: list[Future[Looked]] = []
@@ -389,8 +396,7 @@ class _New:
     def add(self, moved: list[Moved]) -> None:
         """Add written shards."""
         size = sum(one.shard.length for one in moved)
-        for store, made in _made_by_store(moved).items():
-            self._volumes.note_made(store, made)
+        self._made += _made_by_store(moved)
         self._unsynced_bytes += size
         self._unsynced_shards += len(moved)
         if self._volumes.remote:  # local disks return what was written, or scrub finds it
@@ -407,6 +413,10 @@ class _New:
         self._look(self._ripe + self._unread)
         self._ripe, self._unread, self._unread_bytes = [], [], 0
         sync()
+        made, self._made = self._made, Counter()
+        for store, size in made.items():
+            if store not in self._volumes.full():  # otherwise it refused them, and lacks them as before
+                self._volumes.note_made(store, size)
         self._unsynced_bytes = self._unsynced_shards = 0
         looks, self._looks = [look.result() for look in self._looks], []
         for looked in looks:

@@ -57,7 +57,7 @@ class StripeHealer:
         """Return the absent slots whose shards have to be made now.
 
         Shards of stores that are expected back can wait. So can those of stores that do not answer now, unless the
-        stripe is in danger.
+        stripe is in danger. Those for full stores have to: if others stand in for full ones, all are full.
         """
         return self._due(stripe, where.absent, where.unsure, len(where.holders) - where.missing)
 
@@ -65,6 +65,7 @@ class StripeHealer:
         waiting = self._fleet.awaited(stripe, there)
         if not self._fleet.is_in_danger(stripe, there):
             waiting |= unsure
+        waiting |= self._fleet.unwritable(stripe, absent)
         return [slot for slot in absent if slot not in waiting]
 
     def heal_all(

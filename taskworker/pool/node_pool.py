@@ -316,7 +316,9 @@ class PoolCore:
         Raises:
             WorkerRefused, InvalidArgument: it cannot be admitted; the text says why.
         """
-        return self._admission.admit(application)
+        record = self._admission.admit(application)
+        self.collector.signals.wanted.set()  # it may have missed a collect
+        return record
 
     def _rebuilt(self) -> None:
         """Note that the catalog was rebuilt from the volumes."""

@@ -161,6 +161,10 @@ class Conduct:
         """Note a worker's report of its disk, in bytes; return whether it has room again."""
         return self._fullness.told(slot, free, used)
 
+    def note_freed(self, slot: int) -> bool:
+        """Note that space was freed on a worker; return whether it was full, and is tried again."""
+        return self._fullness.freed(slot)
+
     def note_refused(self, slot: int, error: StorageError) -> bool:
         """Note that a worker could not write what it was given; return whether it counts as full only from now on."""
         read_only, refusing = isinstance(error, WorkerReadOnly), isinstance(error, VolumeUnavailable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from storage.limits import MIB
@@ -29,6 +30,7 @@ class Fullness:
         self._free: dict[int, int] = {}  # bytes, by the last report
         self._until_s: dict[int, float] = {}
         self._period_s: dict[int, float] = {}
+        self._believed_until_s: dict[int, float] = {}
         self._refused_at: dict[int, int] = {}  # bytes free when it refused, or less
         self.slots: frozenset[int] = frozenset()
         self.read_only: frozenset[int] = frozenset()
@@ -57,6 +59,16 @@ class Fullness:
         least = self._refused_at[slot] = min(free, self._refused_at[slot])  # the earlier report may have been outdated
         if free < least + max(_ROOM_MIN, (free + used) // _ROOM_SHARE):
             return False
+        return self.freed(slot)
+
+    def freed(self, slot: int) -> bool:
+        """Try a worker again that has room by its word; return whether it was full.
+
+        It is not believed again within half a minute: a liar that refuses what it has asked for keeps others busy.
+        """
+        if slot not in self.slots or self._clock_s() < self._believed_until_s.get(slot, -math.inf):
+            return False
+        self._believed_until_s[slot] = self._clock_s() + _RETRY_S
         self._period_s.pop(slot, None)
         self.forget(slot)
         return True

@@ -206,12 +206,16 @@ class WorkerFleet(MemberFleet):
         self._note(self._conduct.lapse)
 
     def full(self) -> frozenset[int]:
-        """Workers that cannot take more shards: they serve what they hold, and others take new shards."""
+        """See :meth:`Fleet.full`. They serve what they hold."""
         return self._conduct.full
 
     def note_space(self, slot: int, free: int, used: int) -> None:
         """Note a worker's report of its disk, in bytes. If it has room again, it gets its shards from its stand-ins."""
         self._note(lambda: self._conduct.note_space(slot, free, used))
+
+    def note_freed(self, slot: int) -> None:
+        """See :meth:`Fleet.note_freed`."""
+        self._note(lambda: self._conduct.note_freed(slot))
 
     def note_write_refused(self, slot: int, error: StorageError) -> None:
         """See :meth:`Fleet.note_write_refused`. Others take its new shards; pushes under way check what is missing."""
@@ -225,10 +229,7 @@ class WorkerFleet(MemberFleet):
             self.on_rot()
 
     def note_refusal(self) -> None:
-        """Note that a worker refused appends, which may be of another push.
-
-        Every push under way then checks what is missing.
-        """
+        """Note that a worker refused appends, maybe of another push: every push under way checks what is missing."""
         with self._lock:
             self._epoch += 1
         self.on_rot()
@@ -255,8 +256,8 @@ class WorkerFleet(MemberFleet):
         """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
         if self._note(lambda: self._conduct.note_taken(took_s, late)):
             level = logging.WARNING if self._conduct.slow - self._conduct.behind else logging.INFO
-            names = sorted(map(self.name, self._conduct.slow))
-            log.log(level, "others stand in for slow workers: %s", ", ".join(names))
+            names = ", ".join(sorted(map(self.name, self._conduct.slow)))
+            log.log(level, "others stand in for slow workers: %s", names)
 
     def note_caught_up(self, slot: int) -> None:
         """Note that a worker has answered all writes that did not wait for it."""
@@ -272,7 +273,7 @@ class WorkerFleet(MemberFleet):
         return latest is not None and latest.can_spare(slots, profiles)
 
     def why_no_space(self) -> StorageError:
-        """The error for a write that too few workers can take."""
+        """See :meth:`Fleet.why_no_space`."""
         return self._conduct.why_no_space(self.name)
 
     def read_only(self) -> frozenset[int]:
@@ -491,8 +492,7 @@ class WorkerFleet(MemberFleet):
             raise StoreClosed("the pool is shutting down; try again when it is back")
         members, full = self.placement.members, self._conduct.full
         there = [member for member in members if self._stores.get(member.slot) is not None]
-        fragile = self._allow_fragile
-        require_enough(profile, members, there, full, allow_fragile=fragile, why_no_space=self.why_no_space)
+        require_enough(profile, members, there, full, allow_fragile=self._allow_fragile, why_no_space=self.why_no_space)
 
     def close(self) -> None:
         """See :meth:`Fleet.close`."""

@@ -14,7 +14,7 @@ from storage.shards import Shard, VolumeUnavailable, VolumeUsage
 from taskworker.errors import WorkerReadOnly
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import chunks_of
-from tests.simulation.pool import CHUNK_BYTES, Cluster
+from tests.simulation.pool import CHUNK_BYTES, GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
 from tests.simulation.workers import Worker
 
@@ -152,6 +152,53 @@ def test_a_pool_that_is_full_is_not_mended_without_a_pause(cluster: Cluster) -> 
     with pytest.raises(StoreFull):
         fleet.append_and_sync({0: [shard]})
     assert not woken
+
+
+def test_a_full_pool_that_lost_a_worker_waits_for_space_and_distrusts_nobody(cluster: Cluster) -> None:
+    """What full workers refused was not given to them, however often; and it is not even read for them."""
+    store, fleet, data = cluster.pool.store, cluster.pool.fleet, Random(0).randbytes(400_000)
+    version = store.push(data, filename="f", user_id="u")
+    settle(cluster)
+    fleet.repair_bytes_max = lambda slot: len(data)
+    lost, *others = cluster.workers
+    for worker in others:
+        worker.volume.full = True
+    lost.stop()
+    cluster.pass_time(GRACE_S + 5.0)
+    tries = waits = 0
+    for _ in range(40):
+        before = sum(volume.received for _, volume in fleet.online())
+        waits += not cluster.pool.repair_scheduler.mend()
+        tries += sum(volume.received for _, volume in fleet.online()) > before + len(data) // 2
+        cluster.pass_time(5.0)
+    assert waits >= 30
+    assert 1 <= tries <= 10  # less and less often: only a write can show that there is space
+    assert fleet.distrusted() == frozenset()
+    health = cluster.pool.view().health
+    assert "no space on w1, w2, w3, w4, w5: delete files and collect" in health
+    assert "repair waits: the pool is full: too few workers have space" in health
+    assert store.get(version.file_id, user_id="u") == data
+    for worker in others:
+        worker.volume.full = False
+    cluster.pass_time(2.0)
+    settle(cluster)
+    assert cluster.pool.view().health == "all files survive the loss of any 1 worker"
+
+
+def test_a_worker_that_asks_for_more_and_refuses_it_is_not_believed_at_once(cluster: Cluster) -> None:
+    fleet, slot, disk = cluster.pool.fleet, 2, 1 << 40
+
+    def refuses_what_it_asks_for() -> bool:
+        fleet.note_space(slot, 0, disk)
+        fleet.note_write_refused(slot, StoreFull("no space"))
+        fleet.note_space(slot, disk, 0)
+        return fleet.takes_new(slot)
+
+    believed = 0
+    for _ in range(600):
+        believed += refuses_what_it_asks_for()
+        cluster.clock.advance(1.0)
+    assert 1 <= believed <= 600 / 30
 
 
 def test_a_disk_that_takes_no_writes_is_not_said_to_be_full(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,56 @@ def test_what_a_worker_keeps_that_missed_a_collect_is_freed_when_it_is_back(clus
     assert not cluster.pool.collector.collect_if_due()
 
 
+@pytest.mark.parametrize("every_s", [COLLECT_EVERY_S, 0.0])
+def test_a_worker_that_missed_a_collect_is_swept_as_soon_as_it_is_back(cluster: Cluster, every_s: float) -> None:
+    """Whatever the schedule: it may be full of what no file needs. Then it is given what it lacks."""
+    store, late = cluster.pool.store, cluster.workers[2]
+    collector = Collector(
+        store, WorkJournal(cluster.pool.documents, lambda: now_ms(cluster)),
+        every_s=every_s, tranquility=0.0, runtime=cluster.runtime,
+    )  # fmt: skip
+    kept = Random(1).randbytes(300_000)
+    version = store.push(kept, filename="kept", user_id="u")
+    dropped = store.push(Random(2).randbytes(300_000), filename="dropped", user_id="u")
+    late.stop()
+    cluster.pass_time(GRACE_S + 5.0)
+    settle(cluster)
+    store.delete(dropped.file_id, user_id="u")
+    late_keys = _keys(cluster)[2]
+    store.collect(grace_s=0)
+    assert not collector.collect_if_due()
+    late.start()
+    cluster.pass_time(2.0)
+    assert collector.collect_if_due()
+    assert _keys(cluster)[2] < late_keys
+    assert not collector.collect_if_due()
+    assert (collector.view().next_ms > 0) is (every_s > 0)
+    settle(cluster)
+    assert cluster.pool.view().health == "all files survive the loss of any 2 workers"
+    assert store.get(version.file_id, user_id="u") == kept
+
+
+def test_a_collect_that_makes_up_for_one_waits_a_moment_for_further_workers(cluster: Cluster) -> None:
+    store, collector, (one, other, *_) = cluster.pool.store, cluster.pool.collector, cluster.workers
+    for worker in (one, other):
+        worker.stop()
+    cluster.pass_time(5.0)
+    assert store.collect(grace_s=0).stores_missed == 2
+    one.start()
+    cluster.pass_time(2.0)
+    assert not collector.collect_if_due()
+    assert work(cluster, "collect").note == "worker w1 is away"
+    cluster.clock.advance(60.0)
+    assert collector.collect_if_due()
+    other.start()
+    cluster.pass_time(2.0)
+    assert not collector.collect_if_due()  # workers that come and go have a collect run every few minutes at most
+    cluster.clock.advance(300.0)
+    cluster.pass_time(2.0)
+    assert collector.collect_if_due()
+    assert not store.upkeep.is_collect_owed()
+
+
 def test_a_collect_without_any_worker_frees_nothing_and_says_so(cluster: Cluster) -> None:
     for worker in cluster.workers:
         worker.stop()

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 COLLECT = "collect"
 COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
+_MADE_UP_WAIT_S = 60.0  # to wait for further workers, such as those of a pool that was started again
 _LOOK_S_MAX = 60.0
 _LOOK_WAITING_S = 1.0
 _WAIT_S_MAX = 3600.0  # to wait for workers that are away; then space is freed on the others only
@@ -31,13 +32,16 @@ class Collector:
     """Runs collects when they are due (a ``BackgroundWork``); see :meth:`storage.FileStorage.collect`.
 
     A collect that an operator ran counts as well. A due collect waits up to an hour for workers that are away. If a
-    worker missed a collect, another one runs soon after that worker is back. The time until the next collect is
-    measured by the monotonic clock: the wall clock only tells how much of that time passed while the pool was stopped.
+    worker missed a collect, another one makes up for it as soon as that worker is back, whatever the schedule: until
+    then it may be full of what no file needs. That one waits for others for a minute only.
+
+    The time until the next collect is measured by the monotonic clock: the wall clock only tells how much of that time
+    passed while the pool was stopped.
 
     Args:
         store: the store to collect in.
         journal: stores the schedule and outcomes.
-        every_s: seconds from one collect to the next; 0: no scheduled collects.
+        every_s: seconds from one collect to the next; 0: none, except to make up for one.
         tranquility: while users are active, how long to rest after each step, in multiples of the time that it took.
         runtime: clocks.
     """
@@ -57,7 +61,8 @@ class Collector:
         self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
         self._running: tuple[float, int, int] | None = None  # start time, steps done, steps in total
         self._due_s = math.inf  # by the monotonic clock
-        self._ended_s = -math.inf
+        self._makes_up = False  # the next collect makes up for an earlier one
+        self._made_up_s = -math.inf  # when such a collect ended
         self._kept_s = runtime.monotonic_s()
         store.upkeep.on_collected = self._note
         self._plan()
@@ -135,7 +140,7 @@ class Collector:
         """
         began_s = self._runtime.monotonic_s()
         if self._due_s > began_s and self._is_owed(began_s):
-            self._due_s = began_s
+            self._due_s, self._makes_up = began_s, True
         if self._due_s > began_s:
             self._correct_plan(began_s)
             return False
@@ -161,23 +166,23 @@ class Collector:
     def _is_owed(self, now_s: float) -> bool:
         """Whether a worker missed a collect and is back, so that another collect should run now.
 
-        There is a pause after each collect, since that worker may come and go.
+        There is a pause after each that made up for one, since that worker may come and go.
         """
-        rested = now_s - self._ended_s >= _RETRY_S
-        return rested and self._every_s > 0 and not self._store.needs_rebuild and self._store.upkeep.is_collect_owed()
+        rested = now_s - self._made_up_s >= _RETRY_S
+        return rested and not self._store.needs_rebuild and self._store.upkeep.is_collect_owed()
 
     def _awaits(self, now_s: float) -> str:
         """What a due collect waits for; empty: nothing."""
         away = self._store.upkeep.stores_away()
         if away is None:
             return "no worker is connected yet"
-        if away and now_s - self._due_s < _WAIT_S_MAX:
+        if away and now_s - self._due_s < (_MADE_UP_WAIT_S if self._makes_up else _WAIT_S_MAX):
             return f"worker {', '.join(away)} is away" if len(away) == 1 else f"workers {', '.join(away)} are away"
         return ""
 
     def _correct_plan(self, now_s: float) -> None:
         """If the wall clock was set, record the time of the next collect by the clock as it is now."""
-        next_ms = self._after_ms(self._due_s - now_s) if self._every_s else 0
+        next_ms = self._after_ms(self._due_s - now_s) if math.isfinite(self._due_s) else 0
         if abs(next_ms - self._journal.record(COLLECT).next_ms) > _CLOCK_OFF_MS:
             self._journal.plan(COLLECT, next_ms)
 
@@ -193,10 +198,11 @@ class Collector:
         result = f"removed {report.objects_removed:,} objects, freed {report.bytes_freed / 1e6:,.1f} MB"
         if report.stores_missed:
             missed = "1 worker" if report.stores_missed == 1 else f"{report.stores_missed} workers"
-            result += f"; {missed} missed it; another collect follows when all are back"
-        self._ended_s = self._runtime.monotonic_s()
-        if self._every_s:
-            self._due_s = self._ended_s + self._every_s
+            result += f"; {missed} missed it; another collect follows once they are back"
+        now_s = self._runtime.monotonic_s()
+        if self._makes_up:
+            self._makes_up, self._made_up_s = False, now_s
+        self._due_s = now_s + self._every_s if self._every_s else math.inf
         self._journal.ended(COLLECT, result, self._after_ms(self._every_s) if self._every_s else 0)
 
     def _after_ms(self, seconds: float) -> int:

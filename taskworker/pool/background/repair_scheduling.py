@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 REPAIR, REBALANCE = "repair", "rebalance"
 _SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
+_RETRY_TIMES = 4.0  # as long as the last pass took: a full pool may have millions of objects to examine
 _LOOK_S = 0.1
 _NAMED_MAX = 5
 
@@ -136,8 +137,9 @@ class RepairScheduler:
         self._pause_s = None
         if self.signals.closing.is_set():
             return
+        began_s = self._runtime.monotonic_s()
         if not self.mend():
-            self._pause_s = _RETRY_S
+            self._pause_s = max(_RETRY_S, _RETRY_TIMES * (self._runtime.monotonic_s() - began_s))
         elif self._deferred:
             self._pause_s = max(_LOOK_S, min(self._fleet.awaited_workers().values(), default=0.0))
 
@@ -176,6 +178,9 @@ class RepairScheduler:
             if report.unavailable:
                 objects = f"{report.unavailable:,} object{'s' if report.unavailable > 1 else ''}"
                 self._fail("waiting", f"{objects} cannot be read now: {report.unavailable_why}")
+                return False
+            if report.unwritable:
+                self._fail("waiting", report.unwritable[0])
                 return False
             if report.deferred:
                 self._note_deferred(report, under_way)
