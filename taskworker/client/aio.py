@@ -146,6 +146,20 @@ class AsyncClient(AsyncCalls):
             )
         )
 
+    async def copy(
+        self,
+        file_id: str,
+        filename: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """See :meth:`Client.copy`."""
+        return await self._run(
+            lambda: self._client.copy(file_id, filename, user_id=user_id, version_id=version_id, timeout_s=timeout_s)
+        )
+
     async def stat(
         self, file_id: str, *, user_id: str, version_id: str | None = None, timeout_s: float | None = None
     ) -> Version:

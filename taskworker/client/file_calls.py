@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,10 +21,12 @@ from storage.reports import Progress
 from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
+from taskworker.client.copying import chunk_ids_of, copy_messages
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import RemoteFile, Wanted, get_small, writable, write_to
 from taskworker.client.local_files import replacing
 from taskworker.client.pushing import push
+from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
@@ -210,6 +213,45 @@ class FileCalls(ClientBase):
             else:
                 write_to(fetch, target, progress)
             return fetch.version
+
+    @arguments_checked
+    def copy(
+        self,
+        file_id: str,
+        filename: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """Store a version's content under another name of the same user.
+
+        No content is sent or stored again: both files consist of the same chunks. If one of these is damaged, or
+        this client has a ``key``, the content is fetched and pushed instead.
+
+        Args:
+            file_id: the file to copy.
+            filename: the name of the copy. A file of this name gets a new version.
+            user_id: the owner of both.
+            version_id: the version; default: the head.
+            timeout_s: seconds.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            InvalidArgument: an argument is malformed or out of bounds.
+            StoreFull: a disk or quota is full; nothing was stored.
+            InsufficientWorkers: too few volumes or workers are available to store it safely.
+        """
+        deadline = self._deadline(timeout_s)
+        version = self._stat(file_id, user_id, version_id, deadline)
+        if self._sealed is None:
+            with suppress(InvalidArgument):  # a chunk is damaged
+                ids = list(chunk_ids_of(self._channel, version, deadline))
+                response = self._channel.push(OutgoingMessages(copy_messages(version, filename, ids)), deadline)
+                return convert.version_from_proto(response.version, unchanged=response.unchanged)
+        with self._fetch_by(Wanted(file_id, user_id, version.version_id), deadline) as fetch:
+            return self.push(fetch, filename=filename, user_id=user_id, timeout_s=deadline.remaining_s())
 
     @arguments_checked
     def open(
