@@ -65,6 +65,7 @@ def call_table() -> str:
         ["calls at once on one connection; more wait at the client", f"{default.streams_each:,}"],
         ["time until a connection on which no call is made is closed", "5 min"],
         ["calls of one caller that wait for a message", f"{default.unfinished:,}"],
+        ["refusals of one user in a second that come at once; more come later", f"{default.refusals:g}"],
     ]
     return table(["what", "limit"], rows)
 

@@ -22,7 +22,7 @@ ServerLimitsText = Annotated[
     typer.Option(
         "--server-limits",
         help="Limits on calls, such as calls=128,streams=64,message=4MiB,wait=30s,idle=600s,unfinished=32,checks=8,"
-        "connections=4096,streams-each=1024 (the defaults; docs/reference/limits.md explains them).",
+        "connections=4096,streams-each=1024,refusals=50 (the defaults; docs/reference/limits.md explains them).",
         metavar="LIMITS",
     ),
 ]
@@ -55,6 +55,7 @@ _FIELDS = {
     "checks": "checks",
     "connections": "connections",
     "streams-each": "streams_each",
+    "refusals": "refusals",
 }
 _AMOUNT = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "PIB": 1 << 50}

@@ -35,6 +35,7 @@ class ServerLimits:
         connections: how many connections there may be at once; half of them from one address.
         streams_each: how many calls may be under way on one connection; more wait.
         message_bytes: size of the largest message that is no part of a stream, and of the largest answer to one.
+        refusals: how many refusals a second a user gets at once; more come later.
     """
 
     calls: int = 128
@@ -47,6 +48,7 @@ class ServerLimits:
     connections: int = 4096
     streams_each: int = 1024
     message_bytes: int = UNARY_BYTES_MAX
+    refusals: float = 50
 
     @property
     def patience(self) -> Patience:

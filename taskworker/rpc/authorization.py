@@ -23,6 +23,7 @@ from taskworker.rpc.admission import Entry, Gate, Place
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.guests import Grants, Guests, HeadOf, LinkedCalls, with_author
 from taskworker.rpc.message_fields import ids_in, messages_at, names_in, paths_to_owners
+from taskworker.rpc.refusals import Refusals
 from taskworker.rpc.token_channel import METADATA_KEY
 
 _SCHEME = "bearer "
@@ -115,6 +116,37 @@ def by_token(authenticator: Authenticator) -> Identify:
     return lambda caller: authenticator.principal_of(token_of(caller.invocation_metadata()))
 
 
+class Sharing:
+    """What the users of a server share.
+
+    Args:
+        calls: the places for all calls.
+        refusals: delays those of users who are refused too often.
+        user_of_token: returns the user whose token this is, be it valid or not; empty: nobody's.
+
+    Attributes:
+        refusals: the argument.
+    """
+
+    def __init__(self, calls: Gate, refusals: Refusals, user_of_token: Callable[[str], str]) -> None:
+        self.refusals = refusals
+        self._calls = calls
+        self._user_of_token = user_of_token
+
+    def user_of(self, metadata: object) -> str:
+        """The user whose call begins. All callers without a token count as one user, who has no name."""
+        token = _shown_token(metadata)
+        return "" if token is None else self._user_of_token(token)
+
+    def place(self, user: str) -> Place:
+        """Take one of the places for all calls.
+
+        Raises:
+            ServerBusy: the user holds too many.
+        """
+        return self._calls.place(user).take()
+
+
 class Guard:
     """Guards the calls of a server.
 
@@ -147,17 +179,20 @@ class Guard:
         self._user_of_token = user_of_token
         self._head_of = head_of
         self._grants = grants
-        self._calls: Gate | None = None
+        self._sharing: Sharing | None = None
 
-    def divide(self, calls: Gate) -> None:
-        """Divide the places for all calls of the server among its users."""
-        self._calls = calls
+    def divide(self, calls: Gate, refusals: Refusals) -> bool:
+        """Divide the places for all calls of the server among its users, and delay their refusals.
 
-    def _place_for(self, metadata: object) -> Place | None:
-        if self._calls is None or self._user_of_token is None:
-            return None
-        token = _shown_token(metadata)
-        return self._calls.place("" if token is None else self._user_of_token(token)).take()
+        Returns:
+            Whether that is so: not if users cannot be told apart.
+        """
+        if self._user_of_token is not None:
+            self._sharing = Sharing(calls, refusals, self._user_of_token)
+        return self._sharing is not None
+
+    def _shared(self) -> Sharing | None:
+        return self._sharing
 
     def of_method(self, method: MethodDescriptor) -> MethodGuard:
         """Return the guard of one method."""
@@ -165,7 +200,7 @@ class Guard:
         guests = None
         if self._grants is not None and self._head_of is not None:
             guests = Guests(method.full_name, self._grants, self._head_of)
-        return MethodGuard(method, requirement, self._identify, self._head_of, guests, self._place_for)
+        return MethodGuard(method, requirement, self._identify, self._head_of, guests, self._shared)
 
 
 class MethodGuard:
@@ -178,9 +213,9 @@ class MethodGuard:
         identify: Identify,
         head_of: HeadOf | None,
         guests: Guests | None,
-        place_for: Callable[[object], Place | None],
+        shared: Callable[[], Sharing | None],
     ) -> None:
-        self._place_for = place_for
+        self._shared = shared
         # Workers' calls are never turned away for what users do. Callers without a token count as one user.
         self._is_divided = requirement.rights != {Right.JOIN}
         self._call = f"{method.containing_service.name}.{method.name}"
@@ -191,13 +226,9 @@ class MethodGuard:
         self._linked = LinkedCalls(method.full_name, head_of)
         self._owners = list(paths_to_owners(method.input_type))
 
-    def place(self, metadata: object) -> Place | None:
-        """Give a call that begins one of the places for all calls, taken; None: it needs none.
-
-        Raises:
-            ServerBusy: the user holds too many.
-        """
-        return self._place_for(metadata) if self._is_divided else None
+    def sharing(self) -> Sharing | None:
+        """What users share for these calls; None: they take nothing of it."""
+        return self._shared() if self._is_divided else None
 
     def identified(self, context: _WithMetadata) -> object:
         """Return the caller as the service gets it.

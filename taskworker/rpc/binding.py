@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -29,10 +29,8 @@ from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, Place, ServerL
 from taskworker.rpc.authorization import Audit, AuditOfMethod, Check, Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX
+from taskworker.rpc.refusals import DELAYED, Refusals
 from taskworker.rpc.waits import WAITS
-
-P = ParamSpec("P")
-ResultT = TypeVar("ResultT")
 
 log = logging.getLogger("taskworker.services")
 
@@ -148,17 +146,6 @@ class _Service(grpc.GenericRpcHandler):
         return None if method is None else method.handler(handler_call_details.invocation_metadata)
 
 
-class _AtOnce(ThreadPoolExecutor):
-    """Makes calls in the thread that submits them. Only for those that are refused, which takes a moment."""
-
-    def submit(self, fn: Callable[P, ResultT], /, *args: P.args, **kwargs: P.kwargs) -> Future[ResultT]:
-        """See ``Executor.submit``."""
-        future: Future[ResultT] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-_AT_ONCE = _AtOnce(1)
 _MAKE = {False: grpc.stream_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
 """By whether there are many answers. All methods take a stream, which on the wire is the same: gRPC would wait for the
 one message of a call before it says who calls, and for ever.
@@ -174,6 +161,22 @@ class _Call:
     request: object = None
     whose: str = ""
     response: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a call takes of what users share: its place among all calls; and how its refusal is delayed."""
+
+    place: Place
+    refusals: Refusals
+    user: str
+    may_wait: bool
+
+    def delay(self, context: grpc.ServicerContext) -> None:
+        """Wait until the refusal of the call may be sent."""
+        delay_s = self.refusals.delay_s(self.user)
+        if self.may_wait:
+            self.refusals.wait(delay_s, context)
 
 
 class _Method:
@@ -207,16 +210,19 @@ class _Method:
 
     def handler(self, metadata: object) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a call that begins."""
-        if self._guard is None:
+        sharing = None if self._guard is None else self._guard.sharing()
+        if sharing is None:
             return self._usual
+        user = sharing.user_of(metadata)
         try:
-            place = self._guard.place(metadata)
+            place = sharing.place(user)
         except StorageError as error:
-            return self._handler_of(partial(self._refuse, error), _AT_ONCE)
-        if place is None:
-            return self._usual
+            return self._handler_of(partial(self._refuse, error), sharing.refusals.threads(user))
+        # In the few threads for quick calls, none may wait.
+        threads = None if sharing.refusals.are_delayed(user) else self._threads
+        taken = _Taken(place, sharing.refusals, user, may_wait=threads is None)
         return self._handler_of(
-            partial(self._answer_many_in if self._streams else self._answer_once_in, place), self._threads
+            partial(self._answer_many_in if self._streams else self._answer_once_in, taken), threads
         )
 
     def _handler_of(
@@ -231,35 +237,39 @@ class _Method:
     def _refuse(self, error: StorageError, _messages: object, context: grpc.ServicerContext) -> NoReturn:
         _send_failure(error, context, self._name, self._hide)
 
-    def _answer_once_in(self, place: Place, messages: Iterator[object], context: grpc.ServicerContext) -> object:
+    def _answer_once_in(self, taken: _Taken, messages: Iterator[object], context: grpc.ServicerContext) -> object:
         try:
-            return self._answer_once(messages, context)
+            return self._answer_once(messages, context, taken)
         finally:
-            place.leave()
+            taken.place.leave()
 
     def _answer_many_in(
-        self, place: Place, messages: Iterator[object], context: grpc.ServicerContext
+        self, taken: _Taken, messages: Iterator[object], context: grpc.ServicerContext
     ) -> Iterator[object]:
         try:
-            yield from self._answer_many(messages, context)
+            yield from self._answer_many(messages, context, taken)
         finally:
-            place.leave()
+            taken.place.leave()
 
-    def _answer_once(self, messages: Iterator[object], context: grpc.ServicerContext) -> object:
-        with self._calling(context) as call:
+    def _answer_once(
+        self, messages: Iterator[object], context: grpc.ServicerContext, taken: _Taken | None = None
+    ) -> object:
+        with self._calling(context, taken) as call:
             argument = self._taken(messages, call)
             with self._admitted(call.caller):
                 call.response = self._behave(argument, call.caller)
         return call.response
 
-    def _answer_many(self, messages: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
-        with self._calling(context) as call:
+    def _answer_many(
+        self, messages: Iterator[object], context: grpc.ServicerContext, taken: _Taken | None = None
+    ) -> Iterator[object]:
+        with self._calling(context, taken) as call:
             argument = self._taken(messages, call)
             with self._admitted(call.caller):
                 yield from WAITS.answers(self._behave(argument, call.caller), context, call.whose, self._patience)
 
     @contextmanager
-    def _calling(self, context: grpc.ServicerContext) -> Iterator[_Call]:
+    def _calling(self, context: grpc.ServicerContext, taken: _Taken | None) -> Iterator[_Call]:
         """Give a call its place, send its failure, and tell the audit how it ended."""
         call, place = _Call(context, context), None
         try:
@@ -276,6 +286,8 @@ class _Method:
         except Exception as error:
             if self._audit is not None:
                 self._audit.ended(context, call.caller, call.request, None, error)
+            if taken is not None and isinstance(error, DELAYED):
+                taken.delay(context)
             _send_failure(error, context, self._name, self._hide)
         finally:
             if place is not None:

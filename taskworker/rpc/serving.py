@@ -32,6 +32,7 @@ from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.connections import Connections
 from taskworker.rpc.limits import WINDOW_OPTIONS, transport_bytes_max
+from taskworker.rpc.refusals import HELD_MAX, Refusals
 from taskworker.rpc.socket_files import appearing
 
 log = logging.getLogger("taskworker.services")
@@ -181,6 +182,9 @@ class Server:
         self._health = _Health(trouble, is_watched=not for_strangers)
         self._socket_file: Path | None = None
         self._stopping = threading.Lock()
+        self._refusals = Refusals(limits.refusals, calls // 2, clock_s)
+        places = Gate(calls, f"{calls} calls are under way, as many as this server allows", kind="calls")
+        is_shared = guard is not None and guard.divide(places, self._refusals)
         self._server = grpc.server(
             self._threads,
             options=(
@@ -191,10 +195,8 @@ class Server:
                 # Also counts calls that have ended, until Python frees them, so that a busy client would be refused.
                 ("grpc.http.overload_protection", 0),
             ),
-            maximum_concurrent_rpcs=calls,
+            maximum_concurrent_rpcs=calls + (HELD_MAX if is_shared else 0),
         )
-        if guard is not None:
-            guard.divide(Gate(calls, f"{calls} calls are under way, as many as this server allows", kind="calls"))
         for handler in services.values():
             self._server.add_generic_rpc_handlers((handler,))
         for name in ("", *services):
@@ -291,7 +293,9 @@ class Server:
         with self._stopping:
             self._connections.stop()
             self._health.enter_graceful_shutdown()
-            self._server.stop(grace_s).wait()
+            stopped = self._server.stop(grace_s)
+            self._refusals.end()
+            stopped.wait()
             # The thread of a cancelled call may still be in the engine, which is closed after this returns.
             self._threads.shutdown(wait=True)
             if self._socket_file is not None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import queue
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,51 +14,18 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from storage import FileStorage
 from taskworker import Client
-from taskworker.auth.contexts import Context, Contexts
 from taskworker.auth.user_tokens import new_token
 from taskworker.errors import ServerBusy
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
 from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
 from taskworker.rpc.admission import ServerLimits
-from taskworker.services.store_server import StoreServer
-from tests.services.conftest import MIB_PLENTY, Serve, text_of
+from tests.services.conftest import LONG_S, MIB_PLENTY, Guarded, Serve, Shown, first_ended, text_of
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-LONG_S = 60.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 USER = "u1"
 ANN = "ann"
-Shown = tuple[tuple[str, str | bytes], ...]
-
-
-class Silent:
-    """The messages of a call that sends some, and then no more."""
-
-    def __init__(self, *first: Any) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue()
-        for one in first:
-            self._queue.put(one)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (item := self._queue.get()) is not None:
-            yield item
-
-    def end(self) -> None:
-        self._queue.put(None)
-
-
-@pytest.fixture
-def silent() -> Iterator[Any]:
-    """Makes messages of silent callers, who go home at the end."""
-    with ExitStack() as stack:
-
-        def make(*first: Any) -> Silent:
-            made = Silent(*first)
-            stack.callback(made.end)
-            return made
-
-        yield make
 
 
 def header(name: str) -> store_pb2.PushPart:
@@ -127,46 +91,11 @@ def test_a_caller_with_many_unfinished_calls_loses_the_oldest(store: FileStorage
     with grpc.insecure_channel(address) as channel:
         call: Any = channel.stream_unary("/taskworker.FileService/Get")
         calls = [call.future(iter(silent())) for _ in range(3)]
-        code, text = failure(_ended(calls)[0])
+        code, text = failure(first_ended(calls)[0])
         assert code is EXHAUSTED
         assert "more than 2 calls of this caller wait for a message" in text
         for one in calls:
             one.cancel()
-
-
-class Guarded:
-    """A server whose users show tokens."""
-
-    def __init__(self, store: FileStorage, limits: ServerLimits) -> None:
-        self.server = StoreServer(store, limits=limits)
-        self.address = f"127.0.0.1:{self.server.start('127.0.0.1:0')}"
-
-    def shown(self, user: str) -> Shown:
-        """What the calls of a user show."""
-        return (("authorization", f"Bearer {self._token(user)}"),)
-
-    def client(self, user: str) -> Client:
-        """A client of a user, who is the one that this process runs for from now on."""
-        Contexts().put(Context(self.address, self._token(user), user))
-        return Client(self.address)
-
-    def _token(self, user: str) -> str:
-        if user not in [one.name for one in self.server.users.users()]:
-            self.server.users.add(user)
-        return self.server.users.create_token(user).text
-
-
-@pytest.fixture
-def guarded(store: FileStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "contexts"))
-    with ExitStack() as stack:
-
-        def start(limits: ServerLimits) -> Guarded:
-            made = Guarded(store, limits)
-            stack.callback(made.server.stop, 1.0)
-            return made
-
-        yield start
 
 
 def test_idle_streams_of_one_user_leave_half_of_the_places_to_others(guarded: Any, silent: Any) -> None:
@@ -176,7 +105,7 @@ def test_idle_streams_of_one_user_leave_half_of_the_places_to_others(guarded: An
         stub = StoreServiceStub(channel)
         own = store_pb2.PushPart(header=store_pb2.PushHeader(filename="a"))
         held = [stub.PushStream.future(iter(silent(own)), metadata=mallory) for _ in range(3)]
-        refused = next(one for one in _ended(held))
+        refused = next(one for one in first_ended(held))
         code, text = failure(refused)
         assert (code, "2 transfers of this user are under way" in text) == (EXHAUSTED, True)
         version = ann.push(bytes(MIB_PLENTY), filename="b", user_id=ANN)
@@ -191,7 +120,7 @@ def test_calls_of_one_user_leave_half_of_the_threads_to_others(guarded: Any, sil
     with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
         call: Any = channel.stream_unary("/taskworker.FileService/Get")
         held = [call.future(iter(silent()), metadata=mallory) for _ in range(40)]
-        texts = [failure(one)[1] for one in _ended(held, 38)]
+        texts = [failure(one)[1] for one in first_ended(held, 38)]
         assert len(texts) == 38
         assert all("2 calls of this user are under way" in text for text in texts)
         version = ann.push(b"x", filename="b", user_id=ANN)
@@ -209,14 +138,6 @@ def test_callers_without_a_token_hold_nothing(guarded: Any, silent: Any) -> None
             held = [call.future(iter(silent()), metadata=metadata) for _ in range(40)]
             assert {failure(one)[0] for one in held} <= {grpc.StatusCode.UNAUTHENTICATED, EXHAUSTED}
             ann.push(b"x", filename="b", user_id=ANN)
-
-
-def _ended(calls: list[Any], count: int = 1) -> list[Any]:
-    """The first calls of many to end, without those that go on."""
-    done: queue.Queue[Any] = queue.Queue()
-    for one in calls:
-        one.add_done_callback(done.put)
-    return [done.get(timeout=LONG_S) for _ in range(count)]
 
 
 def test_a_busy_user_is_told_as_by_a_busy_server(guarded: Any, silent: Any) -> None:
