@@ -210,22 +210,28 @@ class _Revision:
                     "chunks; send its data"
                 )
 
-    def _content(self, index: int, patch: Patch | None, given: Mapping[bytes, bytes]) -> bytes:
+    def _content(self, index: int, patch: Patch | None, given: Mapping[bytes, bytes]) -> BytesLike:
         """Return the content of a chunk of the result."""
-        if patch is None:
-            reference = self._manifest.reference(index)
-            stripe = stripe_to(reference, self._base.root.profile)
-            return given.get(plain_id(reference)) or self._context.contents.read(
-                stripe, plain_id(reference), self._base_keys
-            )
-        return given.get(patch.chunk_id) or self._read(patch.chunk_id)
+        length = expected_length(self._diff.new_size, self._base.root.chunk_size, index)
+        if patch is not None:
+            return given.get(patch.chunk_id) or self._read(patch.chunk_id, length)
+        reference = self._manifest.reference(index)
+        chunk_id = plain_id(reference)
+        return given.get(chunk_id) or self._read_from(
+            stripe_to(reference, self._base.root.profile), chunk_id, self._base_keys, length
+        )
 
-    def _read(self, chunk_id: bytes) -> bytes:
+    def _read(self, chunk_id: bytes, length: int) -> BytesLike:
         """Return the content of a chunk that is named without data."""
         found = self._elsewhere.get(chunk_id)
         if found is not None:
-            return self._context.contents.read(found.stripe, chunk_id, found.keys)
-        return self._context.contents.read(self._stripe(chunk_id), chunk_id, self._target.keys)
+            return self._read_from(found.stripe, chunk_id, found.keys, length)
+        return self._read_from(self._stripe(chunk_id), chunk_id, self._target.keys, length)
+
+    def _read_from(self, stripe: StripeKey, chunk_id: bytes, keys: UserKeys | None, length: int) -> BytesLike:
+        content = memoryview(bytearray(length))
+        self._context.contents.read_all([ContentRead(stripe, chunk_id, keys, content)])
+        return content
 
     def _check_sha256(self, expected: bytes) -> None:
         digest = hashlib.sha256()
@@ -247,7 +253,7 @@ class _Revision:
         for patch in self._diff.patches:
             data = patch.data
             if data is None and patch.chunk_id in self._elsewhere:
-                data = self._read(patch.chunk_id)
+                data = bytes(self._read(patch.chunk_id, self._elsewhere[patch.chunk_id].length))
             if data is None:
                 continue
             chunk = stored_chunk(self._target.key, self._profile, data)
