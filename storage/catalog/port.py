@@ -150,9 +150,19 @@ LEASES_BEFORE = 0
 
 
 class UploadRecord(msgspec.Struct, frozen=True, array_like=True):
-    """An upload with claims. ``interrupted_s``: when it was interrupted, in the store's time; None: it is under way."""
+    """An upload with claims.
+
+    Attributes:
+        interrupted_s: when it was interrupted, in the store's time; None: it is under way.
+        user: key of its user; empty in records of earlier releases.
+        name: key of the file's name.
+        taken: what it takes of the user's quota; 0 once it was resumed.
+    """
 
     interrupted_s: float | None = None
+    user: bytes = b""
+    name: bytes = b""
+    taken: int = 0
 
 
 class StoreTime(msgspec.Struct, frozen=True, array_like=True):

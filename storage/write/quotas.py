@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from storage.catalog import Catalog, FileEntry, Usage
+from storage.catalog.port import UploadRecord
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded
 from storage.formats.differences import differing_content
@@ -86,7 +87,6 @@ class Quotas:
         self._uploads = uploads
         self._lock = threading.Lock()
         self._writing: Counter[bytes] = Counter()  # by user key
-        self._waiting: dict[int, tuple[bytes, bytes, int]] = {}  # interrupted: number → user key, name key, bytes
 
     def uncommitted(self, user: bytes) -> int:
         """The bytes that a user's uploads have written and not committed."""
@@ -94,8 +94,7 @@ class Quotas:
             return self._uncommitted(user)
 
     def _uncommitted(self, user: bytes) -> int:
-        self._waiting = {number: one for number, one in self._waiting.items() if self._uploads.is_waiting(number)}
-        return self._writing[user] + sum(taken for owner, _, taken in self._waiting.values() if owner == user)
+        return self._writing[user] + self._uploads.waiting_bytes(user)
 
     def take(self, target: PushTarget, count: int) -> None:
         """Let an upload write more.
@@ -112,25 +111,20 @@ class Quotas:
                     raise _too_many_bytes(target.user_id, used, count, quota.bytes)
             self._writing[target.user] += count
 
-    def end(self, target: PushTarget, count: int, interrupted: int | None, *, committed: bool) -> None:
+    def end(self, target: PushTarget, count: int, *, committed: bool) -> None:
         """An upload has ended.
 
         Args:
             target: what it wrote.
             count: how many bytes it took.
-            interrupted: its number, if it was interrupted and its chunks are kept; else None.
             committed: whether it became a version. Then what earlier, interrupted ones wrote of it is a part of it.
         """
         with self._lock:
             self._writing[target.user] -= count
             if not self._writing[target.user]:
                 del self._writing[target.user]
-            if interrupted is not None:
-                self._waiting[interrupted] = target.user, target.name, count
-            if committed:
-                self._waiting = {
-                    number: one for number, one in self._waiting.items() if one[:2] != (target.user, target.name)
-                }
+        if committed:
+            self._uploads.resumed(target.user, target.name)
 
     def check(self, user_id: str, usage: Usage, added: Usage) -> None:
         """Check whether a version may be committed.
@@ -209,11 +203,15 @@ class Taken:
         with self._lock:
             self._count += count
 
-    def end(self, *, interrupted: int | None = None, committed: bool = False) -> None:
+    def record(self, interrupted_s: float | None) -> UploadRecord:
+        """The record of the upload in the catalog, with what it has taken."""
+        return UploadRecord(interrupted_s, self._target.user, self._target.name, self._count)
+
+    def end(self, *, committed: bool = False) -> None:
         """The upload has ended; see :meth:`Quotas.end`. Calls after the first one do nothing."""
         if not self._has_ended:
             self._has_ended = True
-            self._quotas.end(self._target, self._count, interrupted, committed=committed)
+            self._quotas.end(self._target, self._count, committed=committed)
 
 
 def shards_bytes(profile: ErasureProfile, length: int) -> int:

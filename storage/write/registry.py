@@ -8,8 +8,11 @@ the store's own time: the seconds for which the store was open, kept in the cata
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction
 from storage.catalog.port import LEASES_BEFORE, StoreTime, UploadRecord
@@ -60,7 +63,9 @@ class Uploads:
         self._base_s = before.open_s + opening_s
         self._last = max([before.last_upload, *records])
         self._live: set[int] = set()
-        self._interrupted: dict[int, float] = {}  # number → when it was interrupted, in the store's time
+        self._interrupted: dict[int, UploadRecord] = {}  # with when that was
+        self._waiting_bytes: Counter[bytes] = Counter()  # what these take, by user
+        self._of_file: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)  # those that take something
         self._cut_off: set[int] = set()  # those interrupted by the end of the previous process
         self._unkept: set[int] = set()  # numbers whose records in the catalog are out of date
         for number, record in records.items():
@@ -76,7 +81,8 @@ class Uploads:
             self._cut_off.add(number)
         if since_s is None:
             self._unkept.add(number)
-        self._interrupted[number] = self._base_s if since_s is None else since_s
+            record = msgspec.structs.replace(record, interrupted_s=self._base_s)
+        self._wait(number, record)
 
     def now_s(self) -> float:
         """Return the store's own time: the seconds for which it was open."""
@@ -91,27 +97,31 @@ class Uploads:
             self._live.add(self._last)
             return self._last
 
-    def enter(self, txn: CatalogTransaction, number: int) -> None:
-        """Enter the record of an upload, in the transaction of its first claims."""
-        txn.keep_upload(number, UploadRecord())
+    def enter(self, txn: CatalogTransaction, number: int, record: UploadRecord) -> None:
+        """Enter the record of an upload, in the transaction of its claims."""
+        txn.keep_upload(number, record)
         self._enter_time(txn)
 
-    def interrupt(self, txn: CatalogTransaction, number: int) -> None:
-        """Enter an upload as interrupted; then call :meth:`interrupted`."""
-        txn.keep_upload(number, UploadRecord(self.now_s()))
-        self._enter_time(txn)
-
-    def interrupted(self, number: int) -> None:
-        """Note that an upload was interrupted. Its claims are kept for its sender."""
+    def interrupted(self, number: int, record: UploadRecord) -> None:
+        """Note that an upload was interrupted, and entered as such. Its claims are kept for its sender."""
         with self._lock:
             self._live.discard(number)
-            self._interrupted[number] = self.now_s()
+            self._wait(number, record)
             if len(self._interrupted) > _INTERRUPTED_MAX:
-                self._lapse(min(self._interrupted, key=lambda one: self._interrupted[one]))
+                self._lapse(min(self._interrupted, key=self._since_s))
 
-    def is_waiting(self, number: int) -> bool:
-        """Whether an upload was interrupted, and its claims are kept."""
-        return number in self._interrupted
+    def waiting_bytes(self, user: bytes) -> int:
+        """Return what the interrupted uploads of a user take, whose claims are kept."""
+        with self._lock:
+            return self._waiting_bytes[user]
+
+    def resumed(self, user: bytes, name: bytes) -> None:
+        """Note that interrupted uploads of a file take nothing more: what they wrote is a part of it now."""
+        with self._lock:
+            for number in list(self._of_file.get((user, name), ())):
+                record = self._forget(number)
+                self._wait(number, msgspec.structs.replace(record, taken=0))
+                self._unkept.add(number)
 
     def ended(self, number: int) -> None:
         """Note that an upload was committed or given up."""
@@ -131,8 +141,8 @@ class Uploads:
         with self._lock:
             now_s = self.now_s()
             resuming = self._cut_off if self._clock_s() - self._opened_s < self.resume_s else set()
-            for number, since_s in list(self._interrupted.items()):
-                if now_s - since_s >= grace_s and number not in resuming:
+            for number in list(self._interrupted):
+                if now_s - self._since_s(number) >= grace_s and number not in resuming:
                     self._lapse(number)
             return KeptUploads(self._last, frozenset(self._live | self._interrupted.keys()))
 
@@ -149,20 +159,41 @@ class Uploads:
 
         def work(txn: CatalogTransaction) -> None:
             self._enter_time(txn)
-            for number, since_s in changed.items():
-                if since_s is None:
+            for number, record in changed.items():
+                if record is None:
                     txn.end_upload(number)
                 else:
-                    txn.keep_upload(number, UploadRecord(since_s))
+                    txn.keep_upload(number, record)
 
         self._catalog.transact(work)
         with self._lock:
-            self._unkept -= {number for number, since_s in changed.items() if self._interrupted.get(number) == since_s}
+            self._unkept -= {number for number, record in changed.items() if self._interrupted.get(number) == record}
+
+    def _since_s(self, number: int) -> float:
+        return self._interrupted[number].interrupted_s or 0.0
 
     def _lapse(self, number: int) -> None:
-        del self._interrupted[number]
+        self._forget(number)
         self._cut_off.discard(number)
         self._unkept.add(number)
+
+    def _wait(self, number: int, record: UploadRecord) -> None:
+        self._interrupted[number] = record
+        if record.taken:
+            self._waiting_bytes[record.user] += record.taken
+            self._of_file[record.user, record.name].add(number)
+
+    def _forget(self, number: int) -> UploadRecord:
+        record = self._interrupted.pop(number)
+        if record.taken:
+            self._waiting_bytes[record.user] -= record.taken
+            if not self._waiting_bytes[record.user]:
+                del self._waiting_bytes[record.user]
+            of_file = self._of_file[record.user, record.name]
+            of_file.discard(number)
+            if not of_file:
+                del self._of_file[record.user, record.name]
+        return record
 
     def _enter_time(self, txn: CatalogTransaction) -> None:
         # The format only counts as converted once the record for former claims is in the catalog.

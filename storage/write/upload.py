@@ -330,21 +330,19 @@ class Upload:
 
     def _checkpoint(self, *, interrupted: bool = False) -> None:
         """Enter claims and nodes into the catalog, so that pins and nodes do not accumulate in memory."""
-        uploads, first = self._context.uploads, self._number is None
+        uploads = self._context.uploads
         number = self._number = uploads.begin() if self._number is None else self._number
+        record = self._taken.record(uploads.now_s() if interrupted else None)
 
         def work(txn: CatalogTransaction) -> None:
-            if interrupted:
-                uploads.interrupt(txn, number)
-            elif first:
-                uploads.enter(txn, number)
+            uploads.enter(txn, number, record)
             txn.hold(self._target.user, self._stripes, number, self._names)
             txn.put_nodes(self._nodes)
 
         self._context.catalog.transact(work)
         if interrupted:
-            uploads.interrupted(number)
-            self._taken.end(interrupted=number)
+            uploads.interrupted(number, record)
+            self._taken.end()
         self._context.pins.unpin(self._stripes)
         self._stripes, self._nodes, self._names = [], [], {}
 

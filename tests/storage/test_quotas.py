@@ -162,6 +162,51 @@ def test_interrupted_uploads_count_until_they_are_resumed_or_collected(store: Fi
     upload(store, "b", os.urandom(CHUNK))
 
 
+def _interrupt(store: FileStorage, name: str, data: bytes) -> None:
+    going = store.upload(filename=name, user_id=USER)
+    going.write(data)
+    going.claim()
+    going.abort(keep_chunks=True)
+
+
+def test_interrupted_uploads_count_after_the_store_was_opened_again(tmp_path: Path) -> None:
+    data = os.urandom(8 * CHUNK)
+    with FileStorage.open(tmp_path / "s", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as store:
+        _interrupt(store, "a", data)
+        before = store.upkeep.uncommitted(USER)
+    assert before == shards(8 * CHUNK)
+    for _ in range(2):  # the records are written again when the store is closed
+        with FileStorage.open(tmp_path / "s") as store:
+            limit(store, bytes=shards(10 * CHUNK))
+            assert (store.upkeep.uncommitted(USER), store.upkeep.uncommitted("other")) == (before, 0)
+            with pytest.raises(QuotaExceeded):
+                upload(store, "b", os.urandom(8 * CHUNK))
+    with FileStorage.open(tmp_path / "s") as store:
+        with store.upload(filename="a", user_id=USER) as resumed:
+            resumed.reuse([digest(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)])
+            resumed.commit(len(data))
+        assert store.upkeep.uncommitted(USER) == 0
+    with FileStorage.open(tmp_path / "s") as store:
+        assert store.upkeep.uncommitted(USER) == 0
+        _interrupt(store, "c", os.urandom(CHUNK))
+    with FileStorage.open(tmp_path / "s") as store:
+        assert store.upkeep.uncommitted(USER) == shards(CHUNK)
+        store.collect(grace_s=0)
+        assert store.upkeep.uncommitted(USER) == 0
+
+
+def test_uploads_that_were_cut_off_count_with_what_they_had_claimed(tmp_path: Path) -> None:
+    with FileStorage.open(tmp_path / "s", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as store:
+        going = store.upload(filename="a", user_id=USER)
+        for _ in range(2):
+            going.write(os.urandom(4 * CHUNK))
+            going.claim()
+        shutil.copytree(tmp_path / "s", tmp_path / "killed", copy_function=shutil.copyfile)
+        going.abort(keep_chunks=False)
+    with FileStorage.open(tmp_path / "killed") as store:
+        assert store.upkeep.uncommitted(USER) == shards(8 * CHUNK)
+
+
 def test_parallel_pushes_do_not_exceed_it_together(store: FileStorage) -> None:
     allowed = shards(40 * 3000)
     limit(store, bytes=allowed)
