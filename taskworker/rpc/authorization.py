@@ -21,7 +21,7 @@ from taskworker.errors import Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import Entry, Gate, Place
 from taskworker.rpc.conversion import parsed
-from taskworker.rpc.guests import Grants, Guests, HeadOf, LinkedCalls, with_author
+from taskworker.rpc.guests import Grants, Guests, HeadOf, Hidden, LinkedCalls, with_author
 from taskworker.rpc.message_fields import ids_in, messages_at, names_in, paths_to_owners
 from taskworker.rpc.refusals import Refusals
 from taskworker.rpc.token_channel import METADATA_KEY
@@ -71,12 +71,13 @@ Identify = Callable[[Any], Principal]
 class KnownCaller:
     """A caller of which it is known who it is; apart from that, gRPC's ServicerContext."""
 
-    __slots__ = ("_context", "guest_of", "principal")
+    __slots__ = ("_context", "guest_of", "hidden", "principal")
 
     def __init__(self, context: object, principal: Principal) -> None:
         self._context = context
         self.principal = principal
         self.guest_of = ""  # the owner of the files, if it is another who has shared them
+        self.hidden: Hidden = _nothing_hidden
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -97,6 +98,15 @@ def note_of(caller: object) -> str:
 def is_guest(caller: object) -> bool:
     """Whether the caller works on files that another has shared; known once the first message was checked."""
     return isinstance(caller, KnownCaller) and bool(caller.guest_of)
+
+
+def hidden_from(caller: object) -> Hidden:
+    """Which files of a call on many the caller does not see; known once the first message was checked."""
+    return caller.hidden if isinstance(caller, KnownCaller) else _nothing_hidden
+
+
+def _nothing_hidden(_name: str, _file_id: str) -> None:
+    return None
 
 
 def require_right(caller: object, right: Right, name: str) -> None:

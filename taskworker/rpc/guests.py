@@ -6,6 +6,7 @@ What was not granted is answered as if it did not exist, with the same text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -22,6 +23,7 @@ _READING = frozenset(
     {f"{_STORE}.{call}" for call in ("GetStream", "GetFile", "GetManifest", "Stat", "History", "ListFiles")}
     | {f"{_FILES}.Get", f"{_FILES}.Synchronous"}
 )
+_READING_MANY = f"{_STORE}.GetMany"
 _WRITING = frozenset(
     {f"{_STORE}.{call}" for call in ("PushStream", "PushFile", "MissingChunks", "ReviseStream")}
     | {f"{_FILES}.Push", f"{_FILES}.Revise"}
@@ -42,10 +44,15 @@ class Grants(Protocol):
         """Who shares anything with a user."""
 
 
+Hidden = Callable[[str, str], FileNotFound | None]
+"""Returns what is answered about a file with this name or this id, if the caller may not know of it."""
+
+
 class Guest(Protocol):
-    """A caller, who is told on whose files the call works."""
+    """A caller, who is told on whose files the call works, and which of these it does not see."""
 
     guest_of: str
+    hidden: Hidden
 
 
 class Head(Protocol):
@@ -76,7 +83,7 @@ class Guests:
     def __init__(self, call: str, grants: Grants, head_of: HeadOf) -> None:
         self._grants = grants
         self._head_of = head_of
-        self._reads, self._writes = call in _READING, call in _WRITING
+        self._reads, self._writes = call in _READING or call == _READING_MANY, call in _WRITING
         self._call = call
 
     def admit(self, principal: Principal, caller: Guest, message: Message, paths: Iterable[tuple[str, ...]]) -> bool:
@@ -114,7 +121,14 @@ class Guests:
         if state is not None:
             message.difference = state.SerializeToString()  # type: ignore[attr-defined]
         caller.guest_of = owner
+        caller.hidden = partial(self._hidden, principal.user, owner)
         return True
+
+    def _hidden(self, user: str, owner: str, name: str, file_id: str) -> FileNotFound | None:
+        found = name or self._name_of(file_id, owner)
+        if found is not None and self._grants.may(user, owner, found, write=False):
+            return None
+        return _no_name(name) if name else _no_id(file_id)
 
     def _owner_of(self, principal: Principal, message: Message, holders: list[Any], sharing: list[str]) -> str:
         """Find out on whose files a message works; empty: on the caller's own, or on those of somebody unrelated."""
@@ -147,8 +161,8 @@ class Guests:
             return None
 
     def _require_all(self, principal: Principal, owner: str, message: Message) -> None:
-        if self._call == f"{_STORE}.MissingChunks":
-            return  # answered without a look at what there is
+        if self._call in (f"{_STORE}.MissingChunks", _READING_MANY):
+            return  # answered without a look at what there is, or for each file by itself
         writes = self._is_writing(message)
         for name in names_in(message):
             self._require(principal, owner, name, _no_name(name), writes=writes)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from dataclasses import replace
+from functools import partial
+from itertools import chain, groupby
 
 from storage import (
     DeleteOutcome,
+    FileNotFound,
     FileStorage,
     GetOutcome,
     InvalidArgument,
@@ -21,9 +24,10 @@ from storage.write.many import ManyPush
 from taskworker.protos import store_pb2
 from taskworker.rpc import status
 from taskworker.rpc.admission import Gate
-from taskworker.rpc.authorization import user_of
+from taskworker.rpc.authorization import hidden_from, user_of
 from taskworker.rpc.binding import Caller, foreseen, require_active
 from taskworker.rpc.conversion import many_options, push_options, version_to_proto
+from taskworker.rpc.guests import Hidden
 from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
 from taskworker.services.maintenance import MaintenanceService
 from taskworker.services.pieces import pieces_of
@@ -81,7 +85,7 @@ class ManyFilesService(MaintenanceService):
         with self._transfers.place(user_of(caller)):
             gathered = store_pb2.GetManyPart()
             size = 0
-            for outcome in self._got(request):
+            for outcome in self._got(request, hidden_from(caller)):
                 result = self._get_result(outcome)
                 gathered.results.append(result)
                 size += len(result.data)
@@ -115,20 +119,20 @@ class ManyFilesService(MaintenanceService):
         if gathered:
             yield store_pb2.DeleteManyResults(results=gathered)
 
-    def _got(self, request: store_pb2.GetManyRequest) -> Iterator[GetOutcome]:
+    def _got(self, request: store_pb2.GetManyRequest, hidden: Hidden) -> Iterator[GetOutcome]:
         """Read the files of a request; those given by name and those given by id are read in runs."""
-        start = 0
-        files = list(request.files)
         bytes_max = min(request.bytes_max, GET_DATA_BYTES) if request.HasField("bytes_max") else GET_DATA_BYTES
-        while start < len(files):
-            by_name = files[start].WhichOneof("file") == "filename"
-            stop = start
-            while stop < len(files) and (files[stop].WhichOneof("file") == "filename") == by_name:
-                stop += 1
-            asked = [each.filename if by_name else each.file_id for each in files[start:stop]]
-            for outcome in self._store.get_many(asked, user_id=request.user_id, by_name=by_name, bytes_max=bytes_max):
-                yield GetOutcome(start + outcome.position, outcome.file, outcome.version, outcome.data, outcome.error)
-            start = stop
+        start = 0
+        for (by_name, error), run in groupby(request.files, partial(_kind, hidden)):
+            asked = [each.filename if by_name else each.file_id for each in run]
+            if error is not None:
+                yield GetOutcome(start, asked[0], error=error)
+            else:
+                for outcome in self._store.get_many(
+                    asked, user_id=request.user_id, by_name=by_name, bytes_max=bytes_max
+                ):
+                    yield replace(outcome, position=start + outcome.position)
+            start += len(asked)
 
     def _large(
         self, user_id: str, version: Version, gathered: store_pb2.GetManyPart
@@ -171,6 +175,11 @@ class ManyFilesService(MaintenanceService):
         return status.file_error(
             foreseen(error or StorageError("there is no outcome"), "a call on many files"), self._hide
         )
+
+
+def _kind(hidden: Hidden, file: store_pb2.FileReference) -> tuple[bool, FileNotFound | None]:
+    """Whether a file is given by name, and the error if the caller does not see it: one of its own for each file."""
+    return file.WhichOneof("file") == "filename", hidden(file.filename, file.file_id)
 
 
 def _is_wanted(version: Version, bytes_max: int | None) -> bool:

@@ -173,6 +173,24 @@ def test_a_prefix_shares_what_begins_with_it_and_nothing_else(served: Served) ->
         assert bob.find(name, user_id="ann") is None
 
 
+def test_of_many_files_those_that_are_shared_are_read(served: Served) -> None:
+    files = {name: _push(served, name, name.encode()) for name in NAMES}
+    with pytest.raises(PermissionDenied):
+        list(served.client("eve").get_many(list(NAMES), user_id="ann", by_name=True))
+    served.client("ann").share("reports/", with_user="bob")
+    bob = served.client("bob")
+    asked = ["reports/1", "a", "reports", "nowhere", "reports/2", "other/1", "reports/3"]
+    by_name = list(bob.get_many(asked, user_id="ann", by_name=True))
+    assert [one.data for one in by_name] == [b"reports/1", None, None, None, b"reports/2", None, None]
+    told = {str(one.error).replace(repr(one.file), "NAME") for one in by_name if one.data is None}
+    assert len(told) == 1
+    assert {type(one.error) for one in by_name if one.data is None} == {FileNotFound}
+    ids = [files[name].file_id if name in files else "0" * 32 for name in asked[:-1]]
+    by_id = list(bob.get_many(ids, user_id="ann"))
+    assert [one.data for one in by_id] == [one.data for one in by_name[:-1]]
+    assert len({str(one.error).replace(one.file, "ID") for one in by_id if one.data is None}) == 1
+
+
 def test_what_else_the_owner_has_is_not_told_to_writers(served: Served) -> None:
     _push(served, "secret", b"known" * 1000)
     served.client("ann").share("plan", with_user="bob", write=True)
