@@ -81,6 +81,18 @@ class Upkeep:
             )
         return self.keys.destroy(user_id)
 
+    def beside(self, user_id: str) -> int:
+        """The bytes on volumes that a user takes with other than the user's own files."""
+        return self.policy.beside(user_id)
+
+    def require_room(self, user_id: str, count: int) -> None:
+        """Check whether a user may take so many bytes more with other than the user's own files.
+
+        Raises:
+            QuotaExceeded: it is too much.
+        """
+        self._parts.quotas.require_room(user_id, count)
+
     def scrub(self, progress: Progress | None) -> ScrubReport:
         """See :meth:`storage.FileStorage.scrub`."""
         self._parts.check_open()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from storage.catalog import Catalog, FileEntry, Usage
+from storage.catalog import Catalog, FileEntry, Usage, user_key
 from storage.catalog.port import UploadRecord
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded
@@ -48,12 +48,14 @@ class Policy:
 
     Attributes:
         quota_of: returns a user's quota.
+        beside: returns the bytes on volumes that a user takes with other than the user's own files.
         allows: whether users may choose an erasure profile other than the store's own.
         allowed: which ones these are, for the texts of errors.
     """
 
     def __init__(self) -> None:
         self.quota_of: Callable[[str], Quota] = lambda _user: NO_QUOTA
+        self.beside: Callable[[str], int] = lambda _user: 0
         self.allows: Callable[[ErasureProfile], bool] = lambda _profile: True
         self.allowed = "all"
 
@@ -103,7 +105,7 @@ class Quotas:
             QuotaExceeded: its user would take more than allowed.
         """
         quota = self.policy.quota_of(target.user_id)
-        used = 0 if quota.bytes is None else self._catalog.usage(target.user).bytes
+        used = 0 if quota.bytes is None else self._committed(target.user_id, self._catalog.usage(target.user))
         with self._lock:
             if quota.bytes is not None:
                 used += self._uncommitted(target.user)
@@ -138,13 +140,31 @@ class Quotas:
             QuotaExceeded: it is too much.
         """
         quota = self.policy.quota_of(user_id)
-        if quota.bytes is not None and usage.bytes + added.bytes > quota.bytes:
-            raise _too_many_bytes(user_id, usage.bytes, added.bytes, quota.bytes)
+        if quota.bytes is not None:
+            used = self._committed(user_id, usage)
+            if used + added.bytes > quota.bytes:
+                raise _too_many_bytes(user_id, used, added.bytes, quota.bytes)
         if quota.files is not None and added.files and usage.files + added.files > quota.files:
             raise QuotaExceeded(
                 f"user {user_id!r} has {usage.files:,} files, and may have {quota.files:,}; delete some, or ask the "
                 "operator for a higher quota"
             )
+
+    def require_room(self, user_id: str, count: int) -> None:
+        """Check whether a user may take so many bytes more with other than the user's own files.
+
+        Raises:
+            QuotaExceeded: it is too much.
+        """
+        quota = self.policy.quota_of(user_id)
+        if quota.bytes is not None:
+            user = user_key(user_id.encode())
+            used = self._committed(user_id, self._catalog.usage(user)) + self.uncommitted(user)
+            if used + count > quota.bytes:
+                raise _too_many_bytes(user_id, used, count, quota.bytes)
+
+    def _committed(self, user_id: str, usage: Usage) -> int:
+        return usage.bytes + self.policy.beside(user_id)
 
     def added_bytes(self, target: PushTarget, root: RootNode, nodes: Iterable[tuple[bytes, bytes]]) -> int:
         """What a version adds to the newest one of its name: the shards of the chunks that differ, and its nodes.

@@ -177,6 +177,7 @@ class PoolServer:
         self.functions = PoolFunctions(
             self.pool.store, self.pool.membership, self._transport, functions, Path(directory) / "calls"
         )
+        self.pool.store.upkeep.policy.beside = self.functions.deployed.bytes_of
         try:
             self.capabilities = PoolCapabilities(
                 self.pool, self.functions, directory, master_key=shared, egress=egress, dns=dns

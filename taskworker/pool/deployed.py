@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 from storage import FileStorage, Version
 from storage.clocks import wall_ms
 from storage.errors import FileNotFound, InvalidArgument, StorageError
+from storage.write.quotas import shards_bytes
 from taskworker.calls.bundle import ARCHIVE_BYTES_MAX, spec_of
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.owners import DEPLOYED_OWNER as OWNER
@@ -86,10 +88,11 @@ class DeployedFunctions:
         self._store = store
         self._importing = importing
         self._limits_max = limits_max
-        self._lock = threading.Lock()  # for changes
+        self._lock = threading.RLock()  # for changes
         self._known: dict[str, RoutedFunction] = {}
         self._trying: set[str] = set()  # versions of candidates
         self._tried: dict[str, str] = {}  # by function: the candidate's version id of its newest version
+        self._taken: Counter[str] | None = None  # bytes by user; None: to be counted
 
     def find(self, name: str) -> RoutedFunction | None:
         """The function with this name."""
@@ -152,6 +155,7 @@ class DeployedFunctions:
             FormatError, InvalidArgument: it is not a bundle, or its document asks for something out of bounds.
             FunctionBroken: it cannot be imported, or has no such entry.
             FunctionsUnavailable: no worker could import it, and an earlier version would no longer be the newest.
+            QuotaExceeded: the user's files and functions would take too much.
         """
         permit(spec_of(bundle).name)  # so that a bundle is not stored which is invalid, or not permitted
         self._drop_old_candidates()
@@ -229,6 +233,21 @@ class DeployedFunctions:
         head = self._head(name)
         return list(self._store.history(head.file_id, user_id=OWNER))
 
+    def bytes_of(self, user_id: str) -> int:
+        """The bytes on volumes of all versions of functions that a user has deployed."""
+        taken = self._taken
+        if taken is None:
+            with self._lock:
+                taken = self._taken = self._counted()
+        return taken[user_id]
+
+    def _counted(self) -> Counter[str]:
+        taken: Counter[str] = Counter()
+        for head in self._store.list_files(user_id=OWNER):
+            for version in self._store.history(head.file_id, user_id=OWNER):
+                taken[version.note] += shards_bytes(version.profile, version.size)
+        return taken
+
     def undeploy(self, name: str) -> None:
         """Remove a function and its versions.
 
@@ -237,6 +256,7 @@ class DeployedFunctions:
         """
         with self._lock:
             self._store.delete(self._head(name).file_id, user_id=OWNER)
+            self._taken = None
             self._known.pop(name, None)
             self._tried.pop(name, None)
 
@@ -257,11 +277,19 @@ class DeployedFunctions:
             return Deployment(spec.name, "", False, imported_by, not_imported, able, unable)
         with self._lock:
             before = self._store.find(spec.name, user_id=OWNER)
+            if before is None or not self._is_content(before, bundle):
+                self._store.upkeep.require_room(user_id, shards_bytes(self._store.profile, len(bundle)))
             version = self._store.push(bundle, filename=spec.name, user_id=OWNER, note=user_id)
+            self._taken = None
             self._known[spec.name] = RoutedFunction.of(spec, version.version_id, version.file_id)
             self._tried[spec.name] = candidate.version
         changed = before is None or before.version_id != version.version_id
         return Deployment(spec.name, version.version_id, changed, imported_by, not_imported, able, unable)
+
+    def _is_content(self, version: Version, bundle: bytes) -> bool:
+        return version.size == len(bundle) and bundle == self._store.get(
+            version.file_id, user_id=OWNER, version_id=version.version_id
+        )
 
     @contextlib.contextmanager
     def _being_tried(self, version_id: str) -> Iterator[None]:

@@ -153,7 +153,7 @@ class AuthService:
         quota, usage = self._users.quota_of(user.name), usages.get(user.name, Usage())
         storage = auth_pb2.Storage(
             files=usage.files,
-            bytes=usage.bytes,
+            bytes=usage.bytes + (0 if self._storage is None else self._storage.beside(user.name)),
             uncommitted_bytes=0 if self._storage is None else self._storage.uncommitted(user.name),
             files_max=quota.files,
             bytes_max=quota.bytes,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from storage import FileStorage
-from storage.errors import FormatError, InvalidArgument, PermissionDenied, StorageError
+from storage.errors import FormatError, InvalidArgument, PermissionDenied, QuotaExceeded, StorageError
+from storage.write.quotas import NO_QUOTA, Quota
 from taskworker.calls.bundle import packed
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.calls.spec import FunctionSpec
@@ -89,6 +91,29 @@ def test_candidates_that_a_killed_pool_has_left_are_dropped(store: FileStorage) 
     store.push(b"under way", filename="new", user_id=CANDIDATE_OWNER)
     DeployedFunctions(store, Importing()).deploy(bundle("1"), "ann")
     assert [version.filename for version in store.list_files(user_id=CANDIDATE_OWNER)] == ["new"]
+
+
+def test_versions_count_for_those_who_deployed_them(store: FileStorage) -> None:
+    deployed = DeployedFunctions(store, IMPORTING)
+    policy = store.upkeep.policy
+    policy.beside = deployed.bytes_of
+    deployed.deploy(bundle("1"), "ann")
+    deployed.deploy(bundle("2"), "bob")
+    one = deployed.bytes_of("ann")
+    assert one >= len(bundle("1"))
+    assert deployed.bytes_of("bob") == pytest.approx(one, abs=200)
+    policy.quota_of = lambda user: Quota(one + 2000) if user == "ann" else NO_QUOTA
+    with pytest.raises(QuotaExceeded, match="ann"):
+        deployed.deploy(bundle(os.urandom(10_000).hex()), "ann")
+    assert [version.note for version in deployed.history("f")] == ["bob", "ann"]
+    with pytest.raises(QuotaExceeded):
+        store.push(bytes(4000), filename="a", user_id="ann")
+    policy.quota_of = lambda user: Quota(one) if user == "bob" else NO_QUOTA
+    assert not deployed.deploy(bundle("2"), "bob").changed  # which takes nothing
+    deployed.undeploy("f")
+    assert (deployed.bytes_of("ann"), deployed.bytes_of("bob")) == (0, 0)
+    store.push(bytes(4000), filename="a", user_id="ann")
+    assert DeployedFunctions(store, IMPORTING).bytes_of("ann") == 0
 
 
 def test_versions_of_a_function(store: FileStorage) -> None:
