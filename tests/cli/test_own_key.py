@@ -37,29 +37,20 @@ def test_files_are_sealed_by_the_commands(cli: Cli, keyless: Cli) -> None:
     cli.run("push", "报告.pdf", "b")
     cli.run("push", "-", "--name", "流", stdin=b"from a pipe")
     assert cli.names() == ["b", "报告.pdf", "流"]
-    assert cli.names() != keyless.names()
-    assert all(name.startswith("sealed1.") for name in keyless.names())
+    sealed = keyless.names()
+    assert [name[:8] for name in sealed] == ["sealed1."] * 3
     assert cli.run("get", "报告.pdf", "-o", "-").stdout == data
     assert cli.run("get", "报告.pdf", "--range", "1048570-1048579", "-o", "-").stdout == data[1048570:1048580]
     cli.run("get", "报告.pdf", "b", "-o", "out/")
     assert cli.read("out/报告.pdf") == data
-    assert cli.json("stat", "报告.pdf")["size"] == len(data)
     assert [one["note"] for one in cli.json("log", "报告.pdf")] == ["", "初稿"]
-    cli.run("revise", "报告.pdf", "-", stdin=data + b"more")
-    assert cli.run("get", "报告.pdf", "-o", "-").stdout == data + b"more"
-
-    said = keyless.error("get", keyless.names()[0], "-o", "plain", code=1)
-    assert "give that key (key=, --key-file)" in said
+    assert "give that key (key=, --key-file)" in keyless.error("get", sealed[0], "-o", "plain", code=1)
     new_key_file(cli.directory / "other")
-    said = keyless.error("get", cli.json("stat", "b")["file_id"], "-o", "plain", "--key-file", "other", code=1)
-    assert "is sealed with the key" in said
     assert "is sealed with the key" in keyless.error("ls", "--key-file", "other", code=1)
     assert "is sealed with the key" in keyless.error("get", "b", "-o", "plain", "--key-file", "other", code=1)
     cli.error("get", "none", code=3)
     assert not (cli.directory / "plain").exists()
-    said = cli.error("link", "create", "b", code=2)
-    assert "lacks the key" in said
-    assert "one by one" in cli.error("share", "b/", "--with", "bob", code=2)
+    assert "lacks the key" in cli.error("link", "create", "b", code=2)
     cli.run("rm", "b", "流")
     keyless.run("rm", *keyless.names())
     assert cli.names() == []
@@ -69,7 +60,6 @@ def test_a_copy_is_synchronized_both_ways(cli: Cli) -> None:
     data = bytearray(random.Random(1).randbytes(3 * MIB + 9))
     cli.write("n", data)
     assert cli.json("sync", "n")["outcome"] == "sent"
-    assert cli.json("sync", "n")["outcome"] == "in_step"
     data[2 * MIB] ^= 1
     cli.write("n", data)
     assert cli.json("sync", "n")["outcome"] == "sent"
@@ -79,6 +69,3 @@ def test_a_copy_is_synchronized_both_ways(cli: Cli) -> None:
     assert cli.read("n") == data + b"longer"
     os.utime(cli.directory / "n", (1, 1))
     assert cli.json("sync", "n")["outcome"] == "in_step"
-    cli.write("n", b"here")
-    cli.run("revise", "n", "-", stdin=b"there")
-    cli.error("sync", "n", code=4)
