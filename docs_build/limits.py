@@ -61,7 +61,10 @@ def call_table() -> str:
         ["time until the message of a call, or the first one of a stream, has come", f"{default.message_s:g} s"],
         ["pause between messages of a stream, and until a caller reads an answer", f"{default.idle_s:g} s"],
         ["users who have a revision checked against a SHA-256 at once, one each", f"{default.checks:,}"],
-        ["connections at once; from one address, half as many", f"{default.connections:,}"],
+        [
+            "connections at once, if the process may open four times as many files; from one address, half as many",
+            f"{default.connections:,}",
+        ],
         ["calls at once on one connection; more wait at the client", f"{default.streams_each:,}"],
         ["time until a connection on which no call is made is closed", "5 min"],
         ["calls of one caller that wait for a message", f"{default.unfinished:,}"],

@@ -25,6 +25,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from storage.errors import InvalidArgument, StoreUnavailable
+from storage.system.descriptors import descriptor_limit
 from storage.system.forks import HomeProcess
 from taskworker.errors import CallNotOffered, StorageUnavailable
 from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Entry, Gate, ServerLimits
@@ -56,6 +57,7 @@ _WATCHERS = 32
 _HASTE_S = 2.0
 _REFLECTION = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
 
+_DESCRIPTORS_EACH = 4  # a pool has three servers, whose connections leave a quarter of the descriptors for its files
 _LOOK_S = 5.0
 _GIVE_UP_S = 600.0  # a server without its catalog is useless; its supervisor may be able to help
 
@@ -176,7 +178,8 @@ class Server:
     ) -> None:
         self._clock_s = clock_s
         self._home = HomeProcess("this server")
-        self._connections = Connections(limits.connections)
+        connections = min(limits.connections, descriptor_limit() // _DESCRIPTORS_EACH)
+        self._connections = Connections(connections)
         self._unusable = unusable
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._health = _Health(trouble, is_watched=not for_strangers)
@@ -190,7 +193,7 @@ class Server:
             options=(
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", transport_bytes_max(limits.message_bytes)),
-                ("grpc.max_allowed_incoming_connections", limits.connections),
+                ("grpc.max_allowed_incoming_connections", connections),
                 ("grpc.max_concurrent_streams", limits.streams_each),
                 # Also counts calls that have ended, until Python frees them, so that a busy client would be refused.
                 ("grpc.http.overload_protection", 0),

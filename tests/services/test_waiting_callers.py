@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from contextlib import ExitStack
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -186,3 +190,28 @@ def test_an_address_has_half_of_the_connections(store: FileStorage, serve: Serve
                 del data
             ended += 1
         assert ended == 5
+
+
+def test_connections_leave_descriptors_for_the_store(tmp_path: Path) -> None:
+    program = (sys.executable, "-m", "taskworker", "--store", str(tmp_path / "store"), "serve", "--no-auth", "--json")
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", 'ulimit -n 200 && exec "$@"', "sh", *program, "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert process.stdout is not None
+        address = json.loads(os.read(process.stdout.fileno(), 4096))["address"]
+        host, _, port = address.rpartition(":")
+        with ExitStack() as stack, Client(address) as client:
+            client.push(b"1", filename="a", user_id=USER)
+            for one in [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(220)][60:]:
+                one.settimeout(LONG_S)
+                with suppress(ConnectionError):
+                    one.sendall(PREFACE)
+                    while data := one.recv(4096):
+                        del data
+            assert client.push(b"2", filename="b", user_id=USER).size == 1
+    finally:
+        process.terminate()
+        process.communicate(timeout=LONG_S)
