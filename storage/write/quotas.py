@@ -3,7 +3,9 @@
 What a file takes is counted with its entry in the catalog: the shards of its versions, each without the chunks that
 stand at the same place in the version before it, and the copies of their records. Chunks that two files share count for
 both, so that deleting one never gives back what the other needs. What an upload has written counts from when it is
-written, until the upload ends; that of an interrupted upload, until it is resumed or collected.
+written, until the upload ends; that of an interrupted upload, until it is resumed or collected. Of what failed uploads
+have left on the volumes, only what is more than the quota counts, until a collect begins: so a user who makes a few
+mistakes goes on at once, and one who does nothing else takes up to twice the quota.
 """
 
 from __future__ import annotations
@@ -89,6 +91,8 @@ class Quotas:
         self._uploads = uploads
         self._lock = threading.Lock()
         self._writing: Counter[bytes] = Counter()  # by user key
+        self._left: Counter[bytes] = Counter()  # by user key: what failed uploads wrote since a collect began
+        self._collects = 0  # as many had begun by then
 
     def uncommitted(self, user: bytes) -> int:
         """The bytes that a user's uploads have written and not committed."""
@@ -108,23 +112,33 @@ class Quotas:
         used = 0 if quota.bytes is None else self._committed(target.user_id, self._catalog.usage(target.user))
         with self._lock:
             if quota.bytes is not None:
-                used += self._uncommitted(target.user)
+                left = max(0, self._left_by(target.user) - quota.bytes)
+                used += self._uncommitted(target.user) + left
                 if used + count > quota.bytes:
-                    raise _too_many_bytes(target.user_id, used, count, quota.bytes)
+                    raise _too_many_bytes(target.user_id, used, count, quota.bytes, left)
             self._writing[target.user] += count
 
-    def end(self, target: PushTarget, count: int, *, committed: bool) -> None:
+    def _left_by(self, user: bytes) -> int:
+        if self._collects != self._uploads.collects:
+            self._collects = self._uploads.collects
+            self._left.clear()
+        return self._left[user]
+
+    def end(self, target: PushTarget, count: int, *, committed: bool, counted: bool) -> None:
         """An upload has ended.
 
         Args:
             target: what it wrote.
             count: how many bytes it took.
             committed: whether it became a version. Then what earlier, interrupted ones wrote of it is a part of it.
+            counted: whether its chunks count already: as those of an interrupted upload, or of another version.
         """
         with self._lock:
             self._writing[target.user] -= count
             if not self._writing[target.user]:
                 del self._writing[target.user]
+            if count and not committed and not counted:
+                self._left[target.user] = self._left_by(target.user) + count
         if committed:
             self._uploads.resumed(target.user, target.name)
 
@@ -227,11 +241,11 @@ class Taken:
         """The record of the upload in the catalog, with what it has taken."""
         return UploadRecord(interrupted_s, self._target.user, self._target.name, self._count)
 
-    def end(self, *, committed: bool = False) -> None:
+    def end(self, *, committed: bool = False, counted: bool = False) -> None:
         """The upload has ended; see :meth:`Quotas.end`. Calls after the first one do nothing."""
         if not self._has_ended:
             self._has_ended = True
-            self._quotas.end(self._target, self._count, committed=committed)
+            self._quotas.end(self._target, self._count, committed=committed, counted=counted)
 
 
 def shards_bytes(profile: ErasureProfile, length: int) -> int:
@@ -244,10 +258,11 @@ def root_bytes(root: RootNode) -> int:
     return shards_bytes(root.profile, root.size)
 
 
-def _too_many_bytes(user_id: str, used: int, added: int, quota: int) -> QuotaExceeded:
+def _too_many_bytes(user_id: str, used: int, added: int, quota: int, left: int = 0) -> QuotaExceeded:
+    failed = f" ({_size(left)} of it by pushes that failed, until the next collect)" if left else ""
     return QuotaExceeded(
-        f"user {user_id!r} takes {_size(used)} on the volumes, and may take {_size(quota)}: {_size(added)} more are "
-        "too much; delete files, or ask the operator for a higher quota"
+        f"user {user_id!r} takes {_size(used)} on the volumes{failed}, and may take {_size(quota)}: "
+        f"{_size(added)} more are too much; delete files, or ask the operator for a higher quota"
     )
 
 

@@ -48,11 +48,13 @@ class Uploads:
             open for long.
 
     Attributes:
+        collects: how many collects have begun.
         resume_s: for how many seconds after an opening to keep uploads that were cut off by the end of the previous
             process, whatever their grace period. For stores with remote senders, which may come back.
     """
 
     def __init__(self, catalog: Catalog, clock_s: Callable[[], float], *, opening_s: float = 0.0) -> None:
+        self.collects = 0
         self.resume_s = 0.0
         self._catalog = catalog
         self._clock_s = clock_s
@@ -139,6 +141,7 @@ class Uploads:
             grace_s: how long to keep interrupted uploads, in seconds.
         """
         with self._lock:
+            self.collects += 1
             now_s = self.now_s()
             resuming = self._cut_off if self._clock_s() - self._opened_s < self.resume_s else set()
             for number in list(self._interrupted):

@@ -73,8 +73,7 @@ class Upload:
         self._nodes: list[tuple[bytes, bytes]] = []
         self._number: int | None = None  # set with the first claims
         self._removals = context.pins.removals
-        self._size = self._accepted = 0
-        self._unsynced = 0
+        self._size = self._accepted = self._unsynced = 0
         self._syncing = BackgroundSync(context)
         self._digest = hashlib.sha256() if target.sha256 is not None else None
         self._ended = self._short = False
@@ -342,7 +341,7 @@ class Upload:
         self._context.catalog.transact(work)
         if interrupted:
             uploads.interrupted(number, record)
-            self._taken.end()
+            self._taken.end(counted=True)
         self._context.pins.unpin(self._stripes)
         self._stripes, self._nodes, self._names = [], [], {}
 
@@ -448,11 +447,12 @@ class Upload:
             written=lambda: self._written(root),
         )
 
-    def abort(self, *, keep_chunks: bool = True) -> None:
+    def abort(self, *, keep_chunks: bool = True, used: bool = False) -> None:
         """End without a version.
 
         Args:
             keep_chunks: whether to keep the stored chunks for a day, so that a resumed push can reuse them.
+            used: whether another version has the chunks already.
         """
         if self._ended or not self._home.is_here:
             return
@@ -466,7 +466,7 @@ class Upload:
         except StorageError as error:
             # The upload has failed already, and claims only save a resumed push some sending.
             log.warning("could not note that an upload was aborted: %s", error)
-        self._end()
+        self._end(used=used)
 
     def _settle_in_flight(self) -> None:
         while self._in_flight:
@@ -481,9 +481,9 @@ class Upload:
         except StorageError as error:
             log.debug("a sync of an aborted upload failed: %s", error)
 
-    def _end(self) -> None:
+    def _end(self, *, used: bool = False) -> None:
         self._ended = True
-        self._taken.end()
+        self._taken.end(counted=used)
         if self._number is not None:
             self._context.uploads.ended(self._number)
         self._context.pins.unpin(self._stripes)

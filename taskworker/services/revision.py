@@ -144,6 +144,11 @@ class Revision:
         if self._staging is not None:
             self._staging.abort(keep_chunks=keep_chunks)
 
+    def _end(self) -> None:
+        """The version refers to the chunks now."""
+        if self._staging is not None:
+            self._staging.abort(keep_chunks=False, used=True)
+
     def add(self, messages: Sequence[store_pb2.Patch]) -> None:
         """Add patches.
 
@@ -193,7 +198,7 @@ class Revision:
                 note=header.note,
                 progress=stop_when_abandoned(self._caller),
             )
-        self.abort(keep_chunks=False)  # the version refers to its chunks now
+        self._end()
         return version
 
     def _stage(self) -> None:

@@ -207,6 +207,37 @@ def test_uploads_that_were_cut_off_count_with_what_they_had_claimed(tmp_path: Pa
         assert store.upkeep.uncommitted(USER) == shards(8 * CHUNK)
 
 
+def test_what_failed_uploads_left_counts_if_it_is_more_than_the_quota(store: FileStorage) -> None:
+    limit(store, bytes=shards(10 * CHUNK))
+
+    def fail() -> None:
+        with store.upload(filename="a", user_id=USER) as going:
+            going.write(os.urandom(9 * CHUNK))
+            going.claim()
+            going.abort(keep_chunks=False)
+
+    fail()
+    upload(store, "b", os.urandom(9 * CHUNK))  # a mistake does not count
+    store.delete(store.find("b", user_id=USER).file_id, user_id=USER)  # type: ignore[union-attr]
+    fail()
+    with pytest.raises(QuotaExceeded, match="of it by pushes that failed, until the next collect"):
+        fail()
+    assert store.stats().stored_bytes <= 3 * shards(10 * CHUNK) + RECORDS
+    store.collect()
+    upload(store, "b", os.urandom(9 * CHUNK))
+
+
+def test_chunks_of_a_revision_by_stream_are_not_left(store: FileStorage) -> None:
+    limit(store, bytes=shards(20 * CHUNK))
+    for _ in range(5):
+        with store.upload(filename="a", user_id=USER) as staging:
+            staging.write(os.urandom(9 * CHUNK))
+            staging.claim()
+            staging.abort(keep_chunks=False, used=True)
+    with store.upload(filename="a", user_id=USER) as going:
+        going.write(os.urandom(9 * CHUNK))
+
+
 def test_parallel_pushes_do_not_exceed_it_together(store: FileStorage) -> None:
     allowed = shards(40 * 3000)
     limit(store, bytes=allowed)
