@@ -228,7 +228,8 @@ def collect(
         report = backend.collect(grace_s=grace, progress=progress)
     lines = [f"{plural(report.objects_removed, 'object')} removed, {size_text(report.bytes_freed)} freed"]
     if report.stores_missed:
-        lines.append(f"{report.stores_missed} volumes or workers were away: collect again when all are back")
+        missed = f"{report.stores_missed} volumes or workers were not reached"
+        lines.append(f"{missed}: collect again when all are back; a pool does so by itself")
     session.terminal.result(document(report), *lines)
 
 

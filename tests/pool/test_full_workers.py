@@ -176,7 +176,7 @@ def test_a_full_pool_that_lost_a_worker_waits_for_space_and_distrusts_nobody(clu
     assert fleet.distrusted() == frozenset()
     health = cluster.pool.view().health
     assert "no space on w1, w2, w3, w4, w5: delete files and collect" in health
-    assert "repair waits: the pool is full: too few workers have space" in health
+    assert "repair waits: too few workers have space for what is missing or misplaced" in health
     assert store.get(version.file_id, user_id="u") == data
     for worker in others:
         worker.volume.full = False

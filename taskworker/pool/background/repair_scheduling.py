@@ -180,7 +180,7 @@ class RepairScheduler:
                 self._fail("waiting", f"{objects} cannot be read now: {report.unavailable_why}")
                 return False
             if report.unwritable:
-                self._fail("waiting", report.unwritable[0])
+                self._fail("waiting", "too few workers have space for what is missing or misplaced")
                 return False
             if report.deferred:
                 self._note_deferred(report, under_way)
