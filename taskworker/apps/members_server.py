@@ -16,8 +16,9 @@ from taskworker.protos import members_pb2, pool_pb2
 from taskworker.rpc.admission import Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Audit
 from taskworker.rpc.binding import generic_handler
+from taskworker.rpc.member_callers import member_of
 from taskworker.rpc.serving import Server
-from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService, ip_of_peer, member_of
+from taskworker.services.members import EnrollmentService, MemberService, MembersPoolService, ip_of_peer
 from taskworker.services.pool import PoolService
 
 log = logging.getLogger(__name__)

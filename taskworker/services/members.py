@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 from hashlib import sha256
-from typing import Protocol
 from urllib.parse import unquote
 
 from storage.errors import InvalidArgument, PermissionDenied
-from taskworker.auth.certificates import NotTrusted
 from taskworker.auth.enrollment import Enrollment, Issued
-from taskworker.auth.identity import MemberIdentity
 from taskworker.auth.join_tokens import Admission
-from taskworker.auth.tls import peer_of_call
 from taskworker.errors import WorkerRefused
 from taskworker.protos import members_pb2, pool_pb2
 from taskworker.rpc.binding import Caller
+from taskworker.rpc.member_callers import SecureCaller, member_of
 from taskworker.services.pool import PoolService
 
 _STATE_DIGITS = 16
-
-
-class SecureCaller(Caller, Protocol):
-    """A caller over TLS. gRPC's ServicerContext implements it."""
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        """What the caller showed during the handshake."""
-
-    def peer(self) -> str:
-        """Where the caller calls from."""
 
 
 class EnrollmentService:
@@ -157,18 +144,6 @@ class TokensOnly(PoolService):
     def Leave(self, request: pool_pb2.LeaveRequest, caller: Caller) -> pool_pb2.LeaveResponse:  # noqa: N802
         """Refuse likewise."""
         raise PermissionDenied("workers of this pool show certificates, at the address where they join")
-
-
-def member_of(caller: SecureCaller) -> MemberIdentity:
-    """Return the member that calls.
-
-    Raises:
-        PermissionDenied: the caller showed no certificate of a member.
-    """
-    try:
-        return peer_of_call(caller.auth_context())
-    except NotTrusted as error:
-        raise PermissionDenied(f"the caller shows no certificate of a member: {error}") from None
 
 
 def _membership(issued: Issued, pool_id: str) -> members_pb2.Membership:

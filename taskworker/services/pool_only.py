@@ -10,7 +10,7 @@ from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.rights import POOL, Principal
 from taskworker.rpc.admission import Entry, Gate
 from taskworker.rpc.authorization import Guard
-from taskworker.services.members import member_of
+from taskworker.rpc.member_callers import member_of
 
 
 def pool_only(own: MemberIdentity) -> Guard:

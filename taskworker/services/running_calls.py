@@ -14,10 +14,11 @@ from taskworker.errors import Unauthenticated, WorkerRefused
 from taskworker.pool.hosting import Hosting
 from taskworker.protos import functions_pb2, outside_pb2
 from taskworker.rpc.authorization import Authenticator, Identify, token_of
+from taskworker.rpc.member_callers import SecureCaller, member_of
 from taskworker.rpc.token_channel import METADATA_KEY
 from taskworker.services.capabilities import OutsideService
 from taskworker.services.functions import HostingService
-from taskworker.services.members import SecureCaller, member_of, require_own_address
+from taskworker.services.members import require_own_address
 from taskworker.services.rpc import CallerWithDeadline
 
 _OVER = "the call that asks is over, or does not run at this worker"

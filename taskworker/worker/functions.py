@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from storage import FileStorage
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError
 from storage.system.forks import HomeProcess
@@ -52,6 +52,9 @@ from taskworker.services.pool_only import pool_only
 from taskworker.services.rpc import CALL_CODECS, RpcService, StreamService, awaited
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.renewal import Renewal
+
+if TYPE_CHECKING:  # the engine, which workers of a pool do without
+    from storage import FileStorage
 
 log = logging.getLogger(__name__)
 

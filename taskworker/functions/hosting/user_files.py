@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from storage import ConflictError, FileNotFound, FileStorage, Version
+from storage import ConflictError, FileNotFound, Version
 from storage.diff.manifest_diff import ManifestDiff
 from taskworker.client import Client
 from taskworker.client.references import by_id_or_name
 from taskworker.functions.hosting.ranged import diff_of_write
+
+if TYPE_CHECKING:  # the engine, which workers of a pool do without
+    from storage import FileStorage
 
 _WRITE_ATTEMPTS = 8
 
