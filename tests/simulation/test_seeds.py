@@ -11,9 +11,9 @@ from tests.simulation.campaign import FAULTS_MIN, Simulation, run_seeds
 from tests.simulation.surroundings import simulated_surroundings
 
 SEEDS = range(600)
-SEEDS_MIN = 200
+SEEDS_MIN = 100
 WITHIN_S = 180.0  # a machine that is busy or slow runs fewer seeds, so that the tests end in time
-SEEDS_TOGETHER = 100
+SEEDS_TOGETHER = 50
 PROCESSES = 2
 BLOCK = 200
 CAMPAIGN_BLOCKS = range(3, 20)

@@ -62,6 +62,9 @@ class Stores:
     def elsewhere(self, stripe: StripeKey) -> tuple[int, ...]:
         return tuple(range(_STORES))
 
+    def slow(self) -> tuple[int, ...]:
+        return ()
+
 
 def shard_mapper(fleet: Stores) -> ShardMapper:
     return ShardMapper(cast(Fleet[Any], fleet), None)
