@@ -70,6 +70,8 @@ class ShardLookup:
 
     def _look_now(self, stripe: StripeKey) -> Absent:
         targets, places = self._fleet.targets(stripe), self._fleet.places(stripe)
+        if self._mapper.asks_together:
+            return self._look_together(stripe, targets, places)
         absent, unsure = [], []
         for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
             key = ShardKey(stripe + BYTE[slot])
@@ -80,6 +82,34 @@ class ShardLookup:
             if lacks is not False:
                 absent.append(slot)
                 unsure += [slot] if lacks is None else []
+        return Absent(absent, frozenset(unsure), targets)
+
+    def _look_together(self, stripe: StripeKey, targets: tuple[int, ...], places: tuple[int, ...]) -> Absent:
+        """Like :meth:`_look_now`, asking all stores at the same time."""
+        # A store that is away lacks its shards.
+        asked: dict[int, list[ShardKey]] = {
+            store: [] for store in (*targets, *places) if self._fleet.volume(store) is not None
+        }
+        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
+            for store in {target: None, place: None}:
+                if store in asked:
+                    asked[store].append(ShardKey(stripe + BYTE[slot]))
+        located = self._mapper.locate_each(asked)
+
+        def lacks(store: int, slot: int) -> bool | None:
+            if store not in asked:
+                return True
+            found = located[store]
+            return None if found is None else found[asked[store].index(ShardKey(stripe + BYTE[slot]))] is None
+
+        absent, unsure = [], []
+        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
+            lacking = lacks(target, slot)
+            if lacking is not False and place != target:
+                lacking = lacks(place, slot) and lacking
+            if lacking is not False:
+                absent.append(slot)
+                unsure += [slot] if lacking is None else []
         return Absent(absent, frozenset(unsure), targets)
 
     def _lacks(self, store: int, key: ShardKey) -> bool | None:

@@ -287,6 +287,15 @@ class ShardMapper:
 
         return self._map(ask, keys)
 
+    @property
+    def asks_together(self) -> bool:
+        """Whether stores are asked at the same time: one that is far away takes a while to answer."""
+        return self._askers is not None
+
+    def locate_each(self, keys: Mapping[int, Sequence[ShardKey]]) -> dict[int, list[Location | None] | None]:
+        """Return what :meth:`locate` returns for each store, asking all of them at the same time."""
+        return dict(zip(keys, self._map(lambda store: self.locate(store, keys[store]), keys), strict=True))
+
     def locate(self, store: int, keys: Sequence[ShardKey]) -> list[Location | None] | None:
         """Return the locations of shards in a store; None if the store is away or does not answer."""
         volume = self._fleet.volume(store)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from threading import Barrier
 from typing import Any, cast
 
 import pytest
@@ -12,7 +14,9 @@ from storage.fleet.fleet import Fleet
 from storage.fleet.placement import FixedLayout
 from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.shards import Location
+from storage.stripes.lookup import ShardLookup
 from storage.stripes.shard_map import ShardMapper
+from storage.stripes.soundness import Soundness
 
 _STORES = 7
 
@@ -20,15 +24,21 @@ _STORES = 7
 class Store:
     """A store that holds some keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: Stores) -> None:
         self.held: set[ShardKey] = set()
         self.asked: list[ShardKey] = []
+        self._fleet = fleet
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
         self.asked += keys
         return [at for at, key in enumerate(keys) if key not in self.held]
 
+    def locate(self, key: ShardKey) -> Location | None:
+        return self.locate_all([key])[0]
+
     def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        if self._fleet.meeting is not None:
+            self._fleet.meeting.wait(20)
         return [Location(0, 0, 10, 40) if key in self.held else None for key in keys]
 
 
@@ -37,7 +47,8 @@ class Stores:
 
     def __init__(self, *, keeping: bool) -> None:
         self._layout = FixedLayout(_STORES - 1)
-        self.stores = [Store() for _ in range(_STORES)]
+        self.stores = [Store(self) for _ in range(_STORES)]
+        self.meeting: Barrier | None = None  # where all stores that are asked where shards are wait for each other
         self.keeping = keeping
 
     def volume(self, slot: int) -> Store:
@@ -118,3 +129,24 @@ def test_a_shard_found_elsewhere_has_a_holder() -> None:
     assert found[1].holders[2] == _STORES - 1
     assert found[1].length == 40
     assert len(moved) == STRIPE_KEY_BYTES
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_the_stores_of_one_stripe_are_asked_at_the_same_time_if_they_are_far(keeping: bool) -> None:
+    rng = Random(7)
+    fleet = Stores(keeping=keeping)
+    stripes = [stripe_key(Kind.CHUNK, rng.randbytes(32), 4, 6) for _ in range(60)]
+    for stripe in stripes:
+        for slot, store in enumerate(fleet.places(stripe)):
+            if rng.random() < 0.8:
+                fleet.stores[store].held.add(shard_key(stripe, slot))
+
+    def lookup(askers: ThreadPoolExecutor | None) -> ShardLookup:
+        stores = cast(Fleet[Any], fleet)
+        return ShardLookup(stores, Soundness(remembers_reads=True), ShardMapper(stores, askers))
+
+    expected = [lookup(None).look_for(stripe) for stripe in stripes]
+    with ThreadPoolExecutor(_STORES) as askers:
+        for stripe, absent in zip(stripes, expected, strict=True):
+            fleet.meeting = Barrier(len({*fleet.targets(stripe), *fleet.places(stripe)}))
+            assert lookup(askers).look_for(stripe) == absent
