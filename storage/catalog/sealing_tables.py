@@ -35,7 +35,7 @@ _PURPOSE = "TaskWorker 2026-11 catalog: rows"
 _BOUND = b"TaskWorker catalog "
 _PLAIN_DOCUMENTS = frozenset({USER_KEYS, DESTROYED_KEYS, COPIED_IN_USE})
 _DOCUMENTS = document_key("")
-_SEALED_TABLES = frozenset({"files", "uploads"})
+_SEALED_TABLES = ("files", "uploads")
 _NAMES = "names"
 
 
@@ -45,19 +45,11 @@ class _Rows:
     Args:
         secret: 32 random bytes.
         token_bytes: source of random bytes.
-        plain: keys of the root table's documents that are not sealed.
     """
 
-    def __init__(self, secret: bytes, token_bytes: Callable[[int], bytes], plain: Collection[bytes]) -> None:
+    def __init__(self, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
         self._key = derived(secret, _PURPOSE)
         self._token_bytes = token_bytes
-        self._plain = plain
-
-    def are_sealed(self, table: str, key: bytes) -> bool:
-        """Whether the value of a key is sealed."""
-        if table != ROOT:
-            return table in _SEALED_TABLES
-        return key.startswith(USAGE_RANGE[0]) or (key.startswith(_DOCUMENTS) and key not in self._plain)
 
     def sealed(self, table: str, key: bytes, value: bytes) -> bytes:
         """Seal a value."""
@@ -114,7 +106,7 @@ class SealingTables:
             secret: 32 random bytes.
             token_bytes: source of random bytes.
         """
-        self._open = _Rows(secret, token_bytes, self._plain)
+        self._open = _Rows(secret, token_bytes)
 
     def seal(self, key_id: bytes, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
         """Seal all rows, in one transaction, and those that are written from now on.
@@ -128,14 +120,14 @@ class SealingTables:
         """
         if self.sealed_with or len(key_id) != _KEY_ID_BYTES:
             raise InvalidArgument("the catalog is sealed already" if self.sealed_with else "a key's id has 16 bytes")
-        rows = self._sealing = _Rows(secret, token_bytes, self._plain)
+        rows = self._sealing = _Rows(secret, token_bytes)
 
         def work(txn: TableTransaction) -> None:
             found = 0
             for table in (ROOT, *_SEALED_TABLES):
                 for page in self._tables.pages(table, size=64):  # small, as some values are large
                     for key, value in page:
-                        if rows.are_sealed(table, key):
+                        if not self._is_plain(table, key):
                             txn.put(table, key, rows.sealed(table, key, value))
                             found += 1
             names = NamesWriter.new(*_access(rows, txn), self._cache)
@@ -159,15 +151,17 @@ class SealingTables:
         Raises:
             KeyRequired: they are sealed, and there is no key.
         """
-        if self._open is None and self.sealed_with:
-            raise KeyRequired("the catalog is encrypted, and its key was not given")
-        return self._open
+        return (self._open or _locked()) if self.sealed_with else None
 
     def _is_plain(self, table: str, key: bytes) -> bool:
         """Whether a row can be read without the key, even if others are sealed."""
         if table in _SEALED_TABLES or table == _NAMES:
             return False
         return table != ROOT or key in self._plain or not key.startswith((_DOCUMENTS, USAGE_RANGE[0]))
+
+    def _is_wholly_plain(self, table: str) -> bool:
+        """Whether all rows of a table can be read without the key."""
+        return table != ROOT and self._is_plain(table, b"")
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -187,7 +181,7 @@ class SealingTables:
         return None if raw is None else rows.opened(table, key, raw)
 
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
-        if self._is_plain(table, b"") or self._rows() is None:
+        if self._is_wholly_plain(table) or self._rows() is None:
             return self._tables.get_each(table, keys)
         wanted = list(keys)
         return self.view(lambda reader: [reader.get(table, key) for key in wanted])
@@ -200,15 +194,17 @@ class SealingTables:
     def pages(
         self, table: str, start: bytes = b"", stop: bytes | None = None, *, size: int = 4096
     ) -> Iterator[list[tuple[bytes, bytes]]]:
-        is_mixed = table == ROOT or not self._is_plain(table, b"")
-        rows = self._rows() if is_mixed else None
+        rows = None if self._is_wholly_plain(table) else self._rows()
         if rows is None:
             yield from self._tables.pages(table, start, stop, size=size)
         elif table == _NAMES:
             yield from self._pages_of_names(rows, start, stop, size)
         else:
             for page in self._tables.pages(table, start, stop, size=size):
-                yield [(key, _opened_or_empty(rows, table, key, value)) for key, value in page]
+                yield [
+                    (key, value if self._is_plain(table, key) else _opened_or_empty(rows, table, key, value))
+                    for key, value in page
+                ]
 
     def _pages_of_names(
         self, rows: _Rows, start: bytes, stop: bytes | None, size: int
@@ -328,8 +324,6 @@ def _flush(names: NamesWriter, rows: _Rows, txn: TableTransaction) -> None:
 
 def _opened_or_empty(rows: _Rows, table: str, key: bytes, raw: bytes) -> bytes:
     """Open a row among others; empty if it is damaged, so that it hides none of them."""
-    if not rows.are_sealed(table, key):
-        return raw
     try:
         return rows.opened(table, key, raw)
     except SealBroken:

@@ -20,7 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from storage import FileStorage
 from storage.catalog import LmdbCatalog
 from storage.catalog.lmdb_catalog import LmdbTables
+from storage.catalog.records import SETTINGS, document_key
 from storage.catalog.sealed_names import PAGE_BYTES_MAX, NamesReader, NamesWriter, PageCache
+from storage.catalog.sealing_tables import SealingTables
+from storage.catalog.tables import ROOT
 from storage.errors import FormatError, KeyRequired, SealBroken
 from tests.storage.catalogs import KEY_ID, SECRET, entry_of, key_of, version_of
 
@@ -298,6 +301,23 @@ def test_what_others_write_while_a_catalog_is_sealed_is_sealed(tmp_path: Path) -
         catalog.close()
         LmdbTables(path).close()
         assert b"planted" not in (path / "data.mdb").read_bytes()
+
+
+def test_several_rows_at_once_are_those_of_single_reads(tmp_path: Path) -> None:
+    tables = SealingTables(LmdbTables(tmp_path / "catalog"))
+    tables.seal(KEY_ID, SECRET, os.urandom)
+    rows = [
+        (ROOT, document_key("users")),
+        (ROOT, SETTINGS),
+        ("files", b"f" * 16),
+        ("names", b"n"),
+        ("nodes", b"d" * 32),
+    ]
+    tables.transact(lambda txn: [txn.put(table, key, b"of " + key) for table, key in rows])
+    for table, key in rows:
+        assert tables.get_each(table, [key, b"none"]) == [tables.get(table, key), None] == [b"of " + key, None]
+        assert (key, b"of " + key) in [row for page in tables.pages(table) for row in page]
+    tables.close()
 
 
 def test_an_unfinished_copy_does_no_harm(tmp_path: Path) -> None:
