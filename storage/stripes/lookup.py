@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from storage.errors import StorageError
@@ -70,47 +70,38 @@ class ShardLookup:
 
     def _look_now(self, stripe: StripeKey) -> Absent:
         targets, places = self._fleet.targets(stripe), self._fleet.places(stripe)
-        if self._mapper.asks_together:
-            return self._look_together(stripe, targets, places)
+        lacks = self._lacks if not self._mapper.asks_together else self._asked_together(stripe, targets, places)
         absent, unsure = [], []
         for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
             key = ShardKey(stripe + BYTE[slot])
-            lacks = self._lacks(target, key)
-            if lacks is not False and place != target:
-                there = self._lacks(place, key)
-                lacks = there and lacks
-            if lacks is not False:
-                absent.append(slot)
-                unsure += [slot] if lacks is None else []
-        return Absent(absent, frozenset(unsure), targets)
-
-    def _look_together(self, stripe: StripeKey, targets: tuple[int, ...], places: tuple[int, ...]) -> Absent:
-        """Like :meth:`_look_now`, asking all stores at the same time."""
-        # A store that is away lacks its shards.
-        asked: dict[int, list[ShardKey]] = {
-            store: [] for store in (*targets, *places) if self._fleet.volume(store) is not None
-        }
-        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
-            for store in {target: None, place: None}:
-                if store in asked:
-                    asked[store].append(ShardKey(stripe + BYTE[slot]))
-        located = self._mapper.locate_each(asked)
-
-        def lacks(store: int, slot: int) -> bool | None:
-            if store not in asked:
-                return True
-            found = located[store]
-            return None if found is None else found[asked[store].index(ShardKey(stripe + BYTE[slot]))] is None
-
-        absent, unsure = [], []
-        for slot, (target, place) in enumerate(zip(targets, places, strict=True)):
-            lacking = lacks(target, slot)
+            lacking = lacks(target, key)
             if lacking is not False and place != target:
-                lacking = lacks(place, slot) and lacking
+                there = lacks(place, key)
+                lacking = there and lacking
             if lacking is not False:
                 absent.append(slot)
                 unsure += [slot] if lacking is None else []
         return Absent(absent, frozenset(unsure), targets)
+
+    def _asked_together(
+        self, stripe: StripeKey, targets: tuple[int, ...], places: tuple[int, ...]
+    ) -> Callable[[int, ShardKey], bool | None]:
+        """Ask all stores at the same time; return what :meth:`_lacks` would have returned for each of its shards."""
+        asked: dict[int, list[ShardKey]] = {
+            store: [] for store in (*targets, *places) if self._fleet.volume(store) is not None
+        }
+        for slot, stores in enumerate(zip(targets, places, strict=True)):
+            for store in asked.keys() & stores:
+                asked[store].append(ShardKey(stripe + BYTE[slot]))
+        located = self._mapper.locate_each(asked)
+
+        def lacks(store: int, key: ShardKey) -> bool | None:
+            if store not in asked:
+                return True
+            found = located[store]
+            return None if found is None else found[asked[store].index(key)] is None
+
+        return lacks
 
     def _lacks(self, store: int, key: ShardKey) -> bool | None:
         """Whether a store lacks a shard; True if it is known to be away, None if it does not answer."""
