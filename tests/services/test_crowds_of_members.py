@@ -11,15 +11,14 @@ from typing import Any
 import grpc
 import pytest
 
-from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
+from taskworker.auth.identity import POOL_DNS_NAME
 from taskworker.client.pool import PoolClient
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc.dialling import dial_secure
-from taskworker.worker.functions import HostedFunctions
-from taskworker.worker.functions_only import FunctionsOnlyWorker
 from taskworker.worker.member import enroll
 from tests.services.calls import methods, outcome
+from tests.services.member_workers import serving
 from tests.services.members import Stand
 from tests.services.proxy import Proxy
 
@@ -111,26 +110,18 @@ def test_a_worker_does_not_keep_others_from_their_heartbeats(stand: Stand) -> No
 
 def test_a_worker_does_not_keep_another_from_its_pool(stand: Stand) -> None:
     member = stand.members["w1"]
-    functions = HostedFunctions("the pool", stand.directory / "f", required=False, member=member)
-    worker = FunctionsOnlyWorker("w1", stand.directory / "w1", functions, member)
-    threading.Thread(target=worker.start, args=("127.0.0.1:0",), daemon=True).start()
-    give_up = threading.Event()
-    while not worker.address and not give_up.wait(0.02):
-        pass
-    name = MemberIdentity(stand.server.pool.pool_id, MemberKind.WORKER, "w1").dns_name
+    name = member.credentials.identity.dns_name
     pool = stand.server.pool.credentials
     assert pool is not None
     cancel = METHODS["taskworker.functions.InvocationService.Cancel"]
-    try:
-        with (
-            Crowd() as crowd,
-            dial_secure(worker.address, stand.members["w2"].credentials.for_grpc_channel(), name) as greedy,
-            dial_secure(worker.address, pool.for_grpc_channel(), name) as channel,
-        ):
-            for path in (INVOKE, CHECK, WATCH, REFLECTION):
-                crowd.call(greedy, path, 100, first=(b"",) if path == WATCH else ())
-            assert outcome(greedy, METHODS["grpc.health.v1.Health.Check"])[0] is not grpc.StatusCode.OK
-            for _ in range(20):
-                assert outcome(channel, cancel)[0] is grpc.StatusCode.OK
-    finally:
-        worker.stop(0.0)
+    with (
+        serving(member, stand.directory) as address,
+        Crowd() as crowd,
+        dial_secure(address, stand.members["w2"].credentials.for_grpc_channel(), name) as greedy,
+        dial_secure(address, pool.for_grpc_channel(), name) as channel,
+    ):
+        for path in (INVOKE, CHECK, WATCH, REFLECTION):
+            crowd.call(greedy, path, 100, first=(b"",) if path == WATCH else ())
+        assert outcome(greedy, METHODS["grpc.health.v1.Health.Check"])[0] is not grpc.StatusCode.OK
+        for _ in range(20):
+            assert outcome(channel, cancel)[0] is grpc.StatusCode.OK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +19,9 @@ from taskworker.auth.server_certificates import TlsOptions
 from taskworker.auth.user_tokens import new_token
 from taskworker.pool.options import PoolOptions
 from taskworker.rpc.dialling import dial, dial_secure
-from taskworker.worker.functions import HostedFunctions
-from taskworker.worker.functions_only import FunctionsOnlyWorker
 from taskworker.worker.member import WorkerMember, enroll
 from tests.services.calls import methods, outcome
+from tests.services.member_workers import serving
 from tests.services.test_rights import ALLOWED, ROLES
 from tests.services.test_rights_of_workers import ANY_USER, HEALTH, OWN, REFLECTION
 
@@ -194,20 +192,12 @@ def test_where_workers_join_they_can_join_and_nothing_else(everybody: Everybody,
 
 def test_at_a_worker_only_its_pool_gets_anything(everybody: Everybody) -> None:
     member = everybody.members["w1"]
-    functions = HostedFunctions("the pool", everybody._directory / "f", required=False, member=member)
-    worker = FunctionsOnlyWorker("w1", everybody._directory / "w1", functions, member)
-    threading.Thread(target=worker.start, args=("127.0.0.1:0",), daemon=True).start()
-    give_up = threading.Event()
-    while not worker.address and not give_up.wait(0.02):
-        pass
-    dns_name = MemberIdentity(everybody.server.pool.pool_id, MemberKind.WORKER, "w1").dns_name
-    try:
+    dns_name = member.credentials.identity.dns_name
+    with serving(member, everybody._directory) as address:
         for shown in (None, *everybody.strangers.values()):
-            channel = everybody.at(worker.address, shown, dns_name)
+            channel = everybody.at(address, shown, dns_name)
             assert {outcome(channel, method, token=everybody.tokens["o"])[0] for method in METHODS.values()} == {
                 UNAVAILABLE
             }
-        other = everybody.at(worker.address, everybody.members["w2"].credentials.for_grpc_channel(), dns_name)
+        other = everybody.at(address, everybody.members["w2"].credentials.for_grpc_channel(), dns_name)
         assert {outcome(other, method)[0] for method in METHODS.values()} == {PERMISSION_DENIED, UNIMPLEMENTED}
-    finally:
-        worker.stop(0.0)

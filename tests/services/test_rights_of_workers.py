@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from taskworker.client.pool import PoolClient
 from taskworker.protos import functions_pb2, outside_pb2, taskworker_pb2
 from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.token_channel import TokenChannel
-from taskworker.worker.functions import HostedFunctions
-from taskworker.worker.functions_only import FunctionsOnlyWorker
 from tests.services.calls import methods, outcome
+from tests.services.member_workers import serving
 from tests.services.members import Stand
 
 METHODS = methods()
@@ -170,13 +168,7 @@ def test_a_denied_worker_may_call_nothing(stand: Stand) -> None:
 
 def test_workers_serve_their_pool_only(stand: Stand) -> None:
     member = stand.members["w1"]
-    functions = HostedFunctions("the pool", stand.directory / "f", required=False, member=member)
-    worker = FunctionsOnlyWorker("w1", stand.directory / "w1", functions, member)
-    threading.Thread(target=worker.start, args=("127.0.0.1:0",), daemon=True).start()
-    give_up = threading.Event()
-    while not worker.address and not give_up.wait(0.02):
-        pass
-    name = MemberIdentity(stand.server.pool.pool_id, MemberKind.WORKER, "w1").dns_name
+    name = member.credentials.identity.dns_name
     pool = stand.server.pool.credentials
     assert pool is not None
     callers: dict[str, Callable[[], grpc.ChannelCredentials]] = {
@@ -184,13 +176,11 @@ def test_workers_serve_their_pool_only(stand: Stand) -> None:
         "pool": pool.for_grpc_channel,
     }
     cancel = METHODS["taskworker.functions.InvocationService.Cancel"]
-    try:
+    with serving(member, stand.directory) as address:
         for who, credentials in callers.items():
-            with dial_secure(worker.address, credentials(), name) as channel:
+            with dial_secure(address, credentials(), name) as channel:
                 for call in ("Invoke", "InvokeStream", "Prepare", "Cancel"):
                     method = METHODS[f"taskworker.functions.InvocationService.{call}"]
                     if who == "worker":
                         assert outcome(channel, method)[0] is grpc.StatusCode.PERMISSION_DENIED
                 assert (outcome(channel, cancel)[0] is grpc.StatusCode.OK) == (who == "pool")
-    finally:
-        worker.stop(0.0)
