@@ -189,6 +189,7 @@ class StoreParts:
 
     def stop(self) -> None:
         """Wait for running work to end, and stop the threads."""
+        self.keys.close()
         self.stripes.close()
         self.healer.close()
         self.pushing.workers.shutdown()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, as_completed, wait
 from itertools import islice
 from typing import Any
 
@@ -16,7 +18,7 @@ from blake3 import blake3
 
 from storage.catalog import DESTROYED_KEYS, USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreFull
+from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreClosed, StoreFull
 from storage.fleet.fleet import Fleet
 from storage.formats.manifest import object_id
 from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
@@ -35,6 +37,7 @@ _HASH_BYTES = 16
 _PREFIX = bytes(ID_BYTES - _HASH_BYTES - 1) + b"\1"
 _IDS = (_PREFIX, bytes(ID_BYTES - _HASH_BYTES - 1) + b"\2")
 _READ_MAX = 64  # a volume has one, and briefly two
+_GIVERS = 16  # threads that give keys to volumes that are far away
 
 
 class UserKeyStore:
@@ -67,6 +70,8 @@ class UserKeyStore:
         self._masters = masters
         self._keyring = Keyring(masters, runtime.token_bytes)
         self._changing = threading.RLock()  # not held while volumes are asked
+        self._giving: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)  # by slot: one spread at a time
+        self._givers = runtime.executor(_GIVERS, "give-keys") if volumes.remote else None
         self._made = self._spread_upto = 0  # changes of the keys so far, and how many are on enough volumes
         self._load()
         self._made = min(1, len(self._keyring))  # before a crash, there may have been no time to spread them
@@ -162,8 +167,8 @@ class UserKeyStore:
     def _make(self, user_id: str) -> UserKey:
         key, raw = self._keyring.made(user_id)
         self._catalog.save_document(USER_KEYS, raw)
-        self._made += 1
         self._keyring.take(decode_sealed_keys(raw))
+        self._made += 1  # last: whoever sees this number spreads the key
         return key
 
     def destroy(self, user_id: str) -> int:
@@ -209,15 +214,62 @@ class UserKeyStore:
     # -- on the volumes --------------------------------------------------------------------------
 
     def spread(self) -> int:
-        """Store the keys on all volumes that lack them; return how many have them."""
-        if not len(self._keyring) and not self._keyring.has_destroyed():
-            return 0
-        raw = self._keyring.encoded()
-        shard, known = _shard_of(raw), {sealed.key_id for sealed in decode_sealed_keys(raw).keys}
-        having = [slot for slot, volume in self._volumes.online() if self._is_on(slot, volume, shard)]
-        for slot in having:
-            self._remove_former(slot, shard.key, known)
-        return len(having)
+        """Store the keys on all volumes that lack them, and remove former copies; return how many have them.
+
+        Raises:
+            StoreClosed: the store is being closed.
+        """
+        given, ended = self._spread(waits=True)
+        wait(ended)
+        return sum(one.result() for one in given)
+
+    def _spread(self, *, waits: bool) -> tuple[list[Future[bool]], list[Future[None]]]:
+        """Begin to store the keys on all volumes that lack them. Volumes that are far away are asked at the same time.
+
+        Args:
+            waits: whether to wait for volumes that are still given earlier keys; otherwise these are left out.
+
+        Returns:
+            For each volume, whether it has the keys; and when former copies there are removed, too.
+        """
+        given: list[Future[bool]] = []
+        ended: list[Future[None]] = []
+        if len(self._keyring) or self._keyring.has_destroyed():
+            for slot, volume in self._volumes.online():
+                given.append(Future())
+                if self._givers is None:
+                    self._give(slot, volume, given[-1], waits=waits)
+                else:
+                    ended.append(self._submitted(slot, volume, given[-1], waits=waits))
+        return given, ended
+
+    def _submitted(self, slot: int, volume: ShardStore, given: Future[bool], *, waits: bool) -> Future[None]:
+        assert self._givers is not None
+        try:
+            return self._givers.submit(self._give, slot, volume, given, waits=waits)
+        except RuntimeError as error:  # the executor was shut down
+            raise StoreClosed("the store is closed") from error
+
+    def _give(self, slot: int, volume: ShardStore, given: Future[bool], *, waits: bool) -> None:
+        """Store the newest keys on a volume, say whether it has them, and remove former copies there."""
+        giving = self._giving[slot]
+        if not giving.acquire(blocking=waits):
+            given.set_result(False)
+            return
+        try:
+            raw = self._keyring.encoded()
+            shard = _shard_of(raw)
+            there = self._is_on(slot, volume, shard)
+            given.set_result(there)
+            if there:
+                self._remove_former(slot, shard.key, raw)
+        except Exception as error:
+            if given.done():
+                log.exception("former copies of the users' keys on volume %s remain", self._volumes.name(slot))
+            else:
+                given.set_exception(error)
+        finally:
+            giving.release()
 
     def _spread_enough(self) -> None:
         """Store the keys on more volumes than may be lost at once, unless they are.
@@ -229,12 +281,22 @@ class UserKeyStore:
         if self._spread_upto >= made:
             return
         needed = min(self._profile.n - self._profile.k + 1, len(self._volumes))
-        there = self.spread()
-        if there < needed:
+        there = 0
+        for waits in (False, True):  # first without the volumes that are slow to take earlier keys
+            given, _ = self._spread(waits=waits)
+            there = _count(given, needed)
+            if there >= needed:
+                break
+        else:
             raise InsufficientWorkers(
                 f"the user's key is on {there} volumes, {needed} are needed for it to survive losses; bring more back"
             )
         self._spread_upto = max(self._spread_upto, made)
+
+    def close(self) -> None:
+        """End threads."""
+        if self._givers is not None:
+            self._givers.shutdown()
 
     def _is_on(self, slot: int, volume: ShardStore, shard: Shard) -> bool:
         """Whether a volume has the keys; stores them if it lacks them."""
@@ -250,16 +312,15 @@ class UserKeyStore:
                 self._volumes.note_write_refused(slot, error)
         return there and self._volumes.volume(slot) is volume
 
-    def _remove_former(self, slot: int, kept: ShardKey, known: Collection[bytes]) -> None:
+    def _remove_former(self, slot: int, kept: ShardKey, raw: bytes) -> None:
         """Remove former copies, but none that has other keys: it may be newer, or this catalog may be an old one."""
         volume = self._volumes.volume(slot)
         if volume is None or not self._volumes.trusts(slot):
             return
         with self._volumes.guard(slot, volume):
-            former = [
-                key for key, found in self._found_on(slot, volume) if key != kept and self._has_only(slot, found, known)
-            ]
-            if former:
+            others = [*self._found_on(slot, volume, but=kept)]
+            known = {sealed.key_id for sealed in decode_sealed_keys(raw).keys} if others else ()
+            if former := [key for key, found in others if self._has_only(slot, found, known)]:
                 volume.remove(former)
 
     def _has_only(self, slot: int, found: SealedKeys | None, known: Collection[bytes]) -> bool:
@@ -271,10 +332,12 @@ class UserKeyStore:
             log.warning("volume %s has keys of users that this catalog does not know", self._volumes.name(slot))
         return False
 
-    def _found_on(self, slot: int, volume: ShardStore) -> Iterator[tuple[ShardKey, SealedKeys | None]]:
-        """The copies on a volume; None for one that cannot be read."""
+    def _found_on(
+        self, slot: int, volume: ShardStore, but: ShardKey | None = None
+    ) -> Iterator[tuple[ShardKey, SealedKeys | None]]:
+        """The copies on a volume, without the one under the key ``but``; None for one that cannot be read."""
         for key in [*islice(volume.keys(*_IDS), _READ_MAX)]:
-            if kind_of(key) != Kind.MARK:
+            if kind_of(key) != Kind.MARK or key == but:
                 continue
             try:
                 shard = volume.read(key)
@@ -306,6 +369,16 @@ class UserKeyStore:
                 for _, found in self._found_on(slot, volume):
                     if found is not None:
                         self._keyring.take(found)
+
+
+def _count(given: Iterable[Future[bool]], enough: int) -> int:
+    """How many of these turn out true, or ``enough`` as soon as so many do."""
+    there = 0
+    for one in as_completed(given):
+        there += one.result()
+        if there >= enough:
+            break
+    return there
 
 
 def _shard_of(raw: bytes) -> Shard:
