@@ -185,6 +185,14 @@ class Upkeep:
         missed = missed_stores(self._catalog, self._volumes.slots)
         return any(slot in missed and self._volumes.trusts(slot) for slot, _ in self._volumes.online())
 
+    def is_collect_worthwhile(self) -> bool:
+        """Whether much could be freed: a tenth of what files take, and 64 MiB or more, or what a user's quota lacks.
+
+        What was left before the store was opened is not known.
+        """
+        self._parts.check_open()
+        return self._parts.quotas.is_collect_worthwhile()
+
     def read_back(self) -> ReadBack:
         """A new :class:`ReadBack` for this store."""
         maintenance = self._parts.maintenance

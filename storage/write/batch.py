@@ -247,13 +247,14 @@ class DeletePlan:
         entries: the files' entries, by id.
 
     Attributes:
+        entries: the argument.
         sequence: the sequence number given to the latest tombstone; before the first one, that of the catalog.
         tombstones: (file id, bytes) of each tombstone.
     """
 
     def __init__(self, sequence: int, entries: dict[bytes, FileEntry]) -> None:
         self._sequence = sequence
-        self._entries = entries
+        self.entries = entries
         self._names: list[bytes] = []
         self.sequence = sequence
         self.tombstones: list[tuple[bytes, bytes]] = []
@@ -276,7 +277,7 @@ class DeletePlan:
         now = txn.counters()
         if now.sequence != self._sequence:
             return False
-        if any(txn.file(file_id) != entry for file_id, entry in self._entries.items()):
+        if any(txn.file(file_id) != entry for file_id, entry in self.entries.items()):
             return False
         for (file_id, raw), name in zip(self.tombstones, self._names, strict=True):
             txn.delete_file(file_id, name, raw)
@@ -285,7 +286,7 @@ class DeletePlan:
             msgspec.structs.replace(
                 now,
                 files=now.files - len(self.tombstones),
-                logical_bytes=now.logical_bytes - sum(self._entries[file_id].size for file_id, _ in self.tombstones),
+                logical_bytes=now.logical_bytes - sum(self.entries[file_id].size for file_id, _ in self.tombstones),
                 sequence=self.sequence,
                 closed=False,
                 committed=None,

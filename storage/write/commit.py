@@ -17,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, Usage
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, Usage, user_key
 from storage.errors import (
     ConflictError,
     FileNotFound,
@@ -315,8 +315,10 @@ class GroupCommit:
         pinned: list[StripeKey] = []
         try:
             with self._ordering:
-                tombstones = self._delete(file_ids, check, name, pinned)
-            self._write_tombstones(tombstones)
+                plan = self._delete(file_ids, check, name, pinned)
+            for entry in plan.entries.values():
+                self._quotas.left(user_key(entry.user_id.encode()), entry.counted)
+            self._write_tombstones(plan.tombstones)
         finally:
             self._pins.unpin(pinned)
 
@@ -326,7 +328,7 @@ class GroupCommit:
         check: Callable[[bytes, FileEntry | None], FileEntry],
         name: Callable[[str], bytes],
         pinned: list[StripeKey],
-    ) -> list[tuple[bytes, bytes]]:
+    ) -> DeletePlan:
         with self._mutex:
             written, self._written_tombstones = self._written_tombstones, []
 
@@ -351,7 +353,7 @@ class GroupCommit:
                     self._pins.pin(stripe)
                     pinned.append(stripe)
                 if self._catalog.transact(partial(enter, plan)):
-                    return plan.tombstones
+                    return plan
             raise _overtaken()
         except BaseException:
             with self._mutex:

@@ -4,8 +4,9 @@ What a file takes is counted with its entry in the catalog: the shards of its ve
 stand at the same place in the version before it, and the copies of their records. Chunks that two files share count for
 both, so that deleting one never gives back what the other needs. What an upload has written counts from when it is
 written, until the upload ends; that of an interrupted upload, until it is resumed or collected. Of what failed uploads
-have left on the volumes, only what is more than the quota counts, until a collect begins: so a user who makes a few
-mistakes goes on at once, and one who does nothing else takes up to twice the quota.
+and deleted files have left on the volumes, only what is more than the quota counts, until a collect begins: so a user
+who makes a few mistakes, or replaces all files once, goes on at once, and one who does nothing else takes up to twice
+the quota.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Quota:
 
 
 NO_QUOTA = Quota()
+
+# A collect examines every file, so it is worthwhile if it frees a fair part of what they take.
+_LEFT_PART = 10
+_LEFT_MIN = 64 * MIB
 
 
 class Policy:
@@ -91,7 +96,9 @@ class Quotas:
         self._uploads = uploads
         self._lock = threading.Lock()
         self._writing: Counter[bytes] = Counter()  # by user key
-        self._left: Counter[bytes] = Counter()  # by user key: what failed uploads wrote since a collect began
+        self._left: Counter[bytes] = Counter()  # by user key: what no file needs any more since a collect began
+        self._all_left = 0  # the same of all users
+        self._refused = False  # a user, because of that
         self._collects = 0  # as many had begun by then
 
     def uncommitted(self, user: bytes) -> int:
@@ -115,14 +122,36 @@ class Quotas:
                 left = max(0, self._left_by(target.user) - quota.bytes)
                 used += self._uncommitted(target.user) + left
                 if used + count > quota.bytes:
-                    raise _too_many_bytes(target.user_id, used, count, quota.bytes, left)
+                    raise self._too_many_bytes(target.user_id, used, count, quota.bytes, left)
             self._writing[target.user] += count
 
-    def _left_by(self, user: bytes) -> int:
+    def _forget_collected(self) -> None:
         if self._collects != self._uploads.collects:
             self._collects = self._uploads.collects
             self._left.clear()
+            self._all_left = 0
+            self._refused = False
+
+    def _left_by(self, user: bytes) -> int:
+        self._forget_collected()
         return self._left[user]
+
+    def left(self, user: bytes, count: int) -> None:
+        """Note that so many bytes on the volumes, which a user had stored, are needed no more."""
+        with self._lock:
+            self._left[user] = self._left_by(user) + count
+            self._all_left += count
+
+    def is_collect_worthwhile(self) -> bool:
+        """Whether much could be freed, or a user is refused what there would be room for."""
+        with self._lock:
+            self._forget_collected()
+            if self._refused:
+                return True
+            left = self._all_left
+        if left < _LEFT_MIN:
+            return False
+        return left >= sum(usage.bytes for usage in self._catalog.usages()) // _LEFT_PART
 
     def end(self, target: PushTarget, count: int, *, committed: bool, counted: bool) -> None:
         """An upload has ended.
@@ -137,8 +166,8 @@ class Quotas:
             self._writing[target.user] -= count
             if not self._writing[target.user]:
                 del self._writing[target.user]
-            if count and not committed and not counted:
-                self._left[target.user] = self._left_by(target.user) + count
+        if count and not committed and not counted:
+            self.left(target.user, count)
         if committed:
             self._uploads.resumed(target.user, target.name)
 
@@ -156,8 +185,10 @@ class Quotas:
         quota = self.policy.quota_of(user_id)
         if quota.bytes is not None:
             used = self._committed(user_id, usage)
-            if used + added.bytes > quota.bytes:
-                raise _too_many_bytes(user_id, used, added.bytes, quota.bytes)
+            with self._lock:
+                left = max(0, self._left_by(user_key(user_id.encode())) - quota.bytes)
+                if used + left + added.bytes > quota.bytes:
+                    raise self._too_many_bytes(user_id, used + left, added.bytes, quota.bytes, left)
         if quota.files is not None and added.files and usage.files + added.files > quota.files:
             raise QuotaExceeded(
                 f"user {user_id!r} has {usage.files:,} files, and may have {quota.files:,}; delete some, or ask the "
@@ -173,9 +204,20 @@ class Quotas:
         quota = self.policy.quota_of(user_id)
         if quota.bytes is not None:
             user = user_key(user_id.encode())
-            used = self._committed(user_id, self._catalog.usage(user)) + self.uncommitted(user)
-            if used + count > quota.bytes:
-                raise _too_many_bytes(user_id, used, count, quota.bytes)
+            used = self._committed(user_id, self._catalog.usage(user))
+            with self._lock:
+                left = max(0, self._left_by(user) - quota.bytes)
+                used += self._uncommitted(user) + left
+                if used + count > quota.bytes:
+                    raise self._too_many_bytes(user_id, used, count, quota.bytes, left)
+
+    def _too_many_bytes(self, user_id: str, used: int, added: int, quota: int, left: int) -> QuotaExceeded:
+        self._refused = self._refused or (left > 0 and used - left + added <= quota)
+        waits = f" ({_size(left)} of it by deleted files and failed pushes, until the next collect)" if left else ""
+        return QuotaExceeded(
+            f"user {user_id!r} takes {_size(used)} on the volumes{waits}, and may take {_size(quota)}: "
+            f"{_size(added)} more are too much; delete files, or ask the operator for a higher quota"
+        )
 
     def _committed(self, user_id: str, usage: Usage) -> int:
         return usage.bytes + self.policy.beside(user_id)
@@ -256,14 +298,6 @@ def shards_bytes(profile: ErasureProfile, length: int) -> int:
 def root_bytes(root: RootNode) -> int:
     """The size of all shards of a file's chunks, if each chunk counts, be it equal to another one or not."""
     return shards_bytes(root.profile, root.size)
-
-
-def _too_many_bytes(user_id: str, used: int, added: int, quota: int, left: int = 0) -> QuotaExceeded:
-    failed = f" ({_size(left)} of it by pushes that failed, until the next collect)" if left else ""
-    return QuotaExceeded(
-        f"user {user_id!r} takes {_size(used)} on the volumes{failed}, and may take {_size(quota)}: "
-        f"{_size(added)} more are too much; delete files, or ask the operator for a higher quota"
-    )
 
 
 def _size(count: int) -> str:

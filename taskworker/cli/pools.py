@@ -105,8 +105,8 @@ def pool(
     collect_every: Annotated[
         float,
         typer.Option(
-            help="How often to free the space of data that no file needs any more; 0: only on `taskworker collect`, "
-            "and once a worker is back that missed one.",
+            help="How often to free the space of data that no file needs any more; it is done earlier if that is much. "
+            "0: only on `taskworker collect`, and once a worker is back that missed one.",
             metavar="SECONDS",
             min=0,
         ),

@@ -16,6 +16,7 @@ from storage.catalog import LmdbCatalog, ProfileCount
 from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import ID_BYTES, Kind
 from storage.runtime import Runtime
+from storage.write import quotas
 from taskworker.pool.background.collecting import COLLECT_EVERY_S, Collector
 from taskworker.pool.background.repair_scheduling import Endangered
 from taskworker.pool.background.scrubbing import scrub_view
@@ -194,6 +195,38 @@ def test_a_collect_that_makes_up_for_one_waits_a_moment_for_further_workers(clus
     cluster.pass_time(2.0)
     assert collector.collect_if_due()
     assert not store.upkeep.is_collect_owed()
+
+
+@pytest.mark.parametrize("every_s", [COLLECT_EVERY_S, 0.0])
+def test_a_collect_begins_by_itself_once_much_could_be_freed(
+    cluster: Cluster, every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "_LEFT_MIN", 500_000)
+    store = cluster.pool.store
+    collector = Collector(
+        store, WorkJournal(cluster.pool.documents, lambda: now_ms(cluster)),
+        every_s=every_s, tranquility=0.0, runtime=cluster.runtime,
+    )  # fmt: skip
+
+    def churn() -> None:
+        for seed in range(3):
+            version = store.push(Random(seed).randbytes(300_000), filename="a", user_id="u")
+            store.delete(version.file_id, user_id="u")
+
+    kept = store.push(Random(9).randbytes(300_000), filename="kept", user_id="u")
+    whole = _keys(cluster)
+    assert not collector.collect_if_due()
+    churn()
+    assert collector.collect_if_due() is (every_s > 0)
+    if every_s:
+        assert sum(_keys(cluster)) < sum(whole) + 3 * 6 + 1  # tombstones stay
+        churn()
+        assert not collector.collect_if_due()  # who goes on does not keep the pool collecting
+        cluster.clock.advance(300.0)
+        assert collector.collect_if_due()
+        assert not collector.collect_if_due()
+        assert collector.view().next_ms == now_ms(cluster) + DAY_MS
+    assert len(store.get(kept.file_id, user_id="u")) == 300_000
 
 
 def test_a_collect_without_any_worker_frees_nothing_and_says_so(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from storage import ErasureProfile, FileStorage, InvalidArgument, ManifestDiff, Patch, QuotaExceeded
 from storage.catalog import user_key
+from storage.write import quotas
 from storage.write.quotas import NO_QUOTA, Quota
 from tests.storage.helpers import CHUNK, digest
 
@@ -217,14 +218,52 @@ def test_what_failed_uploads_left_counts_if_it_is_more_than_the_quota(store: Fil
             going.abort(keep_chunks=False)
 
     fail()
-    upload(store, "b", os.urandom(9 * CHUNK))  # a mistake does not count
-    store.delete(store.find("b", user_id=USER).file_id, user_id=USER)  # type: ignore[union-attr]
-    fail()
-    with pytest.raises(QuotaExceeded, match="of it by pushes that failed, until the next collect"):
+    upload(store, "b", b"small")
+    fail()  # a mistake does not count
+    with pytest.raises(QuotaExceeded, match="of it by deleted files and failed pushes, until the next collect"):
         fail()
     assert store.stats().stored_bytes <= 3 * shards(10 * CHUNK) + RECORDS
     store.collect()
     upload(store, "b", os.urandom(9 * CHUNK))
+
+
+@pytest.mark.parametrize("size", [CHUNK // 2, 9 * CHUNK])
+@pytest.mark.parametrize("way", WAYS)
+def test_who_stores_and_deletes_takes_twice_the_quota_at_most(store: FileStorage, way: str, size: int) -> None:
+    limit(store, bytes=shards(size) + RECORDS)
+    stored = 0
+
+    def go_on() -> None:
+        nonlocal stored
+        for _ in range(20):
+            file_id = WAYS[way](store, "a", os.urandom(size))
+            stored += 1
+            store.delete(file_id, user_id=USER)
+
+    assert not store.upkeep.is_collect_worthwhile()
+    with pytest.raises(QuotaExceeded, match="of it by deleted files and failed pushes, until the next collect"):
+        go_on()
+    assert stored >= 2  # whoever replaces all files once is not refused
+    assert store.stats().stored_bytes <= 3 * (shards(size) + 2 * RECORDS)
+    assert store.upkeep.is_collect_worthwhile()
+    push(store, "others", os.urandom(100))
+    store.collect()
+    assert not store.upkeep.is_collect_worthwhile()
+    with pytest.raises(QuotaExceeded):
+        go_on()
+
+
+def test_much_that_could_be_freed_makes_a_collect_worthwhile(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "_LEFT_MIN", shards(2 * CHUNK))
+    push(store, "kept", os.urandom(35 * CHUNK))
+    for name in ("a", "b", "c", "d"):
+        assert not store.upkeep.is_collect_worthwhile()
+        store.delete(push(store, name, os.urandom(CHUNK)), user_id=USER)
+    assert store.upkeep.is_collect_worthwhile()  # more than a tenth
+    store.collect()
+    assert not store.upkeep.is_collect_worthwhile()
 
 
 def test_chunks_of_a_revision_by_stream_are_not_left(store: FileStorage) -> None:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 COLLECT = "collect"
 COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
+_REST_TIMES = 10.0  # as long as the last one out of turn took: a full pool has millions of objects to examine
 _MADE_UP_WAIT_S = 60.0  # to wait for further workers, such as those of a pool that was started again
 _LOOK_S_MAX = 60.0
 _LOOK_WAITING_S = 1.0
@@ -33,7 +34,9 @@ class Collector:
 
     A collect that an operator ran counts as well. A due collect waits up to an hour for workers that are away. If a
     worker missed a collect, another one makes up for it as soon as that worker is back, whatever the schedule: until
-    then it may be full of what no file needs. That one waits for others for a minute only.
+    then it may be full of what no file needs. That one waits for others for a minute only. So does one that begins
+    because much could be freed (``Upkeep.is_collect_worthwhile``): whoever stores and deletes in a loop does not fill
+    the disks until the next one is due.
 
     The time until the next collect is measured by the monotonic clock: the wall clock only tells how much of that time
     passed while the pool was stopped.
@@ -41,7 +44,7 @@ class Collector:
     Args:
         store: the store to collect in.
         journal: stores the schedule and outcomes.
-        every_s: seconds from one collect to the next; 0: none, except to make up for one.
+        every_s: seconds from one collect to the next; 0: none, except to make up for one that a worker missed.
         tranquility: while users are active, how long to rest after each step, in multiples of the time that it took.
         runtime: clocks.
     """
@@ -61,8 +64,8 @@ class Collector:
         self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
         self._running: tuple[float, int, int] | None = None  # start time, steps done, steps in total
         self._due_s = math.inf  # by the monotonic clock
-        self._makes_up = False  # the next collect makes up for an earlier one
-        self._made_up_s = -math.inf  # when such a collect ended
+        self._makes_up = False  # the next collect is out of turn: it makes up for an earlier one, or frees much
+        self._rested_s = -math.inf  # when there may be another one out of turn
         self._kept_s = runtime.monotonic_s()
         store.upkeep.on_collected = self._note
         self._plan()
@@ -164,12 +167,14 @@ class Collector:
         return True
 
     def _is_owed(self, now_s: float) -> bool:
-        """Whether a worker missed a collect and is back, so that another collect should run now.
+        """Whether a collect should run now, out of turn: a worker is back that missed one, or much could be freed.
 
-        There is a pause after each that made up for one, since that worker may come and go.
+        There is a pause after each, since that worker may come and go, and users may go on.
         """
-        rested = now_s - self._made_up_s >= _RETRY_S
-        return rested and not self._store.needs_rebuild and self._store.upkeep.is_collect_owed()
+        if now_s < self._rested_s or self._store.needs_rebuild:
+            return False
+        upkeep = self._store.upkeep
+        return upkeep.is_collect_owed() or (self._every_s > 0 and upkeep.is_collect_worthwhile())
 
     def _awaits(self, now_s: float) -> str:
         """What a due collect waits for; empty: nothing."""
@@ -201,7 +206,8 @@ class Collector:
             result += f"; {missed} missed it; another collect follows once they are back"
         now_s = self._runtime.monotonic_s()
         if self._makes_up:
-            self._makes_up, self._made_up_s = False, now_s
+            took_s = now_s - self._running[0] if self._running is not None else 0.0
+            self._makes_up, self._rested_s = False, now_s + max(_RETRY_S, _REST_TIMES * took_s)
         self._due_s = now_s + self._every_s if self._every_s else math.inf
         self._journal.ended(COLLECT, result, self._after_ms(self._every_s) if self._every_s else 0)
 
