@@ -24,6 +24,7 @@ from storage.limits import (
     FILE_SIZE_MAX,
     SMALL_COPIES_BYTES_MAX,
     as_int,
+    check_attributes,
     check_chunk_ids,
     check_chunk_size,
     check_filename,
@@ -222,6 +223,17 @@ def _time_ms(value: Any) -> int:
     return check_time_ms(value)
 
 
+def _attributes(value: Any) -> Any:
+    """Attributes, or a function that returns them; what it returns is checked later."""
+    return value if callable(value) and not isinstance(value, Mapping) else check_attributes(value)
+
+
+def _names(value: Any) -> list[str]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"with_attributes must be a list of names, not {type(value).__name__}")
+    return [text("the name of an attribute")(one) for one in value]
+
+
 def _chunk_size(value: Any) -> int:
     return check_chunk_size(value)
 
@@ -272,6 +284,8 @@ RULES: Mapping[str, Rule] = {
     "after": _same_text(check_filename),
     "user_id": _same_text(check_user_id),
     "note": _same_text(check_note),
+    "attributes": _attributes,
+    "with_attributes": _names,
     "prefix": text("prefix"),
     "file_id": identifier("file_id"),
     "file_ids": _file_ids,

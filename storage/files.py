@@ -10,7 +10,8 @@ from cachetools import LRUCache
 
 from storage.catalog import Catalog, FileEntry, name_key, user_key
 from storage.errors import ConflictError, FileNotFound, FormatError, VersionNotFound
-from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version, read_version
+from storage.formats.version_records import FILE_ID_BYTES
+from storage.formats.versions import StoredVersion, Version, read_version
 from storage.sealing.user_keys import KeyFinder
 
 log = logging.getLogger(__name__)

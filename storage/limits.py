@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,9 @@ SMALL_COPIES_BYTES_MAX = CHUNK_SIZE_MIN  # so that files kept as copies have one
 FILENAME_BYTES_MAX = 1024  # S3's limit for object keys
 USER_ID_BYTES_MAX = 256
 NOTE_BYTES_MAX = 4096
+ATTRIBUTES_MAX = 128
+ATTRIBUTES_BYTES_MAX = 16 * KIB  # names and values of all attributes of a version together
+ATTRIBUTE_NAME_BYTES_MAX = 128
 FILE_SIZE_MAX = 1 << 60  # fits signed 64-bit fields with room to add
 DIFF_PATCHES_MAX = 1 << 20
 SEGMENT_BYTES_MAX = 256 * MIB
@@ -67,6 +70,29 @@ def check_note(note: str) -> None:
     size = len(utf8(note, "note"))
     if size > NOTE_BYTES_MAX:
         raise InvalidArgument(f"note has {size} bytes, at most {NOTE_BYTES_MAX} are allowed")
+
+
+def check_attributes(attributes: Any) -> dict[str, bytes]:
+    """Return the attributes of a version as a new dictionary, sorted by name, or raise InvalidArgument."""
+    if not isinstance(attributes, Mapping):
+        raise InvalidArgument(f"attributes must be a mapping of names to bytes, not {type(attributes).__name__}")
+    if len(attributes) > ATTRIBUTES_MAX:
+        raise InvalidArgument(f"a version has at most {ATTRIBUTES_MAX} attributes, not {len(attributes)}")
+    found: dict[str, bytes] = {}
+    total = 0
+    for name, value in attributes.items():
+        size = len(utf8(name, "the name of an attribute"))
+        if not 1 <= size <= ATTRIBUTE_NAME_BYTES_MAX:
+            raise InvalidArgument(f"the name of an attribute has {size} bytes, of 1 to {ATTRIBUTE_NAME_BYTES_MAX}")
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise InvalidArgument(f"attribute {shown(name)!r} must be bytes, not {type(value).__name__}")
+        found[str.__str__(name)] = bytes(value)
+        total += size + len(found[str.__str__(name)])
+    if total > ATTRIBUTES_BYTES_MAX:
+        raise InvalidArgument(
+            f"the attributes have {total:,} bytes, names included; at most {ATTRIBUTES_BYTES_MAX:,} are allowed"
+        )
+    return dict(sorted(found.items()))
 
 
 def check_chunk_size(chunk_size: int) -> int:

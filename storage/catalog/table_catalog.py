@@ -47,7 +47,7 @@ from storage.catalog.sealing_tables import SealingTables
 from storage.catalog.tables import ROOT, Tables, TableTransaction
 from storage.catalog.transaction import RecordTransaction
 from storage.errors import FormatError
-from storage.formats.versions import FILE_ID_BYTES
+from storage.formats.version_records import FILE_ID_BYTES
 from storage.keys import StripeKey, object_id_of
 
 T = TypeVar("T")

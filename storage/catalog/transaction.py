@@ -28,7 +28,7 @@ from storage.catalog.records import (
     usage_key,
 )
 from storage.catalog.tables import ROOT, TableTransaction
-from storage.formats.versions import FILE_ID_BYTES
+from storage.formats.version_records import FILE_ID_BYTES
 from storage.keys import StripeKey, object_id_of
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class ManyFiles(ReadableStore):
         chunk_size: int | None = None,
         time_ms: int | None = None,
         note: str = "",
+        attributes: Mapping[str, bytes] | None = None,
     ) -> Iterator[PushOutcome]:
         """Push many files, and yield the outcome of each as soon as it is durable, in the order of ``files``.
 
@@ -59,12 +60,20 @@ class ManyFiles(ReadableStore):
             chunk_size: bytes of a chunk; default: the store's.
             time_ms: the author's clock; default: now.
             note: free text kept in each version.
+            attributes: kept with each version; see :meth:`FileStorage.push`.
 
         Raises:
             InvalidArgument: an argument is malformed; ``files`` yields something else than paths and pairs.
             Exception: whatever the iterator of ``files`` raises; files before it may be stored.
         """
-        many = self.pushing_many(user_id=user_id, profile=profile, chunk_size=chunk_size, time_ms=time_ms, note=note)
+        many = self.pushing_many(
+            user_id=user_id,
+            profile=profile,
+            chunk_size=chunk_size,
+            time_ms=time_ms,
+            note=note,
+            attributes=attributes,
+        )
         return push_many(many, map(_named, files))
 
     @checked
@@ -76,10 +85,11 @@ class ManyFiles(ReadableStore):
         chunk_size: int | None = None,
         time_ms: int | None = None,
         note: str = "",
+        attributes: Mapping[str, bytes] | None = None,
     ) -> ManyPush:
         """Begin a push of many files that are added one by one; the arguments are those of :meth:`push_many`."""
         self._parts.check_usable()
-        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
+        options = PushOptions("", user_id, profile, chunk_size, time_ms, note, attributes=attributes)
 
         def target_of(filename: str) -> PushTarget:
             check_filename(filename)

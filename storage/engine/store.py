@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from storage.fleet.volumes import VolumeOptions
 from storage.formats.versions import Version
 from storage.maintenance.repair import Watch
 from storage.opening import opened_parts
-from storage.options import PushOptions
+from storage.options import Attributes, PushOptions
 from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
 from storage.runtime import Runtime
 from storage.sealing.master_keys import MasterKeys, store_keys
@@ -239,11 +239,13 @@ class FileStorage(ReportingStore):
         time_ms: int | None = None,
         note: str = "",
         sha256: str | None = None,
+        attributes: Attributes | None = None,
         progress: Progress | None = None,
     ) -> Version:
         """Store content under a user's filename. An existing file gets a new version, unless the content is equal.
 
-        Equal content with another note makes a new version, too. If no version was made, the result is ``unchanged``.
+        Equal content with another note or other attributes makes a new version, too. If no version was made, the result
+        is ``unchanged``.
 
         Args:
             source: bytes, a path, a binary file object (read from its position), or an iterable of bytes.
@@ -254,6 +256,8 @@ class FileStorage(ReportingStore):
             time_ms: the author's clock; default: now.
             note: free text kept in the version.
             sha256: hex SHA-256 of the content, checked before anything becomes visible.
+            attributes: kept with the version: bytes by names of 1…128 bytes, 16 KiB in all; or a function that returns
+                them, called once ``source`` was read. Default: none, but a head with equal content keeps its own.
             progress: called with (bytes stored, total bytes or 0).
 
         Raises:
@@ -263,13 +267,16 @@ class FileStorage(ReportingStore):
             OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
-        target = self._parts.push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
-        if type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX and sha256 is None and progress is None:
+        given = None if callable(attributes) else attributes
+        options = PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256, given)
+        target = self._parts.push_target(options)
+        is_plain = sha256 is None and progress is None and not callable(attributes)
+        if is_plain and type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX:
             return push_small(self._context, target, source)
         upload = Upload(self._context, target, progress, source_size(source))
         try:
             feed(source, upload, in_order=sha256 is not None)
-            return upload.commit()
+            return upload.commit(attributes=attributes() if callable(attributes) else None)
         except BaseException:
             upload.abort(keep_chunks=False)
             raise
@@ -285,11 +292,13 @@ class FileStorage(ReportingStore):
         time_ms: int | None = None,
         note: str = "",
         sha256: str | None = None,
+        attributes: Mapping[str, bytes] | None = None,
         size_hint: int | None = None,
         progress: Progress | None = None,
     ) -> Upload:
         """Begin a push whose bytes arrive in pieces; the arguments are those of :meth:`push`."""
-        target = self._parts.push_target(PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256))
+        options = PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256, attributes)
+        target = self._parts.push_target(options)
         return Upload(self._context, target, progress, size_hint or 0)
 
     @checked
@@ -319,6 +328,7 @@ class FileStorage(ReportingStore):
         sha256: str | None = None,
         time_ms: int | None = None,
         note: str = "",
+        attributes: Mapping[str, bytes] | None = None,
         progress: Progress | None = None,
     ) -> Version:
         """Apply a diff to the head of a file, atomically.
@@ -330,6 +340,7 @@ class FileStorage(ReportingStore):
             sha256: hex SHA-256 of the whole resulting content, checked (this reads the whole file).
             time_ms: the author's clock; default: now.
             note: free text kept in the version.
+            attributes: kept with the version; default: none, as those of the base are of other content.
             progress: called with (bytes read, total bytes) while ``sha256`` is checked; may raise.
 
         Raises:
@@ -344,7 +355,7 @@ class FileStorage(ReportingStore):
         filename, base = self._parts.files.base(file_id, user_id, diff.base_version_id)
         profile = self._parts.copies.profile_after(base.root.profile, base.root.size, diff.new_size)
         self._volumes.require_writable(profile)
-        options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256)
+        options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256, attributes=attributes)
         seals = self._parts.keys.seals or base.root.is_sealed
         target = self._parts.target(options, profile, base.root.chunk_size, seals=seals)
         return revising.revise(self._context, target, base, diff, self._parts.load_node, progress)

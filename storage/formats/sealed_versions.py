@@ -11,13 +11,16 @@ from typing import Annotated
 import msgspec
 
 from storage.errors import FormatError, SealBroken
+from storage.formats.attributes import Pairs
 from storage.limits import FILE_SIZE_MAX
 from storage.sealing.aead import SALT_BYTES, TAG_BYTES, decrypt, encrypt, message_key
 from storage.sealing.user_keys import KEY_ID_BYTES, UserKey
 
 SEALED_FORMAT = 3
-SEALED_BEGINNING = b"\x9b\x03"
-"""The first bytes of a sealed record: an array of 11, and the format."""
+SEALED_ATTRIBUTED_FORMAT = 5
+SEALED_FORMATS = (SEALED_FORMAT, SEALED_ATTRIBUTED_FORMAT)
+_BEGINNINGS = (b"\x9b\x03", b"\x9b\x05")
+"""The first bytes of sealed records: an array of 11, and the format."""
 
 _FIELDS = b"fields"
 _ROOT = b"root"
@@ -32,27 +35,27 @@ class SealedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     """What everybody can read of a sealed version. The fields that volumes read are where other versions have them.
 
     Attributes:
-        format: 3.
+        format: 3; 5 if the version has attributes.
         file_id: 16 bytes.
         key_id: names the user's key.
         root_id: BLAKE3 of the sealed root.
         k: shards needed for a chunk.
         n: shards of a chunk.
         salt: random bytes from which the keys of fields and root are made.
-        fields: :class:`SealedFields`, encrypted.
+        fields: :class:`SealedFields`, encrypted; of a version with attributes, :class:`AttributedFields`.
         sequence: as in other versions.
         committed: as in other versions.
         mac: as in other versions.
     """
 
-    format: Annotated[int, msgspec.Meta(ge=SEALED_FORMAT, le=SEALED_FORMAT)]
+    format: Annotated[int, msgspec.Meta(ge=SEALED_FORMAT, le=SEALED_ATTRIBUTED_FORMAT)]
     file_id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     key_id: Annotated[bytes, msgspec.Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
     root_id: _Id
     k: _Shards
     n: _Shards
     salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
-    fields: Annotated[bytes, msgspec.Meta(min_length=TAG_BYTES, max_length=16384)]
+    fields: Annotated[bytes, msgspec.Meta(min_length=TAG_BYTES, max_length=40960)]
     sequence: _Sequence
     committed: _Sequence
     mac: _Id
@@ -71,14 +74,23 @@ class SealedFields(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     note: str
 
 
+class AttributedFields(SealedFields, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The fields of a version with attributes."""
+
+    attributes: Pairs
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(SealedRecord).decode
-_decode_fields = msgspec.msgpack.Decoder(SealedFields).decode
+_fields_decoders: dict[int, msgspec.msgpack.Decoder[SealedFields]] = {
+    SEALED_FORMAT: msgspec.msgpack.Decoder(SealedFields),
+    SEALED_ATTRIBUTED_FORMAT: msgspec.msgpack.Decoder(AttributedFields),
+}
 
 
 def is_sealed_record(raw: bytes) -> bool:
     """Whether the bytes of a version's record begin like a sealed one."""
-    return raw[:2] == SEALED_BEGINNING
+    return raw[:2] in _BEGINNINGS
 
 
 def decode_sealed_record(raw: bytes) -> SealedRecord:
@@ -115,7 +127,7 @@ def open_fields(key: UserKey, record: SealedRecord) -> SealedFields:
     bound = _BOUND + _FIELDS + record.file_id + record.root_id
     raw = decrypt(_key(key, record.salt, _FIELDS), record.fields, bound)
     try:
-        return _decode_fields(raw)
+        return _fields_decoders[record.format].decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SealBroken(f"the encrypted fields of a version are malformed: {error}") from error
 

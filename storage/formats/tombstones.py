@@ -6,7 +6,7 @@ import msgspec
 
 from storage.errors import FormatError
 from storage.formats.authenticity import MAC_BYTES, Authority
-from storage.formats.versions import NO_MAC, SIGNED_FORMAT, FileId, FormatNumber, Mac, Sequence
+from storage.formats.version_records import NO_MAC, SIGNED_FORMAT, FileId, FormatNumber, Mac, Sequence
 
 
 class Tombstone(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

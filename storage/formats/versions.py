@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import msgspec
 
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, InvalidArgument, KeyRequired
+from storage.formats.attributes import require_canonical
 from storage.formats.authenticity import MAC_BYTES, Authority
 from storage.formats.manifest import RootNode, decode_root, encode_root, object_id, read_root
 from storage.formats.sealed_versions import (
+    SEALED_ATTRIBUTED_FORMAT,
     SEALED_FORMAT,
+    AttributedFields,
     SealedFields,
     SealedRecord,
     decode_sealed_record,
@@ -25,73 +27,18 @@ from storage.formats.sealed_versions import (
     seal_fields,
     seal_root,
 )
-from storage.limits import FILE_SIZE_MAX
+from storage.formats.version_records import (
+    NO_MAC,
+    AttributedRecord,
+    Signed,
+    SignedRecord,
+    VersionObject,
+    VersionRecord,
+    attributes_of,
+    decode_record,
+)
 from storage.sealing.aead import SALT_BYTES
 from storage.sealing.user_keys import KeyFinder, UserKey, UserKeys
-
-RECORD_FORMAT = 1  # without a MAC, as in stores from before MACs were introduced
-SIGNED_FORMAT = 2
-NO_MAC = bytes(MAC_BYTES)
-FILE_ID_BYTES = 16
-
-_Id = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-FileId = Annotated[bytes, msgspec.Meta(min_length=FILE_ID_BYTES, max_length=FILE_ID_BYTES)]
-FormatNumber = Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=SIGNED_FORMAT)]
-Mac = Annotated[bytes, msgspec.Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
-_Time = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-
-class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A version, as a MessagePack array in this order; ``version_id`` is the BLAKE3 of these bytes.
-
-    Attributes:
-        format: 1; 2 in a :class:`SignedRecord`.
-        file_id: 16 bytes.
-        parent: version id this one follows, None for the first.
-        root_id: BLAKE3 of the manifest root's bytes.
-        size: bytes of content.
-        user_id: the owner.
-        filename: the file's name.
-        time_ms: the author's clock; never used for ordering.
-        sequence: the store's commit order, always growing; microseconds of its clock unless that goes back.
-        sha256: SHA-256 of the content if the author gave it.
-        note: free text.
-    """
-
-    format: FormatNumber
-    file_id: FileId
-    parent: _Id | None
-    root_id: _Id
-    size: Annotated[int, msgspec.Meta(ge=0, le=FILE_SIZE_MAX)]
-    user_id: str
-    filename: str
-    time_ms: _Time
-    sequence: Sequence
-    sha256: _Id | None
-    note: str
-
-
-class SignedRecord(VersionRecord, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A version's record with a MAC, which distinguishes it from one that a volume made up.
-
-    The record of a sealed version is made from its encrypted fields, and has format 3.
-
-    Attributes:
-        committed: the sequence up to which the catalog had committed everything when this record was made. A catalog
-            that has not reached it is older than this record.
-        mac: MAC, with the store's secret, of the record's bytes before these 32.
-    """
-
-    committed: Sequence
-    mac: Mac
-
-
-class VersionObject(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The object stored under a version's id: its record, and the manifest root that the record names."""
-
-    record: bytes
-    root: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +59,7 @@ class Version:
         sha256: hex SHA-256 of the content, if the author gave it.
         note: free text.
         unchanged: in the result of a push or revise: there was nothing to store, as this was already the head.
+        attributes: what programs keep with the version, by name. Do not change it.
     """
 
     file_id: str
@@ -127,6 +75,7 @@ class Version:
     sha256: str | None
     note: str
     unchanged: bool = field(default=False, compare=False)
+    attributes: Mapping[str, bytes] = field(default_factory=dict, hash=False)
 
     @property
     def chunk_count(self) -> int:
@@ -136,11 +85,6 @@ class Version:
 
 _encoder = msgspec.msgpack.Encoder()
 _object_decoder = msgspec.msgpack.Decoder(VersionObject)
-# By the first byte: how many elements the array has.
-_record_decoders: dict[bytes, msgspec.msgpack.Decoder[VersionRecord]] = {
-    b"\x9b": msgspec.msgpack.Decoder(VersionRecord),
-    b"\x9d": msgspec.msgpack.Decoder(SignedRecord),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +119,7 @@ class StoredVersion:
             sha256=record.sha256.hex() if record.sha256 else None,
             note=record.note,
             unchanged=self.unchanged,
+            attributes=dict(attributes_of(record)),
         )
 
 
@@ -188,7 +133,7 @@ def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersio
         return _named(_encoder.encode(record), root, root_raw)
 
 
-def seal_signed(unsigned: SignedRecord, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
+def seal_signed(unsigned: Signed, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
     """Like :func:`seal`, with the store's MAC in place of :data:`NO_MAC`."""
     with _keepable():
         body = _encoder.encode(unsigned)[:-MAC_BYTES]
@@ -196,7 +141,7 @@ def seal_signed(unsigned: SignedRecord, root: RootNode, root_raw: bytes, authori
 
 
 def seal_encrypted(
-    unsigned: SignedRecord,
+    unsigned: Signed,
     root: RootNode,
     root_raw: bytes,
     authority: Authority,
@@ -217,7 +162,9 @@ def seal_encrypted(
         salt = token_bytes(SALT_BYTES)
         sealed_root = seal_root(key, salt, unsigned.file_id, root_raw)
         stored_root_id = object_id(sealed_root)
-        fields = SealedFields(
+        attributes = attributes_of(unsigned)
+        format_ = SEALED_ATTRIBUTED_FORMAT if attributes else SEALED_FORMAT
+        fields = (
             unsigned.parent,
             unsigned.root_id,
             unsigned.size,
@@ -228,21 +175,27 @@ def seal_encrypted(
             unsigned.note,
         )
         record = SealedRecord(
-            SEALED_FORMAT,
+            format_,
             unsigned.file_id,
             key.key_id,
             stored_root_id,
             root.k,
             root.n,
             salt,
-            seal_fields(key, salt, fields, unsigned.file_id, stored_root_id),
+            seal_fields(
+                key,
+                salt,
+                AttributedFields(*fields, attributes) if attributes else SealedFields(*fields),
+                unsigned.file_id,
+                stored_root_id,
+            ),
             unsigned.sequence,
             unsigned.committed,
             NO_MAC,
         )
         body = encode_sealed_record(record)[:-MAC_BYTES]
         raw_record = body + authority.sign(body)
-        shown = msgspec.structs.replace(unsigned, format=SEALED_FORMAT, mac=raw_record[-MAC_BYTES:])
+        shown = msgspec.structs.replace(unsigned, format=format_, mac=raw_record[-MAC_BYTES:])
         raw = _encoder.encode(VersionObject(raw_record, sealed_root))
         decode_sealed_record(raw_record)  # an unreadable record must not get into a store
         return StoredVersion(object_id(raw_record), shown, root, raw, keys=UserKeys(key.user_id, key))
@@ -257,7 +210,7 @@ def _keepable() -> Iterator[None]:
 
 
 def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:
-    record = _decode_record(raw_record)  # an unreadable record must not get into a store; takes 2 µs
+    record = decode_record(raw_record)  # an unreadable record must not get into a store; takes 2 µs
     return StoredVersion(object_id(raw_record), record, root, _encoder.encode(VersionObject(raw_record, root_raw)))
 
 
@@ -277,7 +230,7 @@ def read_version(raw: bytes, version_id: bytes, keys: KeyFinder | None = None) -
         stored = _object_decoder.decode(raw)
         if is_sealed_record(stored.record):
             return _opened(decode_sealed_record(stored.record), stored.root, version_id, raw, keys)
-        return StoredVersion(version_id, _decode_record(stored.record), _plain(read_root(stored.root)), raw)
+        return StoredVersion(version_id, decode_record(stored.record), _plain(read_root(stored.root)), raw)
     except KeyRequired:
         raise
     except (msgspec.MsgspecError, UnicodeDecodeError, FormatError) as error:
@@ -300,8 +253,8 @@ def _opened(
     if fields.user_id != key.user_id:
         raise FormatError("version record is encrypted with another user's key")
     root = read_root(open_root(key, record, sealed_root))
-    shown = SignedRecord(
-        SEALED_FORMAT,
+    shown = (
+        record.format,
         record.file_id,
         fields.parent,
         fields.root_id,
@@ -312,12 +265,16 @@ def _opened(
         record.sequence,
         fields.sha256,
         fields.note,
-        record.committed,
-        record.mac,
     )
+    signed: Signed
+    if isinstance(fields, AttributedFields):
+        require_canonical(fields.attributes)
+        signed = AttributedRecord(*shown, fields.attributes, record.committed, record.mac)
+    else:
+        signed = SignedRecord(*shown, record.committed, record.mac)
     if (root.size, root.k, root.n) != (fields.size, record.k, record.n):
         raise FormatError("version record does not match its manifest root")
-    return StoredVersion(version_id, shown, root, raw, keys=keys.keys_of(key.user_id))
+    return StoredVersion(version_id, signed, root, raw, keys=keys.keys_of(key.user_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +318,7 @@ def outline(raw: bytes, version_id: bytes) -> Outline:
         stored = _object_decoder.decode(raw)
         if is_sealed_record(stored.record):
             return _sealed_outline(stored.record, version_id)
-        return _plain_outline(_decode_record(stored.record), stored.record, read_root(stored.root), version_id)
+        return _plain_outline(decode_record(stored.record), stored.record, read_root(stored.root), version_id)
     except (msgspec.MsgspecError, UnicodeDecodeError, FormatError) as error:
         raise FormatError(f"the record of version {version_id.hex()} cannot be read ({error})") from error
 
@@ -384,7 +341,7 @@ def _sealed_outline(raw_record: bytes, version_id: bytes) -> Outline:
 
 
 def _plain_outline(record: VersionRecord, raw_record: bytes, root: RootNode, version_id: bytes) -> Outline:
-    committed, mac = (record.committed, record.mac) if isinstance(record, SignedRecord) else (0, b"")
+    committed, mac = (record.committed, record.mac) if isinstance(record, Signed) else (0, b"")
     return Outline(
         version_id,
         record.file_id,
@@ -398,16 +355,6 @@ def _plain_outline(record: VersionRecord, raw_record: bytes, root: RootNode, ver
         mac,
         record,
     )
-
-
-def _decode_record(raw: bytes) -> VersionRecord:
-    decoder = _record_decoders.get(raw[:1])
-    if decoder is None:
-        raise FormatError("version record has a number of elements that no known format has; upgrade if it is newer")
-    record = decoder.decode(raw)
-    if (record.format == SIGNED_FORMAT) is not isinstance(record, SignedRecord):
-        raise FormatError(f"version record of format {record.format} has the elements of another one")
-    return record
 
 
 def checked_outline(raw: bytes, version_id: bytes | None = None) -> Outline:
@@ -464,7 +411,7 @@ def _matching_id(stored: VersionObject, version_id: bytes | None) -> bytes:
 
 
 def _decoded(stored: VersionObject, raw: bytes, version_id: bytes | None) -> StoredVersion:
-    record = _decode_record(stored.record)
+    record = decode_record(stored.record)
     identifier = _matching_id(stored, version_id)
     root = _plain(decode_root(stored.root))
     if object_id(stored.root) != record.root_id or root.size != record.size:
@@ -481,7 +428,7 @@ def is_signed(found: Outline, authority: Authority) -> bool:
 
 def is_signed_version(stored: StoredVersion, authority: Authority) -> bool:
     """Whether the MAC shows that the store itself made this version."""
-    if not isinstance(stored.record, SignedRecord):
+    if not isinstance(stored.record, Signed):
         return False
     raw_record = _object_decoder.decode(stored.raw).record
     return authority.vouches(raw_record[:-MAC_BYTES], stored.record.mac)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from storage.formats.authenticity import Authority
 from storage.formats.tombstones import Tombstone, is_signed_tombstone
-from storage.formats.versions import SIGNED_FORMAT, Outline, is_signed
+from storage.formats.version_records import SIGNED_FORMAT
+from storage.formats.versions import Outline, is_signed
 from storage.keys import Kind
 from storage.maintenance.agreement import Agreement
 

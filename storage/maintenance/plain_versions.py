@@ -8,7 +8,7 @@ from typing import NamedTuple
 from storage.batching import batched
 from storage.catalog import Catalog
 from storage.errors import FormatError
-from storage.formats.sealed_versions import SEALED_FORMAT
+from storage.formats.sealed_versions import SEALED_FORMATS
 from storage.formats.versions import outline
 
 _DROPPED_TOGETHER = 500
@@ -68,6 +68,6 @@ def _plain_versions_below_sealed_heads(catalog: Catalog, is_of: Callable[[str], 
 def _is_sealed(raw: bytes, version_id: bytes) -> bool | None:
     """Whether a version is encrypted; None if it cannot be read."""
     try:
-        return outline(raw, version_id).format == SEALED_FORMAT
+        return outline(raw, version_id).format in SEALED_FORMATS
     except FormatError:
         return None

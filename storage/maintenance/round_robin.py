@@ -15,8 +15,8 @@ from storage.shards import Shard, ShardStore, VolumeFailed, VolumeUnavailable
 
 # Nodes are not asked for: they are read when accepted versions name them, so that no store can send others.
 SHOWN = frozenset({Kind.VERSION, Kind.TOMBSTONE})
-# A version has up to 32 KiB of chunk ids, and texts of a few KiB.
-RECORD_BYTES_MAX = 64 * 1024
+# A version has up to 64 KiB of references to chunks, and texts and attributes of 22 KiB.
+RECORD_BYTES_MAX = 128 * 1024
 _SHOWING_MAX = 8  # stores at the same time; each takes a page or two of memory
 _IN_STEP_S = 5.0  # a store that took so much longer than the others waits for them
 # The last few stores may all lie. Each of them may take this long, plus twice the total time of those that have ended,

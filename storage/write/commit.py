@@ -31,16 +31,18 @@ from storage.formats.authenticity import Authority
 from storage.formats.manifest import object_id
 from storage.formats.sequences import SEQUENCE_MAX
 from storage.formats.tombstones import sign_tombstone
-from storage.formats.versions import (
+from storage.formats.version_records import (
+    ATTRIBUTED_FORMAT,
     FILE_ID_BYTES,
     NO_MAC,
     SIGNED_FORMAT,
+    AttributedRecord,
+    Signed,
     SignedRecord,
-    StoredVersion,
-    root_id,
-    seal_encrypted,
-    seal_signed,
+    VersionRecord,
+    attributes_of,
 )
+from storage.formats.versions import StoredVersion, root_id, seal_encrypted, seal_signed
 from storage.keys import Kind, StripeKey
 from storage.runtime import Runtime
 from storage.sealing.user_keys import KeyFinder
@@ -53,6 +55,7 @@ from storage.write.pins import Pins
 from storage.write.queue import BATCH_MAX, CommitQueue
 from storage.write.quotas import Quotas, root_bytes
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
+from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +123,8 @@ class GroupCommit:
         """Make a version durable and visible.
 
         Returns:
-            The new head. If the content is the same as the head's and there is no new note, the head, marked
-            ``unchanged``.
+            The new head. If the content is the same as the head's and there are no new note or attributes, the head,
+            marked ``unchanged``.
 
         Raises:
             ConflictError: the head is not ``base``.
@@ -245,8 +248,8 @@ class GroupCommit:
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
             head = plan.head_of(at, file_id, entry)
-            # The same content with a new note is a new version.
-            if pending.target.note in ("", head.record.note):
+            # The same content with a new note, or with other attributes, is a new version.
+            if _says_the_same(pending.target, head.record):
                 if head.record.root_id == identifier:
                     plan.restore(pending)
                     return replace(head, unchanged=True)
@@ -278,8 +281,9 @@ class GroupCommit:
         root_raw: bytes,
         plan: BatchPlan,
     ) -> StoredVersion:
-        record = SignedRecord(
-            SIGNED_FORMAT,
+        attributes = pending.target.attributes
+        fields = (
+            ATTRIBUTED_FORMAT if attributes else SIGNED_FORMAT,
             file_id,
             entry.head if entry is not None else None,
             identifier,
@@ -290,9 +294,12 @@ class GroupCommit:
             plan.sequence,
             pending.target.sha256,
             pending.target.note,
-            plan.committed,
-            NO_MAC,
         )
+        record: Signed
+        if attributes:
+            record = AttributedRecord(*fields, attributes, plan.committed, NO_MAC)
+        else:
+            record = SignedRecord(*fields, plan.committed, NO_MAC)
         if pending.target.key is None:
             return seal_signed(record, pending.root, root_raw, self._authority)
         token_bytes = self._runtime.token_bytes
@@ -456,6 +463,11 @@ class GroupCommit:
                 self._written_tombstones += told
         finally:
             self._pins.unpin(stripes)
+
+
+def _says_the_same(target: PushTarget, head: VersionRecord) -> bool:
+    """Whether the author says nothing of the content that the head does not say."""
+    return target.note in ("", head.note) and target.attributes in (None, attributes_of(head))
 
 
 def _overtaken() -> StoreUnavailable:

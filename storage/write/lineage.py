@@ -35,7 +35,8 @@ from storage.formats.authenticity import (
 )
 from storage.formats.manifest import object_id
 from storage.formats.tombstones import decode_tombstone, is_signed_tombstone
-from storage.formats.versions import FILE_ID_BYTES, checked_outline, is_signed
+from storage.formats.version_records import FILE_ID_BYTES
+from storage.formats.versions import checked_outline, is_signed
 from storage.formats.voices import Voice, voices
 from storage.keys import (
     ID_BYTES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.errors import InvalidArgument, StorageError, StoreClosed
@@ -119,18 +119,25 @@ class ManyPush:
         else:
             self.add_upload(filename, upload)
 
-    def add_upload(self, filename: str, upload: Upload, size: int | None = None) -> None:
+    def add_upload(
+        self,
+        filename: str,
+        upload: Upload,
+        size: int | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Take in a file that was written to an upload: commit it, once all files before it are committed.
 
         Args:
             filename: name of the file.
             upload: has all bytes of the file.
             size: total size announced by the sender, in bytes; it is checked.
+            attributes: see :meth:`Upload.commit`.
         """
         self._home.check()
         try:
             self._drain()
-            version = upload.commit(size)
+            version = upload.commit(size, attributes=attributes)
         except StorageError as error:
             self.add_failed(filename, error)
             return

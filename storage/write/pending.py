@@ -10,9 +10,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.formats.manifest import RootNode
-from storage.formats.versions import (
-    StoredVersion,
-)
+from storage.formats.versions import StoredVersion
 from storage.keys import StripeKey
 from storage.shards import Shard
 from storage.write.target import PushTarget

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from storage.catalog import name_key, user_key
 from storage.erasure import ErasureProfile
+from storage.formats.attributes import Pairs
 from storage.formats.manifest import TRANSFORM_IDENTITY, TRANSFORM_SEALED
+from storage.limits import check_attributes
 from storage.options import PushOptions
 from storage.runtime import Runtime
 from storage.sealing.user_keys import UserKey, UserKeys
@@ -31,6 +34,7 @@ class PushTarget:
         sha256: SHA-256 of the content, if the author gave one.
         note: free text.
         epoch: epoch of the fleet when writing began.
+        attributes: of the version, by name; None: none, and a head with the same content keeps its own.
         key: the owner's key, with which the file is sealed; None: it is not sealed.
     """
 
@@ -47,6 +51,7 @@ class PushTarget:
     note: str
     epoch: tuple[int, ...]
     key: UserKey | None = None
+    attributes: Pairs | None = None
 
     @property
     def transform(self) -> int:
@@ -57,6 +62,14 @@ class PushTarget:
     def keys(self) -> UserKeys | None:
         """The key, to open what it sealed; None if the file is not sealed."""
         return None if self.key is None else UserKeys(self.user_id, self.key)
+
+    def with_attributes(self, attributes: Mapping[str, bytes] | None) -> PushTarget:
+        """The same target with these attributes; None: with its own.
+
+        Raises:
+            InvalidArgument: they are malformed or too large.
+        """
+        return self if attributes is None else replace(self, attributes=tuple(check_attributes(attributes).items()))
 
     def profile_of(self, size: int) -> ErasureProfile:
         """Return the profile of the content, if it has this size."""
@@ -74,6 +87,7 @@ def push_target(
 ) -> PushTarget:
     """Return the target of a push with these options; ``profile`` and ``key`` are the ones to use."""
     user = user_key(options.user_id.encode())
+    attributes = options.attributes_now()
     return PushTarget(
         user_id=options.user_id,
         user=user,
@@ -88,4 +102,5 @@ def push_target(
         note=options.note,
         epoch=epoch,
         key=key,
+        attributes=None if attributes is None else tuple(attributes.items()),
     )

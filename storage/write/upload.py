@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from storage.catalog import CatalogTransaction
 from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
 from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode, plain_id, stored_id
 from storage.formats.sealed_nodes import node_namer
-from storage.formats.versions import FILE_ID_BYTES, StoredVersion, Version
+from storage.formats.version_records import FILE_ID_BYTES
+from storage.formats.versions import StoredVersion, Version
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
 from storage.reports import Progress
@@ -140,8 +141,7 @@ class Upload:
 
     def filled(self, count: int) -> None:
         """Note that ``count`` bytes were read into the memory from :meth:`free_space`."""
-        room = 0 if self._buffer is None else self.chunk_size - self._filled
-        count = check_filled(count, room)
+        count = check_filled(count, 0 if self._buffer is None else self.chunk_size - self._filled)
         if self._buffer is None or count == 0:
             return
         self._take(count)
@@ -306,12 +306,11 @@ class Upload:
             self._names[chunk.stripe] = self._key.name_of(chunk.plain_id)
 
     def _store_node(self, reference: bytes, raw: bytes) -> None:
-        node_id = stored_id(reference)
-        stripe = metadata_stripe(Kind.NODE, node_id, self._context.metadata_copies)
+        stripe = metadata_stripe(Kind.NODE, stored_id(reference), self._context.metadata_copies)
         self._context.pins.pin(stripe)
         self._node_stripes.append(stripe)
         self._context.stripes.put_absent(stripe, raw, len(raw))
-        self._nodes.append((node_id, raw))
+        self._nodes.append((stored_id(reference), raw))
 
     def claim(self) -> None:
         """Enter the user's claims on the chunks accepted so far, so that other calls can already name them.
@@ -347,26 +346,30 @@ class Upload:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def commit(self, size: int | None = None, *, file_id: bytes | None = None, base: bytes | None = None) -> Version:
+    def commit(
+        self, size: int | None = None, *, file_id: bytes | None = None, base: bytes | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> Version:  # fmt: skip
         """Make everything durable and the version visible.
 
         Args:
             size: total size announced by the sender; it is checked.
             file_id: the file of which this becomes a new version; None: find the file by name.
             base: version that must be the head; only with ``file_id``.
+            attributes: of the version, in place of those given when the upload began; None: those.
 
         Raises:
             InvalidArgument: size or SHA-256 differ from the announced ones, or ``file_id`` has another name.
             StoreFull, InsufficientWorkers, ConflictError: see :class:`~storage.write.commit.GroupCommit`.
         """
         self._take(0)
-        if size is not None:
-            size = as_int(size, "size")
+        size = None if size is None else as_int(size, "size")
         check_bytes(file_id, FILE_ID_BYTES, "file_id")
         check_bytes(base, ID_BYTES, "base")
         if base is not None and file_id is None:
             raise InvalidArgument("a base is of a file; say its file_id as well")
         try:
+            self._target = self._target.with_attributes(attributes)
             small = self._small_content()
             if small is None:
                 self._finish_input()
@@ -486,8 +489,7 @@ class Upload:
         self._taken.end(counted=used)
         if self._number is not None:
             self._context.uploads.ended(self._number)
-        self._context.pins.unpin(self._stripes)
-        self._context.pins.unpin(self._node_stripes)
+        self._context.pins.unpin([*self._stripes, *self._node_stripes])
         self._stripes, self._node_stripes, self._free, self._buffer = [], [], [], None
 
     def __enter__(self) -> Upload:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 from storage import DeleteOutcome, ErasureProfile, GetOutcome, ManifestDiff, PushOutcome, Version
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
+from storage.options import Attributes
 from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
 from taskworker.client.many import NamedSource
@@ -30,6 +31,7 @@ class AsyncFileCalls(AsyncCalls):
         time_ms: int | None = None,
         note: str = "",
         sha256: str | None = None,
+        attributes: Attributes | None = None,
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
@@ -45,6 +47,7 @@ class AsyncFileCalls(AsyncCalls):
                 time_ms=time_ms,
                 note=note,
                 sha256=sha256,
+                attributes=attributes,
                 progress=progress,
                 timeout_s=timeout_s,
             )
@@ -131,11 +134,14 @@ class AsyncFileCalls(AsyncCalls):
         *,
         user_id: str,
         version_id: str | None = None,
+        attributes: Mapping[str, bytes] | None = None,
         timeout_s: float | None = None,
     ) -> Version:
         """See :meth:`Client.copy`."""
         return await self._run(
-            lambda: self._client.copy(file_id, filename, user_id=user_id, version_id=version_id, timeout_s=timeout_s)
+            lambda: self._client.copy(
+                file_id, filename, user_id=user_id, version_id=version_id, attributes=attributes, timeout_s=timeout_s
+            )
         )
 
     async def stat(
@@ -171,12 +177,18 @@ class AsyncFileCalls(AsyncCalls):
         prefix: str = "",
         after: str | None = None,
         limit: int | None = None,
+        with_attributes: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> list[Version]:
         """See :meth:`Client.list_files`."""
         return await self._run(
             lambda: self._client.list_files(
-                user_id=user_id, prefix=prefix, after=after, limit=limit, timeout_s=timeout_s
+                user_id=user_id,
+                prefix=prefix,
+                after=after,
+                limit=limit,
+                with_attributes=with_attributes,
+                timeout_s=timeout_s,
             )
         )
 
@@ -203,6 +215,7 @@ class AsyncFileCalls(AsyncCalls):
         chunk_size: int | None = None,
         time_ms: int | None = None,
         note: str = "",
+        attributes: Mapping[str, bytes] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[PushOutcome, None]:
         """See :meth:`Client.push_many`."""
@@ -214,6 +227,7 @@ class AsyncFileCalls(AsyncCalls):
                 chunk_size=chunk_size,
                 time_ms=time_ms,
                 note=note,
+                attributes=attributes,
                 timeout_s=timeout_s,
             )
         )

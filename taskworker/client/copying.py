@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from storage import Version
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import profile_to_proto
+from taskworker.rpc.conversion import attributes_to_proto, profile_to_proto
 
 
 def chunk_ids_of(channel: Channel, version: Version, deadline: Deadline) -> Iterator[list[bytes]]:
@@ -23,7 +23,9 @@ def chunk_ids_of(channel: Channel, version: Version, deadline: Deadline) -> Iter
         start += len(ids)
 
 
-def copy_messages(version: Version, filename: str, pages: list[list[bytes]]) -> Iterator[bytes]:
+def copy_messages(
+    version: Version, filename: str, attributes: Mapping[str, bytes] | None, pages: list[list[bytes]]
+) -> Iterator[bytes]:
     """The messages of a push of the same chunks, in wire form."""
     header = store_pb2.PushHeader(
         filename=filename,
@@ -35,4 +37,5 @@ def copy_messages(version: Version, filename: str, pages: list[list[bytes]]) -> 
     yield store_pb2.PushPart(header=header).SerializeToString()
     for ids in pages:
         yield store_pb2.PushPart(reuse=store_pb2.ChunkList(chunk_ids=ids)).SerializeToString()
-    yield store_pb2.PushPart(commit=store_pb2.PushCommit(size=version.size)).SerializeToString()
+    kept = None if attributes is None else attributes_to_proto(attributes)
+    yield store_pb2.PushPart(commit=store_pb2.PushCommit(size=version.size, attributes=kept)).SerializeToString()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from storage import (
 )
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
-from storage.options import PushOptions
+from storage.options import Attributes, PushOptions
 from storage.reports import Progress
 from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
@@ -25,7 +25,7 @@ from taskworker.client.copying import chunk_ids_of, copy_messages
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import RemoteFile, Wanted, get_small, writable, write_to
 from taskworker.client.local_files import replacing
-from taskworker.client.pushing import push
+from taskworker.client.pushing import push, require_no_attributes
 from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
 from taskworker.protos import store_pb2
@@ -51,6 +51,7 @@ class FileCalls(ClientBase):
         time_ms: int | None = None,
         note: str = "",
         sha256: str | None = None,
+        attributes: Attributes | None = None,
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
@@ -68,6 +69,10 @@ class FileCalls(ClientBase):
             time_ms: the author's time, ms since 1970; default: the server's clock.
             note: up to 4,096 bytes.
             sha256: hex digest of the whole content, checked before the version becomes visible.
+            attributes: kept with the version: bytes by names of 1…128 bytes, 16 KiB in all; or a function that returns
+                them, called from another thread once all of ``source`` was read. If it raises, nothing is stored.
+                Default: none, but a head with equal content keeps its own. With other attributes than those of the
+                head, equal content makes a new version.
             progress: called with (bytes done, total bytes or 0), from another thread.
             timeout_s: seconds for the whole push.
 
@@ -85,10 +90,12 @@ class FileCalls(ClientBase):
             time_ms=time_ms,
             note=note,
             sha256=sha256,
+            attributes=attributes,
         )
         deadline = self._deadline(timeout_s)
         with sources.opened(source) as content:
             if self._sealed is not None:
+                require_no_attributes(attributes)
                 options, content = self._sealed.prepared(options, content, deadline)
             pushed = push(self._channel, content, options, deadline=deadline, retries=RETRIES, progress=progress)
             return self._shown(pushed, user_id)
@@ -222,6 +229,7 @@ class FileCalls(ClientBase):
         *,
         user_id: str,
         version_id: str | None = None,
+        attributes: Mapping[str, bytes] | None = None,
         timeout_s: float | None = None,
     ) -> Version:
         """Store a version's content under another name of the same user.
@@ -234,6 +242,7 @@ class FileCalls(ClientBase):
             filename: the name of the copy. A file of this name gets a new version.
             user_id: the owner of both.
             version_id: the version; default: the head.
+            attributes: of the copy; default: those of the version.
             timeout_s: seconds.
 
         Raises:
@@ -245,13 +254,18 @@ class FileCalls(ClientBase):
         """
         deadline = self._deadline(timeout_s)
         version = self._stat(file_id, user_id, version_id, deadline)
+        if attributes is None:
+            attributes = version.attributes or None
         if self._sealed is None:
             with suppress(InvalidArgument):  # a chunk is damaged
                 ids = list(chunk_ids_of(self._channel, version, deadline))
-                response = self._channel.push(OutgoingMessages(copy_messages(version, filename, ids)), deadline)
+                response = self._channel.push(
+                    OutgoingMessages(copy_messages(version, filename, attributes, ids)), deadline
+                )
                 return convert.version_from_proto(response.version, unchanged=response.unchanged)
         with self._fetch_by(Wanted(file_id, user_id, version.version_id), deadline) as fetch:
-            return self.push(fetch, filename=filename, user_id=user_id, timeout_s=deadline.remaining_s())
+            timeout_s = deadline.remaining_s()
+            return self.push(fetch, filename=filename, user_id=user_id, attributes=attributes, timeout_s=timeout_s)
 
     @arguments_checked
     def open(
@@ -327,9 +341,12 @@ class FileCalls(ClientBase):
         prefix: str = "",
         after: str | None = None,
         limit: int | None = None,
+        with_attributes: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> list[Version]:
         """Heads of a user's files, by name: at most ``limit``, whose names start with ``prefix``, after ``after``.
+
+        They come with those attributes only whose names are in ``with_attributes``.
 
         A client with a ``key`` fetches and opens the names of all files that are sealed with it, and no others.
         """
@@ -338,7 +355,7 @@ class FileCalls(ClientBase):
             return _after(self._sealed.every(user_id, prefix, deadline), after)[:limit]
         files: list[Version] = []
         while limit is None or len(files) < limit:
-            page = self._files_page(user_id, prefix, after, _page(limit, len(files)), deadline)
+            page = self._files_page(user_id, prefix, after, _page(limit, len(files)), deadline, with_attributes)
             files += map(convert.version_from_proto, page.files)
             after = page.next_after
             if not after:
@@ -386,9 +403,17 @@ class FileCalls(ClientBase):
             self._channel.unary(self._channel.store.DeleteFiles, request, deadline)
 
     def _files_page(
-        self, user_id: str, prefix: str, after: str | None, limit: int, deadline: Deadline
+        self,
+        user_id: str,
+        prefix: str,
+        after: str | None,
+        limit: int,
+        deadline: Deadline,
+        attributes: Sequence[str] = (),
     ) -> store_pb2.ListFilesResponse:
-        request = store_pb2.ListFilesRequest(user_id=user_id, prefix=prefix, after=after or "", limit=limit)
+        request = store_pb2.ListFilesRequest(
+            user_id=user_id, prefix=prefix, after=after or "", limit=limit, attributes=attributes
+        )
         return self._channel.unary(self._channel.store.ListFiles, request, deadline)
 
 

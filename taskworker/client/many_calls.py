@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from storage import DeleteOutcome, ErasureProfile, GetOutcome, PushOutcome
@@ -12,6 +12,7 @@ from taskworker.client import many
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.many import ManyWanted, NamedSource
+from taskworker.client.pushing import require_no_attributes
 from taskworker.client.sealed.names import require_readable
 
 
@@ -28,6 +29,7 @@ class ManyCalls(ClientBase):
         chunk_size: int | None = None,
         time_ms: int | None = None,
         note: str = "",
+        attributes: Mapping[str, bytes] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[PushOutcome]:
         """Push many files in one call, and yield the outcome of each as soon as it is durable, in order of ``files``.
@@ -44,6 +46,7 @@ class ManyCalls(ClientBase):
             chunk_size: bytes of a chunk; default: the store's.
             time_ms: the author's time, ms since 1970; default: the server's clock.
             note: up to 4,096 bytes, kept in each version.
+            attributes: kept with each version; see :meth:`push`.
             timeout_s: seconds for all files.
 
         Raises:
@@ -51,12 +54,13 @@ class ManyCalls(ClientBase):
             StorageUnavailable: the connection broke. Files without an outcome may be stored or not.
             Exception: whatever the iterator of ``files`` raises, after the outcomes of the files before.
         """
-        options = PushOptions("", user_id, profile, chunk_size, time_ms, note)
+        options = PushOptions("", user_id, profile, chunk_size, time_ms, note, attributes=attributes)
         deadline = self._deadline(timeout_s)
         if self._sealed is None:
             return many.push_many(self._channel, files, options, deadline)
         from taskworker.client.sealed.many import push_many
 
+        require_no_attributes(attributes)
         return push_many(self._sealed, files, options, deadline)
 
     @arguments_checked

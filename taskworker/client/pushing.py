@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from blake3 import blake3
 
 from storage import Version
-from storage.errors import StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.limits import BytesLike
 from storage.options import PushOptions
 from storage.reports import Progress
@@ -18,7 +18,7 @@ from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import CallNotOffered, ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import profile_to_proto, push_header, version_from_proto
+from taskworker.rpc.conversion import attributes_to_proto, profile_to_proto, push_header, version_from_proto
 from taskworker.rpc.data_frames import data_frame
 from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
@@ -71,7 +71,7 @@ def _push_small(
     part = store_pb2.PushPart(
         header=push_header(options, size_hint=source.size),
         data=bytes(source.read(0, source.size)),
-        commit=store_pb2.PushCommit(size=source.size),
+        commit=_commit(options, source.size),
     )
     attempt = 0
     while True:
@@ -91,6 +91,22 @@ def _push_small(
 def push_messages(channel: Channel, source: Source, options: PushOptions, deadline: Deadline) -> Iterator[bytes]:
     """The messages of a push, in wire form, for one attempt."""
     return _Push(channel, source, options, deadline, None).messages()
+
+
+def _commit(options: PushOptions, size: int) -> store_pb2.PushCommit:
+    """The end of a push. If the attributes come from a function, it is called now, as all content was read."""
+    attributes = options.attributes_now()
+    return store_pb2.PushCommit(size=size, attributes=None if attributes is None else attributes_to_proto(attributes))
+
+
+def require_no_attributes(attributes: object) -> None:
+    """Check that no attributes are given, which a client with its user's own key does not seal.
+
+    Raises:
+        InvalidArgument: some are.
+    """
+    if attributes is not None:
+        raise InvalidArgument("attributes cannot be sealed with a key of one's own; leave them out")
 
 
 def _may_repeat(source: Source, error: StorageError, *, committed: bool) -> bool:
@@ -185,7 +201,7 @@ class _Push:
         return data_frame(block)
 
     def _last(self, part: store_pb2.PushPart, size: int) -> bytes:
-        part.commit.size = size
+        part.commit.CopyFrom(_commit(self._options, size))
         self._advance(size - self._done)
         return part.SerializeToString()
 

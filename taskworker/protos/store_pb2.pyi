@@ -64,6 +64,7 @@ class Version(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     file_id: _builtins.str
     version_id: _builtins.str
     parent_id: _builtins.str
@@ -81,6 +82,10 @@ class Version(_message.Message):
     note: _builtins.str
     @_builtins.property
     def profile(self) -> Global___ErasureProfile: ...
+    @_builtins.property
+    def attributes(self) -> Global___Attributes:
+        """absent: none"""
+
     def __init__(
         self,
         *,
@@ -96,14 +101,59 @@ class Version(_message.Message):
         sequence: _builtins.int = ...,
         sha256: _builtins.str = ...,
         note: _builtins.str = ...,
+        attributes: Global___Attributes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_size", b"chunk_size", "file_id", b"file_id", "filename", b"filename", "note", b"note", "parent_id", b"parent_id", "profile", b"profile", "sequence", b"sequence", "sha256", b"sha256", "size", b"size", "time_ms", b"time_ms", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "chunk_size", b"chunk_size", "file_id", b"file_id", "filename", b"filename", "note", b"note", "parent_id", b"parent_id", "profile", b"profile", "sequence", b"sequence", "sha256", b"sha256", "size", b"size", "time_ms", b"time_ms", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Attributes(_message.Message):
+    """What programs keep with a version: at most 128, of 16 KiB together with their names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """by name, of 1 to 128 bytes"""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attributes: _TypeAlias = Attributes  # noqa: Y015
 
 @_typing.final
 class ManifestDiff(_message.Message):
@@ -367,16 +417,24 @@ class PushCommit(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """of the whole file; must equal what was received"""
+    @_builtins.property
+    def attributes(self) -> Global___Attributes:
+        """Of the version. Absent: none, but a head with equal content keeps its own. With others than those of the head, equal
+        content makes a new version. Not in PushMany: there the header has them.
+        """
+
     def __init__(
         self,
         *,
         size: _builtins.int = ...,
+        attributes: Global___Attributes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,12 +890,17 @@ class ListFilesRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     prefix: _builtins.str
     after: _builtins.str
     """continue after this filename; empty: begin with the first"""
     limit: _builtins.int
     """0: as many as allowed"""
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of the attributes wanted; none: versions come without any"""
+
     def __init__(
         self,
         *,
@@ -845,10 +908,11 @@ class ListFilesRequest(_message.Message):
         prefix: _builtins.str = ...,
         after: _builtins.str = ...,
         limit: _builtins.int = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "prefix", b"prefix", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attributes", b"attributes", "limit", b"limit", "prefix", b"prefix", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1068,6 +1132,7 @@ class PushManyHeader(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     TIME_MS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     chunk_size: _builtins.int
     """0: the store's"""
@@ -1079,6 +1144,10 @@ class PushManyHeader(_message.Message):
     def profile(self) -> Global___ErasureProfile:
         """absent: the store's"""
 
+    @_builtins.property
+    def attributes(self) -> Global___Attributes:
+        """likewise; absent: as in PushCommit"""
+
     def __init__(
         self,
         *,
@@ -1087,10 +1156,11 @@ class PushManyHeader(_message.Message):
         profile: Global___ErasureProfile | None = ...,
         time_ms: _builtins.int | None = ...,
         note: _builtins.str = ...,
+        attributes: Global___Attributes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "profile", b"profile", "time_ms", b"time_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "attributes", b"attributes", "profile", b"profile", "time_ms", b"time_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "note", b"note", "profile", b"profile", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "attributes", b"attributes", "chunk_size", b"chunk_size", "note", b"note", "profile", b"profile", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_ms: _TypeAlias = _typing.Literal["time_ms"]  # noqa: Y015
     _WhichOneofArgType__time_ms: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms"]  # noqa: Y015

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from storage.options import PushOptions
 from taskworker.protos import store_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
+HasAttributes = store_pb2.Version | store_pb2.PushCommit | store_pb2.PushManyHeader
 
 
 def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> MessageT:
@@ -63,14 +64,26 @@ def push_options(header: store_pb2.PushHeader) -> PushOptions:
     )
 
 
+def attributes_to_proto(attributes: Mapping[str, bytes]) -> store_pb2.Attributes:
+    """The wire form of a version's attributes."""
+    return store_pb2.Attributes(values=attributes)
+
+
+def attributes_from_proto(holder: HasAttributes) -> dict[str, bytes] | None:
+    """The attributes in a message; None if it has no such field."""
+    return dict(holder.attributes.values) if holder.HasField("attributes") else None
+
+
 def many_header(options: PushOptions) -> store_pb2.PushManyHeader:
     """The header of a push of many files; the filename of the options is not used."""
+    attributes = options.attributes_now()
     return store_pb2.PushManyHeader(
         user_id=options.user_id,
         chunk_size=options.chunk_size or 0,
         profile=profile_to_proto(options.profile) if options.profile is not None else None,
         time_ms=options.time_ms,
         note=options.note,
+        attributes=None if attributes is None else attributes_to_proto(attributes),
     )
 
 
@@ -83,6 +96,7 @@ def many_options(header: store_pb2.PushManyHeader) -> PushOptions:
         profile=profile_from_proto(header.profile) if header.HasField("profile") else None,
         time_ms=header.time_ms if header.HasField("time_ms") else None,
         note=header.note,
+        attributes=attributes_from_proto(header),
     )
 
 
@@ -111,6 +125,7 @@ def version_to_proto(version: Version) -> store_pb2.Version:
         sequence=version.sequence,
         sha256=version.sha256 or "",
         note=version.note,
+        attributes=attributes_to_proto(version.attributes) if version.attributes else None,
     )
 
 
@@ -130,6 +145,7 @@ def version_from_proto(message: store_pb2.Version, *, unchanged: bool = False) -
         sha256=message.sha256 or None,
         note=message.note,
         unchanged=unchanged,
+        attributes=attributes_from_proto(message) or {},
     )
 
 

@@ -51,7 +51,8 @@ CHUNK_IDS_MAX = 16384
 # Files deleted by one call. It takes one transaction of 0.1 s, during which no push can commit.
 DELETE_MAX = 1000
 
-# A version takes at most 6 KiB on the wire, mostly note and filename; 500 fit into 4 MiB too.
+# A version takes at most 6 KiB on the wire, mostly note and filename; 500 fit into 4 MiB too. Attributes come on top,
+# and shorten the page.
 PAGE_MAX = 500
 
 # Log lines returned by one call.

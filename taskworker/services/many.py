@@ -33,7 +33,7 @@ from taskworker.services.maintenance import MaintenanceService
 from taskworker.services.pieces import pieces_of
 
 _RESULTS_MAX = 256
-"""Results in one message. A version takes up to 6 KiB."""
+"""Results in one message. A version takes up to 6 KiB, without its attributes."""
 
 
 class ManyFilesService(MaintenanceService):
@@ -66,14 +66,13 @@ class ManyFilesService(MaintenanceService):
                     chunk_size=options.chunk_size,
                     time_ms=options.time_ms,
                     note=options.note,
+                    attributes=options.attributes_now(),
                 ) as many,
                 _Intake(self._store, options, many, chain((first,), parts), caller) as intake,
             ):
                 while outcomes := many.take():
-                    for start in range(0, len(outcomes), _RESULTS_MAX):
-                        yield store_pb2.PushManyResults(
-                            results=map(self._push_result, outcomes[start : start + _RESULTS_MAX])
-                        )
+                    for results in _messages_of(map(self._push_result, outcomes)):
+                        yield store_pb2.PushManyResults(results=results)
                 intake.raise_error()
 
     def GetMany(  # noqa: N802
@@ -88,7 +87,7 @@ class ManyFilesService(MaintenanceService):
             for outcome in self._got(request, hidden_from(caller)):
                 result = self._get_result(outcome)
                 gathered.results.append(result)
-                size += len(result.data)
+                size += result.ByteSize()
                 version = outcome.version
                 if (
                     outcome.data is None
@@ -175,6 +174,20 @@ class ManyFilesService(MaintenanceService):
         return status.file_error(
             foreseen(error or StorageError("there is no outcome"), "a call on many files"), self._hide
         )
+
+
+def _messages_of(results: Iterable[store_pb2.PushResult]) -> Iterator[list[store_pb2.PushResult]]:
+    """The results that go into each message, so that none is too large."""
+    gathered: list[store_pb2.PushResult] = []
+    size = 0
+    for result in results:
+        gathered.append(result)
+        size += result.ByteSize()
+        if len(gathered) == _RESULTS_MAX or size >= GET_DATA_BYTES:
+            yield gathered
+            gathered, size = [], 0
+    if gathered:
+        yield gathered
 
 
 def _kind(hidden: Hidden, file: store_pb2.FileReference) -> tuple[bool, FileNotFound | None]:
@@ -293,6 +306,7 @@ class _LargePush:
                 chunk_size=given.chunk_size or options.chunk_size,
                 time_ms=options.time_ms if given.time_ms is None else given.time_ms,
                 note=given.note or options.note,
+                attributes=options.attributes_now(),
                 sha256=given.sha256,
                 size_hint=header.size_hint or None,
             )

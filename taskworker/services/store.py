@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -14,7 +15,13 @@ from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
 from taskworker.rpc.authorization import is_guest, user_of
 from taskworker.rpc.binding import Caller, Codec, require_active
-from taskworker.rpc.conversion import profile_from_proto, profile_to_proto, push_options, version_to_proto
+from taskworker.rpc.conversion import (
+    attributes_from_proto,
+    profile_from_proto,
+    profile_to_proto,
+    push_options,
+    version_to_proto,
+)
 from taskworker.rpc.data_frames import data_frame, data_of_frame
 from taskworker.rpc.limits import (
     CHUNK_IDS_MAX,
@@ -26,6 +33,7 @@ from taskworker.rpc.limits import (
     PART_BYTES_MAX,
 )
 from taskworker.services.many import ManyFilesService
+from taskworker.services.pages import with_attributes, within_page
 from taskworker.services.pieces import GetPieces, pieces_of
 from taskworker.services.revision import Revision, Revisions
 
@@ -104,7 +112,7 @@ class StoreService(ManyFilesService):
                         f"the stream ended after {upload.size} bytes without a commit message, so nothing was stored; "
                         "push again and only what is missing needs to be sent"
                     )
-                version = upload.commit(commit.size)
+                version = upload.commit(commit.size, attributes=attributes_from_proto(commit))
                 return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def PushFile(  # noqa: N802
@@ -120,7 +128,8 @@ class StoreService(ManyFilesService):
                 f"{part.commit.size} bytes were announced, {len(part.data)} arrived; send the file again"
             )
         require_active(caller)
-        version = self._store.push(part.data, **push_options(part.header).arguments())
+        options = replace(push_options(part.header), attributes=attributes_from_proto(part.commit))
+        version = self._store.push(part.data, **options.arguments())
         return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
 
     def MissingChunks(  # noqa: N802
@@ -231,9 +240,10 @@ class StoreService(ManyFilesService):
         versions = self._store.history(
             request.file_id, user_id=request.user_id, limit=limit, before=request.before or None
         )
+        shown = list(within_page(versions))
         return store_pb2.HistoryResponse(
-            versions=map(version_to_proto, versions),
-            next_before=versions[-1].version_id if len(versions) == limit else "",
+            versions=map(version_to_proto, shown),
+            next_before=shown[-1].version_id if len(versions) == limit or len(shown) < len(versions) else "",
         )
 
     def ListFiles(  # noqa: N802
@@ -244,9 +254,10 @@ class StoreService(ManyFilesService):
         files = self._store.list_files(
             user_id=request.user_id, prefix=request.prefix, after=request.after or None, limit=limit
         )
+        shown = list(within_page(with_attributes(file, request.attributes) for file in files))
         return store_pb2.ListFilesResponse(
-            files=map(version_to_proto, files),
-            next_after=files[-1].filename if len(files) == limit else "",
+            files=map(version_to_proto, shown),
+            next_after=shown[-1].filename if len(files) == limit or len(shown) < len(files) else "",
         )
 
     def Delete(  # noqa: N802

@@ -14,7 +14,8 @@ from storage.batching import batched
 from storage.errors import DataLossError, InvalidArgument
 from storage.formats.manifest import encode_node, encode_root, object_id
 from storage.formats.tombstones import Tombstone, encode_tombstone
-from storage.formats.versions import RECORD_FORMAT, VersionRecord, read_version, seal
+from storage.formats.version_records import RECORD_FORMAT, VersionRecord
+from storage.formats.versions import read_version, seal
 from storage.keys import ID_BYTES, Kind, ShardKey, shard_key, stripe_key
 from storage.maintenance.round_robin import RECORD_BYTES_MAX
 from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable

@@ -11,17 +11,8 @@ from storage.errors import FormatError, KeyRequired, StoreFull
 from storage.formats.authenticity import Authority, new_secret
 from storage.formats.manifest import ROOT_FORMAT, TRANSFORM_IDENTITY, RootNode, encode_root, object_id
 from storage.formats.tombstones import Tombstone, encode_tombstone, sign_tombstone
-from storage.formats.versions import (
-    NO_MAC,
-    RECORD_FORMAT,
-    SIGNED_FORMAT,
-    SignedRecord,
-    VersionRecord,
-    outline,
-    read_version,
-    seal,
-    seal_signed,
-)
+from storage.formats.version_records import NO_MAC, RECORD_FORMAT, SIGNED_FORMAT, SignedRecord, VersionRecord
+from storage.formats.versions import outline, read_version, seal, seal_signed
 from storage.keys import ID_BYTES, STRIPE_KEY_BYTES, Kind, ShardKey, shard_key
 from storage.limits import CHUNK_SIZE_MIN
 from storage.shards import CorruptShard, Location, Shard, VolumeUsage

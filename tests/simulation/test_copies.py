@@ -15,16 +15,8 @@ from storage import CatalogBehind, ErasureProfile, FormatError, InsufficientWork
 from storage.formats.authenticity import Authority, new_secret
 from storage.formats.manifest import RootNode, encode_root, object_id
 from storage.formats.tombstones import Tombstone, encode_tombstone, sign_tombstone
-from storage.formats.versions import (
-    NO_MAC,
-    RECORD_FORMAT,
-    SIGNED_FORMAT,
-    SignedRecord,
-    StoredVersion,
-    VersionRecord,
-    seal,
-    seal_signed,
-)
+from storage.formats.version_records import NO_MAC, RECORD_FORMAT, SIGNED_FORMAT, SignedRecord, VersionRecord
+from storage.formats.versions import StoredVersion, seal, seal_signed
 from storage.keys import ID_BYTES, Kind, shard_key
 from storage.shards import Shard
 from storage.stripes.stripes import metadata_stripe

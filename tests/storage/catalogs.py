@@ -10,7 +10,8 @@ from blake3 import blake3
 
 from storage.catalog import Catalog, FileEntry, LmdbCatalog, MemoryCatalog, name_key, user_key
 from storage.formats.manifest import RootNode, encode_root, object_id
-from storage.formats.versions import RECORD_FORMAT, StoredVersion, VersionRecord, seal
+from storage.formats.version_records import RECORD_FORMAT, VersionRecord
+from storage.formats.versions import StoredVersion, seal
 from storage.keys import BYTE, Kind, StripeKey
 
 CATALOGS: dict[str, Callable[[Path], Catalog]] = {

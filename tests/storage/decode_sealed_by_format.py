@@ -71,12 +71,14 @@ def chunks(children: bytes, height: int, user: str) -> bytes:
 heads: dict[bytes, tuple[int, Any, Any]] = {}
 for (kind, _), raw in objects.items():
     record, root = map(bytes, unpack(raw)) if kind == 3 else (b"", b"")
-    if record[:2] != b"\x9b\x03":
+    if record[:2] not in (b"\x9b\x03", b"\x9b\x05"):
         continue
     _, file_id, key_id, root_id, _, _, salt, fields, sequence, _, _ = unpack(record)
     key = derived(user_keys[key_id][2], "user key: versions")
     shown = unpack(opened(key, salt + b"fields", fields, b"TaskWorker version fields" + file_id + root_id))
     manifest = unpack(opened(key, salt + b"root", root, b"TaskWorker version root" + file_id))
     heads[file_id] = max(heads.get(file_id, (0, None, None)), (sequence, shown, manifest), key=lambda one: one[0])
-for _, (_, _, _, user, filename, *_), manifest in heads.values():
+for _, (_, _, _, user, filename, _, _, _, *attributes), manifest in heads.values():
     Path(OUT, f"{user}-{filename}").write_bytes(chunks(manifest[7], manifest[6], user))
+    for name, value in attributes[0] if attributes else ():
+        Path(OUT, f"{user}-{filename}@{name}").write_bytes(value)

@@ -32,16 +32,8 @@ from storage.formats.tombstones import (
     is_signed_tombstone,
     sign_tombstone,
 )
-from storage.formats.versions import (
-    NO_MAC,
-    RECORD_FORMAT,
-    SIGNED_FORMAT,
-    SignedRecord,
-    decode_version,
-    is_signed_version,
-    read_version,
-    seal_signed,
-)
+from storage.formats.version_records import NO_MAC, RECORD_FORMAT, SIGNED_FORMAT, SignedRecord
+from storage.formats.versions import decode_version, is_signed_version, read_version, seal_signed
 from storage.formats.voices import voices
 from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief

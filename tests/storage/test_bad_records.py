@@ -16,14 +16,8 @@ from storage import FileStorage, FormatError
 from storage.catalog import FileEntry, LmdbCatalog
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import RootNode, object_id
-from storage.formats.versions import (
-    RECORD_FORMAT,
-    SignedRecord,
-    StoredVersion,
-    VersionObject,
-    VersionRecord,
-    seal_signed,
-)
+from storage.formats.version_records import RECORD_FORMAT, SignedRecord, VersionObject, VersionRecord
+from storage.formats.versions import StoredVersion, seal_signed
 from tests.storage.helpers import CHUNK, USER, content, digest, lose, lose_catalog, open_store, push
 
 BAD_DATA = content(7, CHUNK)

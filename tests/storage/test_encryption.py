@@ -30,10 +30,8 @@ from storage.formats.manifest import (
     plain_id,
 )
 from storage.formats.sealed_nodes import manifest_over, node_namer
+from storage.formats.version_records import NO_MAC, SIGNED_FORMAT, SignedRecord
 from storage.formats.versions import (
-    NO_MAC,
-    SIGNED_FORMAT,
-    SignedRecord,
     StoredVersion,
     checked_outline,
     decode_version,
@@ -364,6 +362,8 @@ def test_another_program_reads_an_encrypted_store(root: Path, tmp_path: Path) ->
     with open_sealed(root, tmp_path / "key") as store:
         kept = fill(store)
         expected = {f"{user}-{store.stat(one, user_id=user).filename}": data for one, (user, data) in kept.items()}
+        store.push(b"seen", filename="attributed", user_id=EVE, attributes={"etag": b"1", "type": b"text"})
+        expected |= {f"{EVE}-attributed": b"seen", f"{EVE}-attributed@etag": b"1", f"{EVE}-attributed@type": b"text"}
     out = tmp_path / "out"
     out.mkdir()
     volumes = [str(root / "volumes" / str(slot)) for slot in range(2, 6)]

@@ -15,7 +15,8 @@ from storage import FileStorage, Version
 from storage.fleet.placement import FixedLayout
 from storage.formats.manifest import RootNode, decode_node, decode_root, encode_node, encode_root, object_id
 from storage.formats.tombstones import Tombstone, decode_tombstone, encode_tombstone
-from storage.formats.versions import VersionRecord, decode_version, seal
+from storage.formats.version_records import VersionRecord
+from storage.formats.versions import decode_version, seal
 from storage.keys import Kind, shard_key, stripe_key
 from storage.shards import Shard
 from storage.shards.record import (

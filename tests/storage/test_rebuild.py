@@ -26,7 +26,8 @@ from storage import (
 from storage.catalog import LmdbCatalog
 from storage.formats.manifest import FAN_OUT, Manifest, RootNode, encode_node, encode_root, object_id
 from storage.formats.tombstones import Tombstone, encode_tombstone
-from storage.formats.versions import RECORD_FORMAT, VersionRecord, read_version, seal
+from storage.formats.version_records import RECORD_FORMAT, VersionRecord
+from storage.formats.versions import read_version, seal
 from storage.keys import Kind, stripe_key
 from tests.storage.helpers import (
     CHUNK,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from storage import ErasureProfile, FormatError
 from storage.formats.manifest import RootNode, encode_root, height_for, object_id
 from storage.formats.tombstones import Tombstone, decode_tombstone, encode_tombstone
-from storage.formats.versions import RECORD_FORMAT, VersionRecord, decode_version, read_version, seal
+from storage.formats.version_records import RECORD_FORMAT, VersionRecord
+from storage.formats.versions import decode_version, read_version, seal
 from storage.keys import Kind
 from storage.limits import FILE_SIZE_MAX
 from tests.storage.helpers import CHUNK, USER, content, digest, lose_catalog, open_store, push, records, volume_dir

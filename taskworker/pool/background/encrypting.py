@@ -145,6 +145,7 @@ class Encrypting:
                 sha256=version.sha256,
                 time_ms=version.time_ms,
                 note=version.note,
+                attributes=version.attributes or None,
             )
         except (ConflictError, FileNotFound, VersionNotFound):
             return False  # a new head is encrypted
