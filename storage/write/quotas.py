@@ -56,6 +56,7 @@ class Policy:
     Attributes:
         quota_of: returns a user's quota.
         beside: returns the bytes on volumes that a user takes with other than the user's own files.
+        payer_of: returns who is charged for writing a file, given its owner and its version's note.
         allows: whether users may choose an erasure profile other than the store's own.
         allowed: which ones these are, for the texts of errors.
     """
@@ -63,6 +64,7 @@ class Policy:
     def __init__(self) -> None:
         self.quota_of: Callable[[str], Quota] = lambda _user: NO_QUOTA
         self.beside: Callable[[str], int] = lambda _user: 0
+        self.payer_of: Callable[[str, str], str] = lambda owner, _note: owner
         self.allows: Callable[[ErasureProfile], bool] = lambda _profile: True
         self.allowed = "all"
 
@@ -115,15 +117,20 @@ class Quotas:
         Raises:
             QuotaExceeded: its user would take more than allowed.
         """
-        quota = self.policy.quota_of(target.user_id)
-        used = 0 if quota.bytes is None else self._committed(target.user_id, self._catalog.usage(target.user))
+        payer = self._payer(target)
+        user = user_key(payer.encode())
+        quota = self.policy.quota_of(payer)
+        used = 0 if quota.bytes is None else self._committed(payer, self._catalog.usage(user))
         with self._lock:
             if quota.bytes is not None:
-                left = max(0, self._left_by(target.user) - quota.bytes)
-                used += self._uncommitted(target.user) + left
+                left = max(0, self._left_by(user) - quota.bytes)
+                used += self._uncommitted(user) + left
                 if used + count > quota.bytes:
-                    raise self._too_many_bytes(target.user_id, used, count, quota.bytes, left)
-            self._writing[target.user] += count
+                    raise self._too_many_bytes(payer, used, count, quota.bytes, left)
+            self._writing[user] += count
+
+    def _payer(self, target: PushTarget) -> str:
+        return self.policy.payer_of(target.user_id, target.note)
 
     def _forget_collected(self) -> None:
         if self._collects != self._uploads.collects:
@@ -162,12 +169,15 @@ class Quotas:
             committed: whether it became a version. Then what earlier, interrupted ones wrote of it is a part of it.
             counted: whether its chunks count already: as those of an interrupted upload, or of another version.
         """
+        payer = self._payer(target)
+        user = user_key(payer.encode())
         with self._lock:
-            self._writing[target.user] -= count
-            if not self._writing[target.user]:
-                del self._writing[target.user]
-        if count and not committed and not counted:
-            self.left(target.user, count)
+            self._writing[user] -= count
+            if not self._writing[user]:
+                del self._writing[user]
+        # What is charged to another than its owner is not among that user's files, and nobody keeps it for long.
+        if count and not counted and (not committed or payer != target.user_id):
+            self.left(user, count)
         if committed:
             self._uploads.resumed(target.user, target.name)
 

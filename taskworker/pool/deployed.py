@@ -12,7 +12,7 @@ from typing import Protocol
 
 from storage import FileStorage, Version
 from storage.clocks import wall_ms
-from storage.errors import FileNotFound, InvalidArgument, StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.write.quotas import shards_bytes
 from taskworker.calls.bundle import ARCHIVE_BYTES_MAX, spec_of
 from taskworker.calls.owners import CANDIDATE_OWNER
@@ -20,10 +20,8 @@ from taskworker.calls.owners import DEPLOYED_OWNER as OWNER
 from taskworker.calls.spec import LIMITS_MAX, FunctionSpec, check_name
 from taskworker.errors import FunctionBroken, FunctionNotFound, FunctionsUnavailable
 from taskworker.functions.routing.port import RoutedFunction
+from taskworker.pool.candidates import drop_old_candidates
 from taskworker.sandbox import Limits
-
-_CANDIDATE_S = 3600.0
-"""Longer than any deployment takes; older candidates are left over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +156,8 @@ class DeployedFunctions:
             QuotaExceeded: the user's files and functions would take too much.
         """
         permit(spec_of(bundle).name)  # so that a bundle is not stored which is invalid, or not permitted
-        self._drop_old_candidates()
-        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        drop_old_candidates(self._store, self._now_ms)
+        version = self._pushed(bundle, user_id)
         return self.deploy_pushed(version.file_id, version.version_id, user_id, dry_run=dry_run)
 
     def deploy_pushed(
@@ -172,7 +170,7 @@ class DeployedFunctions:
         permit: Callable[[str], None] = lambda _name: None,
     ) -> Deployment:
         """Like :meth:`deploy`, with a bundle that was pushed as a file of ``CANDIDATE_OWNER``; deletes that file."""
-        self._drop_old_candidates()
+        drop_old_candidates(self._store, self._now_ms)
         try:
             bundle = self._candidate(file_id, version_id)
             spec = spec_of(bundle).within(self._limits_max)
@@ -183,6 +181,9 @@ class DeployedFunctions:
                 return self._put(candidate, spec, bundle, user_id, dry_run=dry_run, may_be_untried=may_be_untried)
         finally:
             self._store.delete(file_id, user_id=CANDIDATE_OWNER)
+
+    def _pushed(self, bundle: bytes, user_id: str) -> Version:
+        return self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER, note=user_id)
 
     def _candidate(self, file_id: str, version_id: str) -> bytes:
         size = self._store.stat(file_id, user_id=CANDIDATE_OWNER, version_id=version_id).size
@@ -215,7 +216,7 @@ class DeployedFunctions:
                 f"`taskworker functions log {name}` lists them"
             )
         bundle = self._store.get(chosen[0].file_id, user_id=OWNER, version_id=chosen[0].version_id)
-        version = self._store.push(bundle, filename=secrets.token_hex(16), user_id=CANDIDATE_OWNER)
+        version = self._pushed(bundle, user_id)
         try:
             spec = spec_of(bundle)
             candidate = RoutedFunction.of(spec, version.version_id, version.file_id)
@@ -310,14 +311,6 @@ class DeployedFunctions:
             return (), str(error)
         except FunctionBroken as error:
             raise FunctionBroken(f"{candidate.name} is not deployed as this version: {error}") from error
-
-    def _drop_old_candidates(self) -> None:
-        """Remove candidates that a killed pool left behind."""
-        before_ms = self._now_ms() - _CANDIDATE_S * 1000
-        for version in self._store.list_files(user_id=CANDIDATE_OWNER, limit=100):
-            if version.time_ms < before_ms:
-                with contextlib.suppress(FileNotFound):  # another deployment removed it
-                    self._store.delete(version.file_id, user_id=CANDIDATE_OWNER)
 
     def _routed(self, head: Version) -> RoutedFunction:
         bundle = self._store.get(head.file_id, user_id=OWNER, version_id=head.version_id)

@@ -313,6 +313,11 @@ class MethodGuard:
                 holder.user_id = principal.user
             return False
         if owner == CANDIDATE_OWNER and self._requirement.takes_candidates and principal.has(Right.DEPLOY):
+            if isinstance(
+                holder, store_pb2.PushHeader
+            ):  # who pays for it, and since when it waits, is not the caller's
+                holder.note = principal.user
+                holder.ClearField("time_ms")
             return True
         if not principal.may_act_for(owner):
             raise PermissionDenied(

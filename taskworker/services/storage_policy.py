@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from storage import ErasureProfile, FileStorage
 from storage.write.quotas import NO_QUOTA, Quota
 from taskworker.auth.users import Users
+from taskworker.pool.candidates import payer_of
 
 _SHARDS_MAX = 32
 _TIMES_MAX = 4
@@ -30,6 +31,7 @@ class StoragePolicy:
         """Have a store keep to it."""
         policy = store.upkeep.policy
         policy.quota_of = users.quota_of
+        policy.payer_of = payer_of
         policy.allows = self._allows
         policy.allowed = (
             f"at most {_SHARDS_MAX} shards, and {_TIMES_MAX} times a file's size"

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from storage.batching import batched
+from taskworker.auth.rights import CANDIDATE_OWNER
+from taskworker.pool.candidates import drop_old_candidates
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
 from taskworker.rpc.authorization import is_guest, user_of
@@ -103,6 +105,8 @@ class StoreService(ManyFilesService):
             first = _first(parts, "PushStream")
             if isinstance(first, memoryview) or not first.HasField("header"):
                 raise InvalidArgument("the first message of PushStream must carry the header; send it first")
+            if first.header.user_id == CANDIDATE_OWNER:
+                drop_old_candidates(self._store)
             with _upload(self._store, first.header) as upload:
                 reusing = partial(self._revisions.turn, caller) if first.header.sha256 else nullcontext
                 commit = _take_all(upload, chain((first,), parts), caller, reusing)

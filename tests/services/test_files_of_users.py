@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -10,9 +11,11 @@ import pytest
 from blake3 import blake3
 
 from storage import FileStorage
+from storage.write.quotas import NO_QUOTA, Quota
 from taskworker.auth.rights import CANDIDATE_OWNER, Role, Scope
 from taskworker.auth.users import Users
 from taskworker.calls import owners
+from taskworker.pool.candidates import payer_of
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
 from taskworker.protos.taskworker_pb2_grpc import FileServiceStub
@@ -264,6 +267,20 @@ def test_whoever_deploys_pushes_bundles_to_be_tried_out_but_does_not_read_them(c
     refused(DENIED, calls_as("dee").get, version.file_id, CANDIDATE_OWNER)
     refused(DENIED, calls_as("dee").push_stream, "f", b"", owners.DEPLOYED_OWNER)
     refused(DENIED, calls_as("ann").push_stream, "bundle", b"code", CANDIDATE_OWNER)
+
+
+def test_bundles_to_be_tried_out_count_for_those_who_push_them(calls_as: As, store: FileStorage) -> None:
+    deployer, other = calls_as("dee", "deploy"), calls_as("root")
+    store.upkeep.policy.payer_of = payer_of
+    store.upkeep.policy.quota_of = lambda user: Quota(1 << 20) if user == "dee" else NO_QUOTA
+    data = os.urandom(600_000)
+    assert deployer.push_stream("one", data, CANDIDATE_OWNER).note == "dee"
+    deployer.push_stream("two", os.urandom(600_000), CANDIDATE_OWNER)
+    with pytest.raises(grpc.RpcError) as raised:
+        deployer.push_stream("three", os.urandom(600_000), CANDIDATE_OWNER)
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "user 'dee' takes" in (raised.value.details() or "")
+    other.push_stream("other", data, CANDIDATE_OWNER)
 
 
 def test_a_revoked_token_ends_while_it_is_used(channel: grpc.Channel, users: Users) -> None:
