@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from storage import (
     CollectReport,
@@ -20,6 +20,9 @@ from storage import (
     StoreStats,
     Version,
 )
+
+if TYPE_CHECKING:
+    from taskworker.folders.ports import Files
 
 Progress = Callable[[int, int], None]
 Source = str | PathLike[str] | BinaryIO
@@ -109,6 +112,9 @@ class Backend(Protocol):
 
     def rebuild(self, *, progress: Progress | None = None) -> RebuildReport:
         """Rebuild a lost catalog from the stored data."""
+
+    def folders(self) -> Files:
+        """The same files, as folders need them."""
 
     def require_key(self) -> None:
         """Refuse, with KeyRequired, a key of the user's own with which nothing is sealed, although other files are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from storage import (
     CollectReport,
@@ -27,6 +27,9 @@ from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.client.local_files import write_all
 from taskworker.client.sources import SeekableSource
+
+if TYPE_CHECKING:
+    from taskworker.folders.ports import Files
 
 _READ_BYTES = 4 << 20
 _CHUNK_IDS_PAGE = 4096
@@ -177,6 +180,11 @@ class EmbeddedBackend:
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._store.delete_many(file_ids, user_id=self._user)
+
+    def folders(self) -> Files:
+        from taskworker.folders.embedded import StoreFiles
+
+        return StoreFiles(self._store, self._user)
 
     def require_key(self) -> None:
         """Do nothing, as this has no key of the user's own."""

@@ -24,6 +24,17 @@ from taskworker.cli.references import resolve_file, resolve_range, resolve_versi
 from taskworker.cli.session import Session
 from taskworker.cli.streams import check_output, standard_input, standard_output
 from taskworker.cli.text import one_line, pace_text, plural, size_text, time_text, visible
+from taskworker.cli.trees import (
+    Exclude,
+    ExcludeCaches,
+    ExcludeFrom,
+    OneFileSystem,
+    Privileged,
+    Xattrs,
+    exclusions_of,
+    get_folder,
+    push_folder,
+)
 from taskworker.client.local_files import copy_stream, replacing
 
 if TYPE_CHECKING:
@@ -51,14 +62,30 @@ Note = Annotated[str, typer.Option(help="A note to store with the version.", met
 def push(
     session: Session,
     files: Annotated[
-        list[str], typer.Argument(help="Files to store; - is standard input.", metavar="FILE", show_default=False)
+        list[str],
+        typer.Argument(help="Files to store, or a directory; - is standard input.", metavar="FILE", show_default=False),
     ],
     name: Annotated[str | None, typer.Option(help="Store under this name, not the file's own.", metavar="NAME")] = None,
     k: K = None,
     n: N = None,
     note: Note = "",
+    exclude: Exclude = None,
+    exclude_from: ExcludeFrom = None,
+    exclude_caches: ExcludeCaches = False,
+    one_file_system: OneFileSystem = False,
+    xattrs: Xattrs = False,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete", help="Of a directory: delete stored files that are not in it any more.", show_default=False
+        ),
+    ] = False,
 ) -> None:
     """Store files. If a file of that name exists, it gets a new version, unless the content and --note are the same.
+
+    Of a directory, the file a/b is stored as NAME/a/b. Files that are unchanged since the last push are not read
+    again. `taskworker get NAME/` brings all of it back, with modes, times and links. A file .twignore in a directory
+    says what to leave out of it, as .gitignore does. See also `taskworker folder`.
 
     With --k 4 --n 6, any four of six volumes suffice to read the file. If --store names a directory that holds no
     store yet, these two also become the new store's default.
@@ -66,8 +93,19 @@ def push(
     Examples:
         taskworker push report.pdf
         taskworker push *.csv --note "before the clean-up"
+        taskworker push photos
+        taskworker push photos --name archive/photos --exclude '*.tmp' --delete
         tar c photos | taskworker push - --name photos.tar
     """
+    of_directory = bool(exclude or exclude_from or exclude_caches or one_file_system or xattrs or delete)
+    if len(files) == 1 and Path(files[0]).is_dir():
+        if k is not None or n is not None or note:
+            raise Failure("--k, --n and --note are for single files, not for directories", ExitCode.USAGE)
+        excluded = exclusions_of(exclude, exclude_from, caches=exclude_caches, other_file_systems=one_file_system)
+        push_folder(session, Path(files[0]), name, excluded, xattrs=xattrs, delete=delete)
+        return
+    if of_directory:
+        raise Failure("these options are for a directory: name one, and nothing else", ExitCode.USAGE)
     sources = _named_sources(files, name)
     profile = profile_of(k, n)
     stored: list[dict[str, Any]] = []
@@ -116,8 +154,7 @@ def existing_file(file: str) -> Path:
     path = Path(file)
     if path.is_dir():
         raise Failure(
-            f"{one_line(file)} is a directory; push its files, or an archive of it: "
-            "`tar c DIR | taskworker push - --name DIR.tar`",
+            f"{one_line(file)} is a directory; `taskworker push DIR` stores one, with nothing else in the same call",
             ExitCode.USAGE,
         )
     if not path.exists():
@@ -161,10 +198,13 @@ def get(
         str,
         typer.Option(help="Get the file of this link, see `taskworker link` (env: TASKWORKER_LINK).", metavar="LINK"),
     ] = "",
+    privileged: Privileged = False,
 ) -> None:
     """Get files back, verified. Each output is written as a whole or not at all.
 
     With -o, a file that already exists is overwritten; without -o, it is not. Several files go into a directory.
+
+    A name that ends with a slash is a folder, and what is in it goes into the directory named by -o.
 
     Examples:
         taskworker get report.pdf
@@ -173,11 +213,17 @@ def get(
         taskworker get photos.tar -o - | tar x
         taskworker get disk.img --range 0-511 -o sector
         taskworker get report.pdf --user ann
+        taskworker get photos/ -o restored
     """
     link = link or ("" if files else os.environ.get("TASKWORKER_LINK", ""))
     if bool(files) == bool(link) or (link and version is not None):
         raise Failure("name a file, or give a --link, without --version", ExitCode.USAGE)
     files = files or []
+    if len(files) == 1 and files[0].endswith("/"):
+        if version is not None or byte_range is not None:
+            raise Failure("--version and --range need a single file, not a folder", ExitCode.USAGE)
+        get_folder(session, files[0], output, privileged=privileged)
+        return
     if len(files) > 1:
         _check_several(output, version, byte_range)
         with session.backend() as backend:

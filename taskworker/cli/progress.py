@@ -29,20 +29,32 @@ _LABEL_WIDTH_MAX = 40
 def bar(label: str, unit: Literal["bytes", "objects"]) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar with rate and time left; it disappears when the block ends."""
     amount: list[ProgressColumn] = [_Bytes(), TransferSpeedColumn()] if unit == "bytes" else [_Objects()]
-    columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        *amount,
-        _TimeLeft(),
-    ]
-    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
+    with _shown(*amount) as progress:
         task = progress.add_task(escape(_shortened(visible(label))), total=None)
 
         def update(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total or None)
 
         yield update
+
+
+@contextlib.contextmanager
+def folder_bar(label: str) -> Iterator[Callable[[int, int, int, int], None]]:
+    """Show a progress bar with files, bytes, rate and time left: both counts done, then both in all."""
+    files = TextColumn("{task.fields[files]}", style="progress.download")
+    with _shown(files, _Bytes(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(escape(_shortened(visible(label))), total=None, files="")
+
+        def update(files: int, size: int, files_total: int, size_total: int) -> None:
+            shown = f"{files:,} of {max(files, files_total):,} files"
+            progress.update(task, completed=size, total=max(size, size_total) or None, files=shown)
+
+        yield update
+
+
+def _shown(*amount: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), *amount, _TimeLeft())
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 class _Bytes(ProgressColumn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from storage import (
     CollectReport,
@@ -26,6 +26,9 @@ from taskworker.client.deadline import Deadline
 from taskworker.client.differences import RemoteDiff, pieces_of
 from taskworker.client.sources import SeekableSource
 from taskworker.errors import MessageTooLarge
+
+if TYPE_CHECKING:
+    from taskworker.folders.ports import Files
 
 _READ_BYTES = 4 << 20
 _VERSIONS_PAGE = 500
@@ -147,6 +150,11 @@ class RemoteBackend:
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._client.delete_many(file_ids, user_id=self._user)
+
+    def folders(self) -> Files:
+        from taskworker.client.folders import ClientFiles
+
+        return ClientFiles(self._client, self._user)
 
     def require_key(self) -> None:
         """Do nothing, as this has no key of the user's own."""

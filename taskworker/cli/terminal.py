@@ -89,6 +89,17 @@ class Terminal:
         with bar(label, unit) as update:
             yield update
 
+    @contextlib.contextmanager
+    def folder_progress(self, label: str) -> Iterator[Callable[[int, int, int, int], None] | None]:
+        """Show files and bytes, both done and in all, while the block runs, if stderr is a terminal."""
+        if not sys.stderr.isatty():
+            yield None
+            return
+        from taskworker.cli.progress import folder_bar
+
+        with folder_bar(label) as update:
+            yield update
+
 
 class _WarningLines(logging.Handler):
     """Writes log messages of the engine, one line each, to the current ``sys.stderr``, which a progress bar replaces.

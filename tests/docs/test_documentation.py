@@ -12,6 +12,7 @@ from tests.docs.reader import Reader
 HOW_TO = (
     "how-to/processes-and-machines.md",
     "how-to/files-and-folders.md",
+    "how-to/folders.md",
     "how-to/data-tools.md",
     "how-to/disk-swap.md",
     "how-to/disaster-recovery.md",

@@ -1,0 +1,27 @@
+"""Folders: whole directory trees with their names, modes, times and links.
+
+``rules`` decides what is left out, ``scanning`` finds what is on disk, ``contents`` reads it, ``entries`` describes it,
+and ``restoring`` puts it back. ``pushing`` and ``fetching`` keep each file of a tree under a name of its own. All of
+them know only the port in ``ports``, and neither gRPC nor how files are stored.
+"""
+
+from taskworker.folders.entries import Entry, Kind
+from taskworker.folders.fetching import FetchReport, get_tree
+from taskworker.folders.ports import Files
+from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Unstorable
+from taskworker.folders.pushing import PushReport, push_tree
+from taskworker.folders.rules import Exclusions
+
+__all__ = [
+    "ChangedWhileRead",
+    "Entry",
+    "Exclusions",
+    "FetchReport",
+    "Files",
+    "FolderDamaged",
+    "Kind",
+    "PushReport",
+    "Unstorable",
+    "get_tree",
+    "push_tree",
+]

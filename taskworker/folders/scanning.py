@@ -1,0 +1,172 @@
+"""Finds what is in a directory tree. Symbolic links are never followed, also if names change meanwhile."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.errors import InvalidArgument, StorageError
+from taskworker.folders.entries import NAME_BYTES_MAX, PATH_BYTES_MAX, XATTRS_MAX, Entry, Kind, kind_of
+from taskworker.folders.problems import Problem, Unstorable
+from taskworker.folders.rules import IGNORE_FILE, Exclusions, Rules, ignored_in, is_cache, is_kept_in_cache
+
+DEPTH_MAX = 256
+"""Directories in each other: each one keeps a descriptor open while it is scanned."""
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK_BYTES = 512  # the unit of st_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something that is in the tree.
+
+    Attributes:
+        path: its path in the tree; empty for the root.
+        entry: what it is, without content; its name is the last part of the path.
+        device: number of its file system.
+        parent: descriptor of its directory, open until the scan goes on; the root's own for the root.
+    """
+
+    path: bytes
+    entry: Entry
+    device: int
+    parent: int
+
+    @property
+    def depth(self) -> int:
+        """Number of directories that it is in; 0 for the root."""
+        return self.path.count(b"/") + 1 if self.path else 0
+
+
+@dataclass(slots=True)
+class Scan:
+    """A scan of a directory tree.
+
+    Args:
+        root: the directory.
+        exclusions: what to leave out.
+        problem: told of what cannot be read.
+        xattrs: whether to note extended attributes.
+    """
+
+    root: Path
+    exclusions: Exclusions
+    problem: Problem
+    xattrs: bool = False
+    skipped: int = 0
+    """Sockets and devices, which are never taken."""
+    _device: int = field(default=0, init=False)
+
+    def found(self) -> Iterator[Found]:
+        """Everything in the tree by name; a directory comes after what is in it, the root last.
+
+        Raises:
+            InvalidArgument: a pattern is malformed.
+            OSError: the root cannot be read, or is no directory.
+        """
+        rules = Rules.of(self.exclusions.patterns)
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            self._device = status.st_dev
+            yield from self._inside(descriptor, b"", rules, 0)
+            entry = self._entry(b"", Kind.DIRECTORY, status, descriptor, b".")
+            yield Found(b"", entry, status.st_dev, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _inside(self, descriptor: int, path: bytes, rules: Rules, depth: int) -> Iterator[Found]:
+        """What is in an open directory."""
+        above = path + b"/" if path else b""
+        try:
+            rules, only = self._rules_in(descriptor, os.fsdecode(above), rules)
+            with os.scandir(descriptor) as listed:
+                names = sorted((os.fsencode(each.name), each) for each in listed)
+        except (OSError, StorageError) as error:
+            self.problem(path, error)
+            return
+        for name, each in names:
+            if only and not is_kept_in_cache(each.name):
+                continue
+            found_path = above + name
+            try:
+                status = each.stat(follow_symlinks=False)
+                kind = self._wanted(found_path, status, rules)
+                if kind is None:
+                    continue
+                if kind is Kind.DIRECTORY:
+                    yield from self._directory(descriptor, name, found_path, rules, depth + 1)
+                else:
+                    entry = self._entry(name, kind, status, descriptor, name)
+                    yield Found(found_path, entry, status.st_dev, descriptor)
+            except FileNotFoundError:
+                continue  # it was deleted since the directory was read
+            except (OSError, Unstorable) as error:
+                self.problem(found_path, error)
+
+    def _rules_in(self, descriptor: int, above: str, rules: Rules) -> tuple[Rules, bool]:
+        """The rules in a directory, and whether only the tag of a cache is kept of it."""
+        try:
+            rules = rules.deeper(above, ignored_in(descriptor))
+        except (OSError, InvalidArgument) as error:
+            self.problem(os.fsencode(above + IGNORE_FILE), error)  # all is taken rather than too little
+        return rules, self.exclusions.caches and is_cache(descriptor)
+
+    def _wanted(self, path: bytes, status: os.stat_result, rules: Rules) -> Kind | None:
+        kind = kind_of(status.st_mode)
+        if kind is None:
+            self.skipped += 1
+            return None
+        if rules.excludes(os.fsdecode(path), is_directory=kind is Kind.DIRECTORY):
+            return None
+        if kind is Kind.DIRECTORY and (status.st_dev, status.st_ino) in self.exclusions.paths:
+            return None
+        if len(path) > PATH_BYTES_MAX:
+            raise Unstorable(f"the path has {len(path):,} bytes, at most {PATH_BYTES_MAX:,} are possible")
+        return kind
+
+    def _directory(self, parent: int, name: bytes, path: bytes, rules: Rules, depth: int) -> Iterator[Found]:
+        if depth >= DEPTH_MAX:
+            raise Unstorable(f"more than {DEPTH_MAX} directories in each other; take the inner ones on their own")
+        descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_dev == self._device or not self.exclusions.other_file_systems:
+                yield from self._inside(descriptor, path, rules, depth)
+            yield Found(path, self._entry(name, Kind.DIRECTORY, status, parent, name), status.st_dev, parent)
+        finally:
+            os.close(descriptor)
+
+    def _entry(self, name: bytes, kind: Kind, status: os.stat_result, parent: int, at: bytes) -> Entry:
+        is_file, is_link = kind is Kind.FILE, kind is Kind.SYMLINK
+        return Entry(
+            name,
+            kind,
+            stat.S_IMODE(status.st_mode),
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_ino,
+            status.st_size if is_file else 0,
+            os.readlink(at, dir_fd=parent) if is_link else b"",
+            1 if kind is Kind.DIRECTORY else max(1, status.st_nlink),
+            is_file and status.st_blocks * _BLOCK_BYTES < status.st_size,
+            (),
+            _xattrs_of(parent, at) if self.xattrs else (),
+        )
+
+
+def _xattrs_of(parent: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    path = b"/proc/self/fd/%d/%s" % (parent, name)  # by descriptor: no directory above can be exchanged
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError:  # the file system has none
+        return ()
+    if len(names) > XATTRS_MAX or any(len(os.fsencode(each)) > NAME_BYTES_MAX for each in names):
+        raise Unstorable(f"it has {len(names):,} extended attributes, at most {XATTRS_MAX} are kept")
+    return tuple((os.fsencode(each), os.getxattr(path, each, follow_symlinks=False)) for each in sorted(names))

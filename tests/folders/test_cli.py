@@ -1,0 +1,52 @@
+"""Folders on the command line, in real processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.cli.conftest import Cli, cli, embedded, server  # noqa: F401 - fixtures
+from tests.folders.trees import described, make
+
+
+def test_a_directory_is_pushed_and_got(cli: Cli) -> None:  # noqa: F811
+    source = cli.directory / "photos"
+    make(
+        source, {b"a": ("file", b"1", 0o600, 5), b"in": {b"b": ("link", b"../a", 6), b"c.tmp": ("file", b"", 0o644, 7)}}
+    )
+    said = cli.text("push", "photos", "--exclude", "*.tmp")
+    assert "photos/: 1 file, 1 B" in said
+    assert "1 sent (1 B), 0 unchanged" in said
+    assert cli.json("push", "photos", "--exclude", "*.tmp")["stored"] == 0
+    (source / "in/c.tmp").unlink()
+    os.utime(source / "in", ns=(8, 8))
+    cli.run("push", "photos", "--name", "archive/photos")
+    cli.run("get", "archive/photos/", "-o", "back")
+    assert described(cli.directory / "back") == described(source)
+    assert "already here" in cli.error("get", "photos/", code=1)
+
+
+def test_files_with_problems_are_told_and_the_rest_is_stored(embedded: Cli) -> None:  # noqa: F811
+    make(embedded.directory / "d", {b"bad\xff": ("file", b"", 0o644, 5), b"good": ("file", b"", 0o644, 5)})
+    process = embedded.run("push", "d", code=1)
+    assert process.stderr.decode().splitlines() == [
+        r"taskworker: d/bad\xff: its name is not UTF-8, as names in the store must be; rename it",
+        "taskworker: 1 file could not be stored as it is; all others were",
+    ]
+    assert embedded.names() == ["d/", "d/good"]
+
+
+def test_the_store_itself_is_not_pushed_into_itself(tmp_path: Path) -> None:
+    here = Cli(tmp_path, {"TASKWORKER_STORE": str(tmp_path / "store")}, "ann")
+    (tmp_path / "file").write_bytes(b"x")
+    assert here.json("push", ".", "--name", "all")["files"] == 1
+
+
+def test_wrong_uses_are_refused(embedded: Cli) -> None:  # noqa: F811
+    (embedded.directory / "d").mkdir()
+    embedded.write("f", b"")
+    assert "for a directory" in embedded.error("push", "f", "--exclude", "x", code=2)
+    assert "nothing else in the same call" in embedded.error("push", "d", "f", code=2)
+    embedded.run("push", "d")
+    assert "name it with -o" in embedded.error("get", "d/", "-o", "-", code=2)
+    assert "single file" in embedded.error("get", "d/", "--range", "0-1", code=2)
