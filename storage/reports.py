@@ -185,6 +185,21 @@ class VolumeStats:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How a cache was used since the store was opened.
+
+    Attributes:
+        hits: how often something was there.
+        misses: how often it was not.
+        bytes_used: memory in use, about.
+    """
+
+    hits: int
+    misses: int
+    bytes_used: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStats:
     """Statistics of a store.
 

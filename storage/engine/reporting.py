@@ -9,7 +9,7 @@ from storage.catalog import Counters, ProfileCount
 from storage.engine.many import ManyFiles
 from storage.erasure import ErasureProfile, accelerator_name
 from storage.maintenance.heal import Pace
-from storage.reports import HealingState, StoreStats
+from storage.reports import CacheUse, HealingState, StoreStats
 
 
 class ReportingStore(ManyFiles):
@@ -72,6 +72,11 @@ class ReportingStore(ManyFiles):
         return self._parts.figures.stats(
             behind=self.behind, unfinished=self.unfinished, needs_rebuild=self.needs_rebuild
         )
+
+    def hot_objects(self) -> CacheUse:
+        """How often objects that users read lately were at hand in memory."""
+        self._parts.home.check()
+        return self._parts.stripes.hot.use
 
     def trouble(self) -> str:
         """Why the catalog cannot be used now; empty if it can. Retries a catalog that failed recently."""

@@ -9,6 +9,7 @@ from cachetools import LRUCache
 
 from storage.keys import StripeKey
 from storage.limits import KIB
+from storage.reports import CacheUse
 
 OBJECT_BYTES_MAX = 64 * KIB
 """Larger objects are not kept: reading them takes much longer than asking for them."""
@@ -31,6 +32,7 @@ class HotObjects:
         )
         self._lock = threading.Lock()
         self._is_used = bytes_max > 0
+        self._hits = self._misses = 0
 
     def fill(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Sequence[tuple[StripeKey, memoryview]]:
         """Fill the targets of those objects that are kept, and return the other ones."""
@@ -38,6 +40,9 @@ class HotObjects:
             return reads
         with self._lock:
             found = [self._objects.get(stripe) for stripe, _ in reads]
+            misses = found.count(None)
+            self._hits += len(found) - misses
+            self._misses += misses
         left = []
         for read, data in zip(reads, found, strict=True):
             if data is not None and len(data) == len(read[1]):
@@ -70,3 +75,9 @@ class HotObjects:
     def size(self) -> int:
         """Bytes of memory in use, about."""
         return int(self._objects.currsize)
+
+    @property
+    def use(self) -> CacheUse:
+        """How it is used, as of now."""
+        with self._lock:
+            return CacheUse(self._hits, self._misses, self.size)

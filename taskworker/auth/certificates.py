@@ -50,6 +50,18 @@ class KeyPair(NamedTuple):
         return identity_of(self.certificate)
 
 
+class Lifetime(NamedTuple):
+    """From when until when a certificate is valid, in seconds since 1970."""
+
+    begin_s: float
+    end_s: float
+
+
+def lifetime_of(certificate: x509.Certificate) -> Lifetime:
+    """When a certificate is valid."""
+    return Lifetime(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
+
+
 def new_key() -> ec.EllipticCurvePrivateKey:
     """Make a private key."""
     return ec.generate_private_key(CURVE)

@@ -11,7 +11,7 @@ import msgspec
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.auth.authority import LIFETIME_S, Authority
-from taskworker.auth.certificates import public_key_hash, read_request
+from taskworker.auth.certificates import Lifetime, public_key_hash, read_request
 from taskworker.auth.documents import Documents
 from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.join_tokens import TTL_S, Admission, JoinToken, JoinTokens
@@ -156,6 +156,14 @@ class Enrollment:
         with self._lock:
             self._keep(msgspec.structs.replace(self._kept, told=self._kept.told | {worker: told}))
         return issued
+
+    def lifetime(self, worker: str) -> Lifetime | None:
+        """When the latest certificate of a worker is valid; None: it has none that is accepted."""
+        kept = self._kept
+        told = kept.told.get(worker)
+        if told is None or worker not in kept.admitted or worker in kept.denied:
+            return None
+        return Lifetime(told.until_ms / 1000 - self._lifetime_s, told.until_ms / 1000)
 
     @property
     def port(self) -> int:

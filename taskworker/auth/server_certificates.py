@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ed448, ed25519
 from storage.clocks import wall_ms
 from storage.errors import InvalidArgument
 from taskworker.auth.authority import Authority
-from taskworker.auth.certificates import lifetime_text, read_certificates
+from taskworker.auth.certificates import Lifetime, lifetime_of, lifetime_text, read_certificates
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
 from taskworker.auth.trust import Trust
 
@@ -187,6 +187,12 @@ class ServerTls:
     def fingerprint(self) -> str:
         """SHA-256 of the authority that vouches for the server to its users, 64 hexadecimal digits."""
         return self._authority.oldest_fingerprint
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """When the certificate is valid that is shown first."""
+        _key, chain = self._sources[0].pair()
+        return lifetime_of(read_certificates(chain)[0])
 
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials of a gRPC server; they follow the certificates."""

@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 import grpc
 
 from storage.clocks import wall_ms
-from taskworker.auth.certificates import KeyPair, identity_of, lifetime_text, read_certificate
+from taskworker.auth.certificates import (
+    KeyPair,
+    Lifetime,
+    identity_of,
+    lifetime_of,
+    lifetime_text,
+    read_certificate,
+)
 from taskworker.auth.identity import MemberIdentity
 
 
@@ -103,10 +110,14 @@ class MemberCredentials:
             self._take(pair)
 
     @property
+    def lifetime(self) -> Lifetime:
+        """When the certificate is valid."""
+        return lifetime_of(self._certificate)
+
+    @property
     def is_due(self) -> bool:
         """Whether the certificate should be renewed: half of its lifetime has passed."""
-        begin, end = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
-        return self._now_ms() / 1000 > (begin.timestamp() + end.timestamp()) / 2
+        return self._now_ms() / 1000 > sum(self.lifetime) / 2
 
     @property
     def problem(self) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.names import (
     DnsAllowPrivate,
     DnsBlock,
@@ -241,6 +242,10 @@ def pool(
     limits: ServerLimitsText = "",
     quota: QuotaText = "",
     profiles: ProfilesText = "",
+    metrics: MetricsAddress = "",
+    metrics_cert: MetricsCert = None,
+    metrics_key: MetricsKey = None,
+    metrics_token: MetricsToken = None,
     supervised: Supervised = False,
 ) -> None:
     """Run a node pool: users connect to it, and workers keep its data. Ctrl-C stops it; workers wait until it returns.
@@ -254,6 +259,7 @@ def pool(
     """
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
+    from taskworker.apps.pool_metrics import pool_parts, pool_unready
     from taskworker.apps.pool_server import PoolServer
     from taskworker.auth.contexts import reached_here
     from taskworker.auth.owner_context import keep_owner_context
@@ -297,6 +303,7 @@ def pool(
         shares=_shares(user_calls or [], user_queue or [], user_weight or [], user_cpu or []),
     )
     profile = profile_of(k, n)
+    shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
     server = PoolServer(
         path,
         profile=profile,
@@ -311,6 +318,8 @@ def pool(
         limits=server_limits(limits),
         storage=storage_policy(quota, profiles),
     )
+
+    shown.show(lambda: pool_unready(server.pool), lambda: pool_parts(server))
 
     def keep_context(address: str) -> None:
         trust = None if server.tls is None else server.tls.trust
@@ -333,11 +342,13 @@ def pool(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()}
             | ({"join_address": server.join_address} if join else {})
             | tls_document(server.tls)
-            | dns_document(names_at),
+            | dns_document(names_at)
+            | shown.document(),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
             *([f"workers join at {server.join_address}, with tokens"] if join else []),
             *tls_lines(server.tls, address),
             *dns_lines(names_at),
+            *shown.lines(),
         )
         if server.pool.store.needs_rebuild:
             session.terminal.note(
@@ -357,6 +368,7 @@ def pool(
         finish_regardless()
         session.terminal.note(f"stopping; running calls have {GRACE_S:.0f} s to end")
     finally:
+        shown.stop()
         server.stop(GRACE_S)
 
 

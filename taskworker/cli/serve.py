@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
+from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
@@ -46,6 +47,10 @@ def serve(
     limits: ServerLimitsText = "",
     quota: QuotaText = "",
     profiles: ProfilesText = "",
+    metrics: MetricsAddress = "",
+    metrics_cert: MetricsCert = None,
+    metrics_key: MetricsKey = None,
+    metrics_token: MetricsToken = None,
     k: K = None,
     n: N = None,
 ) -> None:
@@ -65,6 +70,7 @@ def serve(
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
+    from taskworker.services.store_metrics import store_parts, store_unready
     from taskworker.services.store_server import StoreServer
 
     keep_one_arena()
@@ -74,12 +80,14 @@ def serve(
     profile = profile_of(k, n) or ErasureProfile()
     encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)
     key = session.key_file()
+    shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
     with contextlib.closing(FileStorage.open(path, profile=profile, volumes=volume or None, key=key)) as store:
         server = (
             FileServer(store, limits=server_limits(limits))
             if no_auth
             else StoreServer(store, limits=server_limits(limits), storage=storage_policy(quota, profiles))
         )
+        shown.show(lambda: store_unready(store), lambda: store_parts(store, server))
         used: ServerTls | None = None
 
         def keep_context(server: StoreServer, address: str) -> None:
@@ -102,9 +110,12 @@ def serve(
         address = listen if port == 0 else f"{listen.rpartition(':')[0]}:{port}"
         try:
             session.terminal.result(
-                {"address": address, "store": str(path.resolve()), "pid": os.getpid()} | tls_document(used),
+                {"address": address, "store": str(path.resolve()), "pid": os.getpid()}
+                | tls_document(used)
+                | shown.document(),
                 f"serving {one_line(str(path))} at {address}; Ctrl-C stops it",
                 *tls_lines(used, address),
+                *shown.lines(),
             )
             session.terminal.note(
                 f"\nTry in another terminal:\n  export TASKWORKER_POOL={one_line(reached_here(address))}\n"
@@ -115,4 +126,5 @@ def serve(
             finish_regardless()
             session.terminal.note(f"stopping; running calls have {_GRACE_S:.0f} s to end")
         finally:
+            shown.stop()
             server.stop(_GRACE_S)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import Session
 from taskworker.cli.signals import Stopped, finish_regardless
@@ -115,6 +116,10 @@ def worker(
             help="How fast to verify the stored shards, over and over, in MiB/s; 0: never.", metavar="MIB/S", min=0
         ),
     ] = 16.0,
+    metrics: MetricsAddress = "",
+    metrics_cert: MetricsCert = None,
+    metrics_key: MetricsKey = None,
+    metrics_token: MetricsToken = None,
     supervised: Supervised = False,
 ) -> None:
     """Keep a node pool's data in a directory, and run its functions, until Ctrl-C.
@@ -140,15 +145,19 @@ def worker(
     raise_descriptor_limit()
     forbid_core_dumps()  # secrets pass through this process on their way to functions
     if program is not None:
+        if metrics:
+            raise Failure("--metrics is not for a program's own worker: leave one of both out", ExitCode.USAGE)
         run_program(session, program, listen)
         return
     from taskworker.calls.labels import labels_from_texts
     from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
     from taskworker.sandbox import Keep
     from taskworker.worker.functions import HostedFunctions
+    from taskworker.worker.metrics import worker_parts, worker_unready
     from taskworker.worker.task_worker import default_store
     from taskworker.worker.volume import VolumeWorker
 
+    shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
     pool_address = session.pool_address()
     path = directory or default_store(worker_id)
     capacity_bytes = None if capacity is None else capacity << 30
@@ -174,7 +183,7 @@ def worker(
     if not volume:
         if hosted is None:
             raise Failure("a worker with --no-volume and --no-functions would do nothing", ExitCode.USAGE)
-        _run_functions_only(session, worker_id, path, hosted, listen, member, supervised=supervised)
+        _run_functions_only(session, worker_id, path, hosted, listen, member, shown, supervised=supervised)
         return
     running = VolumeWorker(
         worker_id,
@@ -188,6 +197,7 @@ def worker(
         shard_port=shard_port,
         member=member,
     )
+    shown.show(lambda: worker_unready(running), lambda: worker_parts(running, hosted, member))
     try:
         watch_parent(wanted=supervised)
         running.start(listen)
@@ -198,15 +208,18 @@ def worker(
                 "shard_address": running.shard_address,
                 "dir": str(path.resolve()),
                 "pid": os.getpid(),
-            },
+            }
+            | shown.document(),
             f"worker {worker_id} at {running.address} joined the pool at {pool_address}, shards in "
             f"{one_line(str(path))}; Ctrl-C stops it",
+            *shown.lines(),
         )
         running.wait()
     except Stopped:
         finish_regardless()
         session.terminal.note("leaving the pool; the shards stay here for the next start")
     finally:
+        shown.stop()
         running.stop(GRACE_S)
 
 
@@ -240,23 +253,29 @@ def _run_functions_only(
     hosted: HostedFunctions,
     listen: str,
     member: WorkerMember | None,
+    shown: Metrics,
     *,
     supervised: bool,
 ) -> None:
     from taskworker.worker.functions_only import FunctionsOnlyWorker
+    from taskworker.worker.metrics import worker_parts
 
     runner = FunctionsOnlyWorker(worker_id, path, hosted, member)
+    shown.show(lambda: "" if hosted.is_taken else "it waits for the pool", lambda: worker_parts(None, hosted, member))
     try:
         watch_parent(wanted=supervised)
         runner.start(listen)
         session.terminal.result(
-            {"worker": worker_id, "address": runner.address, "dir": str(path.resolve()), "pid": os.getpid()},
+            {"worker": worker_id, "address": runner.address, "dir": str(path.resolve()), "pid": os.getpid()}
+            | shown.document(),
             f"worker {worker_id} at {runner.address} runs functions of the pool at {session.pool_address()}, and holds "
             "no data; Ctrl-C stops it",
+            *shown.lines(),
         )
         runner.wait()
     except Stopped:
         finish_regardless()
         session.terminal.note(f"leaving the pool; running calls have {GRACE_S:.0f} s to end")
     finally:
+        shown.stop()
         runner.stop(GRACE_S)

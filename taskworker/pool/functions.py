@@ -51,10 +51,10 @@ class PoolFunctions:
         self.weight_of = policy.shares.weight_of
         self.hosting = Hosting(membership, transport, policy.shares.weight_of, clock_s)
         self.deployed = DeployedFunctions(store, self.hosting, policy.limits_max, now_ms)
-        statistics = StatisticsByFunction(clock_s)
-        self.log = CallLog(records, policy.records, statistics, clock_s, now_ms)
+        self.statistics = StatisticsByFunction(clock_s)
+        self.log = CallLog(records, policy.records, self.statistics, clock_s, now_ms)
         self.router = CallRouter(
-            self._find, self.hosting, self.log.finished, statistics, policy.shares, clock_s=clock_s
+            self._find, self.hosting, self.log.finished, self.statistics, policy.shares, clock_s=clock_s
         )
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hosting", daemon=True)

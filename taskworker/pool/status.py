@@ -23,7 +23,11 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """The status of a pool."""
+    """The status of a pool.
+
+    Attributes:
+        workers_promised: how many losses of workers all files survive once everything is mended.
+    """
 
     pool_id: str
     health: str
@@ -37,6 +41,7 @@ class PoolView:
     workers_survivable: int
     zones_survivable: int
     owners_survivable: int
+    workers_promised: int
     work: list[WorkStatus]
     events: list[PoolEvent]
     lies: dict[int, int]
@@ -99,9 +104,10 @@ class StatusReporter:
         readable = sum(view.record.slot in layout.by_slot and not view.state.is_away for view in views) if layout else 0
         risks = self._risks.by_profile()
         workers_survivable = min(risk.survivable for risk in risks)
+        workers_promised = min(risk.promised for risk in risks)
         safety = Safety(
             workers_survivable if layout is not None else None,
-            min(risk.promised for risk in risks),
+            workers_promised,
             stats.files,
             self._repair_scheduler.endangered(),
             risks,
@@ -125,6 +131,7 @@ class StatusReporter:
             workers_survivable=workers_survivable,
             zones_survivable=self._risks.survivable(by_zone),
             owners_survivable=self._risks.survivable(by_owner),
+            workers_promised=workers_promised,
             work=work,
             events=self._events.latest(),
             lies=self._fleet.lies(),

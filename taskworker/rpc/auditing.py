@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from storage.errors import InvalidArgument, PermissionDenied, StorageError
+from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.audit.records import TEXT_CHARACTERS_MAX, Entry
 from taskworker.audit.trail import Trail
 from taskworker.auth.requirements import NOTHING_ALLOWED, REQUIREMENTS
@@ -126,19 +126,11 @@ class MethodAudit:
         who, token = _who(context, caller)
         found = [part for one in (request, response) if isinstance(one, Message) for part in _shown(one, self._shown)]
         on = " ".join(dict.fromkeys(found))[:TEXT_CHARACTERS_MAX]
-        entry = Entry(who, token, self._call, on, context.peer() or "", _outcome(error))
+        entry = Entry(who, token, self._call, on, context.peer() or "", status.code_name(error))
         if error is None and self._is_change and not self._is_often:
             self._trail.add(entry)
         else:
             self._trail.count(entry)
-
-
-def _outcome(error: Exception | None) -> str:
-    if error is None:
-        return "OK"
-    if isinstance(error, StorageError) and status.is_foreseen(error):
-        return status.encode(error).code.name
-    return "INTERNAL"
 
 
 def _who(context: grpc.ServicerContext, caller: object) -> tuple[str, str]:

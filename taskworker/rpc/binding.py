@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.errors import CallAbandoned, MessageTooLarge, ServerFault
+from taskworker.metrics.observers import OBSERVERS, CallObserver
 from taskworker.rpc import status
 from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, Place, ServerLimits
 from taskworker.rpc.authorization import Audit, AuditOfMethod, Check, Guard, MethodGuard, user_of
@@ -204,8 +206,9 @@ class _Method:
         self._threads = threads
         self._guard = guard
         self._patience = limits.patience
-        self._read = _reader(method, codec, limits.message_bytes)
-        self._write = codec.serialize or _serialized
+        self._observer = OBSERVERS.of_rpc(method.containing_service.name, method.name)
+        self._read = _reader(method, codec, limits.message_bytes, self._observer)
+        self._write = _writer(codec, self._observer)
         self._usual = self._handler_of(self._answer_many if self._streams else self._answer_once, threads)
 
     def handler(self, metadata: object) -> grpc.RpcMethodHandler[Any, Any]:
@@ -235,6 +238,8 @@ class _Method:
         return _MAKE[self._streams](behavior, request_deserializer=self._read, response_serializer=self._write)
 
     def _refuse(self, error: StorageError, _messages: object, context: grpc.ServicerContext) -> NoReturn:
+        if self._observer is not None:
+            self._observer.ended(0.0, status.code_name(error))
         _send_failure(error, context, self._name, self._hide)
 
     def _answer_once_in(self, taken: _Taken, messages: Iterator[object], context: grpc.ServicerContext) -> object:
@@ -270,8 +275,10 @@ class _Method:
 
     @contextmanager
     def _calling(self, context: grpc.ServicerContext, taken: _Taken | None) -> Iterator[_Call]:
-        """Give a call its place, send its failure, and tell the audit how it ended."""
+        """Give a call its place, send its failure, and tell the audit and the observer how it ended."""
         call, place = _Call(context, context), None
+        began_s = time.perf_counter()
+        outcome: Exception | None = None
         try:
             if self._entry is not None:
                 whose, place = self._entry.enter(context)
@@ -280,10 +287,12 @@ class _Method:
             if self._audit is not None:
                 self._audit.ended(context, call.caller, call.request, call.response, None)
         except GeneratorExit:  # the caller took no more of the answers
+            outcome = CallAbandoned("the caller went away")
             if self._audit is not None:
-                self._audit.ended(context, call.caller, call.request, None, CallAbandoned("the caller went away"))
+                self._audit.ended(context, call.caller, call.request, None, outcome)
             raise
         except Exception as error:
+            outcome = error
             if self._audit is not None:
                 self._audit.ended(context, call.caller, call.request, None, error)
             if taken is not None and isinstance(error, DELAYED):
@@ -292,6 +301,8 @@ class _Method:
         finally:
             if place is not None:
                 place.leave()
+            if self._observer is not None:
+                self._observer.ended(time.perf_counter() - began_s, status.code_name(outcome))
 
     def _admitted(self, caller: object) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.place(user_of(caller))
@@ -316,13 +327,30 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _reader(method: MethodDescriptor, codec: Codec, unary_bytes_max: int) -> Callable[[bytes], Any]:
+def _writer(codec: Codec, observer: CallObserver | None) -> Callable[[Any], bytes]:
+    serialize = codec.serialize or _serialized
+    if observer is None:
+        return serialize
+
+    def write(message: Any) -> bytes:
+        raw = serialize(message)
+        observer.sent(len(raw))
+        return raw
+
+    return write
+
+
+def _reader(
+    method: MethodDescriptor, codec: Codec, unary_bytes_max: int, observer: CallObserver | None
+) -> Callable[[bytes], Any]:
     parse = codec.deserialize or GetMessageClass(method.input_type).FromString
     bytes_max = codec.bytes_max or (PART_BYTES_MAX if method.client_streaming else unary_bytes_max)
     instead = {"Push": "push it with PushStream", "Revise": "revise it with ReviseStream"}
     advice = instead.get(method.name, "send less in each" if method.client_streaming else "send less")
 
     def read(raw: bytes) -> object:
+        if observer is not None:
+            observer.received(len(raw))
         try:
             if len(raw) > bytes_max:
                 raise MessageTooLarge(

@@ -172,6 +172,17 @@ def is_foreseen(error: BaseException) -> bool:
     return any(cls in _CODES for cls in type(error).__mro__)
 
 
+def code_name(error: Exception | None) -> str:
+    """The name of the status code that a call with this outcome ends with; None: it succeeded."""
+    if error is None:
+        return grpc.StatusCode.OK.name
+    if isinstance(error, grpc.RpcError):  # gRPC raises this itself to tell a method that the call is already over
+        return grpc.StatusCode.CANCELLED.name
+    if isinstance(error, StorageError) and is_foreseen(error):
+        return next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES).name
+    return grpc.StatusCode.INTERNAL.name
+
+
 def kind_of(error: StorageError) -> str:
     """The name under which an error travels."""
     return next((cls.__name__ for cls in type(error).__mro__ if cls in _CODES), ServerFault.__name__)

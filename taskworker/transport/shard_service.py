@@ -25,6 +25,7 @@ from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, Volu
 from storage.shards.filesystem import VolumeFile
 from storage.shards.port import Verification
 from taskworker.errors import ServerFault, WorkerReadOnly, WorkerRestarted
+from taskworker.metrics.observers import OBSERVERS
 from taskworker.rpc import status
 from taskworker.rpc.binding import require_active
 from taskworker.rpc.running import Run
@@ -50,6 +51,7 @@ from taskworker.transport.frames import (
     split_keys,
 )
 from taskworker.transport.making_frames import ABSENT_PROOF, pack_made, parse_make, parse_prove
+from taskworker.transport.observed import observed
 from taskworker.transport.shard_maker import ShardMaker
 from taskworker.transport.sources import Sources
 from taskworker.transport.wire.connection import Poller
@@ -125,6 +127,7 @@ class ShardService:
         self._current = current or (lambda: _unchanging(volume, instance))
         self._lock = threading.Lock()
         self._verifications: OrderedDict[bytes, Verification] = OrderedDict()
+        self._synced = OBSERVERS.synced
         self._unsynced = 0  # bytes appended since the last sync; need not be exact
 
     @property
@@ -153,10 +156,16 @@ class ShardService:
                 volume.append(shards, urgent=bool(flags & FLAG_URGENT))
             if flags & FLAG_SYNC:
                 self._unsynced = 0
-                volume.sync()
+                self._sync(volume)
         except VolumeReadOnly as error:
             raise WorkerReadOnly(str(error)) from error
         return ()
+
+    def _sync(self, volume: ShardStore) -> None:
+        began_s = time.perf_counter()
+        volume.sync()
+        if self._synced is not None:
+            self._synced(time.perf_counter() - began_s)
 
     def _volume_of(self, instance: bytes) -> ShardStore:
         """The volume, if it is that of the process with this name; an empty name means any."""
@@ -414,7 +423,9 @@ class _ShardServer(WireServer):
     """Serves a volume, and closes the connections to other workers in the end."""
 
     def __init__(self, service: ShardService, hide: tuple[str, ...], secure: Secure, allowed: Allowed) -> None:
-        super().__init__(service.methods(), lambda error: describe(error, hide), secure=secure, allowed=allowed)
+        super().__init__(
+            observed(service.methods()), lambda error: describe(error, hide), secure=secure, allowed=allowed
+        )
         self._service = service
 
     def stop(self, grace_s: float = 5.0) -> None:

@@ -173,6 +173,11 @@ class HostedFunctions:
         if self._refused is not None:
             raise self._refused
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the pool has accepted the offer."""
+        return self._taken.is_set() and self._refused is None
+
     def withdraw(self) -> None:
         """Tell the pool that a worker without a volume stops. Does nothing if it has not started offering."""
         if self._closing.is_set() or not self._offering.is_alive():

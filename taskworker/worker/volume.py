@@ -22,7 +22,7 @@ from blake3 import blake3
 from storage.clocks import wall_ms
 from storage.erasure import code_for_key
 from storage.errors import FormatError, StorageError
-from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable
+from storage.shards import LocalVolume, VolumeFailed, VolumeUnavailable, VolumeUsage
 from storage.shards.identity import VolumeIdentity, new_volume_key, read_identity
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
@@ -44,7 +44,7 @@ from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
 from taskworker.worker.renewal import Renewal
-from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, SelfScrub
+from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, ScrubState, SelfScrub
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,21 @@ class VolumeWorker:
     def joined(self) -> bool:
         """Whether this worker is joined to the pool, as far as it knows."""
         return self._joined.is_set()
+
+    @property
+    def volume_trouble(self) -> str:
+        """Why the volume cannot be used or is read-only; empty if it works, or is not open yet."""
+        return "" if self._own is None else self._own.reason
+
+    @property
+    def scrub(self) -> ScrubState:
+        """The progress of the worker's scrub."""
+        return self._scrubber.state
+
+    def volume_usage(self) -> VolumeUsage | None:
+        """The space of the volume; None: it is not open."""
+        own = self._own
+        return None if own is None or own.reason else own.current().volume.usage()
 
     def start(self, address: str) -> int:
         """Open the volume, serve it on ``address`` and join the pool; waits for the pool until :meth:`give_up`.

@@ -18,6 +18,7 @@ HOW_TO = (
     "how-to/disaster-recovery.md",
     "how-to/backup.md",
     "how-to/upgrade.md",
+    "how-to/monitoring.md",
 )
 """In the order in which one reader can follow them, with one pool."""
 ON_MACHINES = "how-to/three-machines.md"

@@ -52,6 +52,17 @@ class CallFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class CallCounts:
+    """What was counted of a function's calls; ``seconds`` only of those that ended since the pool started."""
+
+    calls: int
+    errors: int
+    cached: int
+    moved: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class FiguresChanged:
     """Statistics to save.
 
@@ -78,6 +89,7 @@ class CallStatistics:
         self._lock = threading.Lock()
         self._changes = 0
         self._calls = self._errors = self._cached = self._moved = 0
+        self._total_s = 0.0
         self._ended = 0  # calls that ran, not answered from the cache
         # Ring buffers of the latest calls: 64 KiB at most, where tuples would take 450.
         self._ended_at = array("d")
@@ -89,6 +101,7 @@ class CallStatistics:
             self._note(self._clock_s(), taken_s)
             self._calls += 1
             self._errors += failed
+            self._total_s += taken_s
             self._changes = next(_changes)
 
     def _note(self, at: float, taken_s: float) -> None:
@@ -143,6 +156,11 @@ class CallStatistics:
             for taken_s in kept.taken_s[-_KEPT_OVER_RESTARTS:]:
                 self._note(-math.inf, taken_s)
 
+    def counts(self) -> CallCounts:
+        """What was counted up to now; quick."""
+        with self._lock:
+            return CallCounts(self._calls, self._errors, self._cached, self._moved, self._total_s)
+
     def figures(self) -> CallFigures:
         """The current statistics."""
         with self._lock:
@@ -184,6 +202,12 @@ class StatisticsByFunction:
         with self._lock:
             found = self._by_function.get(function)
         return CallFigures() if found is None else found.figures()
+
+    def latest(self, most: int) -> dict[str, CallCounts]:
+        """What was counted of the functions that were called last."""
+        with self._lock:
+            latest = list(self._by_function.items())[-most:]
+        return {function: statistics.counts() for function, statistics in latest}
 
     def forget(self, function: str) -> None:
         """Forget a function that was removed."""

@@ -27,7 +27,7 @@ from taskworker.outbound.dns.answers import Answer
 from taskworker.outbound.dns.budget import ReplyBudget
 from taskworker.outbound.dns.directory import Directory
 from taskworker.outbound.dns.policy import Policy
-from taskworker.outbound.dns.resolver import Resolver
+from taskworker.outbound.dns.resolver import NamesUse, Resolver
 from taskworker.outbound.dns.server import DnsServer, Listen
 from taskworker.outbound.dns.text import from_text
 from taskworker.outbound.dns.upstream import NameServer, Upstream
@@ -153,6 +153,11 @@ class Names:
         except TimeoutError:
             raise DeadlineExceeded(f"{shown(name)} could not be resolved within {wait_s:.3g} s") from None
         return _lookup(name, wanted, found.answer)
+
+    @property
+    def use(self) -> NamesUse:
+        """How questions were answered up to now."""
+        return self._resolver.use()
 
     async def _start(self) -> None:
         if self._options.listen is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import dns.name
 import dns.rdata
@@ -15,13 +16,27 @@ from dns.rrset import RRset
 from taskworker.outbound.dns.answers import Answer, Resolved
 from taskworker.outbound.dns.cache import AnswerCache
 from taskworker.outbound.dns.policy import Policy
-from taskworker.outbound.dns.upstream import Upstream
+from taskworker.outbound.dns.upstream import NameServersFailed, Upstream
 from taskworker.outbound.dns.zone import APEX, Zone
 
 _LOCALHOST = dns.name.from_text("localhost.")
 _NEVER_ASKED = (dns.name.from_text("invalid."), dns.name.from_text("onion."))  # RFC 6761, RFC 7686
 _FIXED_TTL_S = 3_600
 _FIXED = {RdataType.A: "127.0.0.1", RdataType.AAAA: "::1"}
+
+
+class NamesUse(NamedTuple):
+    """How questions for names were answered.
+
+    Attributes:
+        at_hand: how many at once: from the cache, the pool's zone, or what is fixed or refused.
+        asked: how many were forwarded to name servers.
+        failed: how many of these no name server answered.
+    """
+
+    at_hand: int
+    asked: int
+    failed: int
 
 
 class Resolver:
@@ -42,9 +57,19 @@ class Resolver:
         self._policy = policy
         self._upstream = upstream
         self._cache = AnswerCache(self._ask, clock_s=clock_s, stale_after_s=stale_after_s)
+        self._at_hand = self._asked = self._failed = 0
 
     def at_hand(self, name: Name, kind: RdataType) -> Resolved | None:
         """The answer, if it is known without asking name servers."""
+        found = self._known(name, kind)
+        self._at_hand += found is not None
+        return found
+
+    def use(self) -> NamesUse:
+        """How questions were answered since this resolver was made."""
+        return NamesUse(self._at_hand, self._asked, self._failed)
+
+    def _known(self, name: Name, kind: RdataType) -> Resolved | None:
         if name.is_subdomain(APEX):
             return self._zone.answer(name, kind)
         fixed = _fixed(name, kind) or self._policy.refusal_of(name)
@@ -61,7 +86,12 @@ class Resolver:
         self._cache.close()
 
     async def _ask(self, name: Name, kind: RdataType) -> Answer:
-        return self._policy.judged(name, await self._upstream.ask(name, kind))
+        self._asked += 1
+        try:
+            return self._policy.judged(name, await self._upstream.ask(name, kind))
+        except NameServersFailed:
+            self._failed += 1
+            raise
 
 
 def is_internal(name: Name) -> bool:
