@@ -20,6 +20,7 @@ from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import identity_of
 from taskworker.auth.tls import MemberCredentials
 from taskworker.transport.wire.secure import SecureStream, accept_secure, dial_secure
+from taskworker.transport.wire.sending import Outbox
 from taskworker.transport.wire.streams import Stream
 from tests.auth.members import POOL, Members, pool, worker
 
@@ -351,3 +352,40 @@ def test_a_stream_can_be_ended_while_it_is_used(members: Members) -> None:
         except OSError:
             pass
         thread.join()
+
+
+def test_frames_of_many_parts_arrive_though_they_wait(members: Members) -> None:
+    """What a full socket did not take is given again in fewer parts than OpenSSL has begun to send."""
+    frames = [[random.Random(100 * frame + part).randbytes(90) for part in range(100)] for frame in range(60)]
+    wanted = b"".join(part for frame in frames for part in frame)
+    with joined(members) as (client, server):
+        outbox = Outbox(client)
+        for frame in frames:
+            outbox.put(frame)
+        assert outbox, "the socket takes all; make it smaller"
+        received: list[bytes] = []
+        thread = threading.Thread(target=lambda: received.append(receive_all(server, len(wanted), lambda: 5_000)))
+        thread.start()
+        while outbox:
+            outbox.flush()
+        thread.join()
+        assert received == [wanted]
+
+
+def test_small_messages_arrive_one_after_another(members: Members) -> None:
+    """Also those that were sent together, before the receiver looks."""
+    messages = [bytes([number]) * (number + 1) for number in range(50)]
+    with joined(members) as (client, server):
+        for message in messages:
+            assert client.send([message[:1], message[1:]], wait=True) == len(message)
+        received, empty = bytearray(), 0
+        while len(received) < sum(map(len, messages)) and empty < 2:
+            buffer = memoryview(bytearray(200))
+            count = server.receive([buffer], wait=False)
+            received += buffer[: count or 0]
+            empty = 0 if count else empty + 1
+        assert received == b"".join(messages)
+        assert server.receive([memoryview(bytearray(1))], wait=False) is None
+        client.send([b"x"], wait=True)
+        buffer = memoryview(bytearray(1))
+        assert server.receive([buffer], wait=True) == 1

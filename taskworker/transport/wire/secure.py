@@ -4,8 +4,14 @@ OpenSSL's objects must not be used by two threads at once, while streams have on
 is held during each call, which encrypts or decrypts at most :data:`_TOGETHER_BYTES`.
 
 Copies of a byte: decrypted straight into the receiver's memory; encrypted from the sender's, except that what belongs
-to one TLS record but lies in several buffers is joined first. System calls: one or two for each record of 16 KiB at
-either end, as OpenSSL reads a record's header and its body apart. Files cannot be sent without passing through memory.
+to one TLS record but lies in several buffers is joined first. System calls for each record of 16 KiB: one at the
+sender, two at the receiver, as OpenSSL reads a record's header and its body apart. Many records are sent by one call
+of OpenSSL, for which the interpreter's lock is let go once; of those received, each is a call of its own. Memory BIOs,
+with one system call for many records, were measured, and do not pay: what they save, the two further copies cost.
+Files cannot be sent without passing through memory.
+
+A small message is one record. Its receiver does not look for another one behind it before it waits for the descriptor:
+to be told by OpenSSL that there is none costs as much as to receive a record.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from storage.limits import KIB, BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
 from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
 
-_RECORD_BYTES = 16 * KIB  # the most that TLS encrypts at once
+_RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
 
 Authorize = Callable[[bytes], object]
@@ -46,7 +52,19 @@ class SecureStream:
         peer: who is at the other end, as ``authorize`` says; None before the handshake is complete.
     """
 
-    __slots__ = ("_authorize", "_backlog", "_clock_s", "_lock", "_owed", "_ready", "_tls", "peer")
+    __slots__ = (
+        "_ahead",
+        "_authorize",
+        "_backlog",
+        "_clock_s",
+        "_drained",
+        "_lock",
+        "_owed",
+        "_piece_bytes",
+        "_ready",
+        "_tls",
+        "peer",
+    )
 
     def __init__(
         self,
@@ -74,7 +92,10 @@ class SecureStream:
         self.peer: object = None
         self._lock = threading.Lock()
         self._ready = False
-        self._owed = b""  # a record that OpenSSL has begun to send, and must be given again
+        self._owed = b""  # what OpenSSL has begun to send, and must be given again
+        self._ahead = 0  # bytes that were sent, but not said to be taken: the caller gives them again
+        self._piece_bytes = _RECORD_BYTES
+        self._drained = False  # what was received last was the end of what the other end sent together
 
     def shake_hands(self, within_s: float) -> None:
         """Complete the handshake, and wait for the other end.
@@ -108,8 +129,12 @@ class SecureStream:
 
     def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
         """See :class:`Stream`."""
-        with self._lock:
-            count = self._receive(buffers)
+        count = None
+        if self._drained:
+            self._drained = False
+        else:
+            with self._lock:
+                count = self._receive(buffers)
         if count is None and wait and self._await(select.POLLIN):
             with self._lock:
                 count = self._receive(buffers)
@@ -129,6 +154,9 @@ class SecureStream:
                     at += count
                     received += count
                     if received >= _TOGETHER_BYTES:
+                        return received
+                    if count < _RECORD_BYTES and at < len(buffer) and not self._tls.pending():
+                        self._drained = True
                         return received
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return received or None
@@ -160,20 +188,23 @@ class SecureStream:
         return records.taken
 
     def _send_some(self, records: _Records) -> None:
-        """Send records, up to :data:`_TOGETHER_BYTES`. The caller holds the lock."""
+        """Send records, up to :data:`_TOGETHER_BYTES` or somewhat more. The caller holds the lock."""
         until = records.taken + _TOGETHER_BYTES
         try:
             if self._owed:
                 self._tls.send(self._owed)
-                records.skip(len(self._owed))
-                self._owed = b""
-            while records.taken < until and len(record := records.next()):
+                self._ahead, self._owed = self._ahead + len(self._owed), b""
+            self._ahead -= records.skip(self._ahead)
+            while records.taken < until and len(piece := records.next(self._piece_bytes)):
                 try:
-                    self._tls.send(record)
+                    self._tls.send(piece)
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    self._owed = bytes(record)
+                    # OpenSSL may have sent some of its records, and does not tell how many.
+                    self._owed, self._piece_bytes = bytes(piece), _RECORD_BYTES
                     return
-                records.skip(len(record))
+                records.skip(len(piece))
+                if len(piece) >= self._piece_bytes:
+                    self._piece_bytes = min(2 * self._piece_bytes, _TOGETHER_BYTES)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
 
@@ -219,20 +250,22 @@ class SecureStream:
 
 
 class _Records:
-    """Cuts buffers into pieces for TLS records, and counts what was taken."""
+    """Cuts buffers into pieces of whole TLS records, and counts what was taken."""
 
     def __init__(self, buffers: Sequence[BytesLike]) -> None:
         self._left = [view for part in buffers if (view := memoryview(part).cast("B"))]
         self._left.reverse()
         self.taken = 0
 
-    def next(self) -> BytesLike:
-        """Return the next piece; empty at the end."""
+    def next(self, bytes_max: int) -> BytesLike:
+        """Return the next piece, of at most ``bytes_max``, a multiple of a record's size; empty at the end."""
         if not self._left:
             return b""
         first = self._left[-1]
-        if len(first) >= _RECORD_BYTES or len(self._left) == 1:
-            return first[:_RECORD_BYTES]
+        if len(self._left) == 1:
+            return first[:bytes_max]
+        if len(first) >= _RECORD_BYTES:
+            return first[: min(len(first) // _RECORD_BYTES * _RECORD_BYTES, bytes_max)]
         parts, length = [], 0
         for view in reversed(self._left):
             part = view[: _RECORD_BYTES - length]
@@ -242,15 +275,18 @@ class _Records:
                 break
         return b"".join(parts)
 
-    def skip(self, count: int) -> None:
-        """Note that so many bytes were taken."""
-        self.taken += count
-        while count:
+    def skip(self, count: int) -> int:
+        """Note that so many bytes were taken, or as many as there are; return how many that is."""
+        left = count
+        while left and self._left:
             first = self._left.pop()
-            if count < len(first):
-                self._left.append(first[count:])
-                return
-            count -= len(first)
+            if left < len(first):
+                self._left.append(first[left:])
+                left = 0
+            else:
+                left -= len(first)
+        self.taken += count - left
+        return count - left
 
 
 def accept_secure(accepted: socket.socket, context: ssl.SSLContext, authorize: Authorize) -> Stream:
