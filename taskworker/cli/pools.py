@@ -11,6 +11,7 @@ import typer
 
 from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.log_lines import LogFormat, LogFormatOption
 from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.names import (
     DnsAllowPrivate,
@@ -246,6 +247,7 @@ def pool(
     metrics_cert: MetricsCert = None,
     metrics_key: MetricsKey = None,
     metrics_token: MetricsToken = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
     supervised: Supervised = False,
 ) -> None:
     """Run a node pool: users connect to it, and workers keep its data. Ctrl-C stops it; workers wait until it returns.
@@ -257,6 +259,7 @@ def pool(
         taskworker pool --dir ./pool --join 0.0.0.0:50061 --members-port 50062
         taskworker pool --dir ./pool --listen 0.0.0.0:50051 --tls-cert server.crt --tls-key server.key
     """
+    session.terminal.log_in(log_format)
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.apps.pool_metrics import pool_parts, pool_unready

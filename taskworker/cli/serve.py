@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
+from taskworker.cli.log_lines import LogFormat, LogFormatOption
 from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
@@ -51,6 +52,7 @@ def serve(
     metrics_cert: MetricsCert = None,
     metrics_key: MetricsKey = None,
     metrics_token: MetricsToken = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
     k: K = None,
     n: N = None,
 ) -> None:
@@ -62,6 +64,7 @@ def serve(
         taskworker --store ./data serve --k 1 --n 2 --volume /a --volume /b
         taskworker --store ./data serve --listen 0.0.0.0:50051 --tls-name files.example.org
     """
+    session.terminal.log_in(log_format)
     accept_tls_1_3_only()
     from storage import ErasureProfile, FileStorage
     from storage.system.descriptors import raise_descriptor_limit

@@ -9,7 +9,6 @@ import getpass
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,7 +312,7 @@ def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
         if (stopped := stopped_in(error)) is not None:
             raise stopped from None
         if session.settings.debug:
-            traceback.print_exc()
+            session.terminal.trace(error)
         session.terminal.error(*_messages(error))
         raise typer.Exit(exit_code_of(error)) from None
 

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from typing import Literal
 
+from taskworker.cli.log_lines import JsonLines, LogFormat, TextLines
 from taskworker.cli.streams import check_output
 from taskworker.cli.text import harmless, json_text, one_line
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 Json = Mapping[str, object]
@@ -26,7 +29,14 @@ class Terminal:
             if isinstance(stream, TextIOWrapper):
                 # A character that the terminal cannot show must not end the command.
                 stream.reconfigure(errors="backslashreplace")
-        logging.basicConfig(handlers=[_WarningLines(logging.WARNING)])
+        self._logs_json = False
+        logging.basicConfig(handlers=[TextLines(logging.WARNING)])
+
+    def log_in(self, log_format: LogFormat) -> None:
+        """Write the log, and all else that is told on stderr, in this format from now on."""
+        self._logs_json = log_format is LogFormat.JSON
+        if self._logs_json:
+            logging.basicConfig(handlers=[JsonLines(logging.WARNING)], force=True)
 
     def result(self, document: object, *lines: str) -> None:
         """Print a result: ``document`` with --json, otherwise ``lines``."""
@@ -71,12 +81,22 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a note that is not part of the result, if a person is watching."""
-        if sys.stderr.isatty() and not self.as_json:
+        if sys.stderr.isatty() and not self.as_json and not self._logs_json:
             sys.stderr.write(harmless(text) + "\n")
 
     def error(self, text: str, *more: str) -> None:
         """Print an error as one line, followed by ``more``, such as a function's frames, as indented lines."""
+        if self._logs_json:
+            log.error("%s", "\n".join((text, *more)))
+            return
         sys.stderr.writelines([f"taskworker: {one_line(text)}\n", *(f"  {one_line(line)}\n" for line in more)])
+
+    def trace(self, error: Exception) -> None:
+        """Print where an error came from."""
+        if self._logs_json:
+            log.error("an error ended this command", exc_info=error)
+        else:
+            traceback.print_exception(error)
 
     @contextlib.contextmanager
     def progress(self, label: str, *, unit: Literal["bytes", "objects"] = "bytes") -> Iterator[Progress | None]:
@@ -99,17 +119,3 @@ class Terminal:
 
         with folder_bar(label) as update:
             yield update
-
-
-class _WarningLines(logging.Handler):
-    """Writes log messages of the engine, one line each, to the current ``sys.stderr``, which a progress bar replaces.
-
-    An unexpected error is followed by its traceback.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        lines = [f"taskworker: {one_line(record.getMessage())}\n"]
-        if record.exc_info is not None and record.exc_info[1] is not None:
-            told = "".join(traceback.format_exception(record.exc_info[1]))
-            lines += [f"  {one_line(line)}\n" for line in told.splitlines()]
-        sys.stderr.write("".join(lines))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.log_lines import LogFormat, LogFormatOption
 from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.programs import run_program
 from taskworker.cli.session import Session
@@ -120,6 +121,7 @@ def worker(
     metrics_cert: MetricsCert = None,
     metrics_key: MetricsKey = None,
     metrics_token: MetricsToken = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
     supervised: Supervised = False,
 ) -> None:
     """Keep a node pool's data in a directory, and run its functions, until Ctrl-C.
@@ -134,6 +136,7 @@ def worker(
         taskworker worker app:worker
         taskworker worker --pool pool.example:50061 --id w7 --listen 0.0.0.0:0 --token tw1...
     """
+    session.terminal.log_in(log_format)
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena

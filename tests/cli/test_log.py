@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 
 from tests.cli.conftest import TIMEOUT_S
 
@@ -43,3 +46,38 @@ def test_what_was_not_foreseen_is_logged_with_its_traceback() -> None:
         assert told[after - 1] == r"  RuntimeError: went\x1b[2m wrong"
         assert any("in fail" in line for line in told[first:after])
     assert heads[-1] == len(told) - 1
+
+
+def lines_of(command: list[str], *, cwd: Path) -> list[dict[str, str]]:
+    """What a command logs until it ends, as JSON."""
+    arguments = [sys.executable, "-m", "taskworker", *command, "--log-format", "json"]
+    done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode != 0
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_servers_log_one_object_of_json_a_line(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "catalog").write_text("not a directory")
+    lines = lines_of(["--debug", "--store", "store", "serve", "--listen", "127.0.0.1:0"], cwd=tmp_path)
+    assert [set(line) for line in lines] == [
+        {"time", "level", "logger", "message", "exception"},
+        {"time", "level", "logger", "message"},
+    ]
+    assert lines[0]["exception"].startswith("Traceback (most recent call last):\n")
+    assert datetime.fromisoformat(lines[-1]["time"]).tzinfo is not None
+    assert lines[-1]["level"] == "error"
+
+
+def test_what_others_sent_cannot_forge_a_line_of_json() -> None:
+    imported = "from taskworker.cli.log_lines import LogFormat\n"
+    program = imported + LOGGING.replace("Terminal(as_json=False)", "Terminal(as_json=False).log_in(LogFormat.JSON)")
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    ).stderr
+    assert "\x1b" not in told
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["message"] for line in lines][:2] == ["a warning\x1b[2m of\ntwo lines", "repair failed unexpectedly"]
+    assert [line["level"] for line in lines] == ["warning", "error", "error", "error"]
+    assert ["exception" in line for line in lines] == [False, True, True, False]
+    assert "RuntimeError: went\x1b[2m wrong" in lines[1]["exception"]
