@@ -47,7 +47,8 @@ _PANELS = {
     | {"resolve": "names"}
     | {"worker-token": "joining", "worker-deny": "joining", "audit": "audit"},
     "Users": {"login": "contexts", "share": "sharing", "unshare": "sharing", "shares": "sharing"},
-    "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"},
+    "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"}
+    | {"doctor": "doctor"},
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
 
