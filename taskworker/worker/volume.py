@@ -153,8 +153,12 @@ class VolumeWorker:
 
     def volume_usage(self) -> VolumeUsage | None:
         """The space of the volume; None: it is not open."""
-        own = self._own
-        return None if own is None or own.reason else own.current().volume.usage()
+        if self._own is None:
+            return None
+        try:
+            return self._own.current().volume.usage()
+        except VolumeFailed:
+            return None
 
     def start(self, address: str) -> int:
         """Open the volume, serve it on ``address`` and join the pool; waits for the pool until :meth:`give_up`.
