@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from statistics import median_low
 
 from storage.arguments import checked
 from storage.catalog.port import Catalog, DamagedSettings, Usage, user_key
@@ -191,7 +192,15 @@ class Upkeep:
         What was left before the store was opened is not known.
         """
         self._parts.check_open()
-        return self._parts.quotas.is_collect_worthwhile()
+        return self._parts.quotas.is_collect_worthwhile(self._stored_bytes)
+
+    def _stored_bytes(self) -> int:
+        """About how many bytes the volumes hold together, whatever a few of them may say."""
+        used: list[int] = []
+        for slot, volume in self._volumes.online():
+            with self._volumes.guard(slot, volume):
+                used.append(volume.usage().bytes_used)
+        return len(used) * int(median_low(used)) if used else 0
 
     def read_back(self) -> ReadBack:
         """A new :class:`ReadBack` for this store."""

@@ -149,8 +149,12 @@ class Quotas:
             self._left[user] = self._left_by(user) + count
             self._all_left += count
 
-    def is_collect_worthwhile(self) -> bool:
-        """Whether much could be freed, or a user is refused what there would be room for."""
+    def is_collect_worthwhile(self, stored: Callable[[], int]) -> bool:
+        """Whether much could be freed, or a user is refused what there would be room for.
+
+        Args:
+            stored: returns how many bytes are on the volumes. Files may count for more, as equal chunks count each.
+        """
         with self._lock:
             self._forget_collected()
             if self._refused:
@@ -158,7 +162,7 @@ class Quotas:
             left = self._all_left
         if left < _LEFT_MIN:
             return False
-        return left >= sum(usage.bytes for usage in self._catalog.usages()) // _LEFT_PART
+        return left * _LEFT_PART >= min(stored(), sum(usage.bytes for usage in self._catalog.usages()))
 
     def end(self, target: PushTarget, count: int, *, committed: bool, counted: bool) -> None:
         """An upload has ended.

@@ -266,6 +266,19 @@ def test_much_that_could_be_freed_makes_a_collect_worthwhile(
     assert not store.upkeep.is_collect_worthwhile()
 
 
+def test_a_file_of_equal_chunks_does_not_make_collects_rare(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "_LEFT_MIN", shards(2 * CHUNK))
+    piece = os.urandom(CHUNK)
+    base = store.stat(push(store, "wide", piece), user_id=USER)
+    patches = tuple(Patch(at, digest(piece)) for at in range(1, 5000))
+    store.revise(base.file_id, ManifestDiff(base.version_id, 5000 * CHUNK, CHUNK, patches), user_id=USER)
+    for name in ("a", "b", "c"):
+        store.delete(push(store, name, os.urandom(CHUNK)), user_id=USER)
+    assert store.upkeep.is_collect_worthwhile()
+
+
 def test_chunks_of_a_revision_by_stream_are_not_left(store: FileStorage) -> None:
     limit(store, bytes=shards(20 * CHUNK))
     for _ in range(5):

@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 COLLECT = "collect"
 COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
-_REST_TIMES = 10.0  # as long as the last one out of turn took: a full pool has millions of objects to examine
+_REST_S = 30.0  # after a collect because much could be freed, or longer:
+_REST_TIMES = 10.0  # as long as it took: a full pool has millions of objects to examine
 _MADE_UP_WAIT_S = 60.0  # to wait for further workers, such as those of a pool that was started again
-_LOOK_S_MAX = 60.0
+_LOOK_S_MAX = 15.0  # a user may fill the disks meanwhile
+_KEEP_TIME_S = 60.0
 _LOOK_WAITING_S = 1.0
 _WAIT_S_MAX = 3600.0  # to wait for workers that are away; then space is freed on the others only
 _CLOCK_OFF_MS = 60_000  # a larger difference means that the wall clock was set, and the next time is recorded again
@@ -65,7 +67,8 @@ class Collector:
         self._running: tuple[float, int, int] | None = None  # start time, steps done, steps in total
         self._due_s = math.inf  # by the monotonic clock
         self._makes_up = False  # the next collect is out of turn: it makes up for an earlier one, or frees much
-        self._rested_s = -math.inf  # when there may be another one out of turn
+        self._made_up_s = -math.inf  # when such a collect ended
+        self._took_s = 0.0  # and how long it took
         self._kept_s = runtime.monotonic_s()
         store.upkeep.on_collected = self._note
         self._plan()
@@ -132,7 +135,7 @@ class Collector:
     def _keep_time(self) -> None:
         """Record how long the pool has been running; see :meth:`storage.FileStorage.keep_time`."""
         now_s = self._runtime.monotonic_s()
-        if now_s - self._kept_s >= _LOOK_S_MAX:
+        if now_s - self._kept_s >= _KEEP_TIME_S:
             self._kept_s = now_s
             self._store.upkeep.keep_time()
 
@@ -171,10 +174,12 @@ class Collector:
 
         There is a pause after each, since that worker may come and go, and users may go on.
         """
-        if now_s < self._rested_s or self._store.needs_rebuild:
+        if self._store.needs_rebuild:
             return False
-        upkeep = self._store.upkeep
-        return upkeep.is_collect_owed() or (self._every_s > 0 and upkeep.is_collect_worthwhile())
+        upkeep, rested_s = self._store.upkeep, now_s - self._made_up_s
+        if self._every_s and rested_s >= max(_REST_S, _REST_TIMES * self._took_s) and upkeep.is_collect_worthwhile():
+            return True
+        return rested_s >= _RETRY_S and upkeep.is_collect_owed()
 
     def _awaits(self, now_s: float) -> str:
         """What a due collect waits for; empty: nothing."""
@@ -206,8 +211,8 @@ class Collector:
             result += f"; {missed} missed it; another collect follows once they are back"
         now_s = self._runtime.monotonic_s()
         if self._makes_up:
-            took_s = now_s - self._running[0] if self._running is not None else 0.0
-            self._makes_up, self._rested_s = False, now_s + max(_RETRY_S, _REST_TIMES * took_s)
+            self._makes_up, self._made_up_s = False, now_s
+            self._took_s = now_s - self._running[0] if self._running is not None else 0.0
         self._due_s = now_s + self._every_s if self._every_s else math.inf
         self._journal.ended(COLLECT, result, self._after_ms(self._every_s) if self._every_s else 0)
 
