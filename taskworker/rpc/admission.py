@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from storage.clocks import monotonic_s
 from taskworker.errors import ServerBusy
 from taskworker.rpc.limits import UNARY_BYTES_MAX
 from taskworker.rpc.waits import Patience
@@ -73,6 +74,7 @@ class Gate:
         kind: what callers do with a place, for the text if one user holds too many.
         who: what shares the places, for that text.
         times: how many times the number of free places a user may hold.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -83,8 +85,11 @@ class Gate:
         kind: str = "such calls",
         times: float = _TIMES_THE_FREE,
         who: str = "user",
+        clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
         self._lock = threading.Lock()
+        self._clock_s = clock_s
+        self._latest: tuple[tuple[str | None, float], ...] = ()  # when the last two users came, the later one first
         self._places = SharedAmount(places, times=times)
         self._refusal = f"{what}; try again in a moment"
         self._ready = ready
@@ -108,6 +113,7 @@ class Gate:
             ServerBusy: see :meth:`place`.
         """
         with self._lock:
+            self._latest = ((user, self._clock_s()), *(one for one in self._latest if one[0] != user))[:2]
             taken, mine = self._places.take(user), 0 if user is None or not self._places.free else self._places.of(user)
         if not taken and mine:
             raise ServerBusy(
@@ -120,6 +126,11 @@ class Gate:
         except BaseException:
             self.leave(user)
             raise
+
+    def has_others(self, user: str, within_s: float) -> bool:
+        """Whether anybody but this user has asked for a place within the last ``within_s`` seconds."""
+        now_s = self._clock_s()
+        return any(other != user and now_s - came_s <= within_s for other, came_s in self._latest)
 
     def leave(self, user: str | None) -> None:
         """Give a place back."""

@@ -77,8 +77,8 @@ def services_of(
     """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
     hide = _paths_of(store)
-    revisions = Revisions(limits.checks)
     gate = Gate(limits.calls, f"{limits.calls} calls are under way, as many as this server allows", ready, "calls")
+    revisions = Revisions(limits.checks, gate.has_others)
     return {
         _FILE_SERVICE.full_name: generic_handler(
             _FILE_SERVICE,

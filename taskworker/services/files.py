@@ -85,7 +85,7 @@ class FileService:
                 sha256=request.sha256 or None,
                 time_ms=request.time or None,
                 note=note_of(caller),
-                progress=stop_when_abandoned(caller),
+                progress=self._revisions.progress(caller, request.sha256),
             )
         return taskworker_pb2.ReviseResponse(
             file_id=version.file_id, status=True, message=_outcome(version, "revised"), version_id=version.version_id

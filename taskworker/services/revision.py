@@ -19,6 +19,7 @@ from taskworker.rpc.authorization import user_of
 from taskworker.rpc.binding import Caller, stop_when_abandoned
 from taskworker.rpc.conversion import patch_from_proto
 from taskworker.rpc.limits import MIB
+from taskworker.services.giving_way import HasOthers, Progress, paced
 from taskworker.shares import SharedAmount
 
 _HELD_BYTES_MAX = 8 * MIB
@@ -66,9 +67,13 @@ class Revisions:
 
     Args:
         checks: how many users may have a revision checked against a SHA-256 at once.
+        has_others: whether users other than one are active; a revision that is checked gives way to them.
     """
 
-    def __init__(self, checks: int = DEFAULT_LIMITS.checks) -> None:
+    def __init__(
+        self, checks: int = DEFAULT_LIMITS.checks, has_others: HasOthers = lambda _user, _within: False
+    ) -> None:
+        self._has_others = has_others
         self._checks = Gate(
             checks,
             f"{checks} revisions are being checked against a SHA-256, as many as this server allows",
@@ -101,6 +106,10 @@ class Revisions:
             ServerBusy: (on entering) the user has one already, or too many users do.
         """
         return self._checks.place(user_of(caller)) if sha256 else nullcontext()
+
+    def progress(self, caller: Caller, sha256: str) -> Progress:
+        """What is told of a revision's progress. It ends with its caller, and gives way to others if it is checked."""
+        return paced(caller, self._has_others) if sha256 else stop_when_abandoned(caller)
 
 
 class Revision:
@@ -196,7 +205,7 @@ class Revision:
                 sha256=header.sha256 or None,
                 time_ms=header.time_ms if header.HasField("time_ms") else None,
                 note=header.note,
-                progress=stop_when_abandoned(self._caller),
+                progress=self._shared.progress(self._caller, header.sha256),
             )
         self._end()
         return version
