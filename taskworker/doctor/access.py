@@ -82,7 +82,7 @@ def contexts() -> Iterator[Finding]:
     except (StorageError, OSError) as error:
         yield problem(about, str(error), "without it, no server that asks for a token can be used")
         return
-    yield fine(about, f"{len(found)} servers are known")
+    yield fine(about, f"known servers: {len(found)}")
     away = 0
     for one in sorted(found, key=lambda each: each.address != current)[:_ASKED_MAX]:
         is_current = one.address == current
@@ -91,7 +91,7 @@ def contexts() -> Iterator[Finding]:
         if told is not None:
             yield told
     if away:
-        yield fine(about, f"{away} servers that this login started at some time do not run now")
+        yield fine(about, f"servers that this login started at some time, and that do not run now: {away}")
 
 
 def _server(context: Context, *, is_current: bool) -> Finding | None:

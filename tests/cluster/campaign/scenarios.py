@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.cluster.campaign.alerts import alerts
 from tests.cluster.campaign.floods import floods
 from tests.cluster.campaign.grow import grow
 from tests.cluster.campaign.hosts import hosts
@@ -45,5 +46,6 @@ SCENARIOS = {
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
     ),
+    "alerts": Scenario(alerts, 1, "a worker is killed, a disk filled, and the like, N times; Prometheus tells"),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
 }
