@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -12,23 +13,25 @@ from blake3 import blake3
 from storage.fleet.members import Member, by_owner, by_worker, by_zone
 from storage.fleet.placement import PARTITIONS
 
-_SCORES_KEPT = 1 << 15  # cached logarithms, enough for a pool of 32 members
-
+_SLOTS_KEPT = 1024  # of as many members as a pool may have, 8 KiB each
 
 _ROUNDING = 1e-6
-
 
 _SURPLUS_MAX = 1.5  # slots that a member may get beyond its quota, not counting those that no other may take
 
 
 def _score(partition: int, member: Member) -> float:
     """Weighted rendezvous score: a member's probability of having the highest is proportional to its capacity."""
-    return -member.capacity / _log_uniform(partition, member.slot)
+    return -member.capacity / _log_uniforms(member.slot, PARTITIONS)[partition]
 
 
-@lru_cache(maxsize=_SCORES_KEPT)
+@lru_cache(maxsize=_SLOTS_KEPT)
+def _log_uniforms(slot: int, partitions: int) -> array[float]:
+    """For each partition, the logarithm of a pseudorandom number in 0…1 that depends only on it and the slot."""
+    return array("d", (_log_uniform(partition, slot) for partition in range(partitions)))
+
+
 def _log_uniform(partition: int, slot: int) -> float:
-    """Logarithm of a pseudorandom number in 0…1 that depends only on the partition and the slot."""
     digest = blake3(partition.to_bytes(2, "big") + slot.to_bytes(4, "big")).digest(8)
     return math.log((int.from_bytes(digest, "big") + 0.5) / 2.0**64)
 
@@ -78,13 +81,16 @@ class Assignment:
         self._members = {member.slot: member for member in members}
         self._domains = _domains(members, width)
         self._quota = self._quotas()
-        self._load: Counter[int] = Counter()
+        # A limit of the whole row is none: whoever takes a place finds at least this one not taken.
+        self._limits = [(domain.of, domain.limit) for domain in self._domains if domain.limit < width]
+        self._load: Counter[int] = Counter(dict.fromkeys(self._members, 0))
         self._old_rows = rows
         self._old_members = by_slot
         self._rows = [[slot if slot in self._members else -1 for slot in row] for row in rows]
-        self._scores = [
-            {member.slot: _score(partition, member) for member in members} for partition in range(PARTITIONS)
-        ]
+        self._scores = {
+            member.slot: [-member.capacity / value for value in _log_uniforms(member.slot, PARTITIONS)]
+            for member in members
+        }  # for each member, by partition; see `_score`
 
     def rows(self) -> list[tuple[int, ...]]:
         """The finished table."""
@@ -133,29 +139,48 @@ class Assignment:
 
     def _allowed(self, row: list[int], candidate: int, leaving: int = -1) -> bool:
         """Whether a member may take a place in a row (in place of ``leaving``)."""
-        for domain in self._domains:
-            name = domain.of[candidate]
-            held = sum(domain.of[slot] == name for slot in row if slot >= 0)
-            if leaving >= 0 and domain.of[leaving] == name:
+        for of, limit in self._limits:
+            name = of[candidate]
+            held = [of[slot] for slot in row if slot >= 0].count(name)
+            if leaving >= 0 and of[leaving] == name:
                 held -= 1
-            if held >= domain.limit:
+            if held >= limit:
                 return False
         return True
 
     def _fill(self, partition: int, row: list[int]) -> None:
+        if -1 not in row:
+            return
+        ranked = sorted(self._members, key=lambda slot: self._scores[slot][partition], reverse=True)
+        held = [(of, limit, Counter(of[slot] for slot in row if slot >= 0)) for of, limit in self._limits]
         for index, slot in enumerate(row):
             if slot < 0:
-                row[index] = self._pick(partition, row)
-                self._load[row[index]] += 1
+                taker = row[index] = self._pick(partition, ranked, held)
+                self._load[taker] += 1
+                for of, _, counts in held:
+                    counts[of[taker]] += 1
 
-    def _pick(self, partition: int, row: list[int]) -> int:
-        """The best-ranked member below its quota; if there is none, the one that exceeds its quota least."""
-        scores = self._scores[partition]
-        allowed = [slot for slot in self._members if self._allowed(row, slot)]
-        with_quota = [slot for slot in allowed if self._load[slot] + 1 <= self._quota[slot] + 0.5]
-        if with_quota:
-            return max(with_quota, key=scores.__getitem__)
-        return min(allowed, key=lambda slot: (self._load[slot] / self._quota[slot], -scores[slot]))
+    def _pick(self, partition: int, ranked: list[int], held: list[tuple[dict[int, str], int, Counter[str]]]) -> int:
+        """The best-ranked member below its quota; if there is none, the one that exceeds its quota least.
+
+        Args:
+            partition: the row.
+            ranked: all members, the best one for this row first.
+            held: for each level of domains, the domain of each member, the limit, and how much of the row each has.
+        """
+        load, quota = self._load, self._quota
+
+        def is_allowed(slot: int) -> bool:
+            for of, limit, counts in held:  # noqa: SIM110 (a generator would take twice as long)
+                if counts.get(of[slot], 0) >= limit:
+                    return False
+            return True
+
+        for slot in ranked:
+            if load[slot] + 1 <= quota[slot] + 0.5 and is_allowed(slot):
+                return slot
+        allowed = filter(is_allowed, self._members)
+        return min(allowed, key=lambda slot: (load[slot] / quota[slot], -self._scores[slot][partition]))
 
     def _level(self) -> None:
         """Move slots from members above their quota to members below it, as far as the domains allow.
@@ -179,7 +204,7 @@ class Assignment:
 
         Members below their quota may be absent only from rows that ``crowded`` is not in.
         """
-        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][crowded])
+        ranked = sorted(range(PARTITIONS), key=self._scores[crowded].__getitem__)
         for partition in ranked:
             if self._surplus(crowded) < _SURPLUS_MAX:
                 return
@@ -188,11 +213,11 @@ class Assignment:
 
     def _give_away(self, partition: int, crowded: int) -> None:
         """Give the place of ``crowded`` to the member that exceeds its quota least, if allowed and an improvement."""
-        row, scores = self._rows[partition], self._scores[partition]
+        row = self._rows[partition]
         index = row.index(crowded)
         gain_min = 1 if row[index] != self._old_rows[partition][index] else 2
         gaining = [slot for slot in self._members if self._surplus(crowded) - self._surplus(slot) > gain_min]
-        for taker in sorted(gaining, key=lambda slot: (self._surplus(slot), -scores[slot])):
+        for taker in sorted(gaining, key=lambda slot: (self._surplus(slot), -self._scores[slot][partition])):
             if self._allowed(row, taker, leaving=crowded):
                 self._hand_over(row, index, taker)
                 return
@@ -207,7 +232,7 @@ class Assignment:
 
     def _give(self, short: int, over: float, *, moving: bool) -> None:
         """Go through the rows, those where ``short`` ranks highest first, repeatedly while it gets places."""
-        ranked = sorted(range(PARTITIONS), key=lambda partition: self._scores[partition][short], reverse=True)
+        ranked = sorted(range(PARTITIONS), key=self._scores[short].__getitem__, reverse=True)
         before = -1
         while before < self._load[short]:
             before = self._load[short]
@@ -220,12 +245,16 @@ class Assignment:
         """Give ``short`` the place of the member that exceeds its quota most, if by at least ``over`` and allowed."""
         # With a smaller difference, they would only swap roles, or move slots because of rounding.
         gain_min = 1 if moving or short not in self._old_members else 2
-        row, old = self._rows[partition], self._old_rows[partition]
-        places = {slot: index for index, slot in enumerate(row) if not moving or slot != old[index]}
-        surplus = {slot: self._surplus(slot) for slot in places}
+        row, old, own = self._rows[partition], self._old_rows[partition], self._surplus(short)
+        places: dict[int, int] = {}
+        surplus: dict[int, float] = {}
+        for index, slot in enumerate(row):
+            if moving and slot == old[index]:
+                continue
+            excess = self._load[slot] - self._quota[slot]
+            if excess >= over and excess - own > gain_min:
+                places[slot], surplus[slot] = index, excess
         for slot in sorted(surplus, key=surplus.__getitem__, reverse=True):
-            if surplus[slot] < over or surplus[slot] - self._surplus(short) <= gain_min:
-                return
             if self._allowed(row, short, leaving=slot):
                 self._hand_over(row, places[slot], short)
                 return
