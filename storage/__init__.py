@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from storage.formats.versions import Version
     from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
+    from storage.listing import FilePage, VersionPage
     from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
     from storage.read.reader import FileReader
     from storage.reports import (
@@ -70,6 +71,7 @@ __all__ = [
     "DeleteOutcome",
     "ErasureProfile",
     "FileNotFound",
+    "FilePage",
     "FileReader",
     "FileStorage",
     "FormatError",
@@ -100,6 +102,7 @@ __all__ = [
     "UsedAfterFork",
     "Version",
     "VersionNotFound",
+    "VersionPage",
     "VolumeStats",
 ]
 
@@ -117,6 +120,7 @@ __getattr__, __dir__ = loading(
         "DeleteOutcome": "storage.outcomes",
         "ErasureProfile": "storage.erasure",
         "FileNotFound": "storage.errors",
+        "FilePage": "storage.listing",
         "FileReader": "storage.read.reader",
         "FileStorage": "storage.engine",
         "FormatError": "storage.errors",
@@ -147,6 +151,7 @@ __getattr__, __dir__ = loading(
         "UsedAfterFork": "storage.errors",
         "Version": "storage.formats.versions",
         "VersionNotFound": "storage.errors",
+        "VersionPage": "storage.listing",
         "VolumeStats": "storage.reports",
     },
 )

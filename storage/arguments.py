@@ -22,6 +22,7 @@ from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
 from storage.limits import (
     FILE_SIZE_MAX,
+    PARTS_MAX,
     SMALL_COPIES_BYTES_MAX,
     as_int,
     check_attributes,
@@ -234,6 +235,19 @@ def _names(value: Any) -> list[str]:
     return [text("the name of an attribute")(one) for one in value]
 
 
+def _parts(value: Any) -> list[tuple[str, str | None]]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or len(value) > PARTS_MAX:
+        raise InvalidArgument(f"parts must be a list of up to {PARTS_MAX:,} pairs of a file id and a version id")
+    return [_part(one) for one in value]
+
+
+def _part(value: Any) -> tuple[str, str | None]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise InvalidArgument("a part is a pair (tuple) of a file id, and a version id or None")
+    file_id, version_id = value
+    return identifier("a file id")(file_id), None if version_id is None else identifier("a version id")(version_id)
+
+
 def _chunk_size(value: Any) -> int:
     return check_chunk_size(value)
 
@@ -285,6 +299,11 @@ RULES: Mapping[str, Rule] = {
     "user_id": _same_text(check_user_id),
     "note": _same_text(check_note),
     "attributes": _attributes,
+    "parts": _parts,
+    "if_absent": instance(bool, "if_absent"),
+    "if_head": identifier("if_head"),
+    "delimiter": text("delimiter"),
+    "hidden": text("hidden"),
     "with_attributes": _names,
     "prefix": text("prefix"),
     "file_id": identifier("file_id"),

@@ -145,7 +145,7 @@ class Files:
             page = self._catalog.names(user, prefix.encode(), start, limit)
             for _, identifier in page:
                 # Keys have only the beginning of long names, and a file may be deleted meanwhile.
-                head = self._head(identifier) if len(found) < limit else None
+                head = self.head(identifier) if len(found) < limit else None
                 if head is not None and head.filename.startswith(prefix):
                     found.append(head)
             if len(page) < limit:
@@ -153,7 +153,7 @@ class Files:
             start = page[-1][0]
         return found
 
-    def _head(self, file_id: bytes) -> Version | None:
+    def head(self, file_id: bytes) -> Version | None:
         """The head of a file; None if it was deleted, or cannot be read: one such file must not hide the others."""
         try:
             entry = self._catalog.file(file_id)

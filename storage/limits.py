@@ -22,6 +22,7 @@ SMALL_COPIES_BYTES_MAX = CHUNK_SIZE_MIN  # so that files kept as copies have one
 FILENAME_BYTES_MAX = 1024  # S3's limit for object keys
 USER_ID_BYTES_MAX = 256
 NOTE_BYTES_MAX = 4096
+PARTS_MAX = 10_000  # of a file that is made of others, as in S3
 ATTRIBUTES_MAX = 128
 ATTRIBUTES_BYTES_MAX = 16 * KIB  # names and values of all attributes of a version together
 ATTRIBUTE_NAME_BYTES_MAX = 128

@@ -26,6 +26,8 @@ class PushOptions:
         note: free text kept in the version.
         sha256: hex SHA-256 of the content, checked before anything becomes visible; None: unknown.
         attributes: kept with the version; None: none, and those of a head with the same content stay.
+        if_absent: whether to commit only if there is no file of this name.
+        if_head: id of the version that must be the head at the commit; None: any, or none.
     """
 
     filename: str
@@ -36,6 +38,8 @@ class PushOptions:
     note: str = ""
     sha256: str | None = None
     attributes: Attributes | None = None
+    if_absent: bool = False
+    if_head: str | None = None
 
     def attributes_now(self) -> dict[str, bytes] | None:
         """The attributes; if they come from a function, it is called.

@@ -5,6 +5,8 @@ from storage.catalog.memory import MemoryCatalog, MemoryDatabase
 from storage.catalog.port import (
     COPIED_IN_USE,
     DESTROYED_KEYS,
+    NAME_PLAIN_MAX,
+    USER_KEY_BYTES,
     USER_KEYS,
     Catalog,
     CatalogTransaction,
@@ -20,7 +22,9 @@ from storage.catalog.port import (
 __all__ = [
     "COPIED_IN_USE",
     "DESTROYED_KEYS",
+    "NAME_PLAIN_MAX",
     "USER_KEYS",
+    "USER_KEY_BYTES",
     "Catalog",
     "CatalogTransaction",
     "Counters",

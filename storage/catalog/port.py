@@ -27,7 +27,8 @@ USER_KEYS = "user-keys"
 DESTROYED_KEYS = "user-keys-destroyed"
 """Document with the ids of users' keys that were destroyed; copies that come back from volumes are not taken."""
 
-_NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
+NAME_PLAIN_MAX = 440  # LMDB keys have at most 511 bytes
+"""Bytes of a name that its key has in clear; the rest of a longer one is hashed."""
 
 
 class DamagedSettings(FormatError):
@@ -187,9 +188,9 @@ def user_key(user_id: bytes) -> bytes:
 
 def name_key(user: bytes, filename: bytes) -> bytes:
     """Return the key of a name. Keys sort by user, then by name (by the first 440 bytes of longer names)."""
-    if len(filename) <= _NAME_PLAIN_MAX:
+    if len(filename) <= NAME_PLAIN_MAX:
         return user + filename
-    return user + filename[:_NAME_PLAIN_MAX] + blake3(filename).digest()
+    return user + filename[:NAME_PLAIN_MAX] + blake3(filename).digest()
 
 
 class CatalogTransaction(Protocol):

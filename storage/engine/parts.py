@@ -29,6 +29,7 @@ from storage.stripes.contents import Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from storage.write.commit import GroupCommit
+from storage.write.condition import require_now
 from storage.write.context import PushContext
 from storage.write.copies import SmallCopies
 from storage.write.lineage import Lineage
@@ -169,6 +170,7 @@ class StoreParts:
         Raises:
             UsedAfterFork, StoreClosed, FormatError, CatalogBehind: see :meth:`check_writable`.
             InsufficientWorkers, StoreFull: too few volumes take writes.
+            ConflictError, FileNotFound: the options have a condition that is not so.
         """
         self.check_writable()
         chunk_size = self.settings.chunk_size if options.chunk_size is None else options.chunk_size
@@ -176,7 +178,10 @@ class StoreParts:
         if profile != self.profile:
             self.quotas.policy.check_profile(profile)
         self.volumes.require_writable(profile)
-        return self.target(options, profile, chunk_size, seals=self.keys.seals)
+        target = self.target(options, profile, chunk_size, seals=self.keys.seals)
+        if target.condition is not None:
+            require_now(target.condition, target.filename, target.name, self.catalog)
+        return target
 
     def target(self, options: PushOptions, profile: ErasureProfile, chunk_size: int, *, seals: bool) -> PushTarget:
         """Return the target of a push or revision that begins now; ``seals``: whether it is sealed.

@@ -12,12 +12,15 @@ from storage.files import parsed_id
 from storage.formats.sealed_nodes import manifest_of
 from storage.formats.versions import Version
 from storage.limits import MIB
+from storage.listing import FilePage, Listing, PageRange, VersionPage
 from storage.read.reader import FileReader, VersionStream
 from storage.write import revising
 from storage.write.sources import Source
 
 _SYNC_DATA_BYTES_MAX = 64 * MIB
 _ALL = 1 << 62
+PAGE_MAX = 1000
+"""Entries of a page, unless the caller says otherwise."""
 
 
 class ReadableStore:
@@ -165,3 +168,60 @@ class ReadableStore:
         """
         self._parts.check_open()
         return self._parts.files.heads(user_id, prefix, after, _ALL if limit is None else limit)
+
+    @checked
+    def list_page(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        delimiter: str = "",
+        after: str | None = None,
+        limit: int = PAGE_MAX,
+        hidden: str = "",
+    ) -> FilePage:
+        """A page of a user's files by name, as directories are listed; it takes about as long as it has entries.
+
+        Args:
+            user_id: the owner.
+            prefix: only names that start with this.
+            delimiter: names that have this text after the prefix are not listed: what they have in common up to it is,
+                once, among the page's ``prefixes``. Empty: all names are listed.
+            after: continue after this name; after all names that begin with it, if it is one of the ``prefixes``.
+            limit: at most this many files and prefixes together; a page may have fewer though there are more.
+            hidden: leave out files whose head has an attribute of this name. Empty: leave out none.
+        """
+        self._parts.check_open()
+        wanted = PageRange(user_id, prefix, delimiter, after, limit)
+        return Listing(self._parts.catalog, self._parts.files).files(wanted, hidden)
+
+    @checked
+    def list_versions(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        delimiter: str = "",
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = PAGE_MAX,
+    ) -> VersionPage:
+        """A page of all versions of a user's files: by name, and those of each file from newest to oldest.
+
+        Args:
+            user_id: the owner.
+            prefix: see :meth:`list_page`.
+            delimiter: likewise.
+            after: likewise.
+            before: begin with those versions of the file ``after`` that come after this one in its history.
+            limit: at most this many versions and prefixes together.
+
+        Raises:
+            VersionNotFound: the file ``after`` has no version ``before``.
+            InvalidArgument: ``before`` is given without ``after``.
+        """
+        self._parts.check_open()
+        if before is not None and after is None:
+            raise InvalidArgument("before is a version of the file `after`; give both")
+        wanted = PageRange(user_id, prefix, delimiter, after, limit)
+        return Listing(self._parts.catalog, self._parts.files).versions(wanted, before)

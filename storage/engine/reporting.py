@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from storage.arguments import checked
 from storage.catalog import Counters, ProfileCount
-from storage.engine.many import ManyFiles
+from storage.engine.concatenating import ConcatenatingStore
 from storage.erasure import ErasureProfile, accelerator_name
 from storage.maintenance.heal import Pace
 from storage.reports import CacheUse, HealingState, StoreStats
 
 
-class ReportingStore(ManyFiles):
+class ReportingStore(ConcatenatingStore):
     """The half of a store that tells about it."""
 
     @property

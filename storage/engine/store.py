@@ -240,6 +240,8 @@ class FileStorage(ReportingStore):
         note: str = "",
         sha256: str | None = None,
         attributes: Attributes | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         progress: Progress | None = None,
     ) -> Version:
         """Store content under a user's filename. An existing file gets a new version, unless the content is equal.
@@ -258,17 +260,23 @@ class FileStorage(ReportingStore):
             sha256: hex SHA-256 of the content, checked before anything becomes visible.
             attributes: kept with the version: bytes by names of 1…128 bytes, 16 KiB in all; or a function that returns
                 them, called once ``source`` was read. Default: none, but a head with equal content keeps its own.
+            if_absent: store nothing if there is a file of this name when the push would be committed.
+            if_head: store nothing unless this version is the head then.
             progress: called with (bytes stored, total bytes or 0).
 
         Raises:
             InvalidArgument: an argument is malformed or out of bounds.
+            ConflictError: there is a file, or another head, other than ``if_absent`` or ``if_head`` says.
+            FileNotFound: ``if_head`` is given, and there is no file of this name.
             StoreFull: a disk or quota is full; nothing was stored.
             InsufficientWorkers: too few volumes or workers are available to store it safely.
             OSError: ``source`` cannot be read.
             CatalogBehind: see :attr:`behind`.
         """
         given = None if callable(attributes) else attributes
-        options = PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256, given)
+        options = PushOptions(
+            filename, user_id, profile, chunk_size, time_ms, note, sha256, given, if_absent, if_head
+        )  # fmt: skip
         target = self._parts.push_target(options)
         is_plain = sha256 is None and progress is None and not callable(attributes)
         if is_plain and type(source) is bytes and 0 < len(source) <= INLINE_BYTES_MAX:
@@ -293,11 +301,15 @@ class FileStorage(ReportingStore):
         note: str = "",
         sha256: str | None = None,
         attributes: Mapping[str, bytes] | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         size_hint: int | None = None,
         progress: Progress | None = None,
     ) -> Upload:
         """Begin a push whose bytes arrive in pieces; the arguments are those of :meth:`push`."""
-        options = PushOptions(filename, user_id, profile, chunk_size, time_ms, note, sha256, attributes)
+        options = PushOptions(
+            filename, user_id, profile, chunk_size, time_ms, note, sha256, attributes, if_absent, if_head
+        )  # fmt: skip
         target = self._parts.push_target(options)
         return Upload(self._context, target, progress, size_hint or 0)
 

@@ -245,6 +245,8 @@ class GroupCommit:
         if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
             raise EpochChanged("stores came or went before the commit; push again")  # does not delay the others
         file_id, entry = plan.file_of(at)
+        if pending.target.condition is not None:
+            pending.target.condition.require(pending.target.filename, entry)
         identifier, root_raw = root_id(pending.root)
         if entry is not None and file_id is not None:
             head = plan.head_of(at, file_id, entry)

@@ -13,6 +13,7 @@ from storage.limits import check_attributes
 from storage.options import PushOptions
 from storage.runtime import Runtime
 from storage.sealing.user_keys import UserKey, UserKeys
+from storage.write.condition import Condition, condition_of
 from storage.write.copies import SmallCopies
 
 
@@ -34,6 +35,7 @@ class PushTarget:
         sha256: SHA-256 of the content, if the author gave one.
         note: free text.
         epoch: epoch of the fleet when writing began.
+        condition: what must be so at the commit; None: nothing.
         attributes: of the version, by name; None: none, and a head with the same content keeps its own.
         key: the owner's key, with which the file is sealed; None: it is not sealed.
     """
@@ -52,6 +54,7 @@ class PushTarget:
     epoch: tuple[int, ...]
     key: UserKey | None = None
     attributes: Pairs | None = None
+    condition: Condition | None = None
 
     @property
     def transform(self) -> int:
@@ -103,4 +106,5 @@ def push_target(
         epoch=epoch,
         key=key,
         attributes=None if attributes is None else tuple(attributes.items()),
+        condition=condition_of(if_absent=options.if_absent, if_head=options.if_head),
     )

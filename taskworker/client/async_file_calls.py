@@ -6,12 +6,13 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from typing import BinaryIO
 
-from storage import DeleteOutcome, ErasureProfile, GetOutcome, ManifestDiff, PushOutcome, Version
+from storage import DeleteOutcome, ErasureProfile, FilePage, GetOutcome, ManifestDiff, PushOutcome, Version, VersionPage
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
 from storage.options import Attributes
 from storage.reports import Progress
 from taskworker.client.async_calls import AsyncCalls
+from taskworker.client.listing_calls import _LIMIT
 from taskworker.client.many import NamedSource
 from taskworker.client.revision_calls import ReadableAnywhere, Synchronized, SyncResult
 from taskworker.client.sources import Pushable
@@ -32,6 +33,8 @@ class AsyncFileCalls(AsyncCalls):
         note: str = "",
         sha256: str | None = None,
         attributes: Attributes | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
@@ -48,6 +51,8 @@ class AsyncFileCalls(AsyncCalls):
                 note=note,
                 sha256=sha256,
                 attributes=attributes,
+                if_absent=if_absent,
+                if_head=if_head,
                 progress=progress,
                 timeout_s=timeout_s,
             )
@@ -135,12 +140,21 @@ class AsyncFileCalls(AsyncCalls):
         user_id: str,
         version_id: str | None = None,
         attributes: Mapping[str, bytes] | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         timeout_s: float | None = None,
     ) -> Version:
         """See :meth:`Client.copy`."""
         return await self._run(
             lambda: self._client.copy(
-                file_id, filename, user_id=user_id, version_id=version_id, attributes=attributes, timeout_s=timeout_s
+                file_id,
+                filename,
+                user_id=user_id,
+                version_id=version_id,
+                attributes=attributes,
+                if_absent=if_absent,
+                if_head=if_head,
+                timeout_s=timeout_s,
             )
         )
 
@@ -205,6 +219,88 @@ class AsyncFileCalls(AsyncCalls):
     async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
         """See :meth:`Client.delete_files`."""
         return await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))
+
+    async def list_page(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        delimiter: str = "",
+        after: str | None = None,
+        limit: int = _LIMIT,
+        hidden: str = "",
+        with_attributes: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> FilePage:
+        """See :meth:`Client.list_page`."""
+        return await self._run(
+            lambda: self._client.list_page(
+                user_id=user_id,
+                prefix=prefix,
+                delimiter=delimiter,
+                after=after,
+                limit=limit,
+                hidden=hidden,
+                with_attributes=with_attributes,
+                timeout_s=timeout_s,
+            )
+        )
+
+    async def list_versions(
+        self,
+        *,
+        user_id: str,
+        prefix: str = "",
+        delimiter: str = "",
+        after: str | None = None,
+        before: str | None = None,
+        limit: int = _LIMIT,
+        timeout_s: float | None = None,
+    ) -> VersionPage:
+        """See :meth:`Client.list_versions`."""
+        return await self._run(
+            lambda: self._client.list_versions(
+                user_id=user_id,
+                prefix=prefix,
+                delimiter=delimiter,
+                after=after,
+                before=before,
+                limit=limit,
+                timeout_s=timeout_s,
+            )
+        )
+
+    async def concatenate(
+        self,
+        parts: Sequence[tuple[str, str | None]],
+        filename: str,
+        *,
+        user_id: str,
+        time_ms: int | None = None,
+        note: str = "",
+        sha256: str | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> Version:
+        """See :meth:`Client.concatenate`."""
+        return await self._run(
+            lambda: self._client.concatenate(
+                parts,
+                filename,
+                user_id=user_id,
+                time_ms=time_ms,
+                note=note,
+                sha256=sha256,
+                attributes=attributes,
+                if_absent=if_absent,
+                if_head=if_head,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
 
     def push_many(
         self,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from taskworker.client.concatenating_calls import ConcatenatingCalls
 from taskworker.client.file_calls import FileCalls
 from taskworker.client.function_calls import FunctionCalls
+from taskworker.client.listing_calls import ListingCalls
 from taskworker.client.maintenance_calls import MaintenanceCalls
 from taskworker.client.many_calls import ManyCalls
 from taskworker.client.revision_calls import RevisionCalls
 from taskworker.client.sharing_calls import SharingCalls
 
 
-class Client(FileCalls, ManyCalls, RevisionCalls, SharingCalls, FunctionCalls, MaintenanceCalls):
+class Client(
+    FileCalls,
+    ListingCalls,
+    ConcatenatingCalls,
+    ManyCalls,
+    RevisionCalls,
+    SharingCalls,
+    FunctionCalls,
+    MaintenanceCalls,
+):
     """A store on a server. Thread-safe; connects when first used; a context manager.
 
     Errors are those of ``storage``, and ``StorageUnavailable``, ``ServerBusy``, ``DeadlineExceeded``

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from storage import Version
+from storage.options import PushOptions
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import attributes_to_proto, profile_to_proto
+from taskworker.rpc.conversion import push_commit, push_header
 
 
 def chunk_ids_of(channel: Channel, version: Version, deadline: Deadline) -> Iterator[list[bytes]]:
@@ -23,19 +24,9 @@ def chunk_ids_of(channel: Channel, version: Version, deadline: Deadline) -> Iter
         start += len(ids)
 
 
-def copy_messages(
-    version: Version, filename: str, attributes: Mapping[str, bytes] | None, pages: list[list[bytes]]
-) -> Iterator[bytes]:
+def copy_messages(version: Version, options: PushOptions, pages: list[list[bytes]]) -> Iterator[bytes]:
     """The messages of a push of the same chunks, in wire form."""
-    header = store_pb2.PushHeader(
-        filename=filename,
-        user_id=version.user_id,
-        chunk_size=version.chunk_size,
-        profile=profile_to_proto(version.profile),
-        size_hint=version.size,
-    )
-    yield store_pb2.PushPart(header=header).SerializeToString()
+    yield store_pb2.PushPart(header=push_header(options, size_hint=version.size)).SerializeToString()
     for ids in pages:
         yield store_pb2.PushPart(reuse=store_pb2.ChunkList(chunk_ids=ids)).SerializeToString()
-    kept = None if attributes is None else attributes_to_proto(attributes)
-    yield store_pb2.PushPart(commit=store_pb2.PushCommit(size=version.size, attributes=kept)).SerializeToString()
+    yield store_pb2.PushPart(commit=push_commit(options, version.size)).SerializeToString()

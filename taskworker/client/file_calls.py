@@ -25,7 +25,7 @@ from taskworker.client.copying import chunk_ids_of, copy_messages
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import RemoteFile, Wanted, get_small, writable, write_to
 from taskworker.client.local_files import replacing
-from taskworker.client.pushing import push, require_no_attributes
+from taskworker.client.pushing import push, require_conditions, require_no_attributes
 from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
 from taskworker.protos import store_pb2
@@ -52,6 +52,8 @@ class FileCalls(ClientBase):
         note: str = "",
         sha256: str | None = None,
         attributes: Attributes | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> Version:
@@ -73,11 +75,15 @@ class FileCalls(ClientBase):
                 them, called from another thread once all of ``source`` was read. If it raises, nothing is stored.
                 Default: none, but a head with equal content keeps its own. With other attributes than those of the
                 head, equal content makes a new version.
+            if_absent: store nothing if there is a file of this name when the push would be committed.
+            if_head: store nothing unless this version is the head then.
             progress: called with (bytes done, total bytes or 0), from another thread.
             timeout_s: seconds for the whole push.
 
         Raises:
             InvalidArgument: an argument is malformed or out of bounds.
+            ConflictError: there is a file, or another head, other than ``if_absent`` or ``if_head`` says.
+            FileNotFound: ``if_head`` is given, and there is no file of this name.
             StoreFull: a disk or quota is full; nothing was stored.
             InsufficientWorkers: too few volumes or workers are available to store it safely.
             OSError: ``source`` cannot be read.
@@ -91,8 +97,11 @@ class FileCalls(ClientBase):
             note=note,
             sha256=sha256,
             attributes=attributes,
+            if_absent=if_absent,
+            if_head=if_head,
         )
         deadline = self._deadline(timeout_s)
+        require_conditions(self._channel, options, deadline)
         with sources.opened(source) as content:
             if self._sealed is not None:
                 require_no_attributes(attributes)
@@ -230,6 +239,8 @@ class FileCalls(ClientBase):
         user_id: str,
         version_id: str | None = None,
         attributes: Mapping[str, bytes] | None = None,
+        if_absent: bool = False,
+        if_head: str | None = None,
         timeout_s: float | None = None,
     ) -> Version:
         """Store a version's content under another name of the same user.
@@ -243,10 +254,13 @@ class FileCalls(ClientBase):
             user_id: the owner of both.
             version_id: the version; default: the head.
             attributes: of the copy; default: those of the version.
+            if_absent: see :meth:`push`.
+            if_head: likewise.
             timeout_s: seconds.
 
         Raises:
-            FileNotFound: there is no such file, or it is another user's.
+            FileNotFound: there is no such file, or it is another user's; or ``if_head`` is given for a new name.
+            ConflictError: see :meth:`push`.
             VersionNotFound: the file has no such version.
             InvalidArgument: an argument is malformed or out of bounds.
             StoreFull: a disk or quota is full; nothing was stored.
@@ -254,18 +268,33 @@ class FileCalls(ClientBase):
         """
         deadline = self._deadline(timeout_s)
         version = self._stat(file_id, user_id, version_id, deadline)
-        if attributes is None:
-            attributes = version.attributes or None
+        kept = version.attributes or None if attributes is None else attributes
+        options = PushOptions(
+            filename,
+            user_id,
+            profile=version.profile,
+            chunk_size=version.chunk_size,
+            attributes=kept,
+            if_absent=if_absent,
+            if_head=if_head,
+        )
+        require_conditions(self._channel, options, deadline)
         if self._sealed is None:
             with suppress(InvalidArgument):  # a chunk is damaged
                 ids = list(chunk_ids_of(self._channel, version, deadline))
-                response = self._channel.push(
-                    OutgoingMessages(copy_messages(version, filename, attributes, ids)), deadline
-                )
+                messages = OutgoingMessages(copy_messages(version, options, ids))
+                response = self._channel.push(messages, deadline)
                 return convert.version_from_proto(response.version, unchanged=response.unchanged)
         with self._fetch_by(Wanted(file_id, user_id, version.version_id), deadline) as fetch:
-            timeout_s = deadline.remaining_s()
-            return self.push(fetch, filename=filename, user_id=user_id, attributes=attributes, timeout_s=timeout_s)
+            return self.push(
+                fetch,
+                filename=filename,
+                user_id=user_id,
+                attributes=kept,
+                if_absent=if_absent,
+                if_head=if_head,
+                timeout_s=deadline.remaining_s(),
+            )
 
     @arguments_checked
     def open(

@@ -18,7 +18,7 @@ from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import SeekableSource, Source
 from taskworker.errors import CallNotOffered, ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import attributes_to_proto, profile_to_proto, push_header, version_from_proto
+from taskworker.rpc.conversion import profile_to_proto, push_commit, push_header, version_from_proto
 from taskworker.rpc.data_frames import data_frame
 from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
@@ -71,7 +71,7 @@ def _push_small(
     part = store_pb2.PushPart(
         header=push_header(options, size_hint=source.size),
         data=bytes(source.read(0, source.size)),
-        commit=_commit(options, source.size),
+        commit=push_commit(options, source.size),
     )
     attempt = 0
     while True:
@@ -93,10 +93,14 @@ def push_messages(channel: Channel, source: Source, options: PushOptions, deadli
     return _Push(channel, source, options, deadline, None).messages()
 
 
-def _commit(options: PushOptions, size: int) -> store_pb2.PushCommit:
-    """The end of a push. If the attributes come from a function, it is called now, as all content was read."""
-    attributes = options.attributes_now()
-    return store_pb2.PushCommit(size=size, attributes=None if attributes is None else attributes_to_proto(attributes))
+def require_conditions(channel: Channel, options: PushOptions, deadline: Deadline) -> None:
+    """Check that the server knows the conditions of a push, if there are any: an older one would ignore them.
+
+    Raises:
+        CallNotOffered: it does not.
+    """
+    if (options.if_absent or options.if_head is not None) and not channel.describe(deadline).has_conditions:
+        raise CallNotOffered(f"the server at {channel.address} is of a release without conditions; upgrade it")
 
 
 def require_no_attributes(attributes: object) -> None:
@@ -201,7 +205,7 @@ class _Push:
         return data_frame(block)
 
     def _last(self, part: store_pb2.PushPart, size: int) -> bytes:
-        part.commit.CopyFrom(_commit(self._options, size))
+        part.commit.CopyFrom(push_commit(self._options, size))
         self._advance(size - self._done)
         return part.SerializeToString()
 

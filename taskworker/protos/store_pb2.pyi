@@ -276,6 +276,7 @@ class DescribeResponse(_message.Message):
     UNARY_BYTES_MAX_FIELD_NUMBER: _builtins.int
     PART_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CHUNK_IDS_MAX_FIELD_NUMBER: _builtins.int
+    HAS_CONDITIONS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """of files that are pushed without one"""
     unary_bytes_max: _builtins.int
@@ -284,6 +285,8 @@ class DescribeResponse(_message.Message):
     """size of the largest message of a stream"""
     chunk_ids_max: _builtins.int
     """most ids in one MissingChunks, GetManifest or reuse list"""
+    has_conditions: _builtins.bool
+    """knows if_absent and if_head of pushes, and what ListFiles has after `attributes`"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """likewise"""
@@ -296,10 +299,11 @@ class DescribeResponse(_message.Message):
         unary_bytes_max: _builtins.int = ...,
         part_bytes_max: _builtins.int = ...,
         chunk_ids_max: _builtins.int = ...,
+        has_conditions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,6 +359,8 @@ class PushHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     SIZE_HINT_FIELD_NUMBER: _builtins.int
+    IF_ABSENT_FIELD_NUMBER: _builtins.int
+    IF_HEAD_FIELD_NUMBER: _builtins.int
     filename: _builtins.str
     user_id: _builtins.str
     chunk_size: _builtins.int
@@ -366,6 +372,12 @@ class PushHeader(_message.Message):
     note: _builtins.str
     size_hint: _builtins.int
     """0: not known"""
+    if_absent: _builtins.bool
+    """Conditions, which are decided with the commit: ABORTED if they are not so. At most one of them.
+    there is no file of this name
+    """
+    if_head: _builtins.str
+    """the id of the version that is the head; NOT_FOUND if there is no file; empty: any"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """absent: the store's"""
@@ -381,10 +393,12 @@ class PushHeader(_message.Message):
         sha256: _builtins.str = ...,
         note: _builtins.str = ...,
         size_hint: _builtins.int = ...,
+        if_absent: _builtins.bool = ...,
+        if_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "profile", b"profile", "time_ms", b"time_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "filename", b"filename", "note", b"note", "profile", b"profile", "sha256", b"sha256", "size_hint", b"size_hint", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "filename", b"filename", "if_absent", b"if_absent", "if_head", b"if_head", "note", b"note", "profile", b"profile", "sha256", b"sha256", "size_hint", b"size_hint", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_ms: _TypeAlias = _typing.Literal["time_ms"]  # noqa: Y015
     _WhichOneofArgType__time_ms: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms"]  # noqa: Y015
@@ -463,6 +477,91 @@ class PushStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushStreamResponse: _TypeAlias = PushStreamResponse  # noqa: Y015
+
+@_typing.final
+class ConcatenateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___PushHeader:
+        """of the new file; its owner is that of all parts"""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConcatenatePart]:
+        """1 to 10,000, in order"""
+
+    @_builtins.property
+    def attributes(self) -> Global___Attributes:
+        """as in PushCommit"""
+
+    def __init__(
+        self,
+        *,
+        header: Global___PushHeader | None = ...,
+        parts: _abc.Iterable[Global___ConcatenatePart] | None = ...,
+        attributes: Global___Attributes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "header", b"header", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcatenateRequest: _TypeAlias = ConcatenateRequest  # noqa: Y015
+
+@_typing.final
+class ConcatenatePart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    version_id: _builtins.str
+    """empty: the head"""
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcatenatePart: _TypeAlias = ConcatenatePart  # noqa: Y015
+
+@_typing.final
+class ConcatenateEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """in bytes"""
+
+    @_builtins.property
+    def stored(self) -> Global___PushStreamResponse:
+        """in the last message only"""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___Progress | None = ...,
+        stored: Global___PushStreamResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "stored", b"stored"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcatenateEvent: _TypeAlias = ConcatenateEvent  # noqa: Y015
 
 @_typing.final
 class MissingChunksRequest(_message.Message):
@@ -891,12 +990,20 @@ class ListFilesRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     prefix: _builtins.str
     after: _builtins.str
     """continue after this filename; empty: begin with the first"""
     limit: _builtins.int
     """0: as many as allowed"""
+    delimiter: _builtins.str
+    """Names that have this text after the prefix are not listed, but what they have in common up to it, once, in
+    `prefixes`. If `after` is one of these, all names that begin with it are skipped. Empty: all names are listed.
+    """
+    hidden: _builtins.str
+    """leave out files whose head has an attribute of this name; empty: leave out none"""
     @_builtins.property
     def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names of the attributes wanted; none: versions come without any"""
@@ -909,10 +1016,12 @@ class ListFilesRequest(_message.Message):
         after: _builtins.str = ...,
         limit: _builtins.int = ...,
         attributes: _abc.Iterable[_builtins.str] | None = ...,
+        delimiter: _builtins.str = ...,
+        hidden: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attributes", b"attributes", "limit", b"limit", "prefix", b"prefix", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attributes", b"attributes", "delimiter", b"delimiter", "hidden", b"hidden", "limit", b"limit", "prefix", b"prefix", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,25 +1033,109 @@ class ListFilesResponse(_message.Message):
 
     FILES_FIELD_NUMBER: _builtins.int
     NEXT_AFTER_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
     next_after: _builtins.str
     """`after` for the next page; empty: this is the last page"""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
         """heads, ordered by the UTF-8 bytes of the name"""
 
+    @_builtins.property
+    def prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of names with the delimiter, in order; they count for the limit as files do"""
+
     def __init__(
         self,
         *,
         files: _abc.Iterable[Global___Version] | None = ...,
         next_after: _builtins.str = ...,
+        prefixes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_after", b"next_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_after", b"next_after", "prefixes", b"prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFilesResponse: _TypeAlias = ListFilesResponse  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    prefix: _builtins.str
+    delimiter: _builtins.str
+    """as in ListFilesRequest"""
+    after: _builtins.str
+    """likewise"""
+    before: _builtins.str
+    """begin with the versions of the file `after` that come after this one in its history"""
+    limit: _builtins.int
+    """0: as many as allowed"""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        delimiter: _builtins.str = ...,
+        after: _builtins.str = ...,
+        before: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "delimiter", b"delimiter", "limit", b"limit", "prefix", b"prefix", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    LATEST_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_FIELD_NUMBER: _builtins.int
+    NEXT_BEFORE_FIELD_NUMBER: _builtins.int
+    next_after: _builtins.str
+    """`after` for the next page; empty: this is the last page"""
+    next_before: _builtins.str
+    """`before` for the next page"""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
+        """by name, those of each file from newest to oldest"""
+
+    @_builtins.property
+    def latest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of those that are heads"""
+
+    @_builtins.property
+    def prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+        latest: _abc.Iterable[_builtins.str] | None = ...,
+        prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        next_after: _builtins.str = ...,
+        next_before: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest", b"latest", "next_after", b"next_after", "next_before", b"next_before", "prefixes", b"prefixes", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteRequest(_message.Message):

@@ -49,6 +49,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.PushPart.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.PushStreamResponse.FromString,
                 _registered_method=True)
+        self.Concatenate = channel.unary_stream(
+                '/taskworker.store.StoreService/Concatenate',
+                request_serializer=taskworker_dot_store__pb2.ConcatenateRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.ConcatenateEvent.FromString,
+                _registered_method=True)
         self.MissingChunks = channel.unary_unary(
                 '/taskworker.store.StoreService/MissingChunks',
                 request_serializer=taskworker_dot_store__pb2.MissingChunksRequest.SerializeToString,
@@ -88,6 +93,11 @@ class StoreServiceStub:
                 '/taskworker.store.StoreService/ListFiles',
                 request_serializer=taskworker_dot_store__pb2.ListFilesRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.ListFilesResponse.FromString,
+                _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/taskworker.store.StoreService/ListVersions',
+                request_serializer=taskworker_dot_store__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.ListVersionsResponse.FromString,
                 _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/taskworker.store.StoreService/Delete',
@@ -171,6 +181,14 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Concatenate(self, request, context):
+        """Stores the contents of several versions, one after the other, as one file: progress, then the version in the last
+        message. Cancelling the call ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MissingChunks(self, request, context):
         """Returns which of these chunks the user has to send.
         """
@@ -221,6 +239,13 @@ class StoreServiceServicer:
 
     def ListFiles(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """A page of all versions of a user's files.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -319,6 +344,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     request_deserializer=taskworker_dot_store__pb2.PushPart.FromString,
                     response_serializer=taskworker_dot_store__pb2.PushStreamResponse.SerializeToString,
             ),
+            'Concatenate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Concatenate,
+                    request_deserializer=taskworker_dot_store__pb2.ConcatenateRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.ConcatenateEvent.SerializeToString,
+            ),
             'MissingChunks': grpc.unary_unary_rpc_method_handler(
                     servicer.MissingChunks,
                     request_deserializer=taskworker_dot_store__pb2.MissingChunksRequest.FromString,
@@ -358,6 +388,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.ListFiles,
                     request_deserializer=taskworker_dot_store__pb2.ListFilesRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=taskworker_dot_store__pb2.ListVersionsRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.ListVersionsResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -496,6 +531,33 @@ class StoreService:
             '/taskworker.store.StoreService/PushFile',
             taskworker_dot_store__pb2.PushPart.SerializeToString,
             taskworker_dot_store__pb2.PushStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Concatenate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskworker.store.StoreService/Concatenate',
+            taskworker_dot_store__pb2.ConcatenateRequest.SerializeToString,
+            taskworker_dot_store__pb2.ConcatenateEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -712,6 +774,33 @@ class StoreService:
             '/taskworker.store.StoreService/ListFiles',
             taskworker_dot_store__pb2.ListFilesRequest.SerializeToString,
             taskworker_dot_store__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/ListVersions',
+            taskworker_dot_store__pb2.ListVersionsRequest.SerializeToString,
+            taskworker_dot_store__pb2.ListVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class StoreServiceStub:
     """
     PushFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]
     """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
+    Concatenate: _grpc.UnaryStreamMultiCallable[_store_pb2.ConcatenateRequest, _store_pb2.ConcatenateEvent]
+    """Stores the contents of several versions, one after the other, as one file: progress, then the version in the last
+    message. Cancelling the call ends it.
+    """
     MissingChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]
     """Returns which of these chunks the user has to send."""
     GetStream: _grpc.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]
@@ -57,6 +61,8 @@ class StoreServiceStub:
     """Calls for a file that does not exist, or that belongs to another user, end with NOT_FOUND."""
     History: _grpc.UnaryUnaryMultiCallable[_store_pb2.HistoryRequest, _store_pb2.HistoryResponse]
     ListFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.ListFilesRequest, _store_pb2.ListFilesResponse]
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_store_pb2.ListVersionsRequest, _store_pb2.ListVersionsResponse]
+    """A page of all versions of a user's files."""
     Delete: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]
     DeleteFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
@@ -91,6 +97,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """
     PushFile: _aio.UnaryUnaryMultiCallable[_store_pb2.PushPart, _store_pb2.PushStreamResponse]  # type: ignore[assignment]
     """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
+    Concatenate: _aio.UnaryStreamMultiCallable[_store_pb2.ConcatenateRequest, _store_pb2.ConcatenateEvent]  # type: ignore[assignment]
+    """Stores the contents of several versions, one after the other, as one file: progress, then the version in the last
+    message. Cancelling the call ends it.
+    """
     MissingChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.MissingChunksRequest, _store_pb2.MissingChunksResponse]  # type: ignore[assignment]
     """Returns which of these chunks the user has to send."""
     GetStream: _aio.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]  # type: ignore[assignment]
@@ -105,6 +115,8 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Calls for a file that does not exist, or that belongs to another user, end with NOT_FOUND."""
     History: _aio.UnaryUnaryMultiCallable[_store_pb2.HistoryRequest, _store_pb2.HistoryResponse]  # type: ignore[assignment]
     ListFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.ListFilesRequest, _store_pb2.ListFilesResponse]  # type: ignore[assignment]
+    ListVersions: _aio.UnaryUnaryMultiCallable[_store_pb2.ListVersionsRequest, _store_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """A page of all versions of a user's files."""
     Delete: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]  # type: ignore[assignment]
     DeleteFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]  # type: ignore[assignment]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
@@ -154,6 +166,16 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.PushStreamResponse, _abc.Awaitable[_store_pb2.PushStreamResponse]]:
         """PushStream for a small file: one message of at most 2 MiB carries header, data and commit."""
+
+    @_abc_1.abstractmethod
+    def Concatenate(
+        self,
+        request: _store_pb2.ConcatenateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.ConcatenateEvent], _abc.AsyncIterator[_store_pb2.ConcatenateEvent]]:
+        """Stores the contents of several versions, one after the other, as one file: progress, then the version in the last
+        message. Cancelling the call ends it.
+        """
 
     @_abc_1.abstractmethod
     def MissingChunks(
@@ -216,6 +238,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.ListFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.ListFilesResponse, _abc.Awaitable[_store_pb2.ListFilesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _store_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.ListVersionsResponse, _abc.Awaitable[_store_pb2.ListVersionsResponse]]:
+        """A page of all versions of a user's files."""
 
     @_abc_1.abstractmethod
     def Delete(

@@ -26,7 +26,7 @@ from storage.options import PushOptions
 from taskworker.protos import store_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
-HasAttributes = store_pb2.Version | store_pb2.PushCommit | store_pb2.PushManyHeader
+HasAttributes = store_pb2.Version | store_pb2.PushCommit | store_pb2.PushManyHeader | store_pb2.ConcatenateRequest
 
 
 def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> MessageT:
@@ -48,7 +48,15 @@ def push_header(options: PushOptions, *, size_hint: int) -> store_pb2.PushHeader
         sha256=options.sha256 or "",
         note=options.note,
         size_hint=size_hint,
+        if_absent=options.if_absent,
+        if_head=options.if_head or "",
     )
+
+
+def push_commit(options: PushOptions, size: int) -> store_pb2.PushCommit:
+    """The end of a push. If the attributes come from a function, it is called now, as all content was read."""
+    attributes = options.attributes_now()
+    return store_pb2.PushCommit(size=size, attributes=None if attributes is None else attributes_to_proto(attributes))
 
 
 def push_options(header: store_pb2.PushHeader) -> PushOptions:
@@ -61,6 +69,8 @@ def push_options(header: store_pb2.PushHeader) -> PushOptions:
         time_ms=header.time_ms if header.HasField("time_ms") else None,
         sha256=header.sha256 or None,
         note=header.note,
+        if_absent=header.if_absent,
+        if_head=header.if_head or None,
     )
 
 

@@ -16,7 +16,8 @@ from taskworker.rpc.limits import ANSWER_BYTES_MAX, CONNECT_TIMEOUT_MS, WINDOW_O
 from taskworker.rpc.token_channel import TokenChannel, TokenOnAsyncCalls
 
 STORE_SERVICE = "taskworker.store.StoreService"
-_READS = ("Describe", "MissingChunks", "GetFile", "GetManifest", "Stat", "History", "ListFiles", "Stats")
+_LISTS = ("History", "ListFiles", "ListVersions")
+_READS = ("Describe", "MissingChunks", "GetFile", "GetManifest", "Stat", *_LISTS, "Stats")
 
 # gRPC itself retries only calls that change nothing, or that may be repeated without harm. For others, it cannot
 # know whether a server that went away had already carried them out.

@@ -19,8 +19,9 @@ from taskworker.rpc.message_fields import ids_in, messages_at, names_in
 
 _STORE = "taskworker.store.StoreService"
 _FILES = "taskworker.FileService"
+_LISTS = ("History", "ListFiles", "ListVersions")
 _READING = frozenset(
-    {f"{_STORE}.{call}" for call in ("GetStream", "GetFile", "GetManifest", "Stat", "History", "ListFiles")}
+    {f"{_STORE}.{call}" for call in ("GetStream", "GetFile", "GetManifest", "Stat", *_LISTS)}
     | {f"{_FILES}.Get", f"{_FILES}.Synchronous"}
 )
 _READING_MANY = f"{_STORE}.GetMany"

@@ -15,7 +15,7 @@ _OWNER = "user_id"
 
 def names_in(message: Message) -> Iterator[str]:
     """Yield the names of files in a message; for a listing, what they begin with."""
-    if isinstance(message, store_pb2.ListFilesRequest):
+    if isinstance(message, store_pb2.ListFilesRequest | store_pb2.ListVersionsRequest):
         yield message.prefix
         return
     for field, value in message.ListFields():

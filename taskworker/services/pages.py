@@ -5,14 +5,42 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-from storage import Version
+from storage import FilePage, Version, VersionPage
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import version_to_proto
 from taskworker.rpc.limits import MIB
 
 _ATTRIBUTES_BYTES_MAX = MIB
 """Bytes of attributes in a page. The rest of as many versions as a page may have takes up to 3 MiB."""
 
 
-def with_attributes(version: Version, names: Collection[str]) -> Version:
+def file_page_to_proto(page: FilePage, attributes: Collection[str]) -> store_pb2.ListFilesResponse:
+    """The wire form of a page, with the attributes of these names only; of a large one, the first part."""
+    files = list(within_page(_with_attributes(file, attributes) for file in page.files))
+    prefixes, after = page.prefixes, page.next_after
+    if len(files) < len(page.files):
+        after = files[-1].filename
+        prefixes = [prefix for prefix in prefixes if prefix.encode() < after.encode()]
+    return store_pb2.ListFilesResponse(files=map(version_to_proto, files), next_after=after or "", prefixes=prefixes)
+
+
+def version_page_to_proto(page: VersionPage) -> store_pb2.ListVersionsResponse:
+    """The wire form of a page; of a large one, the first part."""
+    versions = list(within_page(page.versions))
+    prefixes, after, before = page.prefixes, page.next_after, page.next_before
+    if len(versions) < len(page.versions):
+        after, before = versions[-1].filename, versions[-1].version_id
+        prefixes = [prefix for prefix in prefixes if prefix.encode() < after.encode()]
+    return store_pb2.ListVersionsResponse(
+        versions=map(version_to_proto, versions),
+        latest=[one.version_id for one in versions if one.version_id in page.latest],
+        prefixes=prefixes,
+        next_after=after or "",
+        next_before=before or "",
+    )
+
+
+def _with_attributes(version: Version, names: Collection[str]) -> Version:
     """The version with those attributes only that have one of these names."""
     if not version.attributes:
         return version

@@ -34,8 +34,9 @@ from taskworker.rpc.limits import (
     PAGE_MAX,
     PART_BYTES_MAX,
 )
+from taskworker.rpc.running import Run
 from taskworker.services.many import ManyFilesService
-from taskworker.services.pages import with_attributes, within_page
+from taskworker.services.pages import file_page_to_proto, version_page_to_proto, within_page
 from taskworker.services.pieces import GetPieces, pieces_of
 from taskworker.services.revision import Revision, Revisions
 
@@ -95,6 +96,7 @@ class StoreService(ManyFilesService):
             unary_bytes_max=self._unary_bytes_max,
             part_bytes_max=PART_BYTES_MAX,
             chunk_ids_max=CHUNK_IDS_MAX,
+            has_conditions=True,
         )
 
     def PushStream(  # noqa: N802
@@ -135,6 +137,22 @@ class StoreService(ManyFilesService):
         options = replace(push_options(part.header), attributes=attributes_from_proto(part.commit))
         version = self._store.push(part.data, **options.arguments())
         return store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
+
+    def Concatenate(  # noqa: N802
+        self, request: store_pb2.ConcatenateRequest, caller: Caller
+    ) -> Iterator[store_pb2.ConcatenateEvent]:
+        """Store a file that consists of others."""
+        options = replace(push_options(request.header), attributes=attributes_from_proto(request))
+        parts = [(part.file_id, part.version_id or None) for part in request.parts]
+        with (
+            self._transfers.place(user_of(caller)),
+            Run(lambda progress: self._store.concatenate(parts, progress=progress, **options.arguments())) as run,
+        ):
+            for done, total in run.progress():
+                yield store_pb2.ConcatenateEvent(progress=store_pb2.Progress(done=done, total=total))
+            version = run.outcome()
+            stored = store_pb2.PushStreamResponse(version=version_to_proto(version), unchanged=version.unchanged)
+            yield store_pb2.ConcatenateEvent(stored=stored)
 
     def MissingChunks(  # noqa: N802
         self, request: store_pb2.MissingChunksRequest, caller: Caller
@@ -254,15 +272,29 @@ class StoreService(ManyFilesService):
         self, request: store_pb2.ListFilesRequest, _caller: Caller
     ) -> store_pb2.ListFilesResponse:
         """A page of a user's files, by name."""
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        files = self._store.list_files(
-            user_id=request.user_id, prefix=request.prefix, after=request.after or None, limit=limit
+        page = self._store.list_page(
+            user_id=request.user_id,
+            prefix=request.prefix,
+            delimiter=request.delimiter,
+            after=request.after or None,
+            limit=min(request.limit or PAGE_MAX, PAGE_MAX),
+            hidden=request.hidden,
         )
-        shown = list(within_page(with_attributes(file, request.attributes) for file in files))
-        return store_pb2.ListFilesResponse(
-            files=map(version_to_proto, shown),
-            next_after=shown[-1].filename if len(files) == limit or len(shown) < len(files) else "",
+        return file_page_to_proto(page, request.attributes)
+
+    def ListVersions(  # noqa: N802
+        self, request: store_pb2.ListVersionsRequest, _caller: Caller
+    ) -> store_pb2.ListVersionsResponse:
+        """A page of all versions of a user's files."""
+        page = self._store.list_versions(
+            user_id=request.user_id,
+            prefix=request.prefix,
+            delimiter=request.delimiter,
+            after=request.after or None,
+            before=request.before or None,
+            limit=min(request.limit or PAGE_MAX, PAGE_MAX),
         )
+        return version_page_to_proto(page)
 
     def Delete(  # noqa: N802
         self, request: store_pb2.DeleteRequest, _caller: Caller
