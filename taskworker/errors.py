@@ -116,6 +116,10 @@ class CallUncertain(StorageError):
     """A worker was lost during a call that must not run twice: the call may or may not have run."""
 
 
+class AccessKeyInvalid(StorageError):
+    """There is no access key of this id, or it has expired or was revoked."""
+
+
 class SecretNotFound(StorageError):
     """The pool has no secret of this name. Only operators get this error."""
 

@@ -300,6 +300,7 @@ class PoolServer:
                     self.pool.enrollment,
                     self._provider,
                     storage=self.pool.store.upkeep,
+                    access_keys=capabilities.secrets.access_keys,
                 ),
                 gate=gate,
             ),

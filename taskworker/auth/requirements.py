@@ -67,6 +67,7 @@ _SEE_LOGS = _one_of(Right.DEPLOY, Right.AUDIT, subject=Subject.FUNCTION)
 _AUDIT = _one_of(Right.AUDIT)
 _JOIN = _one_of(Right.JOIN)
 _OPERATE = _one_of(Right.OPERATE)
+_GATEWAY = _one_of(Right.GATEWAY)
 _MEMBERS_ONLY = _one_of(Right.MEMBER)
 
 REQUIREMENTS: Mapping[str, Requirement] = {
@@ -178,6 +179,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "CreateToken": _OPERATE,
             "ListTokens": _AUDIT,
             "RevokeToken": _OPERATE,
+            "GetAccessKey": _GATEWAY,
         },
     ),
     **_service(

@@ -24,6 +24,8 @@ class Right(StrEnum):
     DEPLOY = "deploy"
     AUDIT = "audit"
     JOIN = "join"
+    GATEWAY = "gateway"
+    """To ask for the secrets of access keys, as front doors do that check signatures made with them."""
     OPERATE = "operate"
     """All of the others, except those of members, also in the name of other users."""
     MEMBER = "member"
@@ -86,7 +88,7 @@ class Scope(msgspec.Struct, frozen=True):
             return cls(right, target)
         raise InvalidArgument(
             f"{text[:80]!r} is no scope: write files:read[:PREFIX], files:write[:PREFIX], call[:FUNCTION], "
-            "deploy[:PREFIX], audit, join or operate"
+            "deploy[:PREFIX], audit, join, gateway or operate"
         )
 
     def allows(self, right: Right, target: str) -> bool:

@@ -17,6 +17,16 @@ def new_token() -> str:
     return new_secret(_PREFIX)
 
 
+def secret_of(token: str) -> str:
+    """Return the secret in a token."""
+    return token.removeprefix(_PREFIX)
+
+
+def token_with(secret: str) -> str:
+    """Inverse of :func:`secret_of`."""
+    return _PREFIX + secret
+
+
 def is_token(text: str) -> bool:
     """Whether this has the form of a token."""
     return is_secret(_PREFIX, text)

@@ -78,6 +78,7 @@ class Token(msgspec.Struct, frozen=True):
         expires_ms: when it expires; 0: never.
         revoked_ms: when it was revoked; 0: it is not.
         used_ms: when it was last used, to within some minutes; 0: never.
+        access_key_id: id of the access key that it is; empty: it is none.
     """
 
     token_id: str
@@ -89,6 +90,7 @@ class Token(msgspec.Struct, frozen=True):
     expires_ms: int = 0
     revoked_ms: int = 0
     used_ms: int = 0
+    access_key_id: str = ""
 
     def ended_ms(self, now_ms: int) -> int:
         """When it ceased to be valid; 0: it is valid."""
@@ -160,6 +162,13 @@ class Users:
             raise Unauthenticated(f"the user of token {token.token_id} was removed")
         self._note(token, now_ms)
         return Principal(user.name, user.role, token.scopes, token.token_id)
+
+    def access_key(self, access_key_id: str) -> Token | None:
+        """Return a valid access key; None if there is none."""
+        token = self._by_access_key.get(access_key_id)
+        if token is None or token.ended_ms(self._now_ms()) or token.user not in self._kept.users:
+            return None
+        return token
 
     def user_of(self, text: str) -> str:
         """Return the user whose token this is, be it valid or not; empty: nobody's. Nothing is noted or written."""
@@ -268,7 +277,13 @@ class Users:
         return [self._with_use(token) for token in self._kept.tokens if user in ("", token.user)]
 
     def create_token(
-        self, user: str, *, scopes: Iterable[Scope] = (), ttl_s: float | None = None, label: str = ""
+        self,
+        user: str,
+        *,
+        scopes: Iterable[Scope] = (),
+        ttl_s: float | None = None,
+        label: str = "",
+        access_key_id: str = "",
     ) -> NewToken:
         """Make a token of a user.
 
@@ -277,6 +292,7 @@ class Users:
             scopes: what it is limited to; none: all rights of the user.
             ttl_s: for how many seconds it is valid; None: until it is revoked.
             label: what it is for.
+            access_key_id: id of the access key that it shall be; empty: none.
 
         Raises:
             InvalidArgument: there is no such user, the user has no such right, or an argument is out of bounds.
@@ -305,6 +321,7 @@ class Users:
                 label=label,
                 created_ms=now_ms,
                 expires_ms=0 if ttl_s is None else now_ms + int(ttl_s * 1000),
+                access_key_id=access_key_id,
             )
             self._save(msgspec.structs.replace(self._kept, tokens=(*tokens, token)))
         return NewToken(text, token)
@@ -404,6 +421,7 @@ class Users:
     def _take(self, kept: _Kept) -> None:
         self._kept = kept
         self._by_digest: Mapping[bytes, Token] = {token.digest: token for token in kept.tokens}
+        self._by_access_key: Mapping[str, Token] = {one.access_key_id: one for one in kept.tokens if one.access_key_id}
 
 
 def check_name(name: str) -> None:

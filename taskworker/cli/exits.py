@@ -30,6 +30,7 @@ def exit_code_of(error: Exception) -> ExitCode:
     """The exit code for an error of the engine, the client or the operating system."""
     from storage import errors
     from taskworker.errors import (
+        AccessKeyInvalid,
         DeadlineExceeded,
         FunctionNotFound,
         NameNotFound,
@@ -47,6 +48,7 @@ def exit_code_of(error: Exception) -> ExitCode:
         (errors.FileNotFound, ExitCode.NOT_FOUND),
         (errors.VersionNotFound, ExitCode.NOT_FOUND),
         (FunctionNotFound, ExitCode.NOT_FOUND),
+        (AccessKeyInvalid, ExitCode.NOT_FOUND),
         (SecretNotFound, ExitCode.NOT_FOUND),
         (SecretExists, ExitCode.CONFLICT),
         (NameNotFound, ExitCode.NOT_FOUND),

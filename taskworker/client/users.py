@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from taskworker.auth.contexts import Access
+from taskworker.auth.contexts import Access, AccessTo
+from taskworker.auth.user_tokens import secret_of, token_with
 from taskworker.client.operators import OperatorClient
+from taskworker.errors import CallNotOffered
 from taskworker.protos import auth_pb2
 from taskworker.protos.auth_pb2_grpc import AuthServiceStub
 
@@ -38,7 +40,10 @@ class UserStatus:
 
 @dataclass(frozen=True, slots=True)
 class TokenStatus:
-    """A token; times in ms since 1970, None: never. What makes it valid is not part of it."""
+    """A token; times in ms since 1970, None: never. What makes it valid is not part of it.
+
+    ``access_key_id`` is that of the access key which it is; empty: it is none.
+    """
 
     token_id: str
     user: str
@@ -48,6 +53,27 @@ class TokenStatus:
     expires_ms: int | None
     revoked_ms: int | None
     used_ms: int | None
+    access_key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """An access key: its id, what requests are signed with, whose it is, and what it is limited to.
+
+    ``expires_ms`` is in ms since 1970, None: never. With ``token``, a client acts as its user.
+    """
+
+    access_key_id: str
+    secret: str = field(repr=False)
+    user: str
+    scopes: list[str]
+    token_id: str
+    expires_ms: int | None
+
+    @property
+    def token(self) -> str:
+        """The token that it is."""
+        return token_with(self.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +115,14 @@ class UserClient(OperatorClient):
     Args:
         address: address of the server.
         access: what to show, and to whom; None: as the context for the address says.
+        token: the token to show in place of the context's; only without ``access``.
     """
 
     timeout_s = 30.0
 
-    def __init__(self, address: str, *, access: Access | None = None) -> None:
+    def __init__(self, address: str, *, access: Access | None = None, token: str | None = None) -> None:
+        if access is None and token is not None:
+            access = AccessTo(address)()._replace(token=token)
         super().__init__(address, access=access)
         self._stub = AuthServiceStub(self.channel)
 
@@ -186,6 +215,37 @@ class UserClient(OperatorClient):
         made = self._call(self._stub.CreateToken, request)
         return made.text, _token(made.token)
 
+    def create_access_key(
+        self, user: str, *, scopes: Sequence[str] = (), ttl_s: float | None = None, label: str = ""
+    ) -> AccessKey:
+        """Make an access key of a user, with which requests of S3 are signed; the arguments are as above.
+
+        Without ``scopes``, it is for all files of the user.
+        """
+        request = auth_pb2.CreateTokenRequest(
+            user=user, scopes=scopes, ttl_s=ttl_s or 0.0, label=label, access_key=True
+        )
+        made = self._call(self._stub.CreateToken, request)
+        token = _token(made.token)
+        if not token.access_key_id:
+            self.revoke(token.token_id)
+            raise CallNotOffered("the server is of a release that has no access keys; upgrade it")
+        return AccessKey(
+            token.access_key_id, secret_of(made.text), token.user, token.scopes, token.token_id, token.expires_ms
+        )
+
+    def access_key(self, access_key_id: str) -> AccessKey:
+        """What is needed to check signatures made with an access key, and to act as its user. Needs the right gateway.
+
+        Raises:
+            AccessKeyInvalid: there is none, or it has expired or was revoked.
+            SecretsUnavailable: the pool's master key cannot be used.
+            InvalidArgument: the server does not ask who is calling (--no-auth), or is no pool.
+        """
+        found = self._call(self._stub.GetAccessKey, auth_pb2.GetAccessKeyRequest(access_key_id=access_key_id))
+        expires_ms = found.expires_ms or None
+        return AccessKey(found.access_key_id, found.secret, found.user, list(found.scopes), found.token_id, expires_ms)
+
     def tokens(self, user: str = "") -> list[TokenStatus]:
         """All tokens, or those of one user, oldest first."""
         answer = self._call(self._stub.ListTokens, auth_pb2.ListTokensRequest(user=user))
@@ -235,4 +295,5 @@ def _token(token: auth_pb2.Token) -> TokenStatus:
         expires_ms=token.expires_ms or None,
         revoked_ms=token.revoked_ms or None,
         used_ms=token.used_ms or None,
+        access_key_id=token.access_key_id,
     )

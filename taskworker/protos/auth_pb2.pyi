@@ -521,15 +521,18 @@ class CreateTokenRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     ttl_s: _builtins.float
     """seconds; 0: until it is revoked"""
     label: _builtins.str
     """what it is for"""
+    access_key: _builtins.bool
+    """make an access key: a token that also has an id, and whose secret is kept, sealed"""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """files:read[:PREFIX], files:write[:PREFIX], call[:FUNCTION], deploy[:PREFIX], audit, join, operate; empty: all
-        rights of the user
+        """files:read[:PREFIX], files:write[:PREFIX], call[:FUNCTION], deploy[:PREFIX], audit, join, gateway, operate; empty:
+        all rights of the user; of an access key, files:read and files:write
         """
 
     def __init__(
@@ -539,10 +542,11 @@ class CreateTokenRequest(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         ttl_s: _builtins.float = ...,
         label: _builtins.str = ...,
+        access_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "scopes", b"scopes", "ttl_s", b"ttl_s", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key", b"access_key", "label", b"label", "scopes", b"scopes", "ttl_s", b"ttl_s", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -583,6 +587,7 @@ class Token(_message.Message):
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
     REVOKED_MS_FIELD_NUMBER: _builtins.int
     USED_MS_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
     user: _builtins.str
     label: _builtins.str
@@ -593,6 +598,8 @@ class Token(_message.Message):
     """0: it is not"""
     used_ms: _builtins.int
     """to within some minutes; 0: never"""
+    access_key_id: _builtins.str
+    """of an access key; empty: it is none"""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -606,10 +613,11 @@ class Token(_message.Message):
         expires_ms: _builtins.int = ...,
         revoked_ms: _builtins.int = ...,
         used_ms: _builtins.int = ...,
+        access_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "expires_ms", b"expires_ms", "label", b"label", "revoked_ms", b"revoked_ms", "scopes", b"scopes", "token_id", b"token_id", "used_ms", b"used_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "created_ms", b"created_ms", "expires_ms", b"expires_ms", "label", b"label", "revoked_ms", b"revoked_ms", "scopes", b"scopes", "token_id", b"token_id", "used_ms", b"used_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -675,3 +683,59 @@ class RevokeTokenRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeTokenRequest: _TypeAlias = RevokeTokenRequest  # noqa: Y015
+
+@_typing.final
+class GetAccessKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    access_key_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        access_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccessKeyRequest: _TypeAlias = GetAccessKeyRequest  # noqa: Y015
+
+@_typing.final
+class AccessKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    access_key_id: _builtins.str
+    secret: _builtins.str
+    """signatures are made with it; `twu1.` and it are the token"""
+    user: _builtins.str
+    token_id: _builtins.str
+    expires_ms: _builtins.int
+    """0: never"""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        access_key_id: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        user: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        token_id: _builtins.str = ...,
+        expires_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "expires_ms", b"expires_ms", "scopes", b"scopes", "secret", b"secret", "token_id", b"token_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessKey: _TypeAlias = AccessKey  # noqa: Y015

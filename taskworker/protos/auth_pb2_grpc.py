@@ -104,6 +104,11 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.Token.FromString,
                 _registered_method=True)
+        self.GetAccessKey = channel.unary_unary(
+                '/taskworker.auth.AuthService/GetAccessKey',
+                request_serializer=taskworker_dot_auth__pb2.GetAccessKeyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.AccessKey.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -206,6 +211,14 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAccessKey(self, request, context):
+        """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
+        is none, or it has expired or was revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -278,6 +291,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.RevokeToken,
                     request_deserializer=taskworker_dot_auth__pb2.RevokeTokenRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.Token.SerializeToString,
+            ),
+            'GetAccessKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccessKey,
+                    request_deserializer=taskworker_dot_auth__pb2.GetAccessKeyRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.AccessKey.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -658,6 +676,33 @@ class AuthService:
             '/taskworker.auth.AuthService/RevokeToken',
             taskworker_dot_auth__pb2.RevokeTokenRequest.SerializeToString,
             taskworker_dot_auth__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccessKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/GetAccessKey',
+            taskworker_dot_auth__pb2.GetAccessKeyRequest.SerializeToString,
+            taskworker_dot_auth__pb2.AccessKey.FromString,
             options,
             channel_credentials,
             insecure,

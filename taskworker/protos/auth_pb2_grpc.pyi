@@ -63,6 +63,10 @@ class AuthServiceStub:
     ListTokens: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.Token]
     """Ends a token at once."""
+    GetAccessKey: _grpc.UnaryUnaryMultiCallable[_auth_pb2.GetAccessKeyRequest, _auth_pb2.AccessKey]
+    """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
+    is none, or it has expired or was revoked.
+    """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -96,6 +100,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     ListTokens: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListTokensRequest, _auth_pb2.ListTokensResponse]  # type: ignore[assignment]
     RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.Token]  # type: ignore[assignment]
     """Ends a token at once."""
+    GetAccessKey: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetAccessKeyRequest, _auth_pb2.AccessKey]  # type: ignore[assignment]
+    """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
+    is none, or it has expired or was revoked.
+    """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -210,5 +218,15 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_pb2.Token, _abc.Awaitable[_auth_pb2.Token]]:
         """Ends a token at once."""
+
+    @_abc_1.abstractmethod
+    def GetAccessKey(
+        self,
+        request: _auth_pb2.GetAccessKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.AccessKey, _abc.Awaitable[_auth_pb2.AccessKey]]:
+        """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
+        is none, or it has expired or was revoked.
+        """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,6 +29,7 @@ _ALSO = frozenset(
     {
         "taskworker.members.EnrollmentService.Enroll",
         "taskworker.auth.AuthService.LogIn",
+        "taskworker.auth.AuthService.GetAccessKey",
         "taskworker.store.StoreService.RotateKey",
         *(f"taskworker.sharing.SharingService.{call}" for call in ("Share", "Unshare", "CreateLink", "RevokeLink")),
         "taskworker.audit.AuditService.ReadTrail",
@@ -51,6 +52,7 @@ _NOT = frozenset(
 _OFTEN = frozenset(
     {
         "taskworker.auth.AuthService.LogIn",
+        "taskworker.auth.AuthService.GetAccessKey",
         "taskworker.audit.AuditService.ReadTrail",
         "taskworker.audit.AuditService.VerifyTrail",
     }
@@ -62,6 +64,7 @@ _SHOWN = (
     "role",
     "scopes",
     "token_id",
+    "access_key_id",
     "grant_id",
     "link_id",
     "file_id",

@@ -37,6 +37,7 @@ from storage.errors import (
 )
 from storage.shards import VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from taskworker.errors import (
+    AccessKeyInvalid,
     ApiBusy,
     ApiLimitExceeded,
     ApiUnreachable,
@@ -127,6 +128,7 @@ _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     NameNotFound: grpc.StatusCode.NOT_FOUND,
     NameServersUnavailable: grpc.StatusCode.UNAVAILABLE,
     CallUncertain: grpc.StatusCode.UNKNOWN,  # not UNAVAILABLE, which callers retry
+    AccessKeyInvalid: grpc.StatusCode.NOT_FOUND,
     SecretNotFound: grpc.StatusCode.NOT_FOUND,
     SecretExists: grpc.StatusCode.ALREADY_EXISTS,
     SecretsUnavailable: grpc.StatusCode.FAILED_PRECONDITION,

@@ -10,6 +10,7 @@ from storage.engine.upkeep import Upkeep
 from storage.errors import InvalidArgument
 from taskworker.auth import backup
 from taskworker.auth import users as domain
+from taskworker.auth.access_keys import AccessKeys, KeepsAccessKeys
 from taskworker.auth.certificates import certificate_to_pem, fingerprint_of
 from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.rights import Right, Role, Scope
@@ -36,6 +37,7 @@ class AuthService:
         rotation: returns what replaces the server's certificate authority; None: it has none.
         enrollment: the workers that joined with tokens; None: there are none.
         provider: knows users by identity tokens; None: none is accepted.
+        access_keys: keeps the secrets of access keys; None: there are none.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class AuthService:
         provider: OidcProvider | None = None,
         *,
         storage: Upkeep | None = None,
+        access_keys: KeepsAccessKeys | None = None,
     ) -> None:
         self._sharing = sharing
         self._provider = provider
@@ -54,6 +57,7 @@ class AuthService:
         self._enrollment = enrollment
         self._storage = storage
         self._rotation = rotation
+        self._access_keys = AccessKeys(users, access_keys)
 
     def WhoAmI(  # noqa: N802 - the names are the contract's
         self, _request: auth_pb2.WhoAmIRequest, caller: Caller
@@ -111,7 +115,9 @@ class AuthService:
         self, request: auth_pb2.RemoveUserRequest, _caller: Caller
     ) -> auth_pb2.RemoveUserResponse:
         """Remove a user."""
+        keys = [one.access_key_id for one in self._users.tokens(request.user)]
         tokens = self._users.remove(request.user)
+        self._access_keys.ended(keys)
         self._sharing.forget(request.user)
         return auth_pb2.RemoveUserResponse(tokens=tokens)
 
@@ -177,7 +183,8 @@ class AuthService:
         self, request: auth_pb2.CreateTokenRequest, _caller: Caller
     ) -> auth_pb2.NewToken:
         """Make a token."""
-        made = self._users.create_token(
+        create = self._access_keys.create if request.access_key else self._users.create_token
+        made = create(
             request.user,
             scopes=map(Scope.parse, request.scopes),
             ttl_s=request.ttl_s or None,
@@ -193,7 +200,28 @@ class AuthService:
 
     def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, _caller: Caller) -> auth_pb2.Token:  # noqa: N802
         """End a token."""
-        return _token(self._users.revoke(request.token_id))
+        ended = self._users.revoke(request.token_id)
+        self._access_keys.ended([ended.access_key_id])
+        return _token(ended)
+
+    def GetAccessKey(  # noqa: N802
+        self, request: auth_pb2.GetAccessKeyRequest, caller: Caller
+    ) -> auth_pb2.AccessKey:
+        """What a gateway needs to check signatures, and to act as the user."""
+        if not isinstance(caller, KnownCaller):
+            raise InvalidArgument(
+                "this server does not ask who is calling (--no-auth), so that its access keys open nothing: give the "
+                "gateway keys by its own options"
+            )
+        found = self._access_keys.find(request.access_key_id)
+        return auth_pb2.AccessKey(
+            access_key_id=found.access_key_id,
+            secret=found.secret,
+            user=found.user,
+            scopes=[scope.text for scope in found.scopes],
+            token_id=found.token_id,
+            expires_ms=found.expires_ms,
+        )
 
 
 def _authorities(rotation: Rotation, *, is_operator: bool) -> auth_pb2.Authorities:
@@ -230,4 +258,5 @@ def _token(token: domain.Token) -> auth_pb2.Token:
         expires_ms=token.expires_ms,
         revoked_ms=token.revoked_ms,
         used_ms=token.used_ms,
+        access_key_id=token.access_key_id,
     )

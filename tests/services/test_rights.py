@@ -117,6 +117,7 @@ ALLOWED = {
     "taskworker.auth.AuthService.CreateToken": "o",
     "taskworker.auth.AuthService.ListTokens": "ao",
     "taskworker.auth.AuthService.RevokeToken": "o",
+    "taskworker.auth.AuthService.GetAccessKey": "o",
     "taskworker.sharing.SharingService.Share": "udo",
     "taskworker.sharing.SharingService.Unshare": "udo",
     "taskworker.sharing.SharingService.ListShares": "udo",

@@ -16,6 +16,7 @@ from storage.sealing.master_keys import MasterKey
 from taskworker.auth.documents import Documents
 from taskworker.calls import spec
 from taskworker.errors import SecretDamaged, SecretExists, SecretNotFound, SecretsUnavailable
+from taskworker.outbound.secrets.access_keys import AccessKeySecrets, is_of_access_key
 from taskworker.outbound.secrets.document import SealedSecret
 from taskworker.outbound.secrets.master_key import MasterKeySource
 from taskworker.outbound.secrets.names import check_name, host_matches, host_pattern
@@ -64,6 +65,9 @@ class MasterRotation:
 class Secrets:
     """The secrets of a pool. Thread-safe. Only errors of operators' methods reveal what only operators may know.
 
+    Attributes:
+        access_keys: the secrets of access keys, which are kept beside these, and not listed.
+
     Operators' methods raise ``SecretsUnavailable`` if the master key cannot be used, and ``SecretDamaged`` if the
     catalog was tampered with.
 
@@ -82,6 +86,7 @@ class Secrets:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vault = Vault(documents, source)
+        self.access_keys = AccessKeySecrets(self._vault, now_ms)
         self._source = source
         self._uses = LastUses(documents, now_ms, clock_s)
         self._now_ms = now_ms
@@ -117,7 +122,7 @@ class Secrets:
                 raise SecretExists(
                     f"there is a secret {name} already; `taskworker secret rotate {name}` gives it a new value"
                 )
-            if len(secrets) >= SECRETS_MAX:
+            if sum(not is_of_access_key(one) for one in secrets) >= SECRETS_MAX:
                 raise InvalidArgument(f"a pool keeps {SECRETS_MAX:,} secrets at most; remove some")
             return _put(secrets, value, Terms(name, 1, b"", now_ms, now_ms), key)
 
@@ -202,7 +207,7 @@ class Secrets:
     def list(self) -> Sequence[SecretView]:
         """All secrets, by name."""
         found = self._vault.secrets().by_name
-        return [self._view(found[name]) for name in sorted(found)]
+        return [self._view(found[name]) for name in sorted(found) if not is_of_access_key(name)]
 
     def rotate_master(self) -> MasterRotation:
         """Replace the master key with a new one, while secrets are in use.
