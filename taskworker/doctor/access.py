@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from storage.clocks import wall_ms
 from storage.errors import InvalidArgument, StorageError
 from taskworker.auth.contexts import Context, Contexts, reached_here
 from taskworker.client.users import UserClient
@@ -113,18 +113,18 @@ def _server(context: Context, *, is_current: bool) -> Finding | None:
     return fine(about, f"it answers, and knows you as {who.user or 'somebody without a token'}")
 
 
-def membership(directory: Path) -> Iterator[Finding]:
+def membership(directory: Path, now_ms: Callable[[], int] = wall_ms) -> Iterator[Finding]:
     """The certificate of a worker that joined with a token, in its directory."""
     about = f"worker {directory}"
     try:
-        member = load_member(directory)
+        member = load_member(directory, now_ms)
     except (StorageError, OSError) as error:
         yield problem(about, str(error), _NEW_TOKEN)
         return
     if member is None:
         return
     lifetime = member.credentials.lifetime
-    left_s = lifetime.end_s - time.time()
+    left_s = lifetime.end_s - now_ms() / 1000
     advice = "start the worker, which renews it; once it has expired, it needs a new token to join with"
     if member.credentials.problem:
         yield problem(about, member.credentials.problem, _NEW_TOKEN)

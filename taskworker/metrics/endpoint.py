@@ -40,6 +40,7 @@ class Endpoint:
         unready: gives the reason why this process cannot do its work now; empty: it can. It may be replaced.
         token: what callers have to show as ``Authorization: Bearer`` for metrics and reasons; empty: nothing.
         tls: gives the present TLS; None: plain HTTP.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Endpoint:
         *,
         token: str = "",
         tls: Callable[[], ssl.SSLContext] | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
         self.unready = unready
         self.token = token
         self.tls = tls
+        self.clock_s = clock_s
         self.scraping = threading.Lock()  # one at a time, so that many scrapes take no more memory than one
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -143,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Read the request's head in bounded time."""
         super().setup()
-        head = _head_of(self.connection)
+        head = _head_of(self.connection, self.server.endpoint.clock_s)
         self._is_too_large = len(head) > HEAD_BYTES_MAX
         self.rfile = BytesIO(head)
         self.connection.settimeout(_ANSWER_S)
@@ -228,16 +231,16 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
 
-def _head_of(connection: socket.socket) -> bytes:
+def _head_of(connection: socket.socket, clock_s: Callable[[], float]) -> bytes:
     """What arrives up to the empty line after a request's headers; one byte more than allowed at most.
 
     Raises:
         TimeoutError: it takes too long.
     """
     head = bytearray()
-    until_s = time.monotonic() + HEAD_S
+    until_s = clock_s() + HEAD_S
     while b"\n\r\n" not in head and b"\n\n" not in head and len(head) <= HEAD_BYTES_MAX:
-        left_s = until_s - time.monotonic()
+        left_s = until_s - clock_s()
         if left_s <= 0:
             raise TimeoutError("the request did not arrive in time")
         connection.settimeout(left_s)
