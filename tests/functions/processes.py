@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -32,8 +33,8 @@ class FunctionPool:
         self.workers: dict[str, Process] = {}
         self.client = Client(self.address, timeout_s=WAIT_S)
         self.functions = FunctionClient(self.address)
-        for number in range(workers):
-            self.start_worker(f"w{number}")
+        with ThreadPoolExecutor() as threads:  # together, as each takes a while
+            list(threads.map(self.start_worker, [f"w{number}" for number in range(workers)]))
 
     def start_worker(self, name: str, *more: str) -> Process:
         """Start a worker, new or again."""

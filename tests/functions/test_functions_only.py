@@ -92,7 +92,7 @@ def test_a_worker_without_a_volume_is_no_member_and_its_death_is_no_loss(pool: F
     eventually(lambda: "runner" in hosts(pool))
     with PoolClient(pool.address) as client, ThreadPoolExecutor(1) as callers:
         before = status_of(client)
-        assert [worker.worker_id for worker in before.workers] == ["w0", "w1", "w2"]
+        assert sorted(worker.worker_id for worker in before.workers) == ["w0", "w1", "w2"]
         call = callers.submit(pool.client.call, "slowly", [2, "before the death"], user_id=USER)
         eventually(lambda: pool.client.find("before the death", user_id=USER) is not None)
         pool.workers["runner"].kill()
