@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, as_completed, wait
+from concurrent.futures import Future, as_completed
 from itertools import islice
 from typing import Any
 
@@ -220,7 +220,8 @@ class UserKeyStore:
             StoreClosed: the store is being closed.
         """
         given, ended = self._spread(waits=True)
-        wait(ended)
+        for one in ended:
+            one.result()
         return sum(one.result() for one in given)
 
     def _spread(self, *, waits: bool) -> tuple[list[Future[bool]], list[Future[None]]]:
@@ -270,6 +271,11 @@ class UserKeyStore:
                 given.set_exception(error)
         finally:
             giving.release()
+
+    @property
+    def is_giving(self) -> bool:
+        """Whether a volume is being given keys, so that others who have some for it may wait."""
+        return any(giving.locked() for giving in list(self._giving.values()))
 
     def _spread_enough(self) -> None:
         """Store the keys on more volumes than may be lost at once, unless they are.

@@ -47,6 +47,8 @@ class Meanwhile:
         cluster = self.cluster
         if self._nested or cluster.tables.writing or cluster.pool.store._parts.pushing.pins.holds_up:
             return True
+        if cluster.pool.store.upkeep.keys.is_giving:
+            return True
         return thread in _MAKERS and cluster.pool.store._parts.stripes._making.holds_up
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
