@@ -41,6 +41,7 @@ SUITES = {
     "egress": "egress",
     "dns": "dns",
     "security": "security",
+    "folders": "folders",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

@@ -49,6 +49,7 @@ class Sizes:
     sandbox_calls: int = 400
     sandbox_cold_starts: int = 15
     sandbox_functions: int = 100
+    folder_files: int = 75_000
     touched_bytes: int = 12 * GIB
     """Memory to touch before the first measurement: the most that a suite has in the page cache."""
     reduced: bool = False
@@ -85,6 +86,7 @@ QUICK = Sizes(
     sandbox_calls=100,
     sandbox_cold_starts=5,
     sandbox_functions=20,
+    folder_files=3_000,
     touched_bytes=GIB,
     reduced=True,
 )

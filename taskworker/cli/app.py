@@ -56,10 +56,12 @@ _GROUPS = (
     {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"}
     | {"link": "sharing"}
     | {"authority": "authorities"}
+    | {"folder": "folder"}
 )
 """Groups of commands, each with the module that defines its ``app``."""
 
-_GROUPS_OF_FUNCTIONS = frozenset(("secret", "egress"))
+_PANEL_OF_GROUP = {"folder": "Files", "secret": "Functions", "egress": "Functions"}
+"""Where the help shows groups; the others are among what is for users."""
 
 _MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}
 _ALL = frozenset(_GROUPS).union(_MODULES)
@@ -115,7 +117,7 @@ def app_for(arguments: Collection[str]) -> typer.Typer:
         app.add_typer(
             _module(_GROUPS[group]).app,
             name=group,
-            rich_help_panel="Functions" if group in _GROUPS_OF_FUNCTIONS else "Users",
+            rich_help_panel=_PANEL_OF_GROUP.get(group, "Users"),
         )
     return app
 

@@ -128,7 +128,7 @@ def push_folder(
         + (f", {report.deleted:,} deleted" if delete else ""),
     ]
     if report.skipped:
-        lines.append(f"  {plural(report.skipped, 'socket or device')} left out")
+        lines.append(f"  {plural(report.skipped, 'special file')} left out: sockets and devices")
     session.terminal.result(asdict(report), *lines)
     fail_if_any(report.failed, "stored as it is")
 

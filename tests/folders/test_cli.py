@@ -50,3 +50,31 @@ def test_wrong_uses_are_refused(embedded: Cli) -> None:  # noqa: F811
     embedded.run("push", "d")
     assert "name it with -o" in embedded.error("get", "d/", "-o", "-", code=2)
     assert "single file" in embedded.error("get", "d/", "--range", "0-1", code=2)
+
+
+def test_snapshots_are_taken_listed_compared_restored_and_forgotten(embedded: Cli) -> None:  # noqa: F811
+    source = embedded.directory / "photos"
+    make(source, {b"a": ("file", b"1", 0o600, 5), b"in": {b"b\xff": ("link", b"../a", 6)}})
+    first = embedded.json("folder", "snapshot", "photos", "--note", "before")
+    before = described(source)
+    (source / "new").write_bytes(b"2")
+    said = embedded.text("folder", "snapshot", "photos")
+    assert "2 files, 2 B" in said
+    assert "1 read, 1 unchanged" in said
+    assert embedded.text("folder", "list") == "photos\n"
+    assert [each["note"] for each in embedded.json("folder", "snapshots", "photos")] == ["", "before"]
+    short = first["snapshot"]["id"][:12]
+    assert embedded.text("folder", "diff", "photos", short) == "+  new\n"
+    assert [each["path"] for each in embedded.json("folder", "ls", "photos")] == ["a", "in", "in/b\\xff", "new"]
+    embedded.run("folder", "restore", "photos", short, "-o", "back")
+    assert described(embedded.directory / "back") == before
+    embedded.run("folder", "restore", "photos", "latest", "in", "-o", "part")
+    assert described(embedded.directory / "part") == described(source / "in")
+    assert "1 snapshot would be forgotten" in embedded.text(
+        "folder", "forget", "photos", "--keep-last", "1", "--dry-run"
+    )
+    assert "1 snapshot forgotten, 1 kept" in embedded.text("folder", "forget", "photos", short)
+    assert len(embedded.json("folder", "snapshots", "photos")) == 1
+    assert "no snapshot" in embedded.error("folder", "restore", "photos", short, "-o", "x", code=3)
+    assert "no snapshots of a folder" in embedded.error("folder", "snapshots", "other", code=3)
+    assert "--keep-last" in embedded.error("folder", "forget", "photos", code=2)

@@ -1,0 +1,134 @@
+"""Blobs, which are named by their content, and the indexes that say in which container each of them lies."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from blake3 import blake3
+from msgspec import Meta
+
+from taskworker.folders.problems import FolderDamaged
+
+BLOB_ID_BYTES = 32
+CONTAINER_BYTES = 12
+"""Bytes of a container's name, which are random: no two are ever the same."""
+CONTAINERS_MAX = 1 << 24
+INDEX_BLOBS_MAX = 1 << 20
+"""Blobs in one index, which is held in memory as a whole."""
+
+_PLACE = struct.Struct(">IQQ")  # container, offset, length
+_SIZE_MAX = 1 << 60
+
+
+def blob_id(data: bytes) -> bytes:
+    """The name of a blob: its BLAKE3."""
+    return blake3(data).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a blob lies.
+
+    Attributes:
+        container: name of the container.
+        offset: where it begins there.
+        length: its bytes.
+    """
+
+    container: bytes
+    offset: int
+    length: int
+
+
+class IndexDocument(msgspec.Struct, frozen=True, array_like=True):
+    """An index as it is stored.
+
+    Attributes:
+        format: number of this form.
+        containers: their names.
+        ids: ids of blobs, in order, one after the other.
+        places: where each of them lies: number of the container in 4 bytes, offset and length in 8 bytes each.
+    """
+
+    format: Annotated[int, Meta(ge=1, le=1)]
+    containers: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=CONTAINER_BYTES, max_length=CONTAINER_BYTES)], ...],
+        Meta(max_length=CONTAINERS_MAX),
+    ]
+    ids: Annotated[bytes, Meta(max_length=INDEX_BLOBS_MAX * BLOB_ID_BYTES)]
+    places: Annotated[bytes, Meta(max_length=INDEX_BLOBS_MAX * _PLACE.size)]
+
+
+_decoder = msgspec.msgpack.Decoder(IndexDocument)
+
+
+class Index:
+    """Where some blobs lie, in about 100 bytes for each."""
+
+    def __init__(self, document: IndexDocument) -> None:
+        ids = document.ids
+        self.containers = document.containers
+        self._ids = [ids[start : start + BLOB_ID_BYTES] for start in range(0, len(ids), BLOB_ID_BYTES)]
+        self._places = document.places
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id_at(self, position: int) -> bytes:
+        """The id of a blob."""
+        return self._ids[position]
+
+    def place_at(self, position: int) -> Place:
+        """Where a blob lies."""
+        container, offset, length = _PLACE.unpack_from(self._places, position * _PLACE.size)
+        return Place(self.containers[container], offset, length)
+
+    def position_of(self, wanted: bytes) -> int | None:
+        """The position of a blob in this index; None if it is not there."""
+        position = bisect_left(self._ids, wanted)
+        return position if position < len(self._ids) and self._ids[position] == wanted else None
+
+
+def encode_index(blobs: Iterable[tuple[bytes, Place]]) -> bytes:
+    """An index of these blobs as bytes."""
+    ordered = sorted(blobs, key=lambda each: each[0])
+    numbers: dict[bytes, int] = {}
+    places = bytearray()
+    for _, place in ordered:
+        number = numbers.setdefault(place.container, len(numbers))
+        places += _PLACE.pack(number, place.offset, place.length)
+    ids = b"".join(name for name, _ in ordered)
+    return msgspec.msgpack.encode(IndexDocument(1, tuple(numbers), ids, bytes(places)))
+
+
+def decode_index(data: bytes) -> Index:
+    """An index from bytes.
+
+    Raises:
+        FolderDamaged: they are not one.
+    """
+    try:
+        document = _decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise FolderDamaged(f"an index of the folder is not one that this release wrote: {error}") from None
+    count = len(document.ids) // BLOB_ID_BYTES
+    if len(document.ids) % BLOB_ID_BYTES or len(document.places) != count * _PLACE.size:
+        raise FolderDamaged("an index of the folder has parts of different lengths")
+    before = b""
+    for position, (container, offset, length) in enumerate(_PLACE.iter_unpack(document.places)):
+        found = document.ids[position * BLOB_ID_BYTES : (position + 1) * BLOB_ID_BYTES]
+        if container >= len(document.containers) or offset > _SIZE_MAX or length > _SIZE_MAX or found <= before:
+            raise FolderDamaged("an index of the folder is out of order, or names what is not there")
+        before = found
+    return Index(document)
+
+
+def split_indexes(blobs: Sequence[tuple[bytes, Place]]) -> Iterator[bytes]:
+    """Indexes of any number of blobs."""
+    for start in range(0, len(blobs), INDEX_BLOBS_MAX):
+        yield encode_index(blobs[start : start + INDEX_BLOBS_MAX])

@@ -1,0 +1,302 @@
+"""Takes snapshots. What is unchanged since the last one is neither read nor stored again."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from storage.clocks import wall_ms
+from storage.errors import StorageError
+from storage.limits import check_note
+from taskworker.folders.contents import CHANGED, read_small
+from taskworker.folders.entries import Entry, Kind
+from taskworker.folders.ports import Content, Files
+from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, text_of
+from taskworker.folders.rules import Exclusions
+from taskworker.folders.scanning import Found, Scan
+from taskworker.folders.snapshots.directories import read_directory, store_directory
+from taskworker.folders.snapshots.packing import PACKED_BYTES_MAX, Packer
+from taskworker.folders.snapshots.records import Snapshot
+from taskworker.folders.snapshots.repository import Repository, add_snapshot
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files that are done, and of their bytes."""
+
+_DIRECTORIES_KEPT = 512
+_TEXT_MAX = 4096
+
+
+@dataclass(slots=True)
+class TakeReport:
+    """What a snapshot took.
+
+    Attributes:
+        folder: the folder's name.
+        snapshot: what was stored; None until it is.
+        files: regular files.
+        size: their bytes.
+        read: files that were read, as they were new or changed.
+        added: bytes that were stored, as their content was new.
+        others: directories, links and FIFOs.
+        failed: files with a problem.
+        skipped: sockets and devices, which are never taken.
+    """
+
+    folder: str
+    snapshot: Snapshot | None = None
+    files: int = 0
+    size: int = 0
+    read: int = 0
+    added: int = 0
+    others: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+def take_snapshot(
+    files: Files,
+    root: Path,
+    folder: str,
+    *,
+    exclusions: Exclusions | None = None,
+    xattrs: bool = False,
+    note: str = "",
+    problem: Problem,
+    progress: Progress | None = None,
+    now_ms: Callable[[], int] = wall_ms,
+) -> TakeReport:
+    """Store a directory tree as it is now. What it has in common with earlier snapshots is stored once.
+
+    Args:
+        files: where to store it.
+        root: the directory.
+        folder: the folder's name, whose snapshots share what is equal.
+        exclusions: what to leave out.
+        xattrs: whether to keep extended attributes.
+        note: free text.
+        problem: told of each file that could not be taken, or was changed while it was read.
+        progress: called as files are taken.
+        now_ms: the clock, ms since 1970.
+
+    Raises:
+        InvalidArgument: the folder's name, or a pattern, is malformed.
+        ConflictError: snapshots were forgotten meanwhile; nothing is visible, take it again.
+        FolderDamaged: what is stored of the folder cannot be read.
+        OSError: the directory cannot be read.
+        StorageError: something cannot be stored; nothing is visible.
+    """
+    check_note(note)
+    repository = Repository(files, folder, create=True)
+    scan = Scan(root, exclusions or Exclusions(), problem, xattrs)
+    return _Taking(repository, scan, note, progress, now_ms, now_ms()).run()
+
+
+@dataclass(slots=True)
+class _Large:
+    """A large file that is being stored."""
+
+    path: bytes
+    digest: bytes | None = None
+    size: int = 0
+    changed: bool = False
+
+
+@dataclass(slots=True)
+class _Taking:
+    repository: Repository
+    scan: Scan
+    note: str
+    progress: Progress | None
+    now_ms: Callable[[], int]
+    time_ms: int
+    report: TakeReport = field(init=False)
+    _packer: Packer = field(init=False)
+    _former: Former = field(init=False)
+    _levels: list[list[Entry]] = field(default_factory=lambda: [[]], init=False)
+    _larges: dict[str, _Large] = field(default_factory=dict, init=False)
+    _linked: dict[tuple[int, int], Entry] = field(default_factory=dict, init=False)
+    _failed: set[bytes] = field(default_factory=set, init=False)
+    _root: Entry | None = field(default=None, init=False)
+    _problem: Problem = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.report = TakeReport(self.repository.folder)
+        self._packer = Packer(self.repository)
+        snapshots = self.repository.record.snapshots
+        self._former = Former(self.repository, snapshots[-1] if snapshots else None)
+        self._problem, self.scan.problem = self.scan.problem, self._told
+
+    def run(self) -> TakeReport:
+        """Do it all."""
+        for outcome in self.repository.files.push_many(self._to_send()):
+            large = self._larges.pop(outcome.filename, None)
+            if outcome.version is not None:
+                self._packer.confirm(outcome.filename, large=large is not None)
+                self._packer.checkpoint(self.now_ms())
+            elif large is not None and large.digest is None:  # it could not be read: it is not in its directory
+                self._told(large.path, outcome.error or StorageError("it was not stored"))
+            else:
+                raise outcome.error or StorageError("a part of the snapshot was not stored")
+        assert self._root is not None, "the root comes last"
+        report, packer = self.report, self._packer
+        report.added, report.failed, report.skipped = packer.added, len(self._failed), self.scan.skipped
+        report.snapshot = Snapshot(
+            self.time_ms,
+            self._root,
+            text_of(os.fsencode(socket.gethostname()))[:_TEXT_MAX],
+            text_of(os.fsencode(self.scan.root.absolute()))[:_TEXT_MAX],
+            report.files,
+            report.size,
+            report.added,
+            report.failed,
+            self.note,
+        )
+        add_snapshot(self.repository, report.snapshot, packer.finish())
+        return report
+
+    def _told(self, path: bytes, error: Exception) -> None:
+        self._failed.add(path)
+        self._problem(path, error)
+
+    # -- entries ---------------------------------------------------------------------------------
+
+    def _to_send(self) -> Iterator[tuple[str, Content]]:
+        for found in self.scan.found():
+            if found.entry.kind is Kind.DIRECTORY:
+                self._directory(found)
+            elif found.entry.kind is Kind.FILE:
+                yield from self._file(found)
+            else:
+                self.report.others += 1
+                self._add(found, found.entry)
+            yield from self._packer.waiting()
+        self._packer.flush()
+        yield from self._packer.waiting()
+
+    def _add(self, found: Found, entry: Entry) -> None:
+        """Add an entry to its directory."""
+        while len(self._levels) <= found.depth:
+            self._levels.append([])
+        self._levels[found.depth].append(entry)
+
+    def _directory(self, found: Found) -> None:
+        """Store a directory. All that is in it has been found before."""
+        inside = found.depth + 1
+        entries: list[Entry] = []
+        if inside < len(self._levels):
+            entries, self._levels[inside] = self._levels[inside], []
+        blob = store_directory(entries, self._packer.add_directory)
+        entry = msgspec.structs.replace(found.entry, content=(blob,))
+        if not found.path:
+            self._root = entry
+            return
+        self.report.others += 1
+        self._add(found, entry)
+
+    def _file(self, found: Found) -> Iterator[tuple[str, Content]]:
+        known = self._known(found)
+        if known is not None:
+            self._taken(found, msgspec.structs.replace(found.entry, content=known.content, size=known.size))
+            return
+        if found.entry.size > PACKED_BYTES_MAX:
+            yield from self._large(found)
+            return
+        try:
+            data, changed = read_small(found)
+        except (OSError, StorageError) as error:
+            self._told(found.path, error)
+            return
+        if changed is not None:
+            self._told(found.path, changed)
+        content = (self._packer.add_content(data),) if data else ()
+        self.report.read += 1
+        self._taken(found, _with_content(found, content, len(data), changed is not None))
+
+    def _large(self, found: Found) -> Iterator[tuple[str, Content]]:
+        large = _Large(found.path)
+
+        def ended(size: int, digest: bytes, changed: bool) -> None:
+            large.size, large.digest, large.changed = size, digest, changed
+
+        try:
+            name, content = self._packer.add_large(found, ended)
+        except (OSError, StorageError) as error:
+            self._told(found.path, error)
+            return
+        self._larges[name] = large
+        yield name, content
+        if large.digest is None:  # reading failed, which its outcome says
+            return
+        if large.changed:
+            self._told(found.path, ChangedWhileRead(CHANGED))
+        self.report.read += 1
+        self._taken(found, _with_content(found, (large.digest,), large.size, large.changed))
+
+    def _taken(self, found: Found, entry: Entry) -> None:
+        self._add(found, entry)
+        if found.entry.hard_links > 1:
+            self._linked[found.device, found.entry.inode] = entry
+        self.report.files += 1
+        self.report.size += entry.size
+        if self.progress is not None:
+            self.progress(self.report.files, self.report.size)
+
+    def _known(self, found: Found) -> Entry | None:
+        """An entry with the content that the file has, as the file is unchanged or was read under another name."""
+        if found.entry.hard_links > 1:
+            linked = self._linked.get((found.device, found.entry.inode))
+            if linked is not None and found.entry.same_on_disk(linked):
+                return linked
+        former = self._former.entry(found.path)
+        if former is None or not found.entry.same_on_disk(former):
+            return None
+        return former if all(self.repository.has(blob) for blob in former.content) else None
+
+
+def _with_content(found: Found, content: tuple[bytes, ...], size: int, changed: bool) -> Entry:
+    """An entry with what was read; of a file that was changed meanwhile, so that it is read again the next time."""
+    ctime_ns = 0 if changed else found.entry.ctime_ns
+    return msgspec.structs.replace(found.entry, content=content, size=size, ctime_ns=ctime_ns)
+
+
+class Former:
+    """The entries of an earlier snapshot by path; directories are read as they are asked for.
+
+    What cannot be read counts as not there, so that the files are read and stored anew.
+    """
+
+    def __init__(self, repository: Repository, snapshot: Snapshot | None) -> None:
+        self._repository = repository
+        self._root = None if snapshot is None else snapshot.root
+        self._directories: OrderedDict[bytes, dict[bytes, Entry]] = OrderedDict()
+
+    def entry(self, path: bytes) -> Entry | None:
+        """The entry of a path; None if there is none."""
+        if not path:
+            return self._root
+        directory, _, name = path.rpartition(b"/")
+        return self._inside(directory).get(name)
+
+    def _inside(self, path: bytes) -> dict[bytes, Entry]:
+        found = self._directories.get(path)
+        if found is not None:
+            self._directories.move_to_end(path)
+            return found
+        entry = self.entry(path)
+        found = self._read(entry) if entry is not None and entry.kind is Kind.DIRECTORY else {}
+        self._directories[path] = found
+        while len(self._directories) > _DIRECTORIES_KEPT:
+            self._directories.popitem(last=False)
+        return found
+
+    def _read(self, entry: Entry) -> dict[bytes, Entry]:
+        try:
+            return {each.name: each for each in read_directory(entry.content[0], self._repository.load)}
+        except FolderDamaged:
+            return {}
