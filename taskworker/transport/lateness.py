@@ -51,6 +51,7 @@ class Lateness:
         """The seconds after which a worker is late.
 
         Args:
-            others_s: how many seconds this write took each worker that has ended it; at least one.
+            others_s: how many seconds this write took each worker that has ended it. None, if nobody else has a part in
+                it: then recent writes decide.
         """
-        return max(self.usual_s(), _TIMES * median(others_s))
+        return max(self.usual_s(), _TIMES * median(others_s)) if others_s else self.usual_s()

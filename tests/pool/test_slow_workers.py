@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,6 +125,43 @@ def test_a_push_does_not_wait_until_a_slow_worker_has_room_for_more(pool: Pool) 
         pool.fleet.forgive()  # from time to time, also if nobody writes
     assert pool.fleet.state(SLOW) == "ok"
     assert any(SLOW in pool.fleet.targets(stripe) for stripe in stripes)
+
+
+def shards_of_the_slow_worker(pool: Pool, count: int, size: int) -> list[Shard]:
+    """As many shards of different stripes that belong to the slow worker."""
+    stripes = [stripe_key(Kind.CHUNK, digest(number.to_bytes(8, "big")), 4, 6) for number in range(count)]
+    keys = [shard_key(stripe, pool.fleet.targets(stripe).index(SLOW)) for stripe in stripes]
+    payload = content(1, size)
+    return [Shard(key, 4 * size, digest(payload), payload) for key in keys]
+
+
+def ends_while_the_slow_worker_waits(pool: Pool, write: Callable[[], object]) -> bool:
+    pool.volumes[SLOW].gate.clear()
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join(PATIENCE_S / 2)
+    ended = not thread.is_alive()
+    pool.volumes[SLOW].gate.set()
+    thread.join()
+    return ended
+
+
+def test_a_sync_does_not_wait_for_a_slow_worker_that_alone_was_given_something(pool: Pool) -> None:
+    pool.push([b"before"])
+
+    def write() -> None:
+        pool.fleet.append({SLOW: shards_of_the_slow_worker(pool, 1, 100)})
+        pool.fleet.sync_most()
+
+    assert ends_while_the_slow_worker_waits(pool, write)
+
+
+def test_shards_for_a_slow_worker_alone_go_to_others_if_it_has_no_room(pool: Pool) -> None:
+    pool.push([b"before"])
+    shards = shards_of_the_slow_worker(pool, 48, MIB)
+    assert ends_while_the_slow_worker_waits(pool, lambda: pool.fleet.append({SLOW: shards}))
+    pool.fleet.sync()
+    assert any(volume.locate(shard.key) is not None for volume in pool.volumes[SLOW + 1 :] for shard in shards)
 
 
 def test_a_write_waits_for_room_if_too_few_others_are_left(pool: Pool) -> None:
