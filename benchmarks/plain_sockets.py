@@ -5,8 +5,9 @@ quarters to another sink. A sink writes what it receives to one file, and fdatas
 fetches four quarters of each chunk into place, and compares the chunk's hash. A small read fetches 1 KiB from four
 sinks at once; a small write appends 1 KiB at all six, with an fdatasync each.
 
-There is no pool in between, no catalog, no names and no errors handled. Run as a module, it is a sink or the client,
-in its own process.
+There is no pool in between, no catalog, no names and no errors handled. With TLS, the same shows what that costs a
+program in Python: files cannot be sent by the kernel alone, and each record of 16 KiB that is received is a call. Run
+as a module, it is a sink or the client, in its own process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -28,6 +30,7 @@ from blake3 import blake3
 
 from benchmarks.cluster_processes import ClientProcess
 from benchmarks.measure import MIB, seconds_of
+from benchmarks.plain_tls import SERVER_NAME, client_context, server_context, write_certificate
 from benchmarks.processes import ServerProcess, obey, started_together
 
 HOST = "127.0.0.1"
@@ -59,20 +62,27 @@ class PlainSockets:
 
     Args:
         directory: where the sinks write.
+        encrypted: whether with TLS.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, encrypted: bool = False) -> None:
         self._directory = directory
+        self._certificate = directory / "plain.pem" if encrypted else None
         self._client = ClientProcess("benchmarks.plain_sockets")
 
     def __enter__(self) -> Self:
         homes = [self._directory / f"plain-{number}" for number in range(SINKS)]
         for home in homes:
             home.mkdir()
-        sinks = [ServerProcess("benchmarks.plain_sockets", home) for home in homes]
+        arguments: list[Path] = []
+        if self._certificate is not None:
+            write_certificate(self._certificate)
+            arguments = [self._certificate]
+        sinks = [ServerProcess("benchmarks.plain_sockets", home, *arguments) for home in homes]
         with ExitStack() as stack:
             stack.enter_context(started_together([*sinks, self._client]))
-            self._client.run("connect", addresses=[sink.address for sink in sinks])
+            addresses = [sink.address for sink in sinks]
+            self._client.run("connect", addresses=addresses, certificate=self._certificate)
             self.client_pid = self._client.pid
             self.sink_pids = [sink.pid for sink in sinks]
             self._running = stack.pop_all()
@@ -113,7 +123,8 @@ class PlainSockets:
 class _Sink:
     """Appends what it receives to one file, and sends parts of it back. One thread for each connection."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
         self._file = os.open(directory / "parts", os.O_CREAT | os.O_RDWR, 0o644)
         self._lock = threading.Lock()
         self._end = 0
@@ -121,6 +132,8 @@ class _Sink:
     def serve(self, connection: socket.socket) -> None:
         """Serve until the client closes the connection."""
         header, buffer = memoryview(bytearray(_HEADER.size)), memoryview(bytearray(CHUNK_BYTES))
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
         with connection, suppress(EOFError):
             while True:
                 _receive(connection, header)
@@ -128,6 +141,9 @@ class _Sink:
                 if operation == _Operation.APPEND:
                     _receive(connection, buffer[:length])
                     self._append(buffer[:length])
+                elif operation == _Operation.FETCH and self._tls is not None:
+                    os.preadv(self._file, [buffer[:length]], offset)
+                    connection.sendall(buffer[:length])
                 elif operation == _Operation.FETCH:
                     self._send(connection, offset, length)
                 else:
@@ -153,9 +169,9 @@ class _Sink:
             self._end = 0
 
 
-def _serve(directory: Path) -> None:
-    """Print the port once it is open, and serve until standard input is closed."""
-    sink = _Sink(directory)
+def _serve(directory: Path, certificate: Path | None = None) -> None:
+    """Print the port once it is open, and serve until standard input is closed; with a certificate, with TLS."""
+    sink = _Sink(directory, None if certificate is None else server_context(certificate))
     listener = socket.create_server((HOST, 0))
 
     def accept() -> None:
@@ -185,12 +201,13 @@ class _Tasks:
         self._ends = [0] * SINKS
         self._chunks: list[Chunk] = []
 
-    def connect(self, addresses: Sequence[str]) -> None:
-        """Connect to the sinks."""
+    def connect(self, addresses: Sequence[str], certificate: str | None = None) -> None:
+        """Connect to the sinks; if they have a certificate, with TLS."""
+        tls = None if certificate is None else client_context(Path(certificate))
         for host, _, port in (address.rpartition(":") for address in addresses):
             sink = socket.create_connection((host, int(port)))
             sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sinks.append(sink)
+            self._sinks.append(sink if tls is None else tls.wrap_socket(sink, server_hostname=SERVER_NAME))
 
     def push(self, source: str) -> dict[str, float]:
         """See :meth:`PlainSockets.push`. The content is in memory before the clock starts."""
@@ -340,6 +357,10 @@ class _Threads:
 def _send_parts(sink: socket.socket, lane: queue.Queue[memoryview | None]) -> None:
     header = _HEADER.pack(_Operation.APPEND, 0, PART_BYTES)
     for part in iter(lane.get, None):
+        if isinstance(sink, ssl.SSLSocket):  # has no sendmsg
+            sink.sendall(header)
+            sink.sendall(part)
+            continue
         sent = sink.sendmsg([header, part])
         if sent < len(header) + len(part):  # the header is the first to leave
             sink.sendall(part[sent - len(header) :])
@@ -372,6 +393,6 @@ def _await_done(sink: socket.socket) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        _serve(Path(sys.argv[1]))
+        _serve(*map(Path, sys.argv[1:]))
     else:
         obey(_Tasks())

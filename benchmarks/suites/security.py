@@ -2,6 +2,9 @@
 
 The pools are started by the command line, as users start them. All ends of all connections are on this machine, so
 that a byte that is encrypted and decrypted on the way costs its processors twice.
+
+Plain sockets with and without TLS are measured beside them. They do the same work as shards do between a pool and its
+workers, and nothing else, so that they show what TLS costs whoever uses it from Python.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from pathlib import Path
 from benchmarks.callers import Callers, Latencies, Operation
 from benchmarks.cluster_processes import ClientProcess
 from benchmarks.function_processes import caller_process
-from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, megabytes_per_second
+from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate
+from benchmarks.plain_sockets import PlainSockets
 from benchmarks.processes import started_together
 from benchmarks.program_pools import ProgramPool, contexts_in
 from benchmarks.session import Session, human_size, settle
@@ -36,6 +40,14 @@ LARGE_MIN, SMALL_MIN, CALLS_MAX = 0.75, 0.9, 1.15
 MARK = "e"
 CHARTS = {"MB/s": "large files", "/s": "small files", "ms": "calls"}
 LIMIT = "the same without tokens, TLS and encryption"
+PLAIN_LIMIT = "the same without TLS"
+PLAIN = {
+    "push": "plain sockets, {size} to six sinks",
+    "get": "plain sockets, {size} from four of six sinks",
+    "write": "plain sockets, writes of 4 KiB",
+    "read": "plain sockets, reads of 4 KiB",
+}
+"""What plain sockets do, and the names of the figures."""
 
 
 @dataclass(slots=True)
@@ -48,6 +60,8 @@ class Samples:
     """Pushes and gets of 4 KiB, by number of callers."""
     calls_ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Median time of a call."""
+    plain: defaultdict[tuple[bool, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds of each of `PLAIN`, and whether they were encrypted."""
 
 
 def run(session: Session) -> SuiteResult:
@@ -61,14 +75,20 @@ def run(session: Session) -> SuiteResult:
         }
         stack.enter_context(started_together([*pools.values()]))
         callers, client, functions = Callers(), ClientProcess(), caller_process()
-        stack.enter_context(started_together([callers, client, functions]))
+        plain = {encrypted: _plain_sockets(root / f"sinks-{encrypted}", encrypted) for encrypted in (False, True)}
+        stack.enter_context(started_together([callers, client, functions, *plain.values()]))
         for pool in pools.values():
             client.run("connect", address=pool.address)
             callers.fill("pool", pool.address, session.sizes.pool_small_files)
-        _Round(session, root, "warm-up", pools, client, callers, functions).run(Samples(), 0)
+        _Round(session, root, "warm-up", pools, client, callers, functions, plain).run(Samples(), 0)
         for number in session.rounds("pushes, gets and calls with and without security"):
-            _Round(session, root, f"round-{number}", pools, client, callers, functions).run(samples, number)
+            _Round(session, root, f"round-{number}", pools, client, callers, functions, plain).run(samples, number)
     return _result(session, samples)
+
+
+def _plain_sockets(directory: Path, encrypted: bool) -> PlainSockets:
+    directory.mkdir()
+    return PlainSockets(directory, encrypted=encrypted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +100,15 @@ class _Round:
     client: ClientProcess
     callers: Callers
     functions: ClientProcess
+    plain: Mapping[bool, PlainSockets]
 
     def run(self, samples: Samples, number: int) -> None:
         """Make one round of everything."""
         source = RandomContent(self.name, self.session.sizes.cluster_bytes).write_to(self.root / self.name)
         self._in_turn(number, partial(self._large, samples, "push", source=source))
+        for encrypted in (True, False) if number % 2 else (False, True):
+            settle()
+            self._plainly(samples, encrypted, source)
         source.unlink()
         self._in_turn(number, partial(self._large, samples, "get"))
         for count in CALLERS:
@@ -102,6 +126,14 @@ class _Round:
     def _large(self, samples: Samples, task: Operation, how: str, pool: ProgramPool, **arguments: object) -> None:
         outcome = self.client.run(task, address=pool.address, name=self.name, **arguments)
         samples.large[how, task].append(outcome["took"])
+
+    def _plainly(self, samples: Samples, encrypted: bool, source: Path) -> None:
+        sockets, sizes = self.plain[encrypted], self.session.sizes
+        samples.plain[encrypted, "push"].append(sockets.push(source))
+        samples.plain[encrypted, "get"].append(sockets.get())
+        samples.plain[encrypted, "write"].append(sockets.write_small(sizes.plain_small_writes))
+        samples.plain[encrypted, "read"].append(sockets.read_small(sizes.small_gets))
+        sockets.forget()
 
     def _small(self, samples: Samples, task: Operation, count: int, how: str, pool: ProgramPool) -> None:
         seconds = self.session.sizes.pool_small_seconds
@@ -140,5 +172,29 @@ def _result(session: Session, samples: Samples) -> SuiteResult:
             text = f"{task} of 4 KiB by {of}, on / off"
             add(f"{task} of 4 KiB, {of}", "/s", rates, "at least", SMALL_MIN, text)
     add("call of a function, p50", "ms", samples.calls_ms, "at most", CALLS_MAX, "p50 of a call, on / off")
-    remarks = ("All processes, and both ends of every connection, share this machine's processors.",)
+    figures += _plain_figures(session, samples)
+    remarks = (
+        "All processes, and both ends of every connection, share this machine's processors.",
+        "Plain sockets with TLS are the limit of what TLS from Python allows for shards. What a pool stores passes TLS "
+        "twice: between client and pool by gRPC, and between pool and workers from Python.",
+    )
     return SuiteResult("security", tuple(figures), tuple(targets), remarks)
+
+
+def _plain_figures(session: Session, samples: Samples) -> list[Figure]:
+    """What plain sockets reach, with and without TLS."""
+    sizes = session.sizes
+    counts = {"write": sizes.plain_small_writes, "read": sizes.small_gets}
+    figures: list[Figure] = []
+    for task, name in PLAIN.items():
+        limit: Limit | None = None
+        for encrypted in (False, True):
+            seconds = samples.plain[encrypted, task]
+            unit = "/s" if task in counts else "MB/s"
+            values = (
+                rate(counts[task], seconds) if task in counts else megabytes_per_second(sizes.cluster_bytes, seconds)
+            )
+            text = name.format(size=human_size(sizes.cluster_bytes)) + (", TLS" if encrypted else ", no TLS")
+            figures.append(Figure(text, unit, values, limit=limit))
+            limit = Limit(PLAIN_LIMIT, values)
+    return figures

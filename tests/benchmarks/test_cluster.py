@@ -58,10 +58,11 @@ def test_a_pool_in_processes_is_whole_again_without_a_killed_worker(tmp_path: Pa
         assert client.run("get", address=pool.address, name="file")["peak_resident"] > 0
 
 
-def test_plain_sockets_return_what_they_store_and_forget_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_plain_sockets_return_what_they_store_and_forget_it(tmp_path: Path, *, encrypted: bool) -> None:
     source = RandomContent("plain", 7 << 20).write_to(tmp_path / "source")
     parts = [tmp_path / f"plain-{number}" / "parts" for number in range(6)]
-    with PlainSockets(tmp_path) as plain:
+    with PlainSockets(tmp_path, encrypted=encrypted) as plain:
         for _ in range(2):
             plain.push(source)
             plain.write_small(3)
