@@ -12,9 +12,12 @@ A new database is plain. Once it is sealed, it has these rows:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
+
+from cachetools import LRUCache
 
 from storage.catalog.port import COPIED_IN_USE, DESTROYED_KEYS, USER_KEYS
 from storage.catalog.records import USAGE_RANGE, document_key
@@ -37,10 +40,15 @@ _PLAIN_DOCUMENTS = frozenset({USER_KEYS, DESTROYED_KEYS, COPIED_IN_USE})
 _DOCUMENTS = document_key("")
 _SEALED_TABLES = ("files", "uploads")
 _NAMES = "names"
+_KEPT_ROWS = 1024
+_KEPT_ROW_BYTES_MAX = 2048  # most are far smaller; all that are kept take 4 MiB at most
 
 
 class _Rows:
-    """Seals the values of rows.
+    """Seals the values of rows. Thread-safe.
+
+    Rows that were sealed or opened last are kept with what they say, since a push reads what the one before it wrote,
+    and a get what the one before it read. What is kept only counts for a row with the same sealed bytes.
 
     Args:
         secret: 32 random bytes.
@@ -50,11 +58,15 @@ class _Rows:
     def __init__(self, secret: bytes, token_bytes: Callable[[int], bytes]) -> None:
         self._key = derived(secret, _PURPOSE)
         self._token_bytes = token_bytes
+        self._kept: LRUCache[tuple[str, bytes], tuple[bytes, bytes]] = LRUCache(_KEPT_ROWS)
+        self._lock = threading.Lock()
 
     def sealed(self, table: str, key: bytes, value: bytes) -> bytes:
         """Seal a value."""
         salt = self._token_bytes(_SALT_BYTES)
-        return salt + encrypt(message_key(self._key, salt), value, _bound(table, key))
+        raw = salt + encrypt(message_key(self._key, salt), value, _bound(table, key))
+        self._keep(table, key, raw, value)
+        return raw
 
     def opened(self, table: str, key: bytes, raw: bytes) -> bytes:
         """Open a value.
@@ -62,12 +74,27 @@ class _Rows:
         Raises:
             SealBroken: it was changed, or is another row's.
         """
+        with self._lock:
+            kept = self._kept.get((table, key))
+        if kept is not None and kept[0] == raw:
+            return kept[1]
+        value = self.decrypted(table, key, raw)
+        self._keep(table, key, raw, value)
+        return value
+
+    def decrypted(self, table: str, key: bytes, raw: bytes) -> bytes:
+        """Like :meth:`opened`, of a row among many, which is not kept."""
         if len(raw) < _SALT_BYTES + TAG_BYTES:
             raise SealBroken("a row of the catalog was changed; move the catalog away and rebuild")
         try:
             return decrypt(message_key(self._key, raw[:_SALT_BYTES]), raw[_SALT_BYTES:], _bound(table, key))
         except SealBroken:
             raise SealBroken("a row of the catalog was changed; move the catalog away and rebuild") from None
+
+    def _keep(self, table: str, key: bytes, raw: bytes, value: bytes) -> None:
+        if table != _NAMES and len(raw) <= _KEPT_ROW_BYTES_MAX:  # pages of names have a cache of their own
+            with self._lock:
+                self._kept[table, key] = raw, value
 
 
 def _bound(table: str, key: bytes) -> bytes:
@@ -325,6 +352,6 @@ def _flush(names: NamesWriter, rows: _Rows, txn: TableTransaction) -> None:
 def _opened_or_empty(rows: _Rows, table: str, key: bytes, raw: bytes) -> bytes:
     """Open a row among others; empty if it is damaged, so that it hides none of them."""
     try:
-        return rows.opened(table, key, raw)
+        return rows.decrypted(table, key, raw)
     except SealBroken:
         return b""

@@ -23,7 +23,7 @@ from storage.catalog.lmdb_catalog import LmdbTables
 from storage.catalog.records import SETTINGS, document_key
 from storage.catalog.sealed_names import PAGE_BYTES_MAX, NamesReader, NamesWriter, PageCache
 from storage.catalog.sealing_tables import SealingTables
-from storage.catalog.tables import ROOT
+from storage.catalog.tables import ROOT, TableTransaction
 from storage.errors import FormatError, KeyRequired, SealBroken
 from tests.storage.catalogs import KEY_ID, SECRET, entry_of, key_of, version_of
 
@@ -248,6 +248,42 @@ def test_rows_cannot_be_changed_or_put_elsewhere(catalog: LmdbCatalog, tmp_path:
             again.file(file_id)
     assert [one.problem != "" for one in again.versions()] == [True] * len(ids)
     again.close()
+
+
+def test_rows_that_are_kept_opened_are_those_of_the_database(tmp_path: Path) -> None:
+    """What was read or written before does not hide that a row was changed, put elsewhere, or put back."""
+    below = LmdbTables(tmp_path / "catalog")
+    tables = SealingTables(below)
+    tables.seal(KEY_ID, SECRET, os.urandom)
+    one, other = b"1" * 16, b"2" * 16
+
+    def write(key: bytes, value: bytes) -> bytes:
+        tables.transact(lambda txn: txn.put("files", key, value))
+        raw = below.get("files", key)
+        assert raw is not None
+        return raw
+
+    def replace(key: bytes, raw: bytes) -> None:
+        below.transact(lambda txn: txn.put("files", key, raw))
+
+    former, present = write(one, b"former"), write(one, b"present")
+    foreign = write(other, b"foreign")
+    assert tables.get("files", one) == b"present"
+    for broken in (foreign, present[:-1] + bytes([present[-1] ^ 1]), b"", present[:20]):
+        replace(one, broken)
+        with pytest.raises(SealBroken):
+            tables.get("files", one)
+    replace(one, former)
+    assert tables.get("files", one) == b"former"
+
+    def fail(txn: TableTransaction) -> None:
+        txn.put("files", one, b"never")
+        raise ValueError("the work failed")
+
+    with pytest.raises(ValueError, match="the work failed"):
+        tables.transact(fail)
+    assert tables.get("files", one) == b"former"
+    tables.close()
 
 
 def test_a_locked_catalog_gives_settings_and_totals_only(catalog: LmdbCatalog, tmp_path: Path) -> None:
