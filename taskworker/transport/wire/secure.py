@@ -33,6 +33,7 @@ from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
 
 _RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
+_PIECE_BYTES_MAX = 64 * KIB  # given to OpenSSL at once; what it has begun to send is kept when a socket is full
 
 Authorize = Callable[[bytes], object]
 """(certificate of the other end, DER) → who it is; raises OSError if this process has nothing to do with it."""
@@ -188,7 +189,7 @@ class SecureStream:
         return records.taken
 
     def _send_some(self, records: _Records) -> None:
-        """Send records, up to :data:`_TOGETHER_BYTES` or somewhat more. The caller holds the lock."""
+        """Send records, up to :data:`_TOGETHER_BYTES` or one piece more. The caller holds the lock."""
         until = records.taken + _TOGETHER_BYTES
         try:
             if self._owed:
@@ -204,7 +205,7 @@ class SecureStream:
                     return
                 records.skip(len(piece))
                 if len(piece) >= self._piece_bytes:
-                    self._piece_bytes = min(2 * self._piece_bytes, _TOGETHER_BYTES)
+                    self._piece_bytes = min(2 * self._piece_bytes, _PIECE_BYTES_MAX)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
 
