@@ -56,11 +56,11 @@ _GROUPS = (
     {"secret": "secrets", "egress": "egress", "context": "contexts", "user": "users", "token": "tokens"}
     | {"link": "sharing"}
     | {"authority": "authorities"}
-    | {"folder": "folder"}
+    | {"folder": "folder", "gateway": "gateways"}
 )
 """Groups of commands, each with the module that defines its ``app``."""
 
-_PANEL_OF_GROUP = {"folder": "Files", "secret": "Functions", "egress": "Functions"}
+_PANEL_OF_GROUP = {"folder": "Files", "secret": "Functions", "egress": "Functions", "gateway": "Running"}
 """Where the help shows groups; the others are among what is for users."""
 
 _MODULES = {command: module for commands in _PANELS.values() for command, module in commands.items()}

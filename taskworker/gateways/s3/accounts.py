@@ -1,0 +1,185 @@
+"""Who owns an access key, and how to act for that user."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cachetools import LRUCache, TTLCache
+
+from storage.clocks import monotonic_s
+from storage.errors import InvalidArgument, StorageError
+from storage.system.private_files import read_private
+from taskworker.client import Client
+from taskworker.client.users import AccessKey, UserClient
+from taskworker.errors import AccessKeyInvalid
+from taskworker.gateways.s3.errors import S3Error
+
+_log = logging.getLogger(__name__)
+_KEYS_BYTES_MAX = 1024 * 1024
+_KEYS_MAX = 1000
+"""Access keys whose accounts are kept, each with a connection to the pool."""
+_KEPT_S = 60.0
+"""How long a revoked key may still work for what the gateway itself answers; the pool refuses it at once."""
+_UNKNOWN_MAX = 10_000
+_UNKNOWN_S = 5.0
+"""How long a key that does not exist is not asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user, as an access key names it.
+
+    Attributes:
+        access_key_id: the key's name.
+        secret: what requests are signed with.
+        user: whose files it opens.
+        client: the connection to act for the user.
+    """
+
+    access_key_id: str
+    secret: str
+    user: str
+    client: Client
+
+
+class Accounts(Protocol):
+    """Where access keys are looked up. Thread-safe."""
+
+    def find(self, access_key_id: str) -> Account:
+        """The account of an access key; may ask the pool.
+
+        Raises:
+            S3Error: there is no such key.
+            StorageError: the pool cannot be asked.
+        """
+
+    def drop(self, access_key_id: str) -> None:
+        """Look this key up anew, as the pool does not know it any more."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class FileAccounts:
+    """Access keys in a file of the gateway's own, all served through one connection.
+
+    Args:
+        path: a private file with JSON: ``{"ACCESS-KEY-ID": {"secret": "…", "user": "…"}}``.
+        client: a connection that may act for all of these users.
+
+    Raises:
+        InvalidArgument: there is no such file, or it is malformed.
+        NotPrivate: others may read it.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, client: Client) -> None:
+        self._client = client
+        self._accounts = {name: Account(name, secret, user, client) for name, (secret, user) in _keys_in(path).items()}
+
+    def find(self, access_key_id: str) -> Account:
+        """The account of an access key; see :class:`Accounts`."""
+        found = self._accounts.get(access_key_id)
+        if found is None:
+            raise unknown_key(access_key_id)
+        return found
+
+    def drop(self, access_key_id: str) -> None:
+        """Do nothing: what is in the file does not change."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class PoolAccounts:
+    """The access keys of a pool, which the gateway may ask for: its token needs the right ``gateway``.
+
+    Args:
+        address: where the pool is.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, address: str, *, clock_s: Callable[[], float] = monotonic_s) -> None:
+        self._address = address
+        self._users = UserClient(address)
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._kept: LRUCache[str, tuple[Account, float]] = LRUCache(_KEYS_MAX)
+        self._unknown: TTLCache[str, bool] = TTLCache(_UNKNOWN_MAX, _UNKNOWN_S, timer=clock_s)
+
+    def find(self, access_key_id: str) -> Account:
+        """The account of an access key; see :class:`Accounts`."""
+        with self._lock:
+            if access_key_id in self._unknown:
+                raise unknown_key(access_key_id)
+            former, until = self._kept.get(access_key_id, (None, 0.0))
+        if former is not None and self._clock_s() < until:
+            return former
+        key = self._asked(access_key_id)
+        if former is not None and (former.secret, former.user) == (key.secret, key.user):
+            found = former  # with its connection
+        else:
+            found = Account(key.access_key_id, key.secret, key.user, Client(self._address, token=key.token))
+        with self._lock:
+            self._kept[access_key_id] = found, self._clock_s() + _KEPT_S
+        return found
+
+    def drop(self, access_key_id: str) -> None:
+        """Look this key up anew, as the pool does not know it any more."""
+        with self._lock:
+            self._kept.pop(access_key_id, None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            accounts = [account for account, _ in self._kept.values()]
+            self._kept.clear()
+        for account in accounts:
+            account.client.close()
+        self._users.close()
+
+    def _asked(self, access_key_id: str) -> AccessKey:
+        try:
+            return self._users.access_key(access_key_id)
+        except AccessKeyInvalid:
+            with self._lock:
+                self._unknown[access_key_id] = True
+                self._kept.pop(access_key_id, None)
+            raise unknown_key(access_key_id) from None
+        except StorageError as error:
+            _log.warning("access keys cannot be looked up: %s", error)
+            raise S3Error(
+                "ServiceUnavailable", "access keys cannot be looked up now; the gateway's log says why"
+            ) from None
+
+
+def unknown_key(access_key_id: str) -> S3Error:
+    """The error of a key that nobody has."""
+    return S3Error(
+        "InvalidAccessKeyId",
+        "there is no such access key; it may have been revoked or have expired",
+        AWSAccessKeyId=access_key_id,
+    )
+
+
+def _keys_in(path: Path) -> dict[str, tuple[str, str]]:
+    content = read_private(path, _KEYS_BYTES_MAX)
+    if content is None:
+        raise InvalidArgument(f"there is no file {path}; write the access keys into it")
+    try:
+        keys = {name: (one["secret"], one["user"]) for name, one in json.loads(content).items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InvalidArgument(
+            f'{path} must have the form {{"ACCESS-KEY-ID": {{"secret": "…", "user": "…"}}}}; correct it'
+        ) from None
+    for name, texts in keys.items():
+        if not all(isinstance(text, str) and text for text in (name, *texts)) or "/" in name:
+            raise InvalidArgument(f"{path}: access key {name!r} must have a secret and a user, and no slash in its id")
+    return keys

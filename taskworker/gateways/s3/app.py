@@ -1,0 +1,333 @@
+"""The gateway as an ASGI application: who asks, what for, and the way of bodies and contents."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from storage.clocks import wall_ms
+from storage.errors import StorageError
+from taskworker.errors import Unauthenticated
+from taskworker.gateways.s3 import cors, posting
+from taskworker.gateways.s3.accounts import Account, Accounts
+from taskworker.gateways.s3.bodies import Body, Expected, expected
+from taskworker.gateways.s3.buckets import Buckets
+from taskworker.gateways.s3.calls import Call, Content, Reply, failure
+from taskworker.gateways.s3.documents import DOCUMENT_BYTES_MAX
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.failures import as_s3_error
+from taskworker.gateways.s3.http import Head
+from taskworker.gateways.s3.multipart import put_part
+from taskworker.gateways.s3.objects import put
+from taskworker.gateways.s3.operations import Operation, Takes, operation_of
+from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
+from taskworker.gateways.s3.streams import ClientGone, Incoming, Outgoing, Receive, Send
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+THREADS = 64
+TRANSFERS_MAX = 32
+"""Bodies and contents of more than a message that are under way; the others wait."""
+_WAIT_S = 30.0
+_SHORT = 64 * 1024
+"""Bodies up to this size are taken before a thread works on them."""
+_CODED_SHORT = 2 * _SHORT
+_LEFT_OVER = 4 * 1024 * 1024
+_LEFT_OVER_S = 2.0
+
+
+class S3App:
+    """Serves S3 by ASGI.
+
+    Args:
+        accounts: who may sign requests.
+        domain: requests to ``BUCKET.DOMAIN`` are about that bucket; empty: buckets are in paths only.
+        public: buckets that anybody may read, each with the access key that stands for such readers.
+        now_ms: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        domain: str = "",
+        public: Mapping[str, str] | None = None,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._accounts = accounts
+        self._domain = domain.lower()
+        self._public = dict(public or {})
+        self._now_ms = now_ms
+        self._buckets = Buckets()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+
+    def close(self) -> None:
+        """End the threads, once what they work on is done, and the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._accounts.close()
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"S3 is not spoken over {scope['type']}")
+        request_id = uuid.uuid4().hex[:16].upper()
+        head = _head_of(scope)
+        incoming = Incoming(receive)
+        if head.fields.get("content-length", "0") == "0" and "transfer-encoding" not in head.fields:
+            incoming.ended = True
+        try:
+            reply = await self._replied(head, incoming, scope["scheme"], request_id)
+        except ClientGone:
+            return
+        await self._send(reply, head, incoming, request_id, receive, send)
+
+    async def _replied(self, head: Head, incoming: Incoming, scheme: str, request_id: str) -> Reply:
+        try:
+            return await self._handled(head, incoming, scheme)
+        except S3Error as error:
+            return failure(error, head, request_id)
+        except StorageError as error:
+            problem = as_s3_error(error)
+            if problem.status >= 500:
+                _log.warning("request %s failed: %s", request_id, error)
+            return failure(problem, head, request_id)
+        except ClientGone:
+            raise
+        except Exception:
+            _log.exception("request %s failed", request_id)
+            problem = S3Error("InternalError", "the gateway failed unexpectedly; its log has the details")
+            return failure(problem, head, request_id)
+
+    # -- who asks, and what for ---------------------------------------------------------------------
+
+    async def _handled(self, head: Head, incoming: Incoming, scheme: str) -> Reply:
+        bucket, key = self._target(head)
+        if head.method == "OPTIONS":
+            return await self._preflight(head, bucket)
+        claim = claim_of(head)
+        now_ms = self._now_ms()
+        if claim is None and bucket and not key and posting.is_form(head):
+            async with self._transfer():
+                return await self._run(
+                    posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
+                )
+        account, signed = await self._caller(head, claim, bucket)
+        operation = operation_of(head, bucket, key)
+        payload = UNSIGNED if claim is None else claim.payload
+        takes_body = operation.takes is not Takes.NOTHING
+        about_body = expected(head, payload, signed) if takes_body else Expected(size=0)
+        call = Call(head, account, bucket, key, about_body, now_ms, scheme)
+        try:
+            reply = await self._worked(operation, call, incoming)
+        except Unauthenticated:
+            self._accounts.drop(account.access_key_id)
+            raise
+        if "origin" in head.fields and bucket:
+            reply = await self._run(self._with_cors, reply, call)
+        return reply
+
+    async def _caller(self, head: Head, claim: Claim | None, bucket: str) -> tuple[Account, Signed | None]:
+        if claim is None:
+            key_id = self._public.get(bucket)
+            if key_id is None or head.method not in ("GET", "HEAD"):
+                raise S3Error("AccessDenied", "the request is not signed; sign it with an access key")
+            return await self._run(self._accounts.find, key_id), None
+        account = await self._run(self._accounts.find, claim.access_key_id)
+        if "x-amz-security-token" in head.fields or "X-Amz-Security-Token" in head.parameters:
+            raise S3Error("InvalidToken", "access keys here have no session tokens")
+        return account, checked(claim, head, account.secret, now_ms=self._now_ms)
+
+    def _target(self, head: Head) -> tuple[str, str]:
+        """The bucket and the key that a request is about."""
+        path = head.path.removeprefix("/")
+        host = head.fields.get("host", "").lower().rpartition(":")[0] or head.fields.get("host", "").lower()
+        if self._domain and host.endswith(f".{self._domain}"):
+            bucket, raw_key = host.removesuffix(f".{self._domain}"), path
+        else:
+            raw_bucket, _, raw_key = path.partition("/")
+            bucket = unquote_to_bytes(raw_bucket).decode("utf-8", "replace")
+        if not head.path.startswith("/") or (raw_key and not bucket):
+            raise S3Error("InvalidURI", "the path must have the form /BUCKET/KEY")
+        head.decoded_path  # noqa: B018  # it must be text
+        return bucket, unquote_to_bytes(raw_key).decode()
+
+    async def _preflight(self, head: Head, bucket: str) -> Reply:
+        """Browsers do not sign what they ask before a request. The key in its URL says whose bucket it is about."""
+        key_id = head.parameters.get("X-Amz-Credential", "").partition("/")[0] or self._public.get(bucket)
+        if not key_id or not bucket:
+            raise S3Error("AccessDenied", "whose bucket this is cannot be told: no access key is named")
+        account = await self._run(self._accounts.find, key_id)
+        call = Call(head, account, bucket, "", Expected(), self._now_ms())
+        found = await self._run(self._buckets.get, call)
+        return cors.preflight(found, head.fields)
+
+    def _with_cors(self, reply: Reply, call: Call) -> Reply:
+        found = self._buckets.find(call, call.bucket)
+        more = [] if found is None else cors.added(found, call.fields, call.head.method)
+        return Reply(reply.status, [*reply.headers, *more], reply.body, reply.content)
+
+    # -- the way of bodies --------------------------------------------------------------------------
+
+    async def _worked(self, operation: Operation, call: Call, incoming: Incoming) -> Reply:
+        if operation.work is None:
+            return await self._stored(operation, call, incoming)
+        body = b""
+        if operation.takes is Takes.DOCUMENT and not incoming.ended:
+            is_short = _length(call) <= _SHORT
+            async with contextlib.nullcontext() if is_short else self._transfer():
+                body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
+        elif operation.takes is Takes.DOCUMENT:
+            _verified(call.expected, b"")
+        return await self._run(operation.work, call, self._buckets, body)
+
+    async def _stored(self, operation: Operation, call: Call, incoming: Incoming) -> Reply:
+        if _length(call) <= _SHORT:
+            body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
+            return await self._run(self._store, operation, call, iter((body,)), True)
+        async with self._transfer():
+            return await self._run(self._store, operation, call, incoming.pieces(), False)
+
+    def _store(self, operation: Operation, call: Call, pieces: Any, is_short: bool) -> Reply:
+        if operation.takes is Takes.PART:
+            return put_part(call, pieces, is_short=is_short)
+        return put(call, self._buckets, pieces, is_short=is_short)
+
+    @contextlib.asynccontextmanager
+    async def _transfer(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._transfers.acquire()
+        except TimeoutError:
+            raise S3Error("SlowDown", "as many transfers are under way as there may be; try again in a while") from None
+        try:
+            yield
+        finally:
+            self._transfers.release()
+
+    async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    # -- the way of replies -------------------------------------------------------------------------
+
+    async def _send(
+        self, reply: Reply, head: Head, incoming: Incoming, request_id: str, receive: Receive, send: Send
+    ) -> None:
+        headers = [*reply.headers, ("x-amz-request-id", request_id), ("x-amz-id-2", request_id)]
+        if not incoming.ended and not await _drained(head, incoming):
+            headers.append(("connection", "close"))
+        has_length = reply.content is not None or any(name == "content-length" for name, _ in headers)
+        if not has_length and reply.status not in (204, 304):
+            headers.append(("content-length", str(len(reply.body))))
+        encoded = [(name.encode(), _encoded(value)) for name, value in headers]
+        start = {"type": "http.response.start", "status": reply.status, "headers": encoded}
+        if reply.content is None:
+            await send(start)
+            await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else reply.body})
+            return
+        await self._send_content(start, reply.content, receive, send, head, request_id)
+
+    async def _send_content(
+        self, start: dict[str, Any], content: Content, receive: Receive, send: Send, head: Head, request_id: str
+    ) -> None:
+        if content.length <= _SHORT:
+            try:
+                data = await self._run(_read, content)
+            except StorageError as error:
+                reply = failure(as_s3_error(error), head, request_id)
+                start = {
+                    **start,
+                    "status": reply.status,
+                    "headers": [(n.encode(), v.encode()) for n, v in reply.headers],
+                }
+                data = reply.body
+            await send(start)
+            await send({"type": "http.response.body", "body": data})
+            return
+        async with self._transfer():
+            await send(start)
+            outgoing = Outgoing(send, receive)
+            watching = asyncio.create_task(outgoing.watch())
+            try:
+                await self._run(_write, content, outgoing)
+            except ClientGone:
+                return
+            finally:
+                watching.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _write(content: Content, outgoing: Outgoing) -> None:
+    """If it fails, so does the application, and the server closes the connection before all was sent."""
+    content.client.download(
+        content.version.file_id,
+        outgoing,  # type: ignore[arg-type]  # all that is used of a file
+        user_id=content.user,
+        version_id=content.version.version_id,
+        offset=content.offset,
+        length=content.length,
+    )
+    outgoing.flush()
+
+
+def _read(content: Content) -> bytes:
+    if not content.length:
+        return b""
+    whole = content.length == content.version.size
+    return content.client.get(
+        content.version.file_id,
+        user_id=content.user,
+        version_id=content.version.version_id,
+        offset=content.offset,
+        length=None if whole else content.length,
+    )
+
+
+def _verified(announced: Expected, raw: bytes) -> bytes:
+    body = Body(announced)
+    content = b"".join(body.feed(raw))
+    body.finish()
+    return content
+
+
+def _length(call: Call) -> int:
+    """How long a body is; of one whose length is not known, more than is short."""
+    size = call.expected.size
+    if size is None:
+        return _SHORT + 1
+    return size if call.expected.coding is None else max(size, int(call.fields.get("content-length") or _SHORT + 1))
+
+
+async def _drained(head: Head, incoming: Incoming) -> bool:
+    """Take what is left of a short body, as the caller may only read the reply when it has sent everything."""
+    if "expect" in head.fields:
+        return False
+    try:
+        async with asyncio.timeout(_LEFT_OVER_S):
+            await incoming.whole(_LEFT_OVER)
+    except (TimeoutError, S3Error, ClientGone):
+        return False
+    return True
+
+
+def _head_of(scope: Mapping[str, Any]) -> Head:
+    headers = tuple((name.decode("latin-1").lower(), _decoded(value)) for name, value in scope["headers"])
+    return Head(scope["method"], scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1"), headers)
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _encoded(value: str) -> bytes:
+    return value.encode("utf-8", "replace")

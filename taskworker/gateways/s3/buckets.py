@@ -1,0 +1,199 @@
+"""Buckets: their settings, and whether they exist.
+
+A bucket is a first component of names that was made a bucket, or that has files below it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cachetools import TTLCache
+
+from storage import Version
+from storage.clocks import monotonic_s
+from storage.errors import PermissionDenied
+from taskworker.gateways.s3.calls import Call
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, settings_name
+
+ENABLED = "Enabled"
+SUSPENDED = "Suspended"
+
+_SETTINGS_BYTES_MAX = 256 * 1024
+_BUCKETS_MAX = 10_000
+_KEPT = 10_000
+_KEPT_S = 2.0
+"""How long this gateway may not notice what another one did to a bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket, and what was set for it.
+
+    Attributes:
+        created_ms: when it was made, in milliseconds since 1970; 0: it was not, but has files.
+        region: what was asked for when it was made; empty: us-east-1.
+        versioning: ``Enabled`` or ``Suspended``; empty: it never was.
+        tags: of the bucket.
+        cors: rules, each as it is in JSON.
+    """
+
+    created_ms: int = 0
+    region: str = ""
+    versioning: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    cors: tuple[dict[str, Any], ...] = ()
+
+    def encoded(self) -> bytes:
+        """As the content of a file."""
+        return json.dumps(
+            {
+                "created_ms": self.created_ms,
+                "region": self.region,
+                "versioning": self.versioning,
+                "tags": self.tags,
+                "cors": self.cors,
+            }
+        ).encode()
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Bucket:
+        """Inverse of :meth:`encoded`. Others may write what they like: what makes no sense is not there."""
+        try:
+            found = json.loads(raw)
+            return cls(
+                int(found["created_ms"]),
+                str(found["region"]),
+                found["versioning"] if found["versioning"] in (ENABLED, SUSPENDED) else "",
+                tuple((str(name), str(value)) for name, value in found["tags"]),
+                tuple(dict(rule) for rule in found["cors"]),
+            )
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return cls(created_ms=1)
+
+
+class Buckets:
+    """The buckets of all users. Thread-safe.
+
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, *, clock_s: Callable[[], float] = monotonic_s) -> None:
+        self._kept: TTLCache[tuple[str, str, str], Bucket] = TTLCache(_KEPT, _KEPT_S, timer=clock_s)
+        self._lock = threading.Lock()
+
+    def get(self, call: Call) -> Bucket:
+        """The bucket of a call.
+
+        Raises:
+            S3Error: there is none.
+        """
+        found = self.find(call, call.bucket)
+        if found is None:
+            raise S3Error("NoSuchBucket", "there is no such bucket; make it first", BucketName=call.bucket)
+        return found
+
+    def find(self, call: Call, name: str) -> Bucket | None:
+        """A bucket of the caller; None if there is none."""
+        which = (call.account.access_key_id, call.user, name)
+        with self._lock:
+            kept = self._kept.get(which)
+        if kept is not None:
+            return kept
+        found = self._read(call, name) if is_bucket(name) else None
+        if found is not None:
+            with self._lock:
+                self._kept[which] = found
+        return found
+
+    def make(self, call: Call, region: str) -> None:
+        """Make the bucket of a call.
+
+        Raises:
+            S3Error: there is one, or its name is against the rules.
+        """
+        check_new_bucket(call.bucket)
+        found = self._read(call, call.bucket)
+        if found is not None and found.created_ms:
+            raise S3Error("BucketAlreadyOwnedByYou", "you have this bucket already", BucketName=call.bucket)
+        self.keep(call, Bucket(created_ms=call.now_ms, region=region))
+
+    def keep(self, call: Call, bucket: Bucket) -> None:
+        """Store the settings of a call's bucket.
+
+        Raises:
+            S3Error: they are too long.
+        """
+        made = replace(bucket, created_ms=bucket.created_ms or call.now_ms)
+        content = made.encoded()
+        if len(content) > _SETTINGS_BYTES_MAX:
+            raise S3Error("InvalidRequest", f"the settings of a bucket may have at most {_SETTINGS_BYTES_MAX} bytes")
+        call.client.push(content, user_id=call.user, filename=settings_name(call.bucket))
+        self._forget(call)
+
+    def remove(self, call: Call) -> None:
+        """Remove the bucket of a call.
+
+        Raises:
+            S3Error: there is none, or it has objects or versions.
+        """
+        self.get(call)
+        page = call.client.list_page(user_id=call.user, prefix=f"{call.bucket}/", limit=1)
+        if page.files:
+            raise S3Error(
+                "BucketNotEmpty",
+                "the bucket has objects, or former versions of objects; delete them first",
+                BucketName=call.bucket,
+            )
+        kept = call.client.find(settings_name(call.bucket), user_id=call.user)
+        if kept is not None:
+            call.client.delete(kept.file_id, user_id=call.user)
+        self._forget(call)
+
+    def every(self, call: Call) -> Iterator[tuple[str, int]]:
+        """All buckets of the caller by name, with the time when each was made, in milliseconds since 1970."""
+        made = {head.filename.removeprefix(SETTINGS): head for head in _heads(call, SETTINGS)}
+        found: dict[str, int] = {name: 0 for name in _first_components(call) if is_bucket(name)}
+        for name, head in made.items():
+            found[name] = head.time_ms
+        yield from sorted(found.items())
+
+    def _read(self, call: Call, name: str) -> Bucket | None:
+        try:
+            kept = call.client.find(settings_name(name), user_id=call.user)
+        except PermissionDenied:  # the access key is for the bucket's files only
+            kept = None
+        if kept is not None:
+            return Bucket.parse(call.client.get(kept.file_id, user_id=call.user, length=_SETTINGS_BYTES_MAX))
+        page = call.client.list_page(user_id=call.user, prefix=f"{name}/", limit=1)
+        return Bucket() if page.files else None
+
+    def _forget(self, call: Call) -> None:
+        with self._lock:
+            for which in [one for one in self._kept if one[1:] == (call.user, call.bucket)]:
+                self._kept.pop(which, None)
+
+
+def _heads(call: Call, prefix: str) -> Iterator[Version]:
+    after: str | None = None
+    for _ in range(_BUCKETS_MAX // 1000):
+        page = call.client.list_page(user_id=call.user, prefix=prefix, after=after)
+        yield from page.files
+        after = page.next_after
+        if after is None:
+            return
+
+
+def _first_components(call: Call) -> Iterator[str]:
+    after: str | None = None
+    for _ in range(_BUCKETS_MAX // 1000):
+        page = call.client.list_page(user_id=call.user, delimiter="/", after=after)
+        yield from (prefix.removesuffix("/") for prefix in page.prefixes if prefix != OWN)
+        after = page.next_after
+        if after is None:
+            return

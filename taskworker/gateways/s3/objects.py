@@ -1,0 +1,460 @@
+"""Objects: put, got, copied and deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import accumulate
+from urllib.parse import unquote
+
+from storage import Version
+from storage.errors import ConflictError, FileNotFound, InvalidArgument, VersionNotFound
+from storage.limits import BytesLike
+from taskworker.gateways.s3.bodies import Body
+from taskworker.gateways.s3.buckets import ENABLED, Buckets
+from taskworker.gateways.s3.calls import Call, Content, Reply, document
+from taskworker.gateways.s3.conditions import check_read, matches, range_of
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.metadata import (
+    MARKER,
+    Checksum,
+    Metadata,
+    checksum_headers,
+    etag_of,
+    given_metadata,
+    metadata_of,
+    object_headers,
+    tags_of,
+)
+from taskworker.gateways.s3.names import filename
+from taskworker.gateways.s3.times import iso
+
+_OVERRIDES = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires")
+_NULL = "null"
+_HISTORY_MAX = 1000
+UNSUPPORTED_HEADERS = (
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-copy-source-server-side-encryption-customer-algorithm",
+    "x-amz-object-lock-mode",
+    "x-amz-object-lock-retain-until-date",
+    "x-amz-website-redirect-location",
+    "x-amz-write-offset-bytes",
+)
+_ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
+
+
+# -- finding ------------------------------------------------------------------------------------------
+
+
+def version_id_of(version: Version, metadata: Metadata) -> str:
+    """A version's id as S3 shows it."""
+    return _NULL if metadata.is_null else version.version_id
+
+
+def found(call: Call, name: str, version_id: str | None) -> tuple[Version, Metadata]:
+    """The version of an object that is asked for: no delete marker.
+
+    Raises:
+        S3Error: there is none, or it is a delete marker.
+    """
+    version = _version(call, name, version_id)
+    metadata = metadata_of(version)
+    if metadata.is_marker:
+        headers = (("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id_of(version, metadata)))
+        if version_id is None:
+            raise S3Error("NoSuchKey", "the object was deleted; its former versions are there", headers=headers)
+        raise S3Error("MethodNotAllowed", "this version is a delete marker", headers=(*headers, ("allow", "DELETE")))
+    return version, metadata
+
+
+def _version(call: Call, name: str, version_id: str | None) -> Version:
+    head = call.client.find(name, user_id=call.user)
+    if head is None:
+        if version_id is None:
+            raise S3Error("NoSuchKey", "there is no object with this key", Key=name.partition("/")[2])
+        raise S3Error("NoSuchVersion", "there is no such version of the object", VersionId=version_id)
+    if version_id in (None, head.version_id):
+        return head
+    if version_id == _NULL:
+        return _null_version(call, head)
+    try:
+        return call.client.stat(head.file_id, user_id=call.user, version_id=version_id)
+    except VersionNotFound:
+        raise S3Error("NoSuchVersion", "there is no such version of the object", VersionId=version_id) from None
+    except InvalidArgument:
+        raise S3Error("InvalidArgument", "this is not the id of a version", ArgumentName="versionId") from None
+
+
+def _null_version(call: Call, head: Version) -> Version:
+    if metadata_of(head).is_null:
+        return head
+    for version in call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX):
+        if metadata_of(version).is_null:
+            return version
+    raise S3Error("NoSuchVersion", "there is no version without an id", VersionId=_NULL)
+
+
+def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
+    """What ``x-amz-copy-source`` names, its metadata, and the version's id if that was given.
+
+    Raises:
+        S3Error: it is malformed, or there is no such object, or a condition is not fulfilled.
+    """
+    source, _, query = call.fields["x-amz-copy-source"].partition("?versionId=")
+    try:
+        bucket, slash, key = unquote(source, errors="strict").removeprefix("/").partition("/")
+    except UnicodeDecodeError:
+        raise S3Error("InvalidArgument", "x-amz-copy-source is not UTF-8") from None
+    if not bucket or not slash or not key:
+        raise S3Error("InvalidArgument", "x-amz-copy-source must have the form BUCKET/KEY, percent-encoded")
+    version, metadata = found(call, filename(bucket, key), query or None)
+    check_read(call.fields, etag_of(version, metadata), metadata.time_ms, "x-amz-copy-source-")
+    return version, metadata, query or None
+
+
+# -- reading ------------------------------------------------------------------------------------------
+
+
+def get(call: Call, buckets: Buckets) -> Reply:
+    """GetObject and HeadObject."""
+    asked = call.parameters
+    version, metadata = _found_in(call, buckets)
+    etag = etag_of(version, metadata)
+    check_read(call.fields, etag, metadata.time_ms)
+    span = _part_span(call, version, metadata) or range_of(call.fields, version.size, etag)
+    offset, length = span or (0, version.size)
+    wants_checksum = call.fields.get("x-amz-checksum-mode", "").upper() == "ENABLED" and span is None
+    headers = dict(object_headers(version, metadata, with_checksum=wants_checksum))
+    headers["content-length"] = str(length)
+    headers["x-amz-version-id"] = version_id_of(version, metadata)
+    for name in _OVERRIDES:
+        if (value := asked.get(f"response-{name}")) is not None:
+            headers[name] = _one_line(value)
+    if "partNumber" in asked and metadata.parts:
+        headers["x-amz-mp-parts-count"] = str(len(metadata.part_sizes))
+    if span is not None:
+        headers["content-range"] = f"bytes {offset}-{offset + length - 1}/{version.size}"
+    content = None if call.head.method == "HEAD" else Content(call.client, call.user, version, offset, length)
+    return Reply(200 if span is None else 206, [*headers.items()], content=content)
+
+
+def attributes(call: Call, buckets: Buckets) -> Reply:
+    """GetObjectAttributes."""
+    wanted = {one.strip() for one in call.fields.get("x-amz-object-attributes", "").split(",")}
+    known = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
+    if not wanted <= known or not wanted:
+        raise S3Error("InvalidArgument", f"x-amz-object-attributes must be of {', '.join(sorted(known))}")
+    version, metadata = _found_in(call, buckets)
+    inner: list[tuple[str, object]] = []
+    if "ETag" in wanted:
+        inner.append(("ETag", etag_of(version, metadata)))
+    if "Checksum" in wanted and metadata.checksum is not None:
+        one = metadata.checksum
+        inner.append(("Checksum", [(f"Checksum{one.algorithm}", one.value), ("ChecksumType", one.kind)]))
+    if "ObjectParts" in wanted and metadata.parts:
+        inner.append(("ObjectParts", [("PartsCount", len(metadata.part_sizes))]))
+    if "StorageClass" in wanted:
+        inner.append(("StorageClass", "STANDARD"))
+    if "ObjectSize" in wanted:
+        inner.append(("ObjectSize", version.size))
+    headers = [item for item in object_headers(version, metadata, with_checksum=False) if item[0] == "last-modified"]
+    headers.append(("x-amz-version-id", version_id_of(version, metadata)))
+    return document(("GetObjectAttributesResponse", inner), headers=headers)  # type: ignore[arg-type]
+
+
+def _found_in(call: Call, buckets: Buckets) -> tuple[Version, Metadata]:
+    try:
+        return found(call, call.filename, call.parameters.get("versionId"))
+    except S3Error as error:
+        if error.status == 404:
+            buckets.get(call)  # the bucket's absence is what the caller would like to know
+        raise
+
+
+def _part_span(call: Call, version: Version, metadata: Metadata) -> tuple[int, int] | None:
+    asked = call.parameters.get("partNumber")
+    if asked is None:
+        return None
+    sizes = metadata.part_sizes or [version.size]
+    if "range" in call.fields:
+        raise S3Error("InvalidRequest", "either a range or the number of a part can be asked for")
+    if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked[:6]) <= 10_000:
+        raise S3Error("InvalidArgument", "partNumber must be from 1 to 10000")
+    number = int(asked[:6])
+    if number > len(sizes):
+        raise S3Error("InvalidRange", f"the object has {len(sizes)} parts", ActualPartCount=str(len(sizes)))
+    return (0, version.size) if not version.size else (([0, *accumulate(sizes)])[number - 1], sizes[number - 1])
+
+
+# -- putting ------------------------------------------------------------------------------------------
+
+
+class Receiving:
+    """A content on its way to the store, as :meth:`Client.push` takes it: it is checked before the commit.
+
+    Args:
+        pieces: of the request's body.
+        body: what it must be.
+        metadata: what to keep with the object.
+        now_ms: when it is put.
+    """
+
+    def __init__(self, pieces: Iterable[bytes], body: Body, metadata: Metadata, now_ms: int) -> None:
+        self._pieces = pieces
+        self._body = body
+        self._metadata = metadata
+        self._now_ms = now_ms
+
+    def whole(self) -> bytes:
+        """The content, which is short."""
+        return b"".join(self.content())
+
+    def content(self) -> Iterator[BytesLike]:
+        """The content, as it comes."""
+        for piece in self._pieces:
+            yield from self._body.feed(piece)
+        self.metadata = self._finished()
+
+    def attributes(self) -> dict[str, bytes]:
+        """What to keep with the object, once all of its content was taken."""
+        return self.metadata.attributes()
+
+    def _finished(self) -> Metadata:
+        received = self._body.finish()
+        checksum = next((Checksum(name, value) for name, value in received.checksums.items()), None)
+        return self._metadata.put_at(self._now_ms, received.md5, checksum)
+
+
+def put(call: Call, buckets: Buckets, pieces: Iterable[bytes], *, is_short: bool) -> Reply:
+    """PutObject."""
+    bucket = buckets.get(call)
+    check_supported(call)
+    metadata = replace(given_metadata(call.head), is_null=bucket.versioning != ENABLED)
+    receiving = Receiving(pieces, Body(call.expected), metadata, call.now_ms)
+    condition = write_condition(call, call.filename)
+    version = _pushed(call, receiving, call.filename, condition, is_short=is_short)
+    made = receiving.metadata
+    headers = [
+        ("etag", f'"{made.etag}"'),
+        *checksum_headers(made.checksum),
+        *version_header(bucket.versioning, version),
+    ]
+    return Reply(200, headers)
+
+
+def _pushed(call: Call, receiving: Receiving, name: str, condition: WriteCondition, *, is_short: bool) -> Version:
+    source: BytesLike | Iterator[BytesLike] = receiving.whole() if is_short else receiving.content()
+    try:
+        return call.client.push(
+            source,
+            user_id=call.user,
+            filename=name,
+            time_ms=call.now_ms,
+            attributes=receiving.attributes,
+            if_absent=condition.if_absent,
+            if_head=condition.if_head,
+        )
+    except (ConflictError, FileNotFound):
+        raise condition.lost() from None
+
+
+class WriteCondition:
+    """What must be true of a name's head when something is put there.
+
+    Attributes:
+        if_absent: there must be none.
+        if_head: it must be this version.
+    """
+
+    def __init__(self, if_absent: bool = False, if_head: str | None = None) -> None:
+        self.if_absent = if_absent
+        self.if_head = if_head
+
+    def lost(self) -> S3Error:
+        """The error of whoever comes second."""
+        if self.if_absent:
+            return S3Error("PreconditionFailed", "an object with this key exists", Condition="If-None-Match")
+        return S3Error("PreconditionFailed", "the object was changed by another request", Condition="If-Match")
+
+
+def write_condition(call: Call, name: str) -> WriteCondition:
+    """What a request that puts something demands of what is there.
+
+    Raises:
+        S3Error: it is not so, or is not supported.
+    """
+    match, none_match = call.fields.get("if-match"), call.fields.get("if-none-match")
+    if match is None and none_match is None:
+        return WriteCondition()
+    if match is not None and none_match is not None:
+        raise S3Error("InvalidRequest", "only one of If-Match and If-None-Match can be given")
+    if none_match is not None and none_match.strip() != "*":
+        raise S3Error("NotImplemented", "If-None-Match of a write can only be *")
+    head = call.client.find(name, user_id=call.user)
+    metadata = None if head is None else metadata_of(head)
+    is_there = metadata is not None and not metadata.is_marker
+    if none_match is not None:
+        if is_there:
+            raise S3Error("PreconditionFailed", "an object with this key exists", Condition="If-None-Match")
+        return WriteCondition(if_absent=True) if head is None else WriteCondition(if_head=head.version_id)
+    if head is None or metadata is None or not is_there:
+        raise S3Error("NoSuchKey", "there is no object with this key", Key=call.key)
+    if not matches(match or "", etag_of(head, metadata)):
+        raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
+    return WriteCondition(if_head=head.version_id)
+
+
+def check_supported(call: Call) -> None:
+    """Refuse what would be promised and not kept.
+
+    Raises:
+        S3Error: the request asks for something that there is not.
+    """
+    for name in UNSUPPORTED_HEADERS:
+        if name in call.fields:
+            raise S3Error("NotImplemented", f"the header {name} is not supported", Header=name)
+    if call.fields.get("x-amz-acl", "private") not in _ACLS or any(
+        one.startswith("x-amz-grant-") for one in call.fields
+    ):
+        raise S3Error(
+            "NotImplemented",
+            "objects are private; share files with `taskworker share`, or presign a URL",
+            Header="x-amz-acl",
+        )
+
+
+def version_header(versioning: str, version: Version) -> list[tuple[str, str]]:
+    """The header that tells a new version's id, where S3 has it."""
+    if not versioning:
+        return []
+    return [("x-amz-version-id", version.version_id if versioning == ENABLED else _NULL)]
+
+
+def copy(call: Call, buckets: Buckets) -> Reply:
+    """CopyObject."""
+    bucket = buckets.get(call)
+    check_supported(call)
+    source, metadata, source_id = named_source(call)
+    replaces = call.fields.get("x-amz-metadata-directive", "COPY") == "REPLACE"
+    made = metadata
+    if replaces:
+        given = given_metadata(call.head)
+        made = replace(metadata, content_type=given.content_type, headers=given.headers, user=given.user)
+    elif source.filename == call.filename and source_id is None and "x-amz-tagging-directive" not in call.fields:
+        raise S3Error("InvalidRequest", "an object can only be copied onto itself with other metadata")
+    if call.fields.get("x-amz-tagging-directive", "COPY") == "REPLACE":
+        made = replace(made, tags=tags_of(call.fields.get("x-amz-tagging", "")))
+    etag = etag_of(source, metadata)
+    made = replace(made, etag=etag, time_ms=call.now_ms, is_null=bucket.versioning != ENABLED)
+    condition = write_condition(call, call.filename)
+    try:
+        version = call.client.copy(
+            source.file_id,
+            call.filename,
+            user_id=call.user,
+            version_id=source.version_id,
+            attributes=made.attributes(),
+            if_absent=condition.if_absent,
+            if_head=condition.if_head,
+        )
+    except (ConflictError, FileNotFound):
+        raise condition.lost() from None
+    inner = [("LastModified", iso(call.now_ms)), ("ETag", f'"{etag}"')]
+    if made.checksum is not None:
+        inner.append((f"Checksum{made.checksum.algorithm}", made.checksum.value))
+    headers = version_header(bucket.versioning, version)
+    if not metadata.is_null:
+        headers.append(("x-amz-copy-source-version-id", source.version_id))
+    return document(("CopyObjectResult", inner), headers=headers)
+
+
+# -- deleting -----------------------------------------------------------------------------------------
+
+
+def delete(call: Call, buckets: Buckets) -> Reply:
+    """DeleteObject."""
+    bucket = buckets.get(call)
+    headers = removed(call, call.key, call.parameters.get("versionId"), bucket.versioning, call.fields.get("if-match"))
+    return Reply(204, headers)
+
+
+def removed(
+    call: Call, key: str, version_id: str | None, versioning: str, match: str | None = None
+) -> list[tuple[str, str]]:
+    """Delete an object, or a version of it, and return what a reply tells of that.
+
+    Raises:
+        S3Error: it cannot be deleted.
+    """
+    name = filename(call.bucket, key)
+    head = call.client.find(name, user_id=call.user)
+    metadata = None if head is None else metadata_of(head)
+    if match is not None:
+        if head is None or metadata is None or metadata.is_marker:
+            raise S3Error("NoSuchKey", "there is no object with this key", Key=key)
+        if not matches(match, etag_of(head, metadata)):
+            raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
+    if version_id is not None and (versioning or version_id != _NULL):
+        return _removed_version(call, head, version_id)
+    if versioning:
+        marker = Metadata(is_marker=True, is_null=versioning != ENABLED, time_ms=call.now_ms)
+        version = call.client.push(
+            b"", user_id=call.user, filename=name, time_ms=call.now_ms, attributes=marker.attributes()
+        )
+        return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id_of(version, marker))]
+    if head is not None:
+        try:
+            call.client.delete(head.file_id, user_id=call.user)
+        except FileNotFound:
+            return []  # somebody else was faster
+    return []
+
+
+def _removed_version(call: Call, head: Version | None, version_id: str) -> list[tuple[str, str]]:
+    if head is None:
+        return [("x-amz-version-id", version_id)]
+    metadata = metadata_of(head)
+    is_head = version_id in (head.version_id, version_id_of(head, metadata))
+    if not is_head:
+        versions = call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX)
+        if version_id not in {one.version_id for one in versions} and version_id != _NULL:
+            return [("x-amz-version-id", version_id)]
+    if is_head and metadata.is_marker and head.parent_id:
+        return _undeleted(call, head, version_id)
+    if not is_head or head.parent_id:
+        raise S3Error(
+            "NotImplemented",
+            "single versions cannot be deleted yet; delete the object with all its versions, with `taskworker rm`",
+            VersionId=version_id,
+        )
+    call.client.delete(head.file_id, user_id=call.user)
+    headers = [("x-amz-version-id", version_id)]
+    return [("x-amz-delete-marker", "true"), *headers] if metadata.is_marker else headers
+
+
+def _undeleted(call: Call, marker: Version, version_id: str) -> list[tuple[str, str]]:
+    """Make the version before a delete marker the newest one again. The marker stays in the file's history."""
+    assert marker.parent_id is not None, "the caller has looked"
+    former = call.client.stat(marker.file_id, user_id=call.user, version_id=marker.parent_id)
+    attributes = dict(former.attributes) or Metadata(time_ms=former.time_ms).attributes()
+    try:
+        call.client.copy(
+            marker.file_id,
+            marker.filename,
+            user_id=call.user,
+            version_id=former.version_id,
+            attributes=attributes,
+            if_head=marker.version_id,
+        )
+    except (ConflictError, FileNotFound):
+        raise S3Error("OperationAborted", "the object was changed by another request; try again") from None
+    return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id)]
+
+
+def _one_line(value: str) -> str:
+    if any(ord(letter) < 0x20 or ord(letter) == 0x7F for letter in value):
+        raise S3Error("InvalidArgument", "the value of a header has no control characters")
+    return value
+
+
+HIDDEN = MARKER

@@ -1,0 +1,165 @@
+"""Which operation of S3 a request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple, TypeAlias
+
+from taskworker.gateways.s3 import configuration as conf
+from taskworker.gateways.s3 import deleting, listing, multipart, objects
+from taskworker.gateways.s3.buckets import Buckets
+from taskworker.gateways.s3.calls import Call, Reply
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.http import Head
+
+Work: TypeAlias = Callable[[Call, Buckets, bytes], Reply]
+
+
+class Takes(Enum):
+    """What an operation does with the body."""
+
+    NOTHING = auto()
+    DOCUMENT = auto()
+    OBJECT = auto()
+    PART = auto()
+    FORM = auto()
+
+
+class Operation(NamedTuple):
+    """An operation.
+
+    Attributes:
+        name: as in S3's reference.
+        takes: what it does with the body.
+        work: what it does; None for those that take an object or a part.
+    """
+
+    name: str
+    takes: Takes
+    work: Work | None = None
+
+
+def _plain(work: Callable[[Call, Buckets], Reply]) -> Work:
+    return lambda call, buckets, _: work(call, buckets)
+
+
+def _alone(work: Callable[[Call], Reply]) -> Work:
+    return lambda call, _buckets, _body: work(call)
+
+
+def _missing(code: str, what: str) -> Work:
+    def work(call: Call, buckets: Buckets, _: bytes) -> Reply:
+        buckets.get(call)
+        raise S3Error(code, f"the bucket has no {what}", BucketName=call.bucket)
+
+    return work
+
+
+def _reading(name: str, work: Callable[[Call, Buckets], Reply]) -> Operation:
+    return Operation(name, Takes.NOTHING, _plain(work))
+
+
+def _setting(name: str, work: Work) -> Operation:
+    return Operation(name, Takes.DOCUMENT, work)
+
+
+_SERVICE = {("GET", ""): _reading("ListBuckets", conf.list_buckets)}
+_BUCKET = {
+    ("GET", ""): _reading("ListObjects", listing.list_objects),
+    ("GET", "list-type"): _reading("ListObjectsV2", listing.list_objects_v2),
+    ("GET", "versions"): _reading("ListObjectVersions", listing.list_versions),
+    ("GET", "uploads"): _reading("ListMultipartUploads", multipart.list_uploads),
+    ("GET", "location"): _reading("GetBucketLocation", conf.location),
+    ("GET", "versioning"): _reading("GetBucketVersioning", conf.get_versioning),
+    ("GET", "tagging"): _reading("GetBucketTagging", conf.get_bucket_tags),
+    ("GET", "cors"): _reading("GetBucketCors", conf.get_cors),
+    ("GET", "acl"): _reading("GetBucketAcl", conf.get_acl),
+    ("GET", "policy"): Operation("GetBucketPolicy", Takes.NOTHING, _missing("NoSuchBucketPolicy", "policy")),
+    ("GET", "lifecycle"): Operation(
+        "GetBucketLifecycleConfiguration", Takes.NOTHING, _missing("NoSuchLifecycleConfiguration", "lifecycle rules")
+    ),
+    ("GET", "encryption"): Operation(
+        "GetBucketEncryption",
+        Takes.NOTHING,
+        _missing("ServerSideEncryptionConfigurationNotFoundError", "encryption of its own; the pool encrypts all"),
+    ),
+    ("GET", "object-lock"): Operation(
+        "GetObjectLockConfiguration",
+        Takes.NOTHING,
+        _missing("ObjectLockConfigurationNotFoundError", "object lock"),
+    ),
+    ("GET", "replication"): Operation(
+        "GetBucketReplication", Takes.NOTHING, _missing("ReplicationConfigurationNotFoundError", "replication")
+    ),
+    ("GET", "website"): Operation("GetBucketWebsite", Takes.NOTHING, _missing("NoSuchWebsiteConfiguration", "website")),
+    ("GET", "publicAccessBlock"): Operation(
+        "GetPublicAccessBlock", Takes.NOTHING, _missing("NoSuchPublicAccessBlockConfiguration", "public access")
+    ),
+    ("GET", "ownershipControls"): Operation(
+        "GetBucketOwnershipControls", Takes.NOTHING, _missing("OwnershipControlsNotFoundError", "other owners")
+    ),
+    ("HEAD", ""): _reading("HeadBucket", conf.head_bucket),
+    ("PUT", ""): _setting("CreateBucket", conf.create_bucket),
+    ("PUT", "versioning"): _setting("PutBucketVersioning", conf.put_versioning),
+    ("PUT", "tagging"): _setting("PutBucketTagging", conf.put_bucket_tags),
+    ("PUT", "cors"): _setting("PutBucketCors", conf.put_cors),
+    ("PUT", "acl"): _setting("PutBucketAcl", conf.put_acl),
+    ("DELETE", ""): _reading("DeleteBucket", conf.delete_bucket),
+    ("DELETE", "tagging"): _reading("DeleteBucketTagging", conf.delete_bucket_tags),
+    ("DELETE", "cors"): _reading("DeleteBucketCors", conf.delete_cors),
+    ("POST", "delete"): _setting("DeleteObjects", deleting.delete_objects),
+}
+_OBJECT = {
+    ("GET", ""): _reading("GetObject", objects.get),
+    ("HEAD", ""): _reading("HeadObject", objects.get),
+    ("GET", "attributes"): _reading("GetObjectAttributes", objects.attributes),
+    ("GET", "tagging"): _reading("GetObjectTagging", conf.get_object_tags),
+    ("GET", "acl"): _reading("GetObjectAcl", conf.get_acl),
+    ("GET", "uploadId"): Operation("ListParts", Takes.NOTHING, _alone(multipart.list_parts)),
+    ("PUT", ""): Operation("PutObject", Takes.OBJECT),
+    ("PUT", "copy"): _reading("CopyObject", objects.copy),
+    ("PUT", "uploadId"): Operation("UploadPart", Takes.PART),
+    ("PUT", "uploadId copy"): Operation("UploadPartCopy", Takes.NOTHING, _alone(multipart.copy_part)),
+    ("PUT", "tagging"): _setting("PutObjectTagging", conf.put_object_tags),
+    ("PUT", "acl"): _setting("PutObjectAcl", conf.put_acl),
+    ("POST", "uploads"): _reading("CreateMultipartUpload", multipart.create),
+    ("POST", "uploadId"): _setting("CompleteMultipartUpload", multipart.complete),
+    ("DELETE", ""): _reading("DeleteObject", objects.delete),
+    ("DELETE", "uploadId"): Operation("AbortMultipartUpload", Takes.NOTHING, _alone(multipart.abort)),
+    ("DELETE", "tagging"): _reading("DeleteObjectTagging", conf.delete_object_tags),
+}
+
+SUBRESOURCES = frozenset(
+    (
+        *("accelerate", "acl", "analytics", "attributes", "cors", "delete", "encryption", "intelligent-tiering"),
+        *("inventory", "legal-hold", "lifecycle", "list-type", "location", "logging", "metadataConfiguration"),
+        *("metadataTable", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus"),
+        *("publicAccessBlock", "renameObject", "replication", "requestPayment", "restore", "retention", "select"),
+        *("session", "tagging", "torrent", "uploadId", "uploads", "versioning", "versions", "website", "append"),
+    )
+)
+"""Parameters that make a request one of another operation; all of S3's, also those that are not supported."""
+
+
+def operation_of(head: Head, bucket: str, key: str) -> Operation:
+    """The operation that a request asks for.
+
+    Raises:
+        S3Error: there is none, or it is not supported.
+    """
+    asked = sorted(SUBRESOURCES.intersection(head.parameters))
+    which = asked[0] if asked else ""
+    if len(asked) > 1:
+        raise S3Error("InvalidArgument", f"only one of {', '.join(asked)} can be asked for at once")
+    if head.method == "PUT" and key and "x-amz-copy-source" in head.fields and which in ("", "uploadId"):
+        which = f"{which} copy".strip()
+    table = _OBJECT if key else _BUCKET if bucket else _SERVICE
+    found = table.get((head.method, which))
+    if found is not None:
+        return found
+    if asked or head.method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        what = f"{head.method} of {'an object' if key else 'a bucket' if bucket else 'the service'}"
+        with_what = f" with ?{asked[0]}" if asked else ""
+        raise S3Error("NotImplemented", f"{what}{with_what} is not supported")
+    raise S3Error("MethodNotAllowed", f"the method {head.method[:20]} is not one of S3's")

