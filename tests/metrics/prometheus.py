@@ -26,7 +26,7 @@ needs_prometheus = pytest.mark.skipif(
 
 
 class Prometheus:
-    """Scrapes these processes four times a second; a context manager that ends it.
+    """Scrapes these processes every second; a context manager that ends it.
 
     Args:
         directory: for its data.
@@ -38,7 +38,7 @@ class Prometheus:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         config = {
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": each}]} for job, each in targets.items()
