@@ -80,8 +80,7 @@ class _Scene:
     def quiet(self, number: int) -> None:
         """No alert fires in a pool that is well."""
         with self._watched() as prometheus:
-            self._until(lambda: len(prometheus.query("up == 1")) == 1 + len(_NAMES))
-            time.sleep(2.0)
+            self._await_all(prometheus)
             self._run.verdicts.errors(f"round {number + 1}: alerts in a pool that is well", sorted(prometheus.firing()))
 
     def worker_killed(self) -> None:
@@ -94,6 +93,7 @@ class _Scene:
             # It listens elsewhere now, so this Prometheus still finds nobody at its former address.
             self._resolves("it was started again", prometheus, expected - {"TaskWorkerProcessDown"})
         with self._watched() as prometheus:
+            self._await_all(prometheus)
             self._resolves("it is scraped again", prometheus, expected)
 
     def scrub_overdue(self) -> None:
@@ -151,12 +151,16 @@ class _Scene:
             self._run.verdicts.note(f"also: {', '.join(sorted(firing - expected))}")
 
     def _resolves(self, cause: str, prometheus: Prometheus, expected: set[str]) -> None:
-        self._until(lambda: bool(prometheus.query("up")))
         taken_s = self._until(lambda: not expected & prometheus.firing())
         left = expected & prometheus.firing()
         self._run.verdicts.check(
             f"{cause}: {', '.join(sorted(expected))}", f"resolves after {taken_s:.1f} s", holds=not left
         )
+
+    def _await_all(self, prometheus: Prometheus) -> None:
+        """Wait until all processes are scraped, and the rules have been evaluated several times since."""
+        self._until(lambda: len(prometheus.query("up == 1")) == 1 + len(_NAMES))
+        time.sleep(3.0)
 
     def _until(self, condition: Callable[[], bool]) -> float:
         """Wait for a condition, but not for ever; how long it took."""
