@@ -6,9 +6,11 @@ is held during each call, which encrypts or decrypts at most :data:`_TOGETHER_BY
 Copies of a byte: decrypted straight into the receiver's memory; encrypted from the sender's, except that what belongs
 to one TLS record but lies in several buffers is joined first. System calls for each record of 16 KiB: one at the
 sender, two at the receiver, as OpenSSL reads a record's header and its body apart. Many records are sent by one call
-of OpenSSL, for which the interpreter's lock is let go once; of those received, each is a call of its own. Memory BIOs,
-with one system call for many records, were measured, and do not pay: what they save, the two further copies cost.
-Files cannot be sent without passing through memory.
+of OpenSSL, for which the interpreter's lock is let go once: on 2 cores, 16 at a time take a sixth less processor time
+to send than one at a time, and 4 at a time hardly less. While a socket is full, a copy is kept of what OpenSSL has
+begun to send; that is many records only where the other end takes them fast. Of records received, each is a call of
+its own. Memory BIOs, with one system call for many records, were measured, and do not pay: what they save, the two
+further copies cost. Files cannot be sent without passing through memory.
 
 A small message is one record. Its receiver does not look for another one behind it before it waits for the descriptor:
 to be told by OpenSSL that there is none costs as much as to receive a record.
@@ -33,7 +35,6 @@ from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
 
 _RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
-_PIECE_BYTES_MAX = 64 * KIB  # given to OpenSSL at once; what it has begun to send is kept when a socket is full
 
 Authorize = Callable[[bytes], object]
 """(certificate of the other end, DER) → who it is; raises OSError if this process has nothing to do with it."""
@@ -205,7 +206,7 @@ class SecureStream:
                     return
                 records.skip(len(piece))
                 if len(piece) >= self._piece_bytes:
-                    self._piece_bytes = min(2 * self._piece_bytes, _PIECE_BYTES_MAX)
+                    self._piece_bytes = min(2 * self._piece_bytes, _TOGETHER_BYTES)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
 
