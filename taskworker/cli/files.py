@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taskworker.cli.completion import complete_file
-from taskworker.cli.documents import version_document
+from taskworker.cli.documents import listed_document, version_document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.many import SHORT_ID_LENGTH, delete_files, get_files, heads_of, namesakes, push_files
 from taskworker.cli.outputs import target_of, write_version
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 _NAMES_SHOWN = 20
+_ATTRIBUTE_SHOWN_MAX = 80
 
 FileReference = Annotated[
     str,
@@ -301,7 +302,7 @@ def ls(
             f"{'SIZE':>10}  {'CHANGED':19}  {'FILE':32}  NAME",
             (
                 (
-                    version_document(head),
+                    listed_document(head),
                     f"{size_text(head.size):>10}  {time_text(head.time_ms):19}  "
                     f"{head.file_id}  {visible(head.filename)}",
                 )
@@ -364,7 +365,16 @@ def stat(session: Session, file: FileReference, version: VersionReference = None
     session.terminal.result(
         version_document(found, chunk_count=found.chunk_count),
         *(f"{label:8} {fact}" for label, fact in facts.items() if fact),
+        *(f"{'has':8} {_attribute_text(name, value)}" for name, value in found.attributes.items()),
     )
+
+
+def _attribute_text(name: str, value: bytes) -> str:
+    """An attribute as a line: its value, if that is a short text, otherwise how many bytes it has."""
+    with contextlib.suppress(UnicodeDecodeError):
+        if len(value) <= _ATTRIBUTE_SHOWN_MAX:
+            return f"{visible(name)} = {visible(value.decode())}"
+    return f"{visible(name)}, {plural(len(value), 'byte')}"
 
 
 def revise(

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -268,6 +269,9 @@ class FileCalls(ClientBase):
         """
         deadline = self._deadline(timeout_s)
         version = self._stat(file_id, user_id, version_id, deadline)
+        if self._sealed is not None:
+            require_no_attributes(attributes)
+            version = replace(version, attributes={})
         kept = version.attributes or None if attributes is None else attributes
         options = PushOptions(
             filename,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import stat
+from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
+from storage import FileStorage
 from tests.cli.conftest import Cli
 
 MIB = 1 << 20
@@ -243,3 +246,20 @@ def test_files_that_fail_do_not_keep_the_others(cli: Cli) -> None:
     for arguments in (["--version", "abcd"], ["--range", "0-1"], ["-o", "-"], ["-o", "file"], ["-o", ""]):
         cli.error("get", "a", "c", *arguments, code=2)
     assert [each["filename"] for each in cli.json("get", "a", "c", "-o", "json/")] == ["a", "c"]
+
+
+def test_attributes_that_a_program_gave_are_shown(tmp_path: Path) -> None:
+    attributes = {"type": b"text/plain\x1b[2J", "digest": bytes([255]) * 16, "long": b"x" * 81}
+    with FileStorage.open(tmp_path / "store") as store:
+        store.push(b"1", filename="a", user_id="ann", attributes=attributes)
+    cli = Cli(tmp_path, {"TASKWORKER_STORE": str(tmp_path / "store")}, "ann")
+    shown = cli.text("stat", "a")
+    assert "has      type = text/plain\\x1b[2J\n" in shown
+    assert "has      digest, 16 bytes\n" in shown
+    assert "has      long, 81 bytes\n" in shown
+    expected = {name: b64encode(value).decode() for name, value in attributes.items()}
+    assert cli.json("stat", "a")["attributes"] == expected
+    assert cli.json("log", "a")[0]["attributes"] == expected
+    assert "attributes" not in cli.json("ls")[0]
+    cli.write("a", b"2")
+    assert "attributes" not in cli.json("push", "a")[0]

@@ -92,10 +92,23 @@ def test_a_copy_keeps_or_replaces_attributes(client: Client) -> None:
     assert client.get(copy.file_id, user_id=ADA) == content(4, 2 * CHUNK)
 
 
-def test_a_client_with_a_key_of_its_own_has_no_attributes(address: str) -> None:
+def test_a_client_with_a_key_of_its_own_has_no_attributes(address: str, store: FileStorage) -> None:
     with Client(address, key=bytes(range(32))) as client:
         with pytest.raises(InvalidArgument, match="cannot be sealed"):
             client.push(b"x", filename="a", user_id=ADA, attributes={"a": b"1"})
         with pytest.raises(InvalidArgument, match="cannot be sealed"):
             next(client.push_many([("a", b"x")], user_id=ADA, attributes={"a": b"1"}))
-        assert client.push(b"x", filename="a", user_id=ADA).attributes == {}
+        version = client.push(b"x", filename="a", user_id=ADA)
+        with pytest.raises(InvalidArgument, match="cannot be sealed"):
+            client.copy(version.file_id, "b", user_id=ADA, attributes={"a": b"1"})
+        # What a server makes up is not shown as if it came from somebody with the key.
+        sealed = store.stat(version.file_id, user_id=ADA)
+        data = store.get(version.file_id, user_id=ADA)
+        store.push(data, filename=sealed.filename, user_id=ADA, note=sealed.note, attributes={"a": b"a lie"})
+        assert store.stat(version.file_id, user_id=ADA).attributes == {"a": b"a lie"}
+        shown = client.find("a", user_id=ADA)
+        assert shown is not None
+        assert shown.attributes == {}
+        assert client.stat(version.file_id, user_id=ADA).attributes == {}
+        assert [one.attributes for one in client.history(version.file_id, user_id=ADA)] == [{}, {}]
+        assert client.copy(version.file_id, "b", user_id=ADA).attributes == {}

@@ -97,6 +97,7 @@ class SealedFiles:
             size=layout.size,
             note=f"{note.text} {author}".strip() if author else note.text,
             sha256=note.sha256.hex() if note.sha256 is not None else None,
+            attributes={},  # nobody with the key has given any
         )
 
     def _require_same(self, subject: str, *said: object) -> None:
