@@ -120,7 +120,7 @@ class ShardCalls:
     @property
     def received(self) -> int:
         """Number of bytes received on all connections that there are."""
-        return sum(connection.received for connection in list(self._lanes.values()))
+        return sum([connection.received for connection in list(self._lanes.values())])
 
     def _lane(self, lane: Lane) -> Connection:
         """The connection of a lane; dials if there is none, or if it was closed because nobody used it."""

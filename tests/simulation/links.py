@@ -69,6 +69,11 @@ class Pipe:
         landed = self.landed
         if not landed:
             return 0 if self.ended else None
+        if len(buffers) == 1 and len(landed) <= len(buffers[0]):
+            count = len(landed)
+            buffers[0][:count] = landed
+            landed.clear()
+            return count
         count = 0
         for buffer in buffers:
             step = min(len(buffer), len(landed))
@@ -86,7 +91,7 @@ class Pipe:
         else:
             self.landed += self.flying[:count]
             del self.flying[:count]
-        self.left = max(0, self.left - count)
+        self.left = self.left - count if self.left > count else 0
 
     def end(self) -> None:
         """Lose what is flying, and end."""

@@ -179,9 +179,9 @@ class Network:
         """Let one thing happen; return False if nothing can."""
         if self.bugs:
             raise self.bugs.pop(0)
-        ready = self._ready
+        ready, random = self._ready, self._random
         while ready:
-            at = int(self._random() * len(ready)) if not self.lazy else self._laziest()
+            at = int(random() * len(ready)) if not self.lazy else self._laziest()
             actor = ready[at]
             if actor.act():
                 return True

@@ -124,7 +124,8 @@ class FrameReader:
         self._opened = True
         self._missing = header.length
         self._buffers = None if buffers is None else [buffer for buffer in buffers if buffer]
-        self._use_ahead()
+        if self._missing and self._stop > self._start:
+            self._use_ahead()
         return True
 
     def _use_ahead(self) -> None:
@@ -147,7 +148,7 @@ class FrameReader:
             if left:
                 self._ahead[:left] = bytes(self._ahead[self._start : self._stop])
             self._start, self._stop = 0, left
-        count = self._receive([self._ahead[self._stop :]], wait)
+        count = self._receive([self._ahead[self._stop :] if self._stop else self._ahead], wait)
         self._stop += count
         return count > 0
 

@@ -13,7 +13,10 @@ _TOGETHER = 16
 
 def bytes_of(parts: Sequence[BytesLike]) -> int:
     """The length of all parts together, in bytes."""
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+    total = 0
+    for part in parts:
+        total += part.nbytes if isinstance(part, memoryview) else len(part)
+    return total
 
 
 def rest_of(parts: Sequence[BytesLike], sent: int) -> list[memoryview]:
@@ -47,6 +50,8 @@ class Outbox:
             OSError: the connection failed.
         """
         sent = 0 if self._waiting else self._stream.send(parts, wait=False)
+        if sent == bytes_of(parts):
+            return
         for part in rest_of(parts, sent):
             copy = memoryview(bytes(part))
             self._waiting.append(copy)
