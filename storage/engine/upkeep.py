@@ -262,7 +262,7 @@ class Upkeep:
         """Mark a store that is now used, unless it has a mark; ``anew`` replaces the mark. See :class:`Lineage`."""
         if not self._parts.needs_rebuild and not self._lineage.behind:
             self._lineage.plant([slot], anew=anew)
-            self.keys.spread()
+            self.keys.spread([slot])  # repairs and scrubs look at the others
 
     def save_incomplete(self) -> None:
         """Save in the catalog which stores wait for repair; for fleets whose stores come and go."""

@@ -213,21 +213,27 @@ class UserKeyStore:
 
     # -- on the volumes --------------------------------------------------------------------------
 
-    def spread(self) -> int:
+    def spread(self, slots: Collection[int] | None = None) -> int:
         """Store the keys on all volumes that lack them, and remove former copies; return how many have them.
+
+        Args:
+            slots: only the volumes in these; None: all.
 
         Raises:
             StoreClosed: the store is being closed.
         """
-        given, ended = self._spread(waits=True)
+        given, ended = self._spread(slots, waits=True)
         for one in ended:
             one.result()
         return sum(one.result() for one in given)
 
-    def _spread(self, *, waits: bool) -> tuple[list[Future[bool]], list[Future[None]]]:
+    def _spread(
+        self, slots: Collection[int] | None = None, *, waits: bool
+    ) -> tuple[list[Future[bool]], list[Future[None]]]:
         """Begin to store the keys on all volumes that lack them. Volumes that are far away are asked at the same time.
 
         Args:
+            slots: only the volumes in these; None: all.
             waits: whether to wait for volumes that are still given earlier keys; otherwise these are left out.
 
         Returns:
@@ -237,6 +243,8 @@ class UserKeyStore:
         ended: list[Future[None]] = []
         if len(self._keyring) or self._keyring.has_destroyed():
             for slot, volume in self._volumes.online():
+                if slots is not None and slot not in slots:
+                    continue
                 given.append(Future())
                 if self._givers is None:
                     self._give(slot, volume, given[-1], waits=waits)
