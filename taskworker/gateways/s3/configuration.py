@@ -19,6 +19,8 @@ from taskworker.gateways.s3.times import iso
 
 _BUCKET_TAGS_MAX = 50
 _CORS_RULES_MAX = 100
+_FULL = "FULL_CONTROL"
+_GRANTEE = 'Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"'
 _METHODS = frozenset(("GET", "PUT", "POST", "DELETE", "HEAD"))
 
 
@@ -155,7 +157,7 @@ def get_acl(call: Call, buckets: Buckets) -> Reply:
     buckets.get(call)
     if call.key:
         found(call, call.filename, call.parameters.get("versionId"))
-    grant: list[Node] = [("Grantee", owner(call)[1]), ("Permission", "FULL_CONTROL")]
+    grant: list[Node] = [(_GRANTEE, owner(call)[1]), ("Permission", _FULL)]
     return document(("AccessControlPolicy", [owner(call), ("AccessControlList", [("Grant", grant)])]))
 
 
@@ -163,11 +165,17 @@ def put_acl(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """PutBucketAcl and PutObjectAcl: only what is so anyway."""
     buckets.get(call)
     given = [name for name in call.fields if name.startswith("x-amz-grant-")]
-    if body.strip() or given or call.fields.get("x-amz-acl", "") not in ACLS:
+    is_so = _is_the_owners(call, body) if body.strip() else call.fields.get("x-amz-acl", "") in ACLS
+    if given or not is_so:
         raise S3Error(
             "NotImplemented", "buckets and objects are private; share files with `taskworker share`, or presign a URL"
         )
     return Reply(200)
+
+
+def _is_the_owners(call: Call, body: bytes) -> bool:
+    grants = parsed(body, "AccessControlPolicy").findall("AccessControlList/Grant")
+    return all(text_of(grant, "Permission") == _FULL and grant.findtext("Grantee/ID") == call.user for grant in grants)
 
 
 def _tagging(tags: Any, *headers: tuple[str, str]) -> Reply:

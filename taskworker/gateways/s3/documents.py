@@ -18,7 +18,7 @@ _ELEMENTS_MAX = 60_000
 _DEPTH_MAX = 12
 
 Node: TypeAlias = tuple[str, str | int | bool | Sequence["Node"]]
-"""An element: its name, and its text or its children."""
+"""An element: its name, maybe with attributes after it, and its text or its children."""
 
 _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;", ord("\r"): "&#13;"} | {
     code: f"&#x{code:x};" for code in range(0x20) if chr(code) not in "\t\n\r"
@@ -39,7 +39,7 @@ def _inner(content: str | int | bool | Sequence[Node]) -> str:
         return "true" if content else "false"
     if isinstance(content, str | int):
         return str(content).translate(_ESCAPES)
-    return "".join(f"<{name}>{_inner(inner)}</{name}>" for name, inner in content)
+    return "".join(f"<{name}>{_inner(inner)}</{name.partition(' ')[0]}>" for name, inner in content)
 
 
 def parsed(data: bytes, root: str) -> Element:

@@ -117,7 +117,13 @@ def test_rules_for_browsers(s3: Any, new_bucket: NewBucket) -> None:
 def test_all_is_the_owners(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="acl", Body=b"")
     for acl in (s3.get_bucket_acl(Bucket=bucket), s3.get_object_acl(Bucket=bucket, Key="acl")):
-        assert [grant["Permission"] for grant in acl["Grants"]] == ["FULL_CONTROL"]
+        assert [(one["Permission"], one["Grantee"]["Type"]) for one in acl["Grants"]] == [
+            ("FULL_CONTROL", "CanonicalUser")
+        ]
+        policy = {"Grants": acl["Grants"], "Owner": acl["Owner"]}
+        s3.put_object_acl(Bucket=bucket, Key="acl", AccessControlPolicy=policy)
+    policy["Grants"][0]["Grantee"]["ID"] = "somebody"
+    assert refused(lambda: s3.put_object_acl(Bucket=bucket, Key="acl", AccessControlPolicy=policy))[1] == 501
     s3.put_object_acl(Bucket=bucket, Key="acl", ACL="private")
     assert refused(lambda: s3.put_object_acl(Bucket=bucket, Key="acl", ACL="public-read")) == ("NotImplemented", 501)
     assert refused(lambda: s3.put_bucket_acl(Bucket=bucket, ACL="public-read")) == ("NotImplemented", 501)
