@@ -14,6 +14,7 @@ HOW_TO = (
     "how-to/files-and-folders.md",
     "how-to/folders.md",
     "how-to/data-tools.md",
+    "how-to/s3.md",
     "how-to/disk-swap.md",
     "how-to/disaster-recovery.md",
     "how-to/backup.md",
