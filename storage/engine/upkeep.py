@@ -256,7 +256,7 @@ class Upkeep:
         if not self._parts.needs_rebuild:
             self._lineage.meet_again(slot)
             if not self._lineage.behind:
-                self.keys.spread()
+                self.keys.spread([slot])
 
     def mark(self, slot: int, *, anew: bool = False) -> None:
         """Mark a store that is now used, unless it has a mark; ``anew`` replaces the mark. See :class:`Lineage`."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, as_completed, wait
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -38,6 +38,19 @@ _PREFIX = bytes(ID_BYTES - _HASH_BYTES - 1) + b"\1"
 _IDS = (_PREFIX, bytes(ID_BYTES - _HASH_BYTES - 1) + b"\2")
 _READ_MAX = 64  # a volume has one, and briefly two
 _GIVERS = 16  # threads that give keys to volumes that are far away
+
+
+@dataclass(slots=True, eq=False)
+class _Gift:
+    """The keys on their way to a volume.
+
+    Attributes:
+        given: whether the volume has them.
+        ended: former copies there are removed as well.
+    """
+
+    given: Future[bool] = field(default_factory=Future)
+    ended: Future[None] = field(default_factory=Future)
 
 
 class UserKeyStore:
@@ -70,7 +83,9 @@ class UserKeyStore:
         self._masters = masters
         self._keyring = Keyring(masters, runtime.token_bytes)
         self._changing = threading.RLock()  # not held while volumes are asked
-        self._giving: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)  # by slot: one spread at a time
+        self._waiting = threading.Lock()  # guards the next two
+        self._giving: set[int] = set()  # slots of the volumes that are given keys
+        self._next: dict[int, _Gift] = {}  # by slot: what such a volume is given after that
         self._givers = runtime.executor(_GIVERS, "give-keys") if volumes.remote else None
         self._made = self._spread_upto = 0  # changes of the keys so far, and how many are on enough volumes
         self._load()
@@ -214,79 +229,79 @@ class UserKeyStore:
     # -- on the volumes --------------------------------------------------------------------------
 
     def spread(self, slots: Collection[int] | None = None) -> int:
-        """Store the keys on all volumes that lack them, and remove former copies; return how many have them.
+        """Store the keys on volumes that lack them, and remove former copies; return how many have the keys.
 
         Args:
-            slots: only the volumes in these; None: all.
+            slots: slots of the volumes; None: all.
 
         Raises:
             StoreClosed: the store is being closed.
         """
-        given, ended = self._spread(slots, waits=True)
-        for one in ended:
-            one.result()
-        return sum(one.result() for one in given)
+        gifts = self._give_each(slots)
+        wait([gift.ended for gift in gifts])
+        return sum(gift.given.result() for gift in gifts)
 
-    def _spread(
-        self, slots: Collection[int] | None = None, *, waits: bool
-    ) -> tuple[list[Future[bool]], list[Future[None]]]:
-        """Begin to store the keys on all volumes that lack them. Volumes that are far away are asked at the same time.
+    def _give_each(self, slots: Collection[int] | None = None) -> list[_Gift]:
+        """Begin to store the keys on volumes. Those that are far away are asked at the same time."""
+        if not len(self._keyring) and not self._keyring.has_destroyed():
+            return []
+        return [self._begin(slot) for slot, _ in self._volumes.online() if slots is None or slot in slots]
 
-        Args:
-            slots: only the volumes in these; None: all.
-            waits: whether to wait for volumes that are still given earlier keys; otherwise these are left out.
-
-        Returns:
-            For each volume, whether it has the keys; and when former copies there are removed, too.
-        """
-        given: list[Future[bool]] = []
-        ended: list[Future[None]] = []
-        if len(self._keyring) or self._keyring.has_destroyed():
-            for slot, volume in self._volumes.online():
-                if slots is not None and slot not in slots:
-                    continue
-                given.append(Future())
-                if self._givers is None:
-                    self._give(slot, volume, given[-1], waits=waits)
-                else:
-                    ended.append(self._submitted(slot, volume, given[-1], waits=waits))
-        return given, ended
-
-    def _submitted(self, slot: int, volume: ShardStore, given: Future[bool], *, waits: bool) -> Future[None]:
-        assert self._givers is not None
+    def _begin(self, slot: int) -> _Gift:
+        """Have a volume given the keys. While it is given earlier ones, one further gift waits, which is for all."""
+        if self._givers is None:
+            gift = _Gift()
+            self._give(slot, gift)
+            return gift
+        with self._waiting:
+            waiting = self._next.get(slot)
+            if waiting is not None:
+                return waiting
+            gift = self._next[slot] = _Gift()
+            if slot in self._giving:
+                return gift
+            self._giving.add(slot)
         try:
-            return self._givers.submit(self._give, slot, volume, given, waits=waits)
-        except RuntimeError as error:  # the executor was shut down
-            raise StoreClosed("the store is closed") from error
+            self._givers.submit(self._give_all, slot)
+        except RuntimeError:  # the executor was shut down
+            with self._waiting:
+                self._giving.discard(slot)
+                self._next.pop(slot, None)
+            gift.given.set_exception(StoreClosed("the store is closed"))
+            gift.ended.set_result(None)
+        return gift
 
-    def _give(self, slot: int, volume: ShardStore, given: Future[bool], *, waits: bool) -> None:
+    def _give_all(self, slot: int) -> None:
+        while True:
+            with self._waiting:
+                gift = self._next.pop(slot, None)
+                if gift is None:
+                    self._giving.discard(slot)
+                    return
+            self._give(slot, gift)
+
+    def _give(self, slot: int, gift: _Gift) -> None:
         """Store the newest keys on a volume, say whether it has them, and remove former copies there."""
-        giving = self._giving[slot]
-        if not giving.acquire(blocking=waits):
-            given.set_result(False)
-            return
         try:
+            volume = self._volumes.volume(slot)
             raw = self._keyring.encoded()
             shard = _shard_of(raw)
-            there = self._is_on(slot, volume, shard)
-            given.set_result(there)
+            there = volume is not None and self._is_on(slot, volume, shard)
+            gift.given.set_result(there)
             if there:
                 self._remove_former(slot, shard.key, raw)
         except Exception as error:
-            if given.done():
+            if gift.given.done():
                 log.exception("former copies of the users' keys on volume %s remain", self._volumes.name(slot))
             else:
-                given.set_exception(error)
+                gift.given.set_exception(error)
         finally:
-            giving.release()
-
-    @property
-    def is_giving(self) -> bool:
-        """Whether a volume is being given keys, so that others who have some for it may wait."""
-        return any(giving.locked() for giving in list(self._giving.values()))
+            if not gift.given.done():  # the thread is being ended
+                gift.given.set_result(False)
+            gift.ended.set_result(None)
 
     def _spread_enough(self) -> None:
-        """Store the keys on more volumes than may be lost at once, unless they are.
+        """Store the keys on more volumes than may be lost at once, unless they are. The others get them later.
 
         Raises:
             InsufficientWorkers: too few volumes took them.
@@ -295,17 +310,17 @@ class UserKeyStore:
         if self._spread_upto >= made:
             return
         needed = min(self._profile.n - self._profile.k + 1, len(self._volumes))
-        there = 0
-        for waits in (False, True):  # first without the volumes that are slow to take earlier keys
-            given, _ = self._spread(waits=waits)
-            there = _count(given, needed)
-            if there >= needed:
-                break
-        else:
+        there = _count([gift.given for gift in self._give_each()], needed)
+        if there < needed:
             raise InsufficientWorkers(
                 f"the user's key is on {there} volumes, {needed} are needed for it to survive losses; bring more back"
             )
         self._spread_upto = max(self._spread_upto, made)
+
+    @property
+    def is_giving(self) -> bool:
+        """Whether a volume is being given keys, so that others who have some for it may wait."""
+        return bool(self._giving)
 
     def close(self) -> None:
         """End threads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier, Event, Timer
 from typing import Any, cast
@@ -135,11 +136,26 @@ def test_nobody_waits_for_a_volume_that_does_not_answer(
     assert not ends.is_set()
     assert len(asked) == 1
     assert not volume.kept
+    assert keys.is_giving
     ends.set()
     assert keys.spread() == _VOLUMES
     for each in fleet.volumes:
         (held,) = each.copies()
         assert made <= held
+
+
+def test_users_who_come_at_the_same_time_do_not_wait_for_it_either(
+    keys: UserKeyStore, fleet: FarFleet, silent: tuple[FarVolume, list[int], Event]
+) -> None:
+    _, asked, ends = silent
+    with ThreadPoolExecutor(40) as callers:
+        made = [callers.submit(keys.current, f"user{number}") for number in range(40)]
+        found = {one.result(_WAIT_S / 2).key_id for one in made}
+    assert len(found) == 40
+    assert len(asked) == 1
+    joined = keys.spread([0])  # a worker that joins does not wait for another one
+    assert (joined, ends.is_set()) == (1, False)
+    assert all(found <= held for held in fleet.volumes[0].copies())
 
 
 def test_destroyed_keys_do_not_come_back_with_a_slow_volume(
