@@ -194,6 +194,11 @@ class Upkeep:
         self._parts.check_open()
         return self._parts.quotas.is_collect_worthwhile(self._stored_bytes)
 
+    def is_collect_pressing(self) -> bool:
+        """Whether as much could be freed as all files take: somebody may be filling the volumes."""
+        self._parts.check_open()
+        return self._parts.quotas.is_collect_pressing(self._stored_bytes)
+
     def _stored_bytes(self) -> int:
         """About how many bytes the volumes hold together, whatever a few of them may say."""
         used: list[int] = []

@@ -47,6 +47,7 @@ NO_QUOTA = Quota()
 
 # A collect examines every file, so it is worthwhile if it frees a fair part of what they take.
 _LEFT_PART = 10
+_LEFT_PART_PRESSING = 1  # as much as all files together
 _LEFT_MIN = 64 * MIB
 
 
@@ -159,10 +160,17 @@ class Quotas:
             self._forget_collected()
             if self._refused:
                 return True
+        return self._is_left(_LEFT_PART, stored)
+
+    def is_collect_pressing(self, stored: Callable[[], int]) -> bool:
+        """Whether as much could be freed as all files take."""
+        return self._is_left(_LEFT_PART_PRESSING, stored)
+
+    def _is_left(self, part: int, stored: Callable[[], int]) -> bool:
+        with self._lock:
+            self._forget_collected()
             left = self._all_left
-        if left < _LEFT_MIN:
-            return False
-        return left * _LEFT_PART >= min(stored(), sum(usage.bytes for usage in self._catalog.usages()))
+        return left >= _LEFT_MIN and left * part >= min(stored(), sum(usage.bytes for usage in self._catalog.usages()))
 
     def end(self, target: PushTarget, count: int, *, committed: bool, counted: bool) -> None:
         """An upload has ended.

@@ -262,8 +262,12 @@ def test_much_that_could_be_freed_makes_a_collect_worthwhile(
         assert not store.upkeep.is_collect_worthwhile()
         store.delete(push(store, name, os.urandom(CHUNK)), user_id=USER)
     assert store.upkeep.is_collect_worthwhile()  # more than a tenth
+    assert not store.upkeep.is_collect_pressing()
+    store.delete(store.find("kept", user_id=USER).file_id, user_id=USER)  # type: ignore[union-attr]
+    assert store.upkeep.is_collect_pressing()
     store.collect()
     assert not store.upkeep.is_collect_worthwhile()
+    assert not store.upkeep.is_collect_pressing()
 
 
 def test_a_file_of_equal_chunks_does_not_make_collects_rare(

@@ -23,6 +23,7 @@ COLLECT_EVERY_S = 86400.0
 _RETRY_S = 300.0
 _REST_S = 30.0  # after a collect because much could be freed, or longer:
 _REST_TIMES = 10.0  # as long as it took: a full pool has millions of objects to examine
+_REST_TIMES_PRESSING = 1.0  # if as much could be freed as all files take: otherwise the disks fill faster and faster
 _MADE_UP_WAIT_S = 60.0  # to wait for further workers, such as those of a pool that was started again
 _LOOK_S_MAX = 15.0  # a user may fill the disks meanwhile
 _KEEP_TIME_S = 60.0
@@ -38,7 +39,8 @@ class Collector:
     worker missed a collect, another one makes up for it as soon as that worker is back, whatever the schedule: until
     then it may be full of what no file needs. That one waits for others for a minute only. So does one that begins
     because much could be freed (``Upkeep.is_collect_worthwhile``): whoever stores and deletes in a loop does not fill
-    the disks until the next one is due.
+    the disks until the next one is due. If that is as much as all files take, it does not give way to users, who may be
+    the one who does so.
 
     The time until the next collect is measured by the monotonic clock: the wall clock only tells how much of that time
     passed while the pool was stopped.
@@ -69,6 +71,7 @@ class Collector:
         self._makes_up = False  # the next collect is out of turn: it makes up for an earlier one, or frees much
         self._made_up_s = -math.inf  # when such a collect ended
         self._took_s = 0.0  # and how long it took
+        self._presses = False  # somebody fills the disks, so the next collect does not give way to users
         self._kept_s = runtime.monotonic_s()
         store.upkeep.on_collected = self._note
         self._plan()
@@ -156,7 +159,8 @@ class Collector:
             return False
         self._running = (began_s, 0, 0)
         try:
-            self._store.collect(progress=self._progress(began_s), pace=self._tranquility.rest)
+            pace = None if self._presses else self._tranquility.rest
+            self._store.collect(progress=self._progress(began_s), pace=pace)
         except CallAbandoned:
             raise  # still due: the next process of the pool starts it from the beginning
         except Exception as error:
@@ -177,7 +181,9 @@ class Collector:
         if self._store.needs_rebuild:
             return False
         upkeep, rested_s = self._store.upkeep, now_s - self._made_up_s
-        if self._every_s and rested_s >= max(_REST_S, _REST_TIMES * self._took_s) and upkeep.is_collect_worthwhile():
+        self._presses = bool(self._every_s) and rested_s >= _REST_S and upkeep.is_collect_pressing()
+        rest_s = max(_REST_S, (_REST_TIMES_PRESSING if self._presses else _REST_TIMES) * self._took_s)
+        if self._every_s and rested_s >= rest_s and upkeep.is_collect_worthwhile():
             return True
         return rested_s >= _RETRY_S and upkeep.is_collect_owed()
 
