@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,12 +114,15 @@ class StripeHealer:
         made: list[tuple[int, int] | Unread] = []
         for batch in batched(list(zip(stripes, looked, strict=True)), self._fast.healed_together):
             objects = self._fast.read_located([(stripe, where) for stripe, where in batch if where.absent])
+            now = self._fleet.epoch()
+            if objects and now != epoch:
+                batch = self._looked_again(batch, objects, at_once=at_once)
             for stripe, where in batch:
                 written = by_stores.get(stripe, [])
                 try:
                     if where.absent:
                         content = objects.pop(stripe, None)
-                        written = [*written, *self._make_absent(stripe, where, content, epoch, at_once=at_once)]
+                        written = [*written, *self._make_absent(stripe, where, content, now, at_once=at_once)]
                     made.append((len(written), sum(one.length for one in written)))
                 except (DataLossError, ShardsUnavailable) as error:
                     made.append(error)
@@ -127,6 +130,24 @@ class StripeHealer:
                     for one in written:
                         note(one)
         return made
+
+    def _looked_again(
+        self, batch: Sequence[tuple[StripeKey, ShardMap]], objects: Collection[StripeKey], *, at_once: bool
+    ) -> list[tuple[StripeKey, ShardMap]]:
+        """Look up these objects' stripes again, as a store that came back may have some of their shards.
+
+        All of them are looked up together, as stores may be far away.
+        """
+        again = dict(zip(objects, self._lookup.look_for_all(list(objects)), strict=True))
+        looked = []
+        for stripe, where in batch:
+            if stripe in again:
+                absent, unsure, _ = again[stripe]
+                if not at_once:
+                    absent = self._due(stripe, absent, unsure, shard_count(stripe) - len(absent))
+                where = replace(where, absent=absent, unsure=unsure)
+            looked.append((stripe, where))
+        return looked
 
     def _make_absent(
         self,

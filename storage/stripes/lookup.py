@@ -114,14 +114,21 @@ class ShardLookup:
             self._fleet.failed(store, volume, error)
         return None
 
-    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
-        """Return the slots that :meth:`look_for` would return for each stripe, asking each store only once."""
-        lacking = self._mapper.lacking(stripes)
+    def look_for_all(self, stripes: Sequence[StripeKey]) -> list[Absent]:
+        """Return what :meth:`look_for` would return for each stripe, asking each store only once."""
+        targets = [self._fleet.targets(stripe) for stripe in stripes]
+        lacking, unsure = self._mapper.lacking_or_unsure(stripes)
         now = self._fleet.epoch()
         return [
-            list(range(shard_count(stripe))) if self._soundness.is_doubted(stripe, now) else lacking.get(index, [])
-            for index, stripe in enumerate(stripes)
+            Absent(list(range(shard_count(stripe))), frozenset(), stores)
+            if self._soundness.is_doubted(stripe, now)
+            else Absent(lacking.get(index, []), unsure.get(index, frozenset()), stores)
+            for index, (stripe, stores) in enumerate(zip(stripes, targets, strict=True))
         ]
+
+    def absent(self, stripes: Sequence[StripeKey]) -> list[list[int]]:
+        """Return the slots of :meth:`look_for_all`."""
+        return [found.slots for found in self.look_for_all(stripes)]
 
     def shard_maps(self, stripes: Sequence[StripeKey]) -> list[ShardMap]:
         """Return where the shards of many stripes are, in their places and elsewhere."""

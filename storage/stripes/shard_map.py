@@ -138,12 +138,22 @@ class ShardMapper:
         Returns:
             Index of the stripe → slots of these shards, both ascending.
         """
+        return self.lacking_or_unsure(stripes)[0]
 
-        def look() -> tuple[dict[int, list[int]], bool]:
+    def lacking_or_unsure(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, list[int]], dict[int, frozenset[int]]]:
+        """See :meth:`lacking`; and, likewise, those of the slots that :class:`ShardMap` calls unsure."""
+
+        def look() -> tuple[_Lacking, bool]:
             found = self._lacking(stripes)
-            return found.slots, not found.unsure
+            return found, not found.unsure
 
-        return self._steady(look)
+        found = self._steady(look)
+        return found.slots, {index: self._present(found, index) for index in found.unsure}
+
+    def _present(self, found: _Lacking, index: int) -> frozenset[int]:
+        """The slots of a stripe whose stores are present but did not answer."""
+        stores = found.placed[index]
+        return frozenset(slot for slot in found.unsure.get(index, ()) if self._fleet.volume(stores[slot]) is not None)
 
     def _lacking(self, stripes: Sequence[StripeKey]) -> _Lacking:
         together = list(self._together(stripes))
@@ -197,14 +207,14 @@ class ShardMapper:
         return self._steady(lambda: self._shard_maps(stripes))
 
     def _shard_maps(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, ShardMap], bool]:
-        lacking, placed, unsure = self._lacking(stripes)
+        looked = self._lacking(stripes)
+        lacking, placed, unsure = looked
         holders = self._holders(stripes, placed, lacking)
         lengths = self._lengths(stripes, holders)
         found = {}
         for index, absent in lacking.items():
             length, told_by = lengths.get(index, (None, None))
-            there = (slot for slot in unsure.get(index, ()) if self._fleet.volume(placed[index][slot]) is not None)
-            found[index] = ShardMap(tuple(holders[index]), absent, length, told_by, frozenset(there))
+            found[index] = ShardMap(tuple(holders[index]), absent, length, told_by, self._present(looked, index))
         return found, not unsure
 
     def _steady(self, look: Callable[[], tuple[ResultT, bool]]) -> ResultT:

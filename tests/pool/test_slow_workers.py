@@ -37,6 +37,8 @@ class SlowVolume(LocalVolume):
         path.mkdir()
         super().__init__(path, IDENTITY)
         self.gate, self.others = threading.Event(), threading.Event()
+        self.looks = 0  # how often it was asked for shards
+        self.on_read: Callable[[], object] = lambda: None
         self.open()
 
     def open(self) -> None:
@@ -45,12 +47,18 @@ class SlowVolume(LocalVolume):
         self.others.set()
 
     def missing(self, keys: Sequence[ShardKey]) -> list[int]:
+        self.looks += 1
         self.others.wait()
         return super().missing(keys)
 
     def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        self.looks += 1
         self.others.wait()
         return super().locate_all(keys)
+
+    def fetch_all(self, wanted: Sequence[tuple[ShardKey, int]]) -> Sequence[memoryview | None]:
+        self.on_read()
+        return super().fetch_all(wanted)
 
     def append(self, shards: Sequence[Shard], *, urgent: bool = False) -> None:
         self.gate.wait()
@@ -105,6 +113,21 @@ def test_a_push_does_not_read_what_has_not_reached_a_slow_worker(pool: Pool) -> 
     assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
     pool.fleet.require_writable(ErasureProfile(4, 6))
     assert pool.fleet.state(SLOW) == "ok"
+
+
+def test_many_stripes_are_looked_up_together_again_if_stores_come_or_go_meanwhile(pool: Pool) -> None:
+    objects = [content(seed, 64 * KIB) for seed in range(4)]
+    stripes = pool.push(objects)
+    pool.volumes[SLOW].remove([shard_key(stripe, slot) for stripe in stripes for slot in range(6)])
+    epoch = pool.fleet.epoch()
+    for volume in pool.volumes:
+        volume.on_read = pool.fleet.note_refusal  # a new epoch
+    for volume in pool.volumes:
+        volume.looks = 0
+    made = pool.stripes.heal_all(stripes, at_once=True)
+    assert made == [(1, 16 * KIB)] * 4
+    assert pool.fleet.epoch() != epoch
+    assert max(volume.looks for volume in pool.volumes) < len(stripes) + 2
 
 
 def large_objects(count: int) -> list[bytes]:
