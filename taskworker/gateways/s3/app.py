@@ -154,7 +154,7 @@ class S3App:
         else:
             raw_bucket, _, raw_key = path.partition("/")
             bucket = unquote_to_bytes(raw_bucket).decode("utf-8", "replace")
-        if not head.path.startswith("/") or (raw_key and not bucket):
+        if not head.path.startswith("/") or (path and not bucket):
             raise S3Error("InvalidURI", "the path must have the form /BUCKET/KEY")
         head.decoded_path  # noqa: B018  # it must be text
         return bucket, unquote_to_bytes(raw_key).decode()

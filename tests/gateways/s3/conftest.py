@@ -64,11 +64,25 @@ def connect(url: str, key: str = KEY, secret: str = SECRET, **config: Any) -> An
     )
 
 
+class _Signer(S3SigV4Auth):
+    """Signs what a request says of its body, if it says something."""
+
+    def __init__(self, said: str | None) -> None:
+        super().__init__(Credentials(KEY, SECRET), "s3", "us-east-1")
+        self._said = said
+
+    def payload(self, request: AWSRequest) -> str:
+        if self._said is not None:
+            return self._said
+        computed: str = super().payload(request)
+        return computed
+
+
 def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
     """Send a signed request, and return the status and the body of the answer."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     request = AWSRequest(method=method, url=f"{url}{path}", headers=given, data=body)
-    S3SigV4Auth(Credentials(KEY, SECRET), "s3", "us-east-1").add_auth(request)
+    _Signer(given.get("x-amz-content-sha256")).add_auth(request)
     prepared = request.prepare()
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     try:

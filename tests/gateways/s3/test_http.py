@@ -28,7 +28,8 @@ def exchange(gateway: S3Server, request: bytes) -> bytes:
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         try:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            if b"Connection: close" not in request:
+                connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it has refused already
         answer = bytearray()
