@@ -641,7 +641,7 @@ def _rebuild_until_finished(cluster: Cluster) -> list[RebuildReport]:
         (_ever_new_tombstones, "more than fits"),
         (_again_and_again, "has not finished"),
         (_malformed, "has not finished"),
-        (_a_huge_one, "a record of 65,537 bytes"),
+        (_a_huge_one, f"a record of {RECORD_BYTES_MAX + 1:,} bytes"),
         (_of_another_kind, "not asked for"),
     ],
 )

@@ -43,8 +43,9 @@ def test_refusals_come_at_the_rate_or_as_late_as_they_may(pauses_s: list[float],
         assert 0 <= delay_s <= LONGEST_S
         if delay_s < LONGEST_S:
             came_s.append(clock.now_s + delay_s)
-    for first, later in zip(came_s, came_s[rate:], strict=False):
-        assert later - first > 1 - 1 / rate - 1e-6
+    for seconds in (1, 2, 3):  # as many at once as in a second, and then at the rate
+        for first, later in zip(came_s, came_s[seconds * rate :], strict=False):
+            assert later - first > seconds - 1 + 1 / rate - 1e-6
 
 
 def test_only_users_who_are_refused_often_wait() -> None:

@@ -165,7 +165,7 @@ def _wide(flood: Flood) -> store_pb2.Version:
     )
     while not told(flood.store.PushFile, part, flood):
         pass  # the same user's other floods may have all places
-    base = flood.store.Stat(store_pb2.StatRequest(filename="wide"), metadata=flood.metadata)
+    base = _stat(flood, store_pb2.StatRequest(filename="wide"))
     count = 4096
     while count > 1:
         diff = _diff(base.version_id, count, [store_pb2.Patch(index=at, chunk_id=identifier) for at in range(1, count)])
@@ -173,8 +173,21 @@ def _wide(flood: Flood) -> store_pb2.Version:
         if told(flood.files.Revise, request, flood):
             break
         count //= 2
-    made: store_pb2.Version = flood.store.Stat(store_pb2.StatRequest(file_id=base.file_id), metadata=flood.metadata)
-    return made
+    return _stat(flood, store_pb2.StatRequest(file_id=base.file_id))
+
+
+def _stat(flood: Flood, request: store_pb2.StatRequest) -> store_pb2.Version:
+    """A version that exists, as soon as the same user's other floods leave a place to ask for it."""
+    while True:
+        try:
+            found: store_pb2.Version = flood.store.Stat(request, metadata=flood.metadata)
+        except grpc.RpcError as error:
+            failed: Any = error
+            if failed.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+                raise
+            threading.Event().wait(0.02)
+        else:
+            return found
 
 
 def _diff(base: str, count: int, patches: list[store_pb2.Patch]) -> bytes:

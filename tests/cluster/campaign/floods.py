@@ -95,7 +95,10 @@ class Flooder:
             )
         assert self._process.stdout is not None
         said = self._process.stdout.readline().strip()
-        assert said == "begun", f"the flood {kind} did not begin: {said!r}"
+        if said != "begun":
+            self._process.kill()
+            self._process.communicate()
+            raise AssertionError(f"the flood {kind} did not begin: {said!r}; see {log.name}")
 
     def end(self) -> str:
         """End it; return what it says of its calls."""
