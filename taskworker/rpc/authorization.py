@@ -313,9 +313,8 @@ class MethodGuard:
                 holder.user_id = principal.user
             return False
         if owner == CANDIDATE_OWNER and self._requirement.takes_candidates and principal.has(Right.DEPLOY):
-            if isinstance(
-                holder, store_pb2.PushHeader
-            ):  # who pays for it, and since when it waits, is not the caller's
+            if isinstance(holder, store_pb2.PushHeader):
+                # Who pays for it, and since when it waits, is not for the caller to say.
                 holder.note = principal.user
                 holder.ClearField("time_ms")
             return True

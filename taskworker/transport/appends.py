@@ -282,10 +282,8 @@ class Appends:
                 return []
             now_s = self._clock_s()
             ended = [one.ticket for one in tickets if one not in waiting]
-            limits_s = self._limits_s(lateness, waiting, ended)
-            if all(now_s - began_s >= limit_s for limit_s in limits_s) and self._can_spare(
-                [one.slot for one in waiting]
-            ):
+            are_late = all(now_s - began_s >= limit_s for limit_s in self._limits_s(lateness, waiting, ended))
+            if are_late and self._can_spare([one.slot for one in waiting]):
                 return waiting
             until_s = now_s + _LOOK_S
 
@@ -297,7 +295,8 @@ class Appends:
     def _limits_s(self, lateness: Lateness, waiting: list[_Started], ended: list[Ticket]) -> list[float]:
         """The seconds after which each worker is late. One that stands in for others has more to do than they had."""
         limit_s = lateness.limit_s([ticket.took_s for ticket in ended])
-        usual_bytes = max(_BYTES_MIN, median(one.size for one in ended or [one.ticket for one in waiting]))
+        compared = ended or [one.ticket for one in waiting]
+        usual_bytes = max(_BYTES_MIN, median(ticket.size for ticket in compared))
         return [limit_s * min(_SHARES_MAX, max(1.0, one.ticket.size / usual_bytes)) for one in waiting]
 
     def _can_spare(self, slots: Collection[int]) -> bool:
