@@ -5,12 +5,19 @@ and ``restoring`` puts it back. ``pushing`` and ``fetching`` keep each file of a
 them know only the port in ``ports``, and neither gRPC nor how files are stored.
 """
 
-from taskworker.folders.entries import Entry, Kind
-from taskworker.folders.fetching import FetchReport, get_tree
-from taskworker.folders.ports import Files
-from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Unstorable
-from taskworker.folders.pushing import PushReport, push_tree
-from taskworker.folders.rules import Exclusions
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazily import loading
+
+if TYPE_CHECKING:
+    from taskworker.folders.entries import Entry, Kind
+    from taskworker.folders.fetching import FetchReport, get_tree
+    from taskworker.folders.ports import Files
+    from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Unstorable
+    from taskworker.folders.pushing import PushReport, push_tree
+    from taskworker.folders.rules import Exclusions
 
 __all__ = [
     "ChangedWhileRead",
@@ -25,3 +32,20 @@ __all__ = [
     "get_tree",
     "push_tree",
 ]
+
+__getattr__, __dir__ = loading(
+    __name__,
+    {
+        "ChangedWhileRead": "taskworker.folders.problems",
+        "Entry": "taskworker.folders.entries",
+        "Exclusions": "taskworker.folders.rules",
+        "FetchReport": "taskworker.folders.fetching",
+        "Files": "taskworker.folders.ports",
+        "FolderDamaged": "taskworker.folders.problems",
+        "Kind": "taskworker.folders.entries",
+        "PushReport": "taskworker.folders.pushing",
+        "Unstorable": "taskworker.folders.problems",
+        "get_tree": "taskworker.folders.fetching",
+        "push_tree": "taskworker.folders.pushing",
+    },
+)

@@ -100,6 +100,13 @@ class Listing(msgspec.Struct, frozen=True, array_like=True):
     entries: Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
 
 
+_NO_NAMES = (b".", b"..")
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+}
 _listings = msgspec.msgpack.Decoder(Listing)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -147,7 +154,7 @@ def require_name(name: bytes) -> None:
     Raises:
         FolderDamaged: it is not.
     """
-    if not name or len(name) > NAME_BYTES_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
+    if not name or len(name) > NAME_BYTES_MAX or name in _NO_NAMES or b"/" in name or b"\0" in name:
         raise FolderDamaged(
             f"{name[:80]!r} cannot be the name of a file; the folder's description is damaged or hostile"
         )
@@ -155,9 +162,4 @@ def require_name(name: bytes) -> None:
 
 def kind_of(mode: int) -> Kind | None:
     """What a mode of stat says that a file is; None: a socket or a device."""
-    return {
-        stat.S_IFREG: Kind.FILE,
-        stat.S_IFDIR: Kind.DIRECTORY,
-        stat.S_IFLNK: Kind.SYMLINK,
-        stat.S_IFIFO: Kind.FIFO,
-    }.get(stat.S_IFMT(mode))
+    return _KINDS.get(stat.S_IFMT(mode))

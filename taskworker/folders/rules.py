@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING
 
 from storage.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 IGNORE_FILE = ".twignore"
 _CACHE_TAG = "CACHEDIR.TAG"
@@ -57,6 +59,9 @@ class Rules:
     def __init__(self, specs: Sequence[tuple[str, GitIgnoreSpec]] = ()) -> None:
         self._specs = tuple(specs)
 
+    def __bool__(self) -> bool:
+        return bool(self._specs)
+
     @classmethod
     def of(cls, patterns: Iterable[str]) -> Rules:
         """Rules with these patterns, relative to the folder.
@@ -78,6 +83,8 @@ class Rules:
         """
         if not patterns:
             return self
+        from pathspec import GitIgnoreSpec  # here, as most folders have no patterns
+
         try:
             spec = GitIgnoreSpec.from_lines(patterns)
         except ValueError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.folders.entries import NAME_BYTES_MAX, PATH_BYTES_MAX, XATTRS_MAX, Entry, Kind, kind_of
@@ -17,29 +19,32 @@ DEPTH_MAX = 256
 """Directories in each other: each one keeps a descriptor open while it is scanned."""
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FORMATS = (stat.S_IFREG, -1, stat.S_IFLNK, stat.S_IFIFO)  # by kind; directories are always looked into
 _BLOCK_BYTES = 512  # the unit of st_blocks
 
+Former = Callable[[bytes], Mapping[bytes, Entry]]
+"""What a directory contained at an earlier time, by name; the directory is named by its path in the tree."""
 
-@dataclass(frozen=True, slots=True)
-class Found:
+
+class Found(msgspec.Struct, frozen=True, gc=False):
     """Something that is in the tree.
 
     Attributes:
         path: its path in the tree; empty for the root.
-        entry: what it is, without content; its name is the last part of the path.
+        entry: what it is, without content unless it is known; its name is the last part of the path.
         device: number of its file system.
         parent: descriptor of its directory, open until the scan goes on; the root's own for the root.
+        depth: number of directories that it is in; 0 for the root.
+        known: whether it is a file, link or FIFO that is unchanged since the earlier time, so that its entry has the
+            content that it had then.
     """
 
     path: bytes
     entry: Entry
     device: int
     parent: int
-
-    @property
-    def depth(self) -> int:
-        """Number of directories that it is in; 0 for the root."""
-        return self.path.count(b"/") + 1 if self.path else 0
+    depth: int
+    known: bool = False
 
 
 @dataclass(slots=True)
@@ -51,12 +56,14 @@ class Scan:
         exclusions: what to leave out.
         problem: told of what cannot be read.
         xattrs: whether to note extended attributes.
+        former: what there was at an earlier time, to find what is unchanged since.
     """
 
     root: Path
     exclusions: Exclusions
     problem: Problem
     xattrs: bool = False
+    former: Former | None = None
     skipped: int = 0
     """Sockets and devices, which are never taken."""
     _device: int = field(default=0, init=False)
@@ -75,45 +82,53 @@ class Scan:
             self._device = status.st_dev
             yield from self._inside(descriptor, b"", rules, 0)
             entry = self._entry(b"", Kind.DIRECTORY, status, descriptor, b".")
-            yield Found(b"", entry, status.st_dev, descriptor)
+            yield Found(b"", entry, status.st_dev, descriptor, 0)
         finally:
             os.close(descriptor)
 
     def _inside(self, descriptor: int, path: bytes, rules: Rules, depth: int) -> Iterator[Found]:
         """What is in an open directory."""
         above = path + b"/" if path else b""
+        depth += 1
         try:
-            rules, only = self._rules_in(descriptor, os.fsdecode(above), rules)
             with os.scandir(descriptor) as listed:
-                names = sorted((os.fsencode(each.name), each) for each in listed)
+                names = sorted((each.name.encode("utf-8", "surrogateescape"), each) for each in listed)
+            rules, only = self._rules_in(descriptor, above, rules, {name for name, _ in names})
         except (OSError, StorageError) as error:
             self.problem(path, error)
             return
+        former = {} if self.former is None else self.former(path)
+        plain = not rules and not self.xattrs
         for name, each in names:
             if only and not is_kept_in_cache(each.name):
                 continue
             found_path = above + name
             try:
-                status = each.stat(follow_symlinks=False)
-                kind = self._wanted(found_path, status, rules)
-                if kind is None:
+                status, before = each.stat(follow_symlinks=False), former.get(name)
+                if plain and before is not None and _is_unchanged(status, before) and not before.xattrs:
+                    yield Found(found_path, before, status.st_dev, descriptor, depth, True)
                     continue
+                kind = self._wanted(found_path, status, rules)
                 if kind is Kind.DIRECTORY:
-                    yield from self._directory(descriptor, name, found_path, rules, depth + 1)
-                else:
+                    yield from self._directory(descriptor, name, found_path, rules, depth)
+                elif kind is not None:
                     entry = self._entry(name, kind, status, descriptor, name)
-                    yield Found(found_path, entry, status.st_dev, descriptor)
+                    known = before is not None and _is_unchanged(status, before)
+                    if before is not None and known:
+                        entry = msgspec.structs.replace(entry, content=before.content)
+                    yield Found(found_path, entry, status.st_dev, descriptor, depth, known)
             except FileNotFoundError:
                 continue  # it was deleted since the directory was read
             except (OSError, Unstorable) as error:
                 self.problem(found_path, error)
 
-    def _rules_in(self, descriptor: int, above: str, rules: Rules) -> tuple[Rules, bool]:
-        """The rules in a directory, and whether only the tag of a cache is kept of it."""
-        try:
-            rules = rules.deeper(above, ignored_in(descriptor))
-        except (OSError, InvalidArgument) as error:
-            self.problem(os.fsencode(above + IGNORE_FILE), error)  # all is taken rather than too little
+    def _rules_in(self, descriptor: int, above: bytes, rules: Rules, names: set[bytes]) -> tuple[Rules, bool]:
+        """The rules in a directory with these names, and whether only the tag of a cache is kept of it."""
+        if IGNORE_FILE.encode() in names:
+            try:
+                rules = rules.deeper(os.fsdecode(above), ignored_in(descriptor))
+            except (OSError, InvalidArgument) as error:
+                self.problem(above + IGNORE_FILE.encode(), error)  # all is taken rather than too little
         return rules, self.exclusions.caches and is_cache(descriptor)
 
     def _wanted(self, path: bytes, status: os.stat_result, rules: Rules) -> Kind | None:
@@ -121,7 +136,7 @@ class Scan:
         if kind is None:
             self.skipped += 1
             return None
-        if rules.excludes(os.fsdecode(path), is_directory=kind is Kind.DIRECTORY):
+        if rules and rules.excludes(os.fsdecode(path), is_directory=kind is Kind.DIRECTORY):
             return None
         if kind is Kind.DIRECTORY and (status.st_dev, status.st_ino) in self.exclusions.paths:
             return None
@@ -137,7 +152,7 @@ class Scan:
             status = os.fstat(descriptor)
             if status.st_dev == self._device or not self.exclusions.other_file_systems:
                 yield from self._inside(descriptor, path, rules, depth)
-            yield Found(path, self._entry(name, Kind.DIRECTORY, status, parent, name), status.st_dev, parent)
+            yield Found(path, self._entry(name, Kind.DIRECTORY, status, parent, name), status.st_dev, parent, depth)
         finally:
             os.close(descriptor)
 
@@ -159,6 +174,20 @@ class Scan:
             (),
             _xattrs_of(parent, at) if self.xattrs else (),
         )
+
+
+def _is_unchanged(status: os.stat_result, entry: Entry) -> bool:
+    """Whether nothing shows that a file, link or FIFO is not as it was when the entry was noted."""
+    return (
+        status.st_mtime_ns == entry.mtime_ns
+        and status.st_ctime_ns == entry.ctime_ns
+        and status.st_ino == entry.inode
+        and status.st_mode == _FORMATS[entry.kind] | entry.mode
+        and (status.st_size == entry.size or entry.kind is not Kind.FILE)
+        and status.st_uid == entry.uid
+        and status.st_gid == entry.gid
+        and status.st_nlink == entry.hard_links
+    )
 
 
 def _xattrs_of(parent: int, name: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -23,6 +23,7 @@ from taskworker.folders import ChangedWhileRead, FolderDamaged, Unstorable
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.entries import Entry, Kind
 from taskworker.folders.ports import Files
+from taskworker.folders.rules import Exclusions
 from taskworker.folders.snapshots import (
     Change,
     Keep,
@@ -32,6 +33,7 @@ from taskworker.folders.snapshots import (
     compare,
     folder_names,
     forget,
+    forgetting,
     restore,
     take_snapshot,
 )
@@ -113,6 +115,23 @@ def test_a_snapshot_of_nothing_new_stores_nothing_new(store_files: Files, source
     again = taken(store_files, source)
     assert (again.read, again.added) == (0, 0)
     assert len(list(store_files.heads(""))) - before <= 1, "but for an index"
+
+
+def test_what_is_unchanged_is_found_by_all_that_shows_it(store_files: Files, source: Path, tmp_path: Path) -> None:
+    files = {b"%d" % number: ("file", b"%d" % number, 0o644, 5) for number in range(8)}
+    make(source, {b"d": files | {b"link": ("link", b"0", 5)}})
+    taken(store_files, source)
+    (source / "d/0").chmod(0o600)
+    (source / "d/1").write_bytes(b"x")
+    os.utime(source / "d/1", ns=(5, 5))  # of the same size and time, as some programs do it
+    os.link(source / "d/2", source / "d/2-too")
+    (source / "d/3").rename(source / "d/3-moved")
+    (source / "d/link").unlink()
+    (source / "d/link").symlink_to("4")
+    assert taken(store_files, source).read == 4, "0, 1, 2 and 3-moved"
+    assert described(restored(store_files, tmp_path / "target")) == described(source)
+    assert taken(store_files, source, exclusions=Exclusions(patterns=("4",))).read == 0
+    assert described(restored(store_files, tmp_path / "other")).keys() == described(source).keys() - {b"/d/4"}
 
 
 def test_many_small_files_share_few_stored_files(store_files: Files, source: Path, tmp_path: Path) -> None:
@@ -232,6 +251,41 @@ def test_what_is_left_of_a_pack_is_written_anew(store_files: Files, source: Path
     assert sum(head.size for head in store_files.heads("")) < 120_000
     assert described(restored(store_files, tmp_path / "target")) == described(source)
     assert taken(store_files, source).read == 0
+
+
+@pytest.mark.parametrize("merged_below", [1, 4096])
+def test_what_is_not_needed_in_a_pack_adds_up(
+    store_files: Files, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged_below: int
+) -> None:
+    """A pack of which less than half is needed is written anew, also if that was so only after several times."""
+    monkeypatch.setattr(forgetting, "_MERGED_BELOW", merged_below)
+    make(source, {b"%d" % number: ("file", os.urandom(10_000), 0o644, 5) for number in range(50)})
+    taken(store_files, source)
+    for start, stop, rewritten in ((0, 15, 0), (15, 30, 200_000)):
+        for number in range(start, stop):
+            (source / str(number)).unlink()
+        assert taken(store_files, source).read == 0
+        report = kept(store_files, Keep(last=1).kept)
+        assert rewritten <= report.rewritten_size < rewritten + 10_000
+    assert sum(head.size for head in store_files.heads("")) < 220_000
+    assert described(restored(store_files, tmp_path / "target")) == described(source)
+
+
+def test_what_an_earlier_snapshot_needed_is_stored_still(
+    store_files: Files, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left in packs is found by later snapshots, and comes back from there."""
+    monkeypatch.setattr(forgetting, "_MERGED_BELOW", 1)
+    content = {b"%d" % number: ("file", os.urandom(10_000), 0o644, 5) for number in range(20)}
+    make(source, content)
+    taken(store_files, source)
+    (source / "3").unlink()
+    taken(store_files, source)
+    kept(store_files, Keep(last=1).kept)
+    make(source, {b"4-again": content[b"3"]})
+    assert taken(store_files, source).added < 10_000
+    kept(store_files, Keep(last=1).kept)
+    assert described(restored(store_files, tmp_path / "target")) == described(source)
 
 
 def test_a_dry_run_changes_nothing(store_files: Files, source: Path) -> None:

@@ -6,12 +6,19 @@ blob, too. ``blobs`` says how blobs are named and where they lie, ``directories`
 ``taking``, ``restoring``, ``comparing`` and ``forgetting`` are what users do.
 """
 
-from taskworker.folders.snapshots.comparing import Change, compare
-from taskworker.folders.snapshots.forgetting import ForgetReport, Keep, forget
-from taskworker.folders.snapshots.records import Snapshot
-from taskworker.folders.snapshots.repository import Repository, folder_names
-from taskworker.folders.snapshots.restoring import RestoreReport, restore
-from taskworker.folders.snapshots.taking import TakeReport, take_snapshot
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.lazily import loading
+
+if TYPE_CHECKING:
+    from taskworker.folders.snapshots.comparing import Change, compare
+    from taskworker.folders.snapshots.forgetting import ForgetReport, Keep, forget
+    from taskworker.folders.snapshots.records import Snapshot
+    from taskworker.folders.snapshots.repository import Repository, folder_names
+    from taskworker.folders.snapshots.restoring import RestoreReport, restore
+    from taskworker.folders.snapshots.taking import TakeReport, take_snapshot
 
 __all__ = [
     "Change",
@@ -27,3 +34,21 @@ __all__ = [
     "restore",
     "take_snapshot",
 ]
+
+__getattr__, __dir__ = loading(
+    __name__,
+    {
+        "Change": "taskworker.folders.snapshots.comparing",
+        "ForgetReport": "taskworker.folders.snapshots.forgetting",
+        "Keep": "taskworker.folders.snapshots.forgetting",
+        "Repository": "taskworker.folders.snapshots.repository",
+        "RestoreReport": "taskworker.folders.snapshots.restoring",
+        "Snapshot": "taskworker.folders.snapshots.records",
+        "TakeReport": "taskworker.folders.snapshots.taking",
+        "compare": "taskworker.folders.snapshots.comparing",
+        "folder_names": "taskworker.folders.snapshots.repository",
+        "forget": "taskworker.folders.snapshots.forgetting",
+        "restore": "taskworker.folders.snapshots.restoring",
+        "take_snapshot": "taskworker.folders.snapshots.taking",
+    },
+)

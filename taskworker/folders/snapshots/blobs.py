@@ -73,15 +73,15 @@ class Index:
     def __init__(self, document: IndexDocument) -> None:
         ids = document.ids
         self.containers = document.containers
-        self._ids = [ids[start : start + BLOB_ID_BYTES] for start in range(0, len(ids), BLOB_ID_BYTES)]
+        self.ids = [ids[start : start + BLOB_ID_BYTES] for start in range(0, len(ids), BLOB_ID_BYTES)]
         self._places = document.places
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def id_at(self, position: int) -> bytes:
         """The id of a blob."""
-        return self._ids[position]
+        return self.ids[position]
 
     def place_at(self, position: int) -> Place:
         """Where a blob lies."""
@@ -90,8 +90,8 @@ class Index:
 
     def position_of(self, wanted: bytes) -> int | None:
         """The position of a blob in this index; None if it is not there."""
-        position = bisect_left(self._ids, wanted)
-        return position if position < len(self._ids) and self._ids[position] == wanted else None
+        position = bisect_left(self.ids, wanted)
+        return position if position < len(self.ids) and self.ids[position] == wanted else None
 
 
 def encode_index(blobs: Iterable[tuple[bytes, Place]]) -> bytes:

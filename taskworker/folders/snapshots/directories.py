@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
@@ -84,12 +85,10 @@ def read_directory(directory: bytes, load: Callable[[bytes], bytes]) -> Iterator
         inner = decode_directory(load(part))
         if inner.parts:
             raise FolderDamaged("a part of a directory has parts itself")
-        for entry in inner.entries:
-            before = _require_after(entry, before)
-            yield entry
-    for entry in whole.entries:
-        before = _require_after(entry, before)
-        yield entry
+        before = _require_good(inner.entries, before)
+        yield from inner.entries
+    _require_good(whole.entries, before)
+    yield from whole.entries
 
 
 def decode_directory(data: bytes) -> Directory:
@@ -107,11 +106,18 @@ def decode_directory(data: bytes) -> Directory:
     return directory
 
 
-def _require_after(entry: Entry, before: bytes) -> bytes:
-    require_name(entry.name)
-    if entry.name <= before:
+def _require_good(entries: Sequence[Entry], before: bytes) -> bytes:
+    """Refuse entries that no directory has, or whose names do not come after ``before``; returns the last name."""
+    names = [before, *(entry.name for entry in entries)]
+    if not all(map(operator.lt, names, names[1:])):
         raise FolderDamaged("a directory of the folder is out of order")
-    count = len(entry.content)
-    if any(len(each) != BLOB_ID_BYTES for each in entry.content) or (count != 1 and entry.kind is Kind.DIRECTORY):
-        raise FolderDamaged(f"{entry.name[:NAME_BYTES_MAX]!r} has no content that could be looked up")
-    return entry.name
+    for entry in entries:
+        require_name(entry.name)
+        content = entry.content
+        if len(content) == 1:
+            good = len(content[0]) == BLOB_ID_BYTES
+        else:
+            good = entry.kind is not Kind.DIRECTORY and all(len(each) == BLOB_ID_BYTES for each in content)
+        if not good:
+            raise FolderDamaged(f"{entry.name[:NAME_BYTES_MAX]!r} has no content that could be looked up")
+    return names[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,6 +23,8 @@ from taskworker.folders.snapshots.repository import PACK_BYTES_MAX, Repository
 
 _REPACKED_BELOW = 0.5
 """A pack is written anew once less than this share of it is needed."""
+_MERGED_BELOW = 4096
+"""Indexes of fewer blobs become one."""
 _PACK_BYTES = 16 << 20
 UNFINISHED_MS = 24 * 3600 * 1000
 """Containers that no index names are kept for a day: a snapshot that is being taken may need them."""
@@ -145,10 +147,10 @@ class _Sweep:
             return
         rewritten = [container for container in doomed if used.get(container)]
         moved = self._rewritten(set(rewritten))
-        blobs = [*self._marked_outside(set(doomed)), *moved]
-        indexes = self._store_indexes(blobs)
         young = self._young(record)
-        doomed += {*repository.index_containers} - {each.index for each in young}
+        good = self._good_indexes(set(doomed), {each.index for each in young})
+        indexes = [*good, *self._store_indexes(dict(self._outside(set(doomed), good)) | dict(moved))]
+        doomed += {*repository.index_containers} - {each.index for each in young} - {*good}
         repository.save(
             Record(1, record.generation + 1, tuple(self.report.kept), tuple(indexes), (*record.doomed, *doomed), young)
         )
@@ -232,11 +234,24 @@ class _Sweep:
         named = zip(self.repository.index_containers, self.repository.indexes, strict=True)
         return {container for name, index in named if name in young for container in index.containers}
 
-    def _marked_outside(self, doomed: set[bytes]) -> Iterator[tuple[bytes, Place]]:
-        for index, marks in zip(self.repository.indexes, self._marks, strict=True):
-            for position, mark in enumerate(marks):
-                if mark and (place := index.place_at(position)).container not in doomed:
-                    yield index.id_at(position), place
+    def _good_indexes(self, doomed: set[bytes], young: set[bytes]) -> list[bytes]:
+        """Indexes that stay as they are: large ones that name no container that goes."""
+        named = zip(self.repository.index_containers, self.repository.indexes, strict=True)
+        return [
+            name
+            for name, index in named
+            if name not in young and len(index) >= _MERGED_BELOW and doomed.isdisjoint(index.containers)
+        ]
+
+    def _outside(self, doomed: set[bytes], good: Sequence[bytes]) -> Iterator[tuple[bytes, Place]]:
+        """What other indexes say of containers that stay, also of what is not needed there: it takes space."""
+        named = zip(self.repository.index_containers, self.repository.indexes, strict=True)
+        for name, index in named:  # of a blob in two places, the last counts, which is the one that was marked
+            if name not in good:
+                for position, blob in enumerate(index.ids):
+                    place = index.place_at(position)
+                    if place.container not in doomed:
+                        yield blob, place
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -267,9 +282,9 @@ class _Sweep:
             moved += pack.blobs
             yield self.repository.container_name(pack.container), pack.content()
 
-    def _store_indexes(self, blobs: Sequence[tuple[bytes, Place]]) -> list[bytes]:
+    def _store_indexes(self, blobs: Mapping[bytes, Place]) -> list[bytes]:
         containers = []
-        for data in split_indexes(blobs):
+        for data in split_indexes(list(blobs.items())):
             container = secrets.token_bytes(CONTAINER_BYTES)
             self.repository.files.push(self.repository.container_name(container), data)
             containers.append(container)

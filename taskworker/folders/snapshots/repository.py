@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 
@@ -136,7 +137,15 @@ class Repository:
 
     def has(self, blob: bytes) -> bool:
         """Whether a blob is stored."""
-        return any(index.position_of(blob) is not None for index in reversed(self.indexes))
+        return blob in self._stored
+
+    def has_all(self, blobs: Iterable[bytes]) -> bool:
+        """Whether all of these are stored."""
+        return self._stored.issuperset(blobs)
+
+    @cached_property
+    def _stored(self) -> frozenset[bytes]:
+        return frozenset().union(*(index.ids for index in self.indexes))
 
     def place_of(self, blob: bytes) -> Place | None:
         """Where a blob lies; None if it is not stored."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,7 @@ class _Taking:
         self._packer = Packer(self.repository)
         snapshots = self.repository.record.snapshots
         self._former = Former(self.repository, snapshots[-1] if snapshots else None)
+        self.scan.former = self._former.inside
         self._problem, self.scan.problem = self.scan.problem, self._told
 
     def run(self) -> TakeReport:
@@ -168,9 +169,13 @@ class _Taking:
 
     def _to_send(self) -> Iterator[tuple[str, Content]]:
         for found in self.scan.found():
-            if found.entry.kind is Kind.DIRECTORY:
+            kind = found.entry.kind
+            if found.known and kind is Kind.FILE:
+                self._taken(found, found.entry)
+                continue
+            if kind is Kind.DIRECTORY:
                 self._directory(found)
-            elif found.entry.kind is Kind.FILE:
+            elif kind is Kind.FILE:
                 yield from self._file(found)
             else:
                 self.report.others += 1
@@ -191,7 +196,11 @@ class _Taking:
         entries: list[Entry] = []
         if inside < len(self._levels):
             entries, self._levels[inside] = self._levels[inside], []
-        blob = store_directory(entries, self._packer.add_directory)
+        former, before = self._former.directory(found.path)
+        if before is not None and entries == former:
+            blob = before.content[0]
+        else:
+            blob = store_directory(entries, self._packer.add_directory)
         entry = msgspec.structs.replace(found.entry, content=(blob,))
         if not found.path:
             self._root = entry
@@ -200,8 +209,8 @@ class _Taking:
         self._add(found, entry)
 
     def _file(self, found: Found) -> Iterator[tuple[str, Content]]:
-        known = self._known(found)
-        if known is not None:
+        known = self._linked.get((found.device, found.entry.inode)) if found.entry.hard_links > 1 else None
+        if known is not None and found.entry.same_on_disk(known):  # it was read under another name
             self._taken(found, msgspec.structs.replace(found.entry, content=known.content, size=known.size))
             return
         if found.entry.size > PACKED_BYTES_MAX:
@@ -247,17 +256,6 @@ class _Taking:
         if self.progress is not None:
             self.progress(self.report.files, self.report.size)
 
-    def _known(self, found: Found) -> Entry | None:
-        """An entry with the content that the file has, as the file is unchanged or was read under another name."""
-        if found.entry.hard_links > 1:
-            linked = self._linked.get((found.device, found.entry.inode))
-            if linked is not None and found.entry.same_on_disk(linked):
-                return linked
-        former = self._former.entry(found.path)
-        if former is None or not found.entry.same_on_disk(former):
-            return None
-        return former if all(self.repository.has(blob) for blob in former.content) else None
-
 
 def _with_content(found: Found, content: tuple[bytes, ...], size: int, changed: bool) -> Entry:
     """An entry with what was read; of a file that was changed meanwhile, so that it is read again the next time."""
@@ -266,7 +264,7 @@ def _with_content(found: Found, content: tuple[bytes, ...], size: int, changed: 
 
 
 class Former:
-    """The entries of an earlier snapshot by path; directories are read as they are asked for.
+    """The entries of an earlier snapshot; directories are read as they are asked for.
 
     What cannot be read counts as not there, so that the files are read and stored anew.
     """
@@ -274,29 +272,41 @@ class Former:
     def __init__(self, repository: Repository, snapshot: Snapshot | None) -> None:
         self._repository = repository
         self._root = None if snapshot is None else snapshot.root
-        self._directories: OrderedDict[bytes, dict[bytes, Entry]] = OrderedDict()
+        self._directories: OrderedDict[bytes, tuple[dict[bytes, Entry], Entry | None]] = OrderedDict()
 
-    def entry(self, path: bytes) -> Entry | None:
-        """The entry of a path; None if there is none."""
+    def inside(self, path: bytes) -> Mapping[bytes, Entry]:
+        """What is in a directory, by name; nothing if it was none."""
+        return self._read(path)[0]
+
+    def directory(self, path: bytes) -> tuple[list[Entry], Entry | None]:
+        """What is in a directory, by name, and its own entry; None if it was none, or not all of it is stored."""
+        entries, entry = self._read(path)
+        return list(entries.values()), entry
+
+    def _read(self, path: bytes) -> tuple[dict[bytes, Entry], Entry | None]:
+        found = self._directories.get(path)
+        if found is None:
+            found = self._directories[path] = self._load(self._entry(path))
+            if len(self._directories) > _DIRECTORIES_KEPT:
+                self._directories.popitem(last=False)
+        else:
+            self._directories.move_to_end(path)
+        return found
+
+    def _entry(self, path: bytes) -> Entry | None:
         if not path:
             return self._root
         directory, _, name = path.rpartition(b"/")
-        return self._inside(directory).get(name)
+        return self._read(directory)[0].get(name)
 
-    def _inside(self, path: bytes) -> dict[bytes, Entry]:
-        found = self._directories.get(path)
-        if found is not None:
-            self._directories.move_to_end(path)
-            return found
-        entry = self.entry(path)
-        found = self._read(entry) if entry is not None and entry.kind is Kind.DIRECTORY else {}
-        self._directories[path] = found
-        while len(self._directories) > _DIRECTORIES_KEPT:
-            self._directories.popitem(last=False)
-        return found
-
-    def _read(self, entry: Entry) -> dict[bytes, Entry]:
+    def _load(self, entry: Entry | None) -> tuple[dict[bytes, Entry], Entry | None]:
+        if entry is None or entry.kind is not Kind.DIRECTORY:
+            return {}, None
         try:
-            return {each.name: each for each in read_directory(entry.content[0], self._repository.load)}
+            entries = {each.name: each for each in read_directory(entry.content[0], self._repository.load)}
         except FolderDamaged:
-            return {}
+            return {}, None
+        if self._repository.has_all(blob for each in entries.values() for blob in each.content):
+            return entries, entry
+        has = self._repository.has
+        return {name: each for name, each in entries.items() if all(map(has, each.content))}, None
