@@ -6,7 +6,7 @@ embedded or remote. Errors of the engine itself arrive as the engine's own class
 
 from __future__ import annotations
 
-from storage.errors import InvalidArgument, StorageError, StoreFull
+from storage.errors import InvalidArgument, PermissionDenied, StorageError, StoreFull
 
 
 class StorageUnavailable(StorageError):
@@ -58,6 +58,10 @@ class ServerFault(StorageError):
 
 class Unauthenticated(StorageError):
     """The server does not know who is calling: the token is missing, unknown, expired or revoked."""
+
+
+class TicketRefused(PermissionDenied):
+    """A worker does not accept a ticket for what is asked with it; the text says why. Clients ask the pool instead."""
 
 
 class WorkerRefused(StorageError):

@@ -34,6 +34,25 @@ def server_context(pair: KeyPair) -> ssl.SSLContext:
     return _with(context, pair)
 
 
+def strangers_context(pair: KeyPair) -> ssl.SSLContext:
+    """Make a context for a server that asks its clients for no certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # connections are few and last long
+    return _with(context, pair)
+
+
+def trusting_context(authorities_pem: bytes) -> ssl.SSLContext:
+    """Make a context for a client that shows nothing; the server must have the name that the context is used with.
+
+    Raises:
+        ssl.SSLError: the certificates are malformed.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authorities_pem.decode("ascii"))
+    return context
+
+
 def client_context(pair: KeyPair, *, expects_name: bool = True) -> ssl.SSLContext:
     """Make a context for a client.
 
@@ -77,6 +96,7 @@ class MemberCredentials:
         self._certificate = pair.certificate
         self._identity = identity_of(self._certificate)
         self._server, self._client = server_context(pair), client_context(pair)
+        self._server_of_strangers = strangers_context(pair)
         self._client_of_any = client_context(pair, expects_name=False)
 
     @property
@@ -93,6 +113,11 @@ class MemberCredentials:
     def server(self) -> ssl.SSLContext:
         """The context for connections that this process accepts."""
         return self._server
+
+    @property
+    def server_of_strangers(self) -> ssl.SSLContext:
+        """The context for connections of clients that are no members."""
+        return self._server_of_strangers
 
     @property
     def client(self) -> ssl.SSLContext:

@@ -67,6 +67,16 @@ def worker(
             max=65535,
         ),
     ] = 0,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct/--no-direct", help="Let clients read shards from here themselves, with tickets."),
+    ] = True,
+    clients_port: Annotated[
+        int,
+        typer.Option(
+            help="Port where they do, on the host of --listen; 0: any free one.", metavar="PORT", min=0, max=65535
+        ),
+    ] = 0,
     owner: Annotated[
         str,
         typer.Option(
@@ -155,6 +165,7 @@ def worker(
     from taskworker.calls.labels import labels_from_texts
     from taskworker.calls.spec import KEEP_MAX, LIMITS_MAX, limits_from_text
     from taskworker.sandbox import Keep
+    from taskworker.worker.clients_port import ClientsOptions
     from taskworker.worker.functions import HostedFunctions
     from taskworker.worker.metrics import worker_parts, worker_unready
     from taskworker.worker.task_worker import default_store
@@ -199,6 +210,7 @@ def worker(
         functions=hosted,
         shard_port=shard_port,
         member=member,
+        clients=ClientsOptions(direct, clients_port),
     )
     shown.show(lambda: worker_unready(running), lambda: worker_parts(running, hosted, member))
     try:
@@ -209,6 +221,7 @@ def worker(
                 "worker": worker_id,
                 "address": running.address,
                 "shard_address": running.shard_address,
+                "clients_address": running.clients_address,
                 "dir": str(path.resolve()),
                 "pid": os.getpid(),
             }

@@ -22,6 +22,8 @@ from taskworker.transport.worker_fleet import WorkerFleet
 
 _TEXT_MAX = 128  # bytes; a frame of the shard transport has room for 255
 _ADDRESS_MAX = 512
+_ADDRESSES = ("address", "shard_address", "clients_address")
+_TEXTS = ("worker", "owner", "zone", "instance", "volume_id", "version", *_ADDRESSES)
 
 
 class WorkerAdmission:
@@ -188,8 +190,8 @@ class WorkerAdmission:
 
 def _check_texts(application: Application) -> None:
     """Check the texts in a request: they are stored, sent back and displayed, so they must be short and printable."""
-    for what in ("worker", "owner", "zone", "instance", "volume_id", "version", "address", "shard_address"):
+    for what in _TEXTS:
         text: str = getattr(application, what)
-        most = _ADDRESS_MAX if what.endswith("address") else _TEXT_MAX
+        most = _ADDRESS_MAX if what in _ADDRESSES else _TEXT_MAX
         if len(text.encode()) > most or not text.isprintable():
             raise InvalidArgument(f"a worker's {what.replace('_', ' ')} must be printable text of at most {most} bytes")

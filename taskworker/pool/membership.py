@@ -78,6 +78,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
         allowed: while it is on trial, how much of its capacity counts in the layout; 0: all of it.
         owner: the owner of its machine, if given.
         shard_address: the last address of its volume.
+        clients_address: the last address at which clients read from its volume; empty: they do not.
     """
 
     slot: int
@@ -90,6 +91,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
     allowed: int = 0
     owner: str = ""
     shard_address: str = ""
+    clients_address: str = ""
 
     @property
     def member(self) -> Member:
@@ -135,6 +137,7 @@ class Application:
     n: int = 0
     owner: str = ""
     shard_address: str = ""
+    clients_address: str = ""
 
 
 @dataclass(slots=True)
@@ -286,6 +289,7 @@ class Membership:
                 allowed if known is None else known.allowed,
                 application.owner,
                 application.shard_address,
+                application.clients_address,
             )
             emptied = known is not None and known.volume_id != application.volume_id
             changes = known is None or known.member != record.member or known.standing != standing

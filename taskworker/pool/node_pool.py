@@ -22,6 +22,7 @@ from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import KeyPair
 from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
+from taskworker.auth.tickets import TicketIssuer
 from taskworker.auth.tls import MemberCredentials
 from taskworker.pool.admission import WorkerAdmission
 from taskworker.pool.background.auditing import Auditor
@@ -397,6 +398,7 @@ class NodePool(PoolCore):
     Attributes:
         enrollment: admits workers with tokens; None if they join without.
         credentials: what the pool shows to its members; None if they join without tokens.
+        tickets: issues tickets with which clients read from workers themselves.
 
     Raises:
         StoreLocked: another process runs this pool.
@@ -426,6 +428,7 @@ class NodePool(PoolCore):
         self._dialling: MemberDialling | None = None
         self._authority: Authority | None = None
         self._root = root
+        self.tickets = TicketIssuer(self.authority)
         super().__init__(
             root,
             catalog,

@@ -216,6 +216,7 @@ class JoinRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     SHARD_ADDRESS_FIELD_NUMBER: _builtins.int
+    CLIENTS_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where the pool reaches the worker: host:port or unix:path"""
@@ -239,6 +240,8 @@ class JoinRequest(_message.Message):
     """owner of the machine: the outermost failure domain"""
     shard_address: _builtins.str
     """where the pool reaches the worker's volume, over the shard transport"""
+    clients_address: _builtins.str
+    """where clients reach the volume, with tickets; empty: they do not"""
     def __init__(
         self,
         *,
@@ -255,10 +258,11 @@ class JoinRequest(_message.Message):
         n: _builtins.int = ...,
         owner: _builtins.str = ...,
         shard_address: _builtins.str = ...,
+        clients_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "instance", b"instance", "k", b"k", "n", b"n", "owner", b"owner", "pool_id", b"pool_id", "protocol", b"protocol", "shard_address", b"shard_address", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "clients_address", b"clients_address", "instance", b"instance", "k", b"k", "n", b"n", "owner", b"owner", "pool_id", b"pool_id", "protocol", b"protocol", "shard_address", b"shard_address", "version", b"version", "volume_id", b"volume_id", "worker_id", b"worker_id", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,11 +276,14 @@ class JoinResponse(_message.Message):
     SLOT_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    TICKET_AUTHORITIES_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     slot: _builtins.int
     """the member's number"""
     lease_ms: _builtins.int
     heartbeat_ms: _builtins.int
+    ticket_authorities: _builtins.bytes
+    """Certificates (PEM) of the authorities that vouch for tickets, for a worker that has no certificate of its own."""
     def __init__(
         self,
         *,
@@ -284,10 +291,11 @@ class JoinResponse(_message.Message):
         slot: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
         heartbeat_ms: _builtins.int = ...,
+        ticket_authorities: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ms", b"heartbeat_ms", "lease_ms", b"lease_ms", "pool_id", b"pool_id", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ms", b"heartbeat_ms", "lease_ms", b"lease_ms", "pool_id", b"pool_id", "slot", b"slot", "ticket_authorities", b"ticket_authorities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,7 +86,7 @@ class MembersPoolService:
         request.owner = _as_admitted("owner", request.owner, admission.owner)
         if admission.capacity_max:
             request.capacity = min(request.capacity, admission.capacity_max)
-        for address in (request.address, request.shard_address):
+        for address in (request.address, request.shard_address, *filter(None, [request.clients_address])):
             require_own_address(address, caller.peer(), admission)
         return self._service.Join(request, caller)
 

@@ -84,6 +84,7 @@ class PoolService:
                 n=request.n,
                 owner=request.owner,
                 shard_address=request.shard_address,
+                clients_address=request.clients_address,
             )
         )
         lease_ms = int(self._pool.membership.lease_s * 1000)
@@ -92,7 +93,12 @@ class PoolService:
             slot=record.slot,
             lease_ms=lease_ms,
             heartbeat_ms=lease_ms // _HEARTBEATS_PER_LEASE,
+            ticket_authorities=self._ticket_authorities() if request.clients_address else b"",
         )
+
+    def _ticket_authorities(self) -> bytes:
+        """What workers without certificates have to be told."""
+        return b"" if self._pool.credentials is not None else self._pool.tickets.authorities_pem
 
     def Heartbeat(  # noqa: N802
         self, request: pool_pb2.HeartbeatRequest, _caller: Caller

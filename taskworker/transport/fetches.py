@@ -8,6 +8,7 @@ from itertools import compress
 
 from storage.errors import InvalidArgument, StorageError
 from storage.keys import ShardKey
+from storage.limits import BytesLike
 from taskworker.transport.frames import (
     KEYS_MAX,
     MESSAGE_BYTES_MAX,
@@ -26,8 +27,16 @@ from taskworker.transport.wire.framing import LAST, Header, WireError
 Outcome = Sequence[bool] | StorageError
 """Which payloads are in their places, or why nothing is known of any."""
 
+Asking = Callable[[Sequence[Wanted]], tuple[Call, Sequence[BytesLike]]]
+"""Returns the method by which shards are asked for, and the parts of the request."""
+
 # Larger answers would keep small ones waiting.
 _URGENT_BYTES_MAX = 32 * 1024
+
+
+def as_member(wanted: Sequence[Wanted]) -> tuple[Call, Sequence[BytesLike]]:
+    """How the pool and other workers ask."""
+    return Call.FETCH, [pack_wanted(wanted)]
 
 
 class Fetch:
@@ -38,9 +47,21 @@ class Fetch:
         wanted: the shards, which fit into one message.
         into: memory for each payload, with its length.
         done: called once with the outcome, also of a fetch that was cancelled; by any thread, and must not wait.
+        asking: how to ask.
     """
 
-    __slots__ = ("_calls", "_connection", "_done", "_into", "_message", "_number", "_states", "_wanted", "bytes_max")
+    __slots__ = (
+        "_asking",
+        "_calls",
+        "_connection",
+        "_done",
+        "_into",
+        "_message",
+        "_number",
+        "_states",
+        "_wanted",
+        "bytes_max",
+    )
 
     def __init__(
         self,
@@ -48,8 +69,10 @@ class Fetch:
         wanted: Sequence[Wanted],
         into: Sequence[memoryview],
         done: Callable[[Outcome], None],
+        asking: Asking = as_member,
     ) -> None:
         self._calls = calls
+        self._asking = asking
         self._wanted = wanted
         self._into = into
         self._done = done
@@ -67,7 +90,8 @@ class Fetch:
         """
         self._calls.check_usable()
         lane = Lane.URGENT if self.bytes_max <= _URGENT_BYTES_MAX else Lane.FETCHES
-        self._connection, self._number = self._calls.send(Call.FETCH, [pack_wanted(self._wanted)], self, lane)
+        call, request = self._asking(self._wanted)
+        self._connection, self._number = self._calls.send(call, request, self, lane)
 
     def cancel(self) -> None:
         """Give the fetch up. Once this returns, nothing is written to the memory any more."""
@@ -116,6 +140,7 @@ def begin_fetches(
     into: Sequence[memoryview],
     done: Callable[[Outcome], None],
     absent: Collection[ShardKey] = (),
+    asking: Asking = as_member,
 ) -> Callable[[], None]:
     """Begin to fetch any number of payloads; see :meth:`storage.shards.port.ShardStore.begin_fetch`.
 
@@ -125,6 +150,7 @@ def begin_fetches(
         into: memory for each payload, with its length.
         done: called once with the outcome.
         absent: those of the shards that need not be asked for, as the worker does not have them.
+        asking: how to ask.
     """
     if absent:
         there = [key not in absent for key, _ in wanted]
@@ -136,7 +162,7 @@ def begin_fetches(
     at = 0
     try:
         for number, batch in enumerate(batches):
-            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number))
+            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number), asking)
             fetch.begin()
             fetches.append(fetch)
             at += len(batch)

@@ -20,6 +20,7 @@ Check      keys                                                                 
 Instance   empty                                                                 the worker process's own name
 Make       see :mod:`taskworker.transport.making_frames`
 Prove      see there
+Take       length of a ticket (2), the ticket, then as Fetch                     as Fetch
 =========  ====================================================================  ==========================
 """
 
@@ -33,12 +34,14 @@ from typing import NamedTuple
 
 from storage.errors import InvalidArgument
 from storage.keys import ID_BYTES, SHARD_KEY_BYTES, Kind, PackedKeys, ShardKey, packed_keys
+from storage.limits import KIB, BytesLike
 from storage.limits import OBJECT_BYTES_MAX as OBJECT_BYTES_MAX  # larger claims would only make readers allocate memory
-from storage.limits import BytesLike
 from storage.shards import Location, Shard
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 
 MESSAGE_BYTES_MAX = BODY_BYTES_MAX
+TAKING_BYTES_MAX = 256 * KIB
+"""The largest request to take shards: the largest ticket, and as many keys as fit into a request."""
 KEYS_MAX = 4096
 _POSITION_BYTES = 4
 # No machine has more bytes or shards; the sum of a thousand such numbers fits into 64 bits.
@@ -50,6 +53,7 @@ FLAG_SYNC = 2
 _ENTRY = struct.Struct("<36sQ32sI")  # key, object length, BLAKE3 of the payload, payload length
 _LOCATION = struct.Struct("<BIQIQ")  # present, segment, offset, payload length, object length
 _WANTED = struct.Struct("<36sI")  # key, payload length
+_TICKET = struct.Struct("<H")  # length of a ticket
 _FOUND = struct.Struct("<BQ32sI")  # state, object length, digest, payload length
 
 ABSENT, PRESENT, CORRUPT, UNREADABLE = 0, 1, 2, 3
@@ -77,6 +81,7 @@ class Call(IntEnum):
     REST = 17
     MAKE = 18
     PROVE = 19
+    TAKE = 20
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)
@@ -283,6 +288,24 @@ def parse_wanted(message: BytesLike) -> list[Wanted]:
     if sum(length for _, length in wanted) + len(wanted) > MESSAGE_BYTES_MAX:
         raise FrameError("a fetch asks for more than fits into one message; ask for less")
     return wanted
+
+
+def pack_taking(ticket: bytes, wanted: Sequence[Wanted]) -> list[bytes]:
+    """Serialize a request to take shards with a ticket."""
+    return [_TICKET.pack(len(ticket)), ticket, pack_wanted(wanted)]
+
+
+def parse_taking(message: BytesLike) -> tuple[bytes, list[Wanted]]:
+    """Inverse of :func:`pack_taking`.
+
+    Raises:
+        FrameError: the request is malformed, or asks for more than fits into a message.
+    """
+    view = memoryview(message)
+    end = _TICKET.size + (_TICKET.unpack_from(view)[0] if len(view) >= _TICKET.size else 0)
+    if not _TICKET.size < end <= len(view):
+        raise FrameError("a request that ends within its ticket, or has none")
+    return bytes(view[_TICKET.size : end]), parse_wanted(view[end:])
 
 
 def parse_fetched(message: memoryview, wanted: Sequence[Wanted]) -> list[memoryview | None]:

@@ -17,6 +17,7 @@ from storage.keys import ShardKey
 from storage.limits import KIB, BytesLike
 from storage.shards import VolumeFailed, VolumeUnavailable
 from storage.shards.port import Verdict
+from taskworker.errors import TicketRefused
 from taskworker.rpc import status
 from taskworker.transport.frames import COUNT_MAX, MESSAGE_BYTES_MAX, Call
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
@@ -219,6 +220,17 @@ class ShardCalls:
             raise self.meaning(error, call) from None
         raise self.meaning(ConnectionEnded("it closes every connection"), call)
 
+    def connect(self, lane: Lane) -> None:
+        """Connect a lane, if it is not.
+
+        Raises:
+            VolumeFailed: nobody answers, or not who was expected.
+        """
+        try:
+            self._lane(lane)
+        except (OSError, WireError) as error:
+            raise self.meaning(error) from None
+
     def await_room(self, lane: Lane, size: int, within_s: float) -> bool:
         """Wait until a request of this size can be sent without waiting; return False if the time ran out first."""
         connection = self._lanes.get(lane)
@@ -314,6 +326,8 @@ class ShardCalls:
         failure = status.error_of(kind, text)
         if isinstance(failure, StoreFull) or (isinstance(failure, InvalidArgument) and call in _REFUSABLE):
             return failure
+        if isinstance(failure, TicketRefused):  # for these shards; it may take other tickets
+            return VolumeUnavailable(f"worker {self.name}: {failure}")
         if isinstance(failure, VolumeUnavailable):  # it lacks descriptors, for example; the volume stays usable
             return VolumeUnavailable(f"worker {self.name}: {failure}")
         return VolumeFailed(f"worker {self.name}: {failure}")

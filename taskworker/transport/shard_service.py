@@ -220,7 +220,10 @@ class ShardService:
 
     def fetch(self, request: memoryview, _caller: Caller) -> Parts:
         """Payloads, not verified: the reader verifies the whole object."""
-        wanted = parse_wanted(request)
+        return self.payloads(parse_wanted(request))
+
+    def payloads(self, wanted: Sequence[Wanted]) -> Parts:
+        """The answer to a fetch of these shards."""
         states = bytearray(len(wanted))
         parts: list[BytesLike | FilePart] = []
         for at, want in enumerate(wanted):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from blake3 import blake3
 
 from storage.clocks import wall_ms
 from storage.erasure import code_for_key
@@ -40,10 +38,12 @@ from taskworker.transport.shard_service import shard_server
 from taskworker.transport.wire.server import WireServer
 from taskworker.worker.announcing import announced
 from taskworker.worker.calls_server import calls_server
+from taskworker.worker.clients_port import CLIENTS_OPTIONS, ClientsOptions, ClientsPort
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions
 from taskworker.worker.member import WorkerMember
 from taskworker.worker.own_volume import OwnVolume
 from taskworker.worker.renewal import Renewal
+from taskworker.worker.self_description import own_version, volume_id
 from taskworker.worker.self_scrub import SCRUB_BYTES_PER_S, ScrubState, SelfScrub
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class VolumeWorker:
         functions: the functions that it also runs for the pool.
         shard_port: the port for its volume, on the host that it listens on; 0: any free one.
         member: its certificate, if the pool's workers join with tokens.
+        clients: whether clients may read from it themselves, and where.
         clock_s: monotonic seconds.
         now_ms: milliseconds since 1970.
         rng: varies the pauses between heartbeats.
@@ -91,6 +92,7 @@ class VolumeWorker:
         functions: HostedFunctions | None = None,
         shard_port: int = 0,
         member: WorkerMember | None = None,
+        clients: ClientsOptions = CLIENTS_OPTIONS,
         clock_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
@@ -118,6 +120,8 @@ class VolumeWorker:
         self._lock: StoreLock | None = None
         self._server: Server | None = None
         self._shards: WireServer | None = None
+        self._clients: ClientsPort | None = None
+        self._clients_options = clients
         self._instance = ""  # the instance name under which it has joined
         self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
@@ -135,6 +139,11 @@ class VolumeWorker:
     def shard_address(self) -> str:
         """The address at which the pool reaches the volume; empty before :meth:`start`."""
         return "" if self._shards is None else self._shards.address
+
+    @property
+    def clients_address(self) -> str:
+        """The address at which clients read from the volume; empty: they do not."""
+        return "" if self._clients is None else self._clients.address
 
     @property
     def joined(self) -> bool:
@@ -187,6 +196,12 @@ class VolumeWorker:
             self.address = address if port == 0 else f"{address.rpartition(':')[0]}:{port}"
             code_for_key(description.k, description.n)  # takes a moment, which repair need not wait for
             self._shards = self._serve_volume(own)
+            if self._clients_options.offered:
+                credentials_of = None if self._member is None else self._member.credentials
+                self._clients = ClientsPort(
+                    self.worker_id, own.current, credentials_of, (str(self.directory),), self._now_ms
+                )
+                self._clients.start(self.address, description.pool_id, self._clients_options.port)
             self._when_it_answers(lambda: self._join(description.pool_id))
             self._instance = own.current().instance
         except BaseException:
@@ -255,6 +270,8 @@ class VolumeWorker:
         self._stopping.set()
         if self._joined.is_set():
             self._leave()
+        if self._clients is not None:
+            self._clients.stop(grace_s)
         if self._shards is not None:
             self._shards.stop(grace_s)
         if self._server is not None:
@@ -343,19 +360,22 @@ class VolumeWorker:
             worker_id=self.worker_id,
             address=self._announced(self.address),
             shard_address=self._announced(self.shard_address),
+            clients_address=self._announced(self.clients_address) if self.clients_address else "",
             zone=self.zone,
             owner=self.owner,
             capacity=self._capacity or self._own_capacity(),
             instance=instance,
-            volume_id=_volume_id(volume.identity),
+            volume_id=volume_id(volume.identity),
             pool_id=pool_id,
             protocol=PROTOCOL,
-            version=_version(),
+            version=own_version(),
             k=volume.identity.k,
             n=volume.identity.n,
         )
         response = self._call(lambda: self._pool.Join(request, timeout=_CALL_TIMEOUT_S))
         self._heartbeat_s = response.heartbeat_ms / 1000
+        if self._clients is not None:
+            self._clients.trust(response.ticket_authorities)
         self._joined.set()
         if self._functions is not None:
             self._functions.renew(instance)
@@ -470,18 +490,3 @@ class VolumeWorker:
             if type(failure) is StorageUnavailable:
                 failure = StorageUnavailable(f"no pool answers at {self.pool_address}")
             raise failure from None
-
-
-def _volume_id(identity: VolumeIdentity) -> str:
-    """An id of the volume that does not reveal its key."""
-    return blake3(b"volume" + bytes.fromhex(identity.key)).hexdigest(16)
-
-
-@functools.cache  # opens a file
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("taskworker")
-    except PackageNotFoundError:
-        return "unknown"

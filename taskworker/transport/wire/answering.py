@@ -109,7 +109,7 @@ class AnsweringConnection:
         self._methods = methods
         self._describe = describe
         self._server = server
-        self._memory, answers, self._slow, self._streams, self._clock_s = resources
+        self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max = resources
         self._reader = FrameReader(stream, self._open_body)
         self._outgoing = Outgoing(stream, answers, lambda: server.is_crowded, self._clock_s)
         self._lock = threading.Lock()  # guards the state below, except what only the running thread uses
@@ -305,6 +305,8 @@ class AnsweringConnection:
         check_from_client(header)
         if header.kind != Kind.CALL:
             return ()
+        if header.length > self._body_bytes_max:
+            raise WireError(f"a call of {header.length:,} bytes; at most {self._body_bytes_max:,} are taken here")
         if header.call in self._serving or len(self._serving) >= _CALLS_TAKEN_MAX:
             raise WireError(f"call {header.call} is under way already, or one of more than {CALLS_MAX}")
         if not self._memory.take(header.length + CALL_BYTES):

@@ -51,7 +51,8 @@ class SecureStream:
         clock_s: monotonic seconds.
 
     Attributes:
-        peer: who is at the other end, as ``authorize`` says; None before the handshake is complete.
+        peer: who is at the other end, as ``authorize`` says; None before the handshake is complete, and at a server
+            that asks for no certificates.
     """
 
     __slots__ = (
@@ -123,9 +124,10 @@ class SecureStream:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         certificate = self._tls.getpeercert(binary_form=True)
-        if certificate is None:
+        if certificate is not None:
+            self.peer = self._authorize(certificate)
+        elif self._tls.context.verify_mode is not ssl.CERT_NONE:
             raise ConnectionError("the other end shows no certificate")
-        self.peer = self._authorize(certificate)
         self._ready = True
         return True
 

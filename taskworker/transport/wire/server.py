@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from storage.limits import MIB
 from storage.system.forks import HomeProcess
@@ -32,18 +33,35 @@ from taskworker.transport.wire.streams import Secure, SocketStream, Stream, list
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 2048
-_QUICK_THREADS = 48
 _SLOW_THREADS = 24
 _STREAM_THREADS = 16
-# All calls that are being received or carried out; one of the largest always finds room.
-_BODIES_BYTES = 48 * MIB
-assert _BODIES_BYTES >= BODY_BYTES_MAX + CALL_BYTES
-# All answers that callers do not take.
-_ANSWERS_BYTES = 32 * MIB
 _PAUSE_S = 0.05
 _LOOK_S = 1.0
-_IDLE_S = 600.0  # callers close their own idle connections long before
 _EVENTS = 256
+
+
+class WireLimits(NamedTuple):
+    """What all callers of a server together may use.
+
+    Attributes:
+        connections: how many connections there are at once.
+        threads: how many of them are served at the same time.
+        bodies_bytes: memory for all calls that are being received or carried out; one of the largest finds room.
+        answers_bytes: memory for all answers that callers do not take.
+        body_bytes_max: the largest body of a call.
+        idle_s: seconds after which a connection without calls is closed.
+    """
+
+    connections: int = CONNECTIONS_MAX
+    threads: int = 48
+    bodies_bytes: int = 48 * MIB
+    answers_bytes: int = 32 * MIB
+    body_bytes_max: int = BODY_BYTES_MAX
+    idle_s: float = 600.0  # members close their own idle connections long before
+
+
+MEMBERS_LIMITS = WireLimits()
+assert MEMBERS_LIMITS.bodies_bytes >= MEMBERS_LIMITS.body_bytes_max + CALL_BYTES
 
 Describe = Callable[[Exception], bytes]
 """How an error of a method travels."""
@@ -61,6 +79,7 @@ class WireServer:
         secure: makes an accepted socket a stream.
         allowed: returns the numbers of the methods that the caller at the other end of a stream may call, once it has
             greeted; None: all.
+        limits: what all callers together may use.
         clock_s: monotonic seconds.
     """
 
@@ -71,6 +90,7 @@ class WireServer:
         *,
         secure: Secure = SocketStream,
         allowed: Allowed = lambda stream: None,
+        limits: WireLimits = MEMBERS_LIMITS,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home = HomeProcess("this server")
@@ -79,11 +99,13 @@ class WireServer:
         self._secure = secure
         self._allowed = allowed
         self._clock_s = clock_s
-        self._memory = Budget(_BODIES_BYTES)
-        self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="shards")
+        self._limits = limits
+        self._memory = Budget(limits.bodies_bytes)
+        self._quick = ThreadPoolExecutor(limits.threads, thread_name_prefix="shards")
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="shards-slow")
         self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
-        self._resources = Resources(self._memory, Budget(_ANSWERS_BYTES), self._slow, self._streams, clock_s)
+        answers = Budget(limits.answers_bytes)
+        self._resources = Resources(self._memory, answers, self._slow, self._streams, clock_s, limits.body_bytes_max)
         self._lock = threading.Lock()
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
         self._counting = threading.Lock()
@@ -155,7 +177,7 @@ class WireServer:
     @property
     def is_crowded(self) -> bool:
         """Whether connections wait for a thread."""
-        return self._submitted > _QUICK_THREADS
+        return self._submitted > self._limits.threads
 
     def watch(self, connection: AnsweringConnection, *, writes: bool) -> None:
         """Call the connection again when something arrives for it; or, for ``writes``, when its caller takes more."""
@@ -238,7 +260,7 @@ class WireServer:
                 self._drop_one()
                 time.sleep(_PAUSE_S)  # it is tried again at once
                 return
-            if len(self._connections) >= CONNECTIONS_MAX and not self._drop_one():
+            if len(self._connections) >= self._limits.connections and not self._drop_one():
                 accepted.close()
                 continue
             self._begin(accepted)
@@ -281,7 +303,9 @@ class WireServer:
         now_s = self._clock_s()
         connections = list(self._connections.values())
         for connection in connections:
-            if connection.is_stuck(now_s) or (not connection.is_busy and now_s - connection.heard_s > _IDLE_S):
+            if connection.is_stuck(now_s) or (
+                not connection.is_busy and now_s - connection.heard_s > self._limits.idle_s
+            ):
                 connection.end()
             else:
                 connection.wake_streams(now_s)

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from taskworker.transport.wire.budget import Budget
-from taskworker.transport.wire.framing import STREAM_AHEAD, Header
+from taskworker.transport.wire.framing import BODY_BYTES_MAX, STREAM_AHEAD, Header
 from taskworker.transport.wire.outgoing import Parts
 
 
@@ -55,6 +55,7 @@ class Resources(NamedTuple):
         slow: runs what may take long.
         streams: runs streams.
         clock_s: monotonic seconds.
+        body_bytes_max: the largest body that a call may have.
     """
 
     bodies: Budget
@@ -62,6 +63,7 @@ class Resources(NamedTuple):
     slow: Executor
     streams: Executor
     clock_s: Callable[[], float]
+    body_bytes_max: int = BODY_BYTES_MAX
 
 
 class Serving:

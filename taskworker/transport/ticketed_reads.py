@@ -1,0 +1,99 @@
+"""Serves shards to clients that show tickets, on a port and in threads that the pool and other workers do not share.
+
+Whoever connects may do nothing but take shards that a ticket names, which comes with each request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+from storage.keys import Kind, split_stripe_key
+from storage.limits import MIB
+from taskworker.auth.tickets import Ticket
+from taskworker.errors import TicketRefused
+from taskworker.transport.frames import TAKING_BYTES_MAX, Call, Wanted, parse_taking
+from taskworker.transport.observed import observed
+from taskworker.transport.shard_service import Current, ShardService, describe
+from taskworker.transport.wire.outgoing import Parts
+from taskworker.transport.wire.server import WireLimits, WireServer
+from taskworker.transport.wire.serving import Caller, Method, Style
+from taskworker.transport.wire.streams import Secure, SocketStream
+
+# A connection that has shown no good ticket yet costs a descriptor and some memory, so there are few of them, and those
+# that do nothing are closed before others are refused. Half of the threads that members have, so that those come first.
+CLIENTS_LIMITS = WireLimits(
+    connections=512,
+    threads=24,
+    bodies_bytes=4 * MIB,
+    answers_bytes=16 * MIB,
+    body_bytes_max=TAKING_BYTES_MAX,
+    idle_s=30.0,
+)
+_COUNTED_MAX = 4096
+
+Check = Callable[[bytes], Ticket]
+"""Returns what a ticket allows here and now; raises TicketRefused."""
+
+
+class TicketedReads:
+    """Takes requests of clients. Thread-safe.
+
+    Args:
+        check: judges tickets.
+        payloads: reads shards.
+    """
+
+    def __init__(self, check: Check, payloads: Callable[[Sequence[Wanted]], Parts]) -> None:
+        self._check = check
+        self._payloads = payloads
+        self._lock = threading.Lock()
+        self._taken: OrderedDict[bytes, int] = OrderedDict()  # bytes, by the hash of the ticket
+
+    def take(self, request: memoryview, _caller: Caller) -> Parts:
+        """Payloads, not verified: the reader verifies the whole object.
+
+        Raises:
+            TicketRefused: the ticket is none for these shards; the text says why.
+        """
+        raw, wanted = parse_taking(request)
+        ticket = self._check(raw)
+        for want in wanted:
+            _require_named(ticket, want)
+        self._count(raw, ticket, sum(want.length for want in wanted))
+        return self._payloads(wanted)
+
+    def _count(self, raw: bytes, ticket: Ticket, size: int) -> None:
+        name = sha256(raw).digest()
+        with self._lock:
+            taken = self._taken.pop(name, 0) + size
+            if taken <= ticket.bytes_max:
+                self._taken[name] = taken
+                if len(self._taken) > _COUNTED_MAX:
+                    self._taken.popitem(last=False)
+                return
+            self._taken[name] = taken - size
+        raise TicketRefused(f"the ticket is for {ticket.bytes_max:,} bytes, which were read; ask for another one")
+
+
+def _require_named(ticket: Ticket, want: Wanted) -> None:
+    object_id, kind, k, n = split_stripe_key(want.key)
+    if kind is not Kind.CHUNK or (k, n) != (ticket.k, ticket.n) or object_id not in ticket.objects:
+        raise TicketRefused("the ticket does not name this shard")
+
+
+def clients_server(current: Current, check: Check, hide: tuple[str, ...], secure: Secure = SocketStream) -> WireServer:
+    """A server for clients with tickets.
+
+    Args:
+        current: returns the volume as it is open now, and the name of this process.
+        check: judges tickets.
+        hide: paths not to show to callers.
+        secure: makes an accepted socket a stream.
+    """
+    service = ShardService(None, "", current)
+    reads = TicketedReads(check, service.payloads)
+    methods = {int(Call.TAKE): Method(Call.TAKE.name, Style.QUICK, reads.take)}
+    return WireServer(observed(methods), lambda error: describe(error, hide), secure=secure, limits=CLIENTS_LIMITS)

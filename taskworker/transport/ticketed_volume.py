@@ -1,0 +1,158 @@
+"""A worker's volume as those see it who only have tickets: shards can be fetched from it, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from storage.errors import StorageError
+from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
+from storage.limits import BytesLike
+from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
+from taskworker.transport.fetches import Outcome, begin_fetches
+from taskworker.transport.frames import Call, Wanted, pack_taking
+from taskworker.transport.shard_calls import Lane, ShardCalls
+from taskworker.transport.wire.connection import Poller
+from taskworker.transport.wire.poller import SHARED
+from taskworker.transport.wire.streams import Dial, dial
+
+_NOWHERE = (0, 0)  # segment and offset, which only the worker knows
+
+
+class Granted(NamedTuple):
+    """An object that may be read.
+
+    Attributes:
+        length: its length in bytes.
+        ticket: what allows it.
+        holders: who has each shard; the caller's numbers.
+    """
+
+    length: int
+    ticket: bytes
+    holders: tuple[int, ...]
+
+    def shard_bytes(self, key: ShardKey) -> int:
+        """The length of a shard's payload."""
+        return -(-self.length // data_shards(key))
+
+
+Find = Callable[[StripeKey], Granted | None]
+"""Returns what is known of an object; None: nothing."""
+
+
+class TicketedVolume:
+    """The part of :class:`storage.shards.ShardStore` that reads. Thread-safe.
+
+    Args:
+        address: the worker's address for clients, ``host:port`` or ``unix:path``.
+        name: the worker's name, for texts.
+        number: the worker's number among the holders of objects.
+        find: returns what is known of an object.
+        timeout_s: seconds without a sign of life after which the worker counts as away.
+        poller: receives for the connections.
+        dial: connects to an address.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        number: int,
+        find: Find,
+        *,
+        timeout_s: float,
+        poller: Poller = SHARED,
+        dial: Dial = dial,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._number = number
+        self._find = find
+        self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s)
+
+    def connect(self) -> None:
+        """Connect, if there is no connection for large payloads yet.
+
+        Raises:
+            VolumeFailed: nobody answers there, or not who was expected.
+        """
+        self._calls.connect(Lane.FETCHES)
+
+    def begin_fetch(
+        self,
+        wanted: Sequence[tuple[ShardKey, int]],
+        into: Sequence[memoryview],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        """See :meth:`ShardStore.begin_fetch`. Those of the shards that no ticket names are absent."""
+        tickets = {key: self._ticket(key) for key, _ in wanted}
+        named = {ticket for ticket in tickets.values() if ticket}
+        if len(named) > 1:  # two pages of a file, or two files; rare, as they are read one by one
+            done(VolumeUnavailable(f"shards of worker {self._name} were asked for with two tickets at once"))
+            return _nothing
+
+        def asking(batch: Sequence[Wanted]) -> tuple[Call, Sequence[BytesLike]]:
+            return Call.TAKE, pack_taking(next(iter(named)), batch)
+
+        absent = [key for key, ticket in tickets.items() if not ticket]
+        return begin_fetches(self._calls, wanted, into, done, absent, asking)
+
+    def _ticket(self, key: ShardKey) -> bytes:
+        found = self._find(stripe_of(key))
+        return b"" if found is None else found.ticket
+
+    def read(self, key: ShardKey) -> Shard | None:
+        """See :meth:`ShardStore.read`. The digest is that of what came; the object's hash tells whether it is right."""
+        found = self._find(stripe_of(key))
+        if found is None:
+            return None
+        payload = memoryview(bytearray(found.shard_bytes(key)))
+        signal = self._calls.poller.signal()
+        outcomes: list[Outcome] = []
+
+        def ended(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            signal.set()
+
+        cancel = self.begin_fetch([(key, len(payload))], [payload], ended)
+        try:
+            signal.wait()
+        finally:
+            cancel()
+        (outcome,) = outcomes
+        if isinstance(outcome, StorageError):
+            raise outcome
+        return Shard(key, found.length, blake3(payload).digest(), payload) if outcome[0] else None
+
+    def locate(self, key: ShardKey) -> Location | None:
+        """See :meth:`ShardStore.locate`: by what the pool said."""
+        found = self._find(stripe_of(key))
+        if found is None or found.holders[slot_of(key)] != self._number:
+            return None
+        return Location(*_NOWHERE, found.shard_bytes(key), found.length)
+
+    def locate_all(self, keys: Sequence[ShardKey]) -> list[Location | None]:
+        """See :meth:`locate`."""
+        return [self.locate(key) for key in keys]
+
+    def discard(self, _key: ShardKey, _location: Location, *, wrong: bool) -> bool:
+        """See :meth:`ShardStore.discard`. A client sets nothing aside: the pool finds a bad shard by itself."""
+        return False
+
+    def abandon(self, reason: str) -> None:
+        """Close the connections; calls fail with this reason."""
+        self._calls.fail(VolumeFailed(reason))
+        self._calls.disconnect()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.abandon(f"the connection to worker {self._name} was closed")
+
+
+def _nothing() -> None:
+    pass
