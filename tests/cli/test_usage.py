@@ -172,7 +172,7 @@ def test_light_commands_load_nothing_heavy() -> None:
         assert not re.search(rf"\| +{heavy}$", imported, re.MULTILINE), heavy
 
 
-def test_embedded_commands_do_without_the_network(embedded: Cli) -> None:
+def test_embedded_commands_do_without_the_network_and_pydantic(embedded: Cli) -> None:
     embedded.run("push", "-", "--name", "x", stdin=b"x")
     imported = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "taskworker", "ls"],
@@ -182,7 +182,7 @@ def test_embedded_commands_do_without_the_network(embedded: Cli) -> None:
         env=embedded.environment,
         cwd=embedded.directory,
     ).stderr
-    assert not re.search(r"\| +(grpc|google\.protobuf)$", imported, re.MULTILINE)
+    assert not re.search(r"\| +(grpc|google\.protobuf|pydantic)$", imported, re.MULTILINE)
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
