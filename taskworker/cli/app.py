@@ -39,6 +39,7 @@ _PANELS = {
         "revise": "files",
         "sync": "sync",
         "rm": "files",
+        "mount": "mount",
     },
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
     | {"snapshot": "snapshots", "rotate-key": "maintenance"},
