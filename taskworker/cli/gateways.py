@@ -1,8 +1,10 @@
-"""The commands for gateways, which speak other protocols: s3."""
+"""The commands for gateways, which speak other protocols: s3, and page for browsers."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,13 @@ app = typer.Typer(
     cls=Group, no_args_is_help=True, rich_markup_mode="rich", help="Front doors that speak other protocols."
 )
 
+Certificate = Annotated[
+    Path | None, typer.Option(help="File with the gateway's certificate, PEM.", metavar="FILE", dir_okay=False)
+]
+CertificateKey = Annotated[
+    Path | None, typer.Option(help="File with the private key of --tls-cert, PEM.", metavar="FILE", dir_okay=False)
+]
+
 
 def s3(
     session: Session,
@@ -36,13 +45,8 @@ def s3(
             dir_okay=False,
         ),
     ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="File with the gateway's certificate, PEM.", metavar="FILE", dir_okay=False)
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(help="File with the private key of --tls-cert, PEM.", metavar="FILE", dir_okay=False),
-    ] = None,
+    tls_cert: Certificate = None,
+    tls_key: CertificateKey = None,
     domain: Annotated[
         str,
         typer.Option(help="Serve BUCKET.DOMAIN as well as paths that begin with /BUCKET.", metavar="DOMAIN"),
@@ -65,27 +69,16 @@ def s3(
         taskworker gateway s3
         taskworker --pool pool.example:50051 gateway s3 --listen 0.0.0.0:443 --tls-cert c.pem --tls-key k.pem
     """
-    if (tls_cert is None) != (tls_key is None):
-        raise Failure("--tls-cert and --tls-key belong together: give both, or none", ExitCode.USAGE)
-    from taskworker.auth.contexts import is_on_this_machine
-
-    if tls_cert is None and not is_on_this_machine(listen):
-        raise Failure(
-            f"refusing to listen on {one_line(listen)} without TLS: give --tls-cert and --tls-key", ExitCode.USAGE
-        )
-    try:
+    check_tls(listen, tls_cert, tls_key)
+    with needing_extra():
+        from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.s3.app import S3App
-        from taskworker.gateways.s3.server import S3Server
-    except ModuleNotFoundError as missing:
-        raise Failure(
-            f"the gateway needs {missing.name}: pip install 'taskworker[gateways]'", ExitCode.FAILED
-        ) from None
     from storage.system.descriptors import raise_descriptor_limit
 
     raise_descriptor_limit()
     readers = dict(_pair(one) for one in public or ())
     gateway = S3App(_accounts(session, keys), domain=domain, public=readers)
-    server = S3Server(gateway, listen, certificate=tls_cert, key=tls_key)
+    server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
 
     def ready() -> None:
@@ -97,6 +90,33 @@ def s3(
     server.run(ready)
 
 
+def check_tls(listen: str, cert: Path | None, key: Path | None) -> None:
+    """Refuse to be reached by other machines without TLS.
+
+    Raises:
+        Failure: the options ask for that.
+    """
+    from taskworker.auth.contexts import is_on_this_machine
+
+    if (cert is None) != (key is None):
+        raise Failure("--tls-cert and --tls-key belong together: give both, or none", ExitCode.USAGE)
+    if cert is None and not is_on_this_machine(listen):
+        raise Failure(
+            f"refusing to listen on {one_line(listen)} without TLS: give --tls-cert and --tls-key", ExitCode.USAGE
+        )
+
+
+@contextlib.contextmanager
+def needing_extra() -> Iterator[None]:
+    """Within this context, say how to install what a gateway needs if it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise Failure(
+            f"the gateway needs {missing.name}: pip install 'taskworker[gateways]'", ExitCode.FAILED
+        ) from None
+
+
 def _accounts(session: Session, keys: Path | None) -> Accounts:
     from taskworker.client import Client
     from taskworker.gateways.s3.accounts import FileAccounts, PoolAccounts
@@ -106,6 +126,58 @@ def _accounts(session: Session, keys: Path | None) -> Accounts:
     return FileAccounts(keys, Client(session.pool_address()))
 
 
+def page(
+    session: Session,
+    listen: Annotated[
+        str, typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one).", metavar="ADDR")
+    ] = "127.0.0.1:8080",
+    tls_cert: Certificate = None,
+    tls_key: CertificateKey = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host name that browsers use for the page, besides those in --tls-cert; repeatable. Requests for "
+            "other names are refused.",
+            metavar="HOST",
+        ),
+    ] = None,
+    supervised: Supervised = False,
+) -> None:
+    """Serve a page on which people see and use a pool with a browser, until Ctrl-C.
+
+    People sign in with their tokens, or with a link that `taskworker ui` makes, and can do there what their tokens
+    allow, and nothing else. The gateway itself needs no token. If this login has one that may see the pool's status,
+    the page's charts also show times at which nobody looked.
+
+    Examples:
+        taskworker gateway page
+        taskworker --pool pool.example:50051 gateway page --listen 0.0.0.0:443 --tls-cert c.pem --tls-key k.pem
+    """
+    check_tls(listen, tls_cert, tls_key)
+    with needing_extra():
+        from taskworker.gateways.http_server import HttpServer
+        from taskworker.gateways.page.app import PageApp
+        from taskworker.gateways.page.names import names_in
+    from taskworker.auth.contexts import AccessTo
+    from taskworker.client.pool import PoolClient
+
+    address = session.pool_address()
+    names = [*(name or ()), *(names_in(tls_cert) if tls_cert is not None else ())]
+    watcher = PoolClient(address) if AccessTo(address)().token else None
+    app = PageApp(address, names=names, is_secure=tls_cert is not None, watcher=watcher)
+    server = HttpServer(app, listen, certificate=tls_cert, key=tls_key)
+    url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
+
+    def ready() -> None:
+        session.terminal.result(
+            {"address": server.address, "url": url, "pid": os.getpid()},
+            f"serving the page at {url}; `taskworker ui --at {url}` makes a link to sign in with; Ctrl-C stops it",
+        )
+
+    watch_parent(wanted=supervised)
+    server.run(ready)
+
+
 def _pair(text: str) -> tuple[str, str]:
     bucket, equals, key_id = text.partition("=")
     if not bucket or not equals or not key_id:
@@ -113,5 +185,5 @@ def _pair(text: str) -> tuple[str, str]:
     return bucket, key_id
 
 
-for command in (s3,):
+for command in (s3, page):
     app.command(command.__name__, cls=Command)(with_session(command))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from storage.arguments import whole_number
+from taskworker.auth.contexts import Access
 from taskworker.calls.owners import CANDIDATE_OWNER
 from taskworker.client.deadline import Deadline
 from taskworker.client.operators import OperatorClient
@@ -128,10 +129,11 @@ class FunctionClient(OperatorClient):
 
     Args:
         address: address of the pool.
+        access: what to show, and to whom; None: as the context for the address says.
     """
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        super().__init__(address, access=access)
         self._stub = FunctionServiceStub(self.channel)
 
     def deploy(

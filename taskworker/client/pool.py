@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import grpc
 
+from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
@@ -113,6 +114,7 @@ class PoolClient(OperatorClient):
 
     Args:
         address: ``host:port``, ``[ipv6]:port`` or ``unix:path``.
+        access: what to show, and to whom; None: as the context for the address says.
 
     Raises:
         InvalidArgument: the address is malformed.
@@ -120,8 +122,8 @@ class PoolClient(OperatorClient):
 
     timeout_s = 10.0
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        super().__init__(address, access=access)
         self._stub = PoolServiceStub(self.channel)
 
     def status(self) -> PoolStatus | None:

@@ -15,6 +15,7 @@ HOW_TO = (
     "how-to/folders.md",
     "how-to/data-tools.md",
     "how-to/s3.md",
+    "how-to/page.md",
     "how-to/disk-swap.md",
     "how-to/disaster-recovery.md",
     "how-to/backup.md",

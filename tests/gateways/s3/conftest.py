@@ -20,9 +20,9 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from taskworker.client import Client
+from taskworker.gateways.http_server import HttpServer
 from taskworker.gateways.s3.accounts import FileAccounts
 from taskworker.gateways.s3.app import S3App
-from taskworker.gateways.s3.server import S3Server
 from tests.functions.processes import FunctionPool
 
 KEY, SECRET, USER = "TWAAAAAAAAAAAAAAAAAA", "s" * 43, "s3-user"
@@ -39,11 +39,11 @@ def keys_file(directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gateway(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def gateway(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     """A gateway in a thread of this process, over a real pool."""
     path = keys_file(tmp_path_factory.mktemp("gateway"))
     app = S3App(FileAccounts(path, Client(pool.address)), domain="s3.test", public={"public-bucket": KEY})
-    server = S3Server(app, "127.0.0.1:0")
+    server = HttpServer(app, "127.0.0.1:0")
     thread = threading.Thread(target=server.run, name="gateway")
     thread.start()
     yield server
@@ -95,7 +95,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
 
 
 @pytest.fixture(scope="session")
-def url(gateway: S3Server) -> str:
+def url(gateway: HttpServer) -> str:
     return f"http://{gateway.address}"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from taskworker.gateways.s3.server import S3Server
+from taskworker.gateways.http_server import HttpServer
 from tests.gateways.s3.conftest import KEY, SECRET
 
 _LARGE = 20 * 1024 * 1024  # more than any of them sends in one request
@@ -80,7 +80,7 @@ def test_aws_cli(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
     assert left == "null\n"
 
 
-def test_s3cmd(gateway: S3Server, bucket: str, tree: Path, tmp_path: Path) -> None:
+def test_s3cmd(gateway: HttpServer, bucket: str, tree: Path, tmp_path: Path) -> None:
     options = [
         *("--access_key", KEY, "--secret_key", SECRET, "--no-ssl", "--host", gateway.address),
         *("--host-bucket", gateway.address, "--config", "/dev/null", "--multipart-chunk-size-mb", "5"),
@@ -132,7 +132,7 @@ def test_restic(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
     run(restic, "check", env=env)
 
 
-def test_pyarrow(gateway: S3Server, bucket: str) -> None:
+def test_pyarrow(gateway: HttpServer, bucket: str) -> None:
     arrow = pytest.importorskip("pyarrow")
     fs = pytest.importorskip("pyarrow.fs")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -173,7 +173,7 @@ def test_s3fs(url: str, bucket: str) -> None:
     assert not fs.exists(f"{bucket}/s3fs/a")
 
 
-def test_duckdb(gateway: S3Server, s3: Any, bucket: str) -> None:
+def test_duckdb(gateway: HttpServer, s3: Any, bucket: str) -> None:
     duckdb = pytest.importorskip("duckdb")
     s3.put_object(Bucket=bucket, Key="duck/a.csv", Body=b"x,y\n1,2\n3,4\n")
     database = duckdb.connect()

@@ -16,13 +16,13 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from taskworker.gateways.s3.server import HEAD_BYTES_MAX, S3Server
+from taskworker.gateways.http_server import HEAD_BYTES_MAX, HttpServer
 from tests.gateways.s3.conftest import KEY, SECRET, send
 from tests.gateways.s3.signing import signed_chunks
 from tests.gateways.s3.test_bodies import SEED
 
 
-def exchange(gateway: S3Server, request: bytes) -> bytes:
+def exchange(gateway: HttpServer, request: bytes) -> bytes:
     """What a gateway answers to these bytes, until it closes the connection or has answered."""
     host, port = gateway.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -54,13 +54,13 @@ def exchange(gateway: S3Server, request: bytes) -> bytes:
         b"GET / HTTP/1.1\r\nHost: h\r\nx: a\x00b\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_refused(gateway: S3Server, request_bytes: bytes) -> None:
+def test_what_is_no_http_is_refused(gateway: HttpServer, request_bytes: bytes) -> None:
     answer = exchange(gateway, request_bytes)
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403"))
     assert answer.count(b"HTTP/1.1 ") == 1, "what follows was taken for a request of its own"
 
 
-def test_heads_are_bounded(gateway: S3Server) -> None:
+def test_heads_are_bounded(gateway: HttpServer) -> None:
     for endless in (b"x: " + b"a" * (16 * HEAD_BYTES_MAX), b"x: y\r\n" * HEAD_BYTES_MAX):
         answer = exchange(gateway, b"GET / HTTP/1.1\r\nHost: h\r\n" + endless)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
@@ -99,7 +99,7 @@ def test_hostile_documents_are_refused(url: str, bucket: str, document: bytes) -
     assert (status, b"<Code>MalformedXML</Code>" in body) == (400, True)
 
 
-def test_a_body_that_breaks_off_stores_nothing(gateway: S3Server, s3: Any, bucket: str) -> None:
+def test_a_body_that_breaks_off_stores_nothing(gateway: HttpServer, s3: Any, bucket: str) -> None:
     for size in (1000, 1_000_000):
         host, port = gateway.address.rsplit(":", 1)
         request = AWSRequest(
@@ -220,7 +220,7 @@ def test_browsers_are_told_what_a_bucket_allows(s3: Any, url: str, new_bucket: C
         )
 
 
-def test_buckets_in_host_names(gateway: S3Server, s3: Any, bucket: str) -> None:
+def test_buckets_in_host_names(gateway: HttpServer, s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="virtual", Body=b"x")
     request = AWSRequest(method="GET", url=f"http://{bucket}.s3.test/virtual")
     S3SigV4Auth(Credentials(KEY, SECRET), "s3", "us-east-1").add_auth(request)
@@ -244,7 +244,7 @@ def test_public_buckets_can_be_read_and_not_written(s3: Any, url: str) -> None:
             )
 
 
-def test_a_thousand_idle_connections_are_held(gateway: S3Server, s3: Any, bucket: str) -> None:
+def test_a_thousand_idle_connections_are_held(gateway: HttpServer, s3: Any, bucket: str) -> None:
     host, port = gateway.address.rsplit(":", 1)
     connections = [socket.create_connection((host, int(port))) for _ in range(1000)]
     try:

@@ -1,4 +1,4 @@
-"""Listens for HTTP, within bounds that uvicorn does not set by itself, and serves the gateway's application."""
+"""Listens for HTTP, within bounds that uvicorn does not set by itself, and serves a gateway's application."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from storage.errors import InvalidArgument
-from taskworker.gateways.s3.app import S3App
 
 HEAD_BYTES_MAX = 32 * 1024
 """The longest request line and headers together; Amazon's limit is 8 KiB for headers."""
@@ -80,8 +79,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-class S3Server:
-    """An S3 gateway that listens.
+class Application(Protocol):
+    """A gateway by ASGI."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None:
+        """Answer a request."""
+
+    def close(self) -> None:
+        """End what works for it, and its connections."""
+
+
+class HttpServer:
+    """A gateway that listens.
 
     Args:
         app: what to serve; closed with the server.
@@ -97,7 +106,9 @@ class S3Server:
         OSError: it cannot be listened at, or the certificate cannot be read.
     """
 
-    def __init__(self, app: S3App, listen: str, *, certificate: Path | None = None, key: Path | None = None) -> None:
+    def __init__(
+        self, app: Application, listen: str, *, certificate: Path | None = None, key: Path | None = None
+    ) -> None:
         self._app = app
         config = uvicorn.Config(
             app,
