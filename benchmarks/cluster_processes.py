@@ -221,11 +221,13 @@ class _Tasks:
 
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
+        self._relayed: dict[str, Client] = {}
 
     def connect(self, address: str) -> None:
         """Connect to a pool."""
         self._clients[address] = Client(address)
         self._clients[address].find("none", user_id=USER)
+        self._relayed[address] = Client(address, direct=False)
 
     def push(self, address: str, name: str, source: str) -> dict[str, float]:
         """Push a file from disk; return the seconds that this took."""
@@ -259,7 +261,13 @@ class _Tasks:
 
     def get(self, address: str, name: str) -> dict[str, float]:
         """Read a file to its end; return the seconds that this took, without those to find it."""
-        client = self._clients[address]
+        return self._get(self._clients[address], name)
+
+    def get_relayed(self, address: str, name: str) -> dict[str, float]:
+        """Like :meth:`get`, through the pool instead of from the workers."""
+        return self._get(self._relayed[address], name)
+
+    def _get(self, client: Client, name: str) -> dict[str, float]:
         found = client.find(name, user_id=USER)
         if found is None:
             raise FileNotFoundError(f"the pool has no {name}")

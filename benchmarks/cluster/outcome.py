@@ -96,6 +96,7 @@ class _Outcome:
                 f"with the {LEASE_S:g} s that a silent worker passes for a living one",
             )
         )
+        self._add_store("through the pool", samples.relayed, "the same pool, with bytes that pass through it")
         note = "an engine in the client's own process, over workers of its own"
         for figure, task in zip(self._add_store("engine", samples.engine, note), TASKS, strict=True):
             text = f"{task} by an engine in the client / plain sockets"
@@ -175,6 +176,9 @@ class _Outcome:
                 self._processor_time("before", task, before, plain)
                 less = _ratios(mine.cpu["pool"], before.cpu["pool"])
                 self._target("e", f"processor time of the pool, {task} / before", "at most", BEFORE_MAX, less)
+            relayed = self._samples.costs.get(("relayed", task))
+            if relayed is not None:
+                self._processor_time("through the pool", task, relayed, plain)
             self._processor_time("plain sockets", task, plain, None)
         for task in TASKS:
             mine, plain = self._samples.costs["pool", task], self._samples.costs["plain", task]

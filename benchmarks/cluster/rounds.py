@@ -96,6 +96,7 @@ class Rounds:
         for pool in pools[:-1]:
             self._client.run("push", address=pool.address, name="warm-up", source=warm)
             self._client.run("get", address=pool.address, name="warm-up")
+            self._client.run("get_relayed", address=pool.address, name="warm-up")
         self._client.run("push_small", address=self._healthy.address, series="warm-up", count=1, size=SMALL_BYTES)
         self._engine.run_in_pool("push", name="warm-up", source=warm)
         self._engine.run_in_pool("get", name="warm-up")
@@ -121,6 +122,7 @@ class Rounds:
         self._in_turn(
             number,
             partial(self._through_pool, self._healthy, "pool", "get", number),
+            partial(self._through_pool, self._healthy, "relayed", "get", number),
             partial(self._by_engine, "get", number),
             partial(self._by_plain_sockets, "get", self._plain.get),
             lambda: self._samples.bare.get.append(seconds_of(lambda: self._bare.get(self._size))),
@@ -140,10 +142,11 @@ class Rounds:
     def _through_pool(self, pool: Cluster, who: str, task: str, number: int, **arguments: object) -> None:
         """Push or get a file through a pool, and add the time and the cost."""
         meter = Meter({"client": [self._client.pid], "pool": [pool.pool_pid], "workers": pool.worker_pids})
+        name = "get_relayed" if who == "relayed" else task
         outcome, usage = meter.during(
-            lambda: self._client.run(task, address=pool.address, name=f"file-{number}", **arguments)
+            lambda: self._client.run(name, address=pool.address, name=f"file-{number}", **arguments)
         )
-        series = self._samples.pool if who == "pool" else self._samples.before
+        series = getattr(self._samples, who)
         getattr(series, task).append(outcome["took"])
         self._samples.costs[who, task].add(usage, self._size)
 

@@ -57,6 +57,8 @@ class Samples:
     """All measurements of the suite."""
 
     pool: Series = field(default_factory=Series)
+    relayed: Series = field(default_factory=Series)
+    """The pool, with bytes that pass through it instead of coming from the workers."""
     engine: Series = field(default_factory=Series)
     before: Series = field(default_factory=Series)
     """A pool of another version of this repository."""
@@ -64,7 +66,7 @@ class Samples:
     bare: Series = field(default_factory=Series)
     peers: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     costs: defaultdict[tuple[str, str], Costs] = field(default_factory=lambda: defaultdict(Costs))
-    """By store ("pool", "plain" or "before") and task ("push" or "get")."""
+    """By store ("pool", "relayed", "plain" or "before") and task ("push" or "get")."""
     alone: dict[str, list[float]] = field(default_factory=by_task)
     together: dict[str, list[float]] = field(default_factory=by_task)
     quiet: dict[str, list[float]] = field(default_factory=by_task)

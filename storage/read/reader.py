@@ -15,7 +15,10 @@ from storage.budget import Budget
 from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
 from storage.formats.manifest import FAN_OUT, Manifest, RootNode, plain_id, stored_id
 from storage.formats.versions import Version
+from storage.keys import Kind, StripeKey
 from storage.limits import KIB, MIB, BytesLike, sought
+from storage.read.places import ChunkPlace
+from storage.sealing.objects import OVERHEAD_BYTES
 from storage.sealing.user_keys import UserKeys
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import chunk_stripe
@@ -196,6 +199,19 @@ class VersionStream(io.RawIOBase):
                 if recycled:
                     free.append(buffer)
 
+    def places(self, first: int, count: int) -> list[ChunkPlace]:
+        """Where ``count`` chunks from ``first`` on are, and what opens them; for whoever reads them by other means."""
+        self._check_open()
+        self._activity.note()
+        return [self._place(index) for index in range(first, min(first + count, self._root.chunk_count))]
+
+    def _place(self, index: int) -> ChunkPlace:
+        stripe, plain = self._named(index)
+        length = self._root.chunk_length(index)
+        if self._keys is None:
+            return ChunkPlace(stripe, length, {})
+        return ChunkPlace(stripe, length + OVERHEAD_BYTES, self._keys.openers_by_epoch(Kind.CHUNK, plain))
+
     def close(self) -> None:
         """Release the buffers. Reading afterwards raises ValueError."""
         self._cached = None
@@ -325,15 +341,19 @@ class VersionStream(io.RawIOBase):
             raise StoreClosed("the store was closed while a file was being read") from error
 
     def _wanted(self, index: int, target: memoryview | None = None) -> ContentRead:
-        """A read of a chunk, into new memory by default. Its reference is from the most recently read leaves."""
+        """A read of a chunk, into new memory by default."""
+        stripe, plain = self._named(index)
+        target = memoryview(bytearray(self._root.chunk_length(index))) if target is None else target
+        return ContentRead(stripe, plain, self._keys, target)
+
+    def _named(self, index: int) -> tuple[StripeKey, bytes]:
+        """The stripe of a chunk, and the hash of its content. Its reference is from the most recently read leaves."""
         leaf, position = divmod(index, FAN_OUT)
         references = self._leaves.get(leaf)
         if references is None:
             start = leaf * FAN_OUT
             references = self._leaves[leaf] = list(self._manifest.references(start, start + FAN_OUT))
-        stripe = chunk_stripe(stored_id(references[position]), self._root.profile)
-        target = memoryview(bytearray(self._root.chunk_length(index))) if target is None else target
-        return ContentRead(stripe, plain_id(references[position]), self._keys, target)
+        return chunk_stripe(stored_id(references[position]), self._root.profile), plain_id(references[position])
 
     def _check_open(self) -> None:
         self._home.check()
@@ -369,6 +389,10 @@ class FileReader(io.BufferedReader):
     def readall(self) -> bytes:
         """Everything from the position to the end, in memory."""
         return self.read()
+
+    def places(self, first: int, count: int) -> list[ChunkPlace]:
+        """See :meth:`VersionStream.places`."""
+        return self._stream.places(first, count)
 
     def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
         """See :meth:`VersionStream.iter_chunks`; it is independent of the position."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from storage.errors import SealBroken
 from storage.keys import Kind
 from storage.limits import BytesLike
-from storage.sealing.aead import TAG_BYTES, decrypt_into, encrypt, encrypt_into, message_key
-from storage.sealing.user_keys import UserKey, UserKeys
+from storage.sealing.aead import TAG_BYTES, decrypt_into, encrypt, encrypt_into
+from storage.sealing.user_keys import ObjectKeys, UserKey
 
 _FORMAT = b"\1"
 _TRAILER_BYTES = 4
@@ -31,17 +31,17 @@ def sealed(key: UserKey, kind: Kind, plain_id: bytes, plain: BytesLike) -> bytes
         plain: the object, 1 byte or more.
     """
     trailer = _trailer(key)
-    return encrypt(_object_key(key, kind, plain_id), plain, _bound(kind, trailer)) + trailer
+    return encrypt(key.opener(kind, plain_id), plain, _bound(kind, trailer)) + trailer
 
 
 def seal_into(key: UserKey, kind: Kind, plain_id: bytes, plain: BytesLike, out: memoryview) -> None:
     """Like :func:`sealed`, into memory of exactly :data:`OVERHEAD_BYTES` more than ``plain``."""
     trailer = _trailer(key)
-    encrypt_into(_object_key(key, kind, plain_id), plain, _bound(kind, trailer), out[:-_TRAILER_BYTES])
+    encrypt_into(key.opener(kind, plain_id), plain, _bound(kind, trailer), out[:-_TRAILER_BYTES])
     out[-_TRAILER_BYTES:] = trailer
 
 
-def open_into(keys: UserKeys, kind: Kind, plain_id: bytes, raw: memoryview, out: memoryview) -> None:
+def open_into(keys: ObjectKeys, kind: Kind, plain_id: bytes, raw: memoryview, out: memoryview) -> None:
     """Open a sealed object into memory of exactly the size of its content.
 
     Args:
@@ -60,9 +60,9 @@ def open_into(keys: UserKeys, kind: Kind, plain_id: bytes, raw: memoryview, out:
     trailer = bytes(raw[-_TRAILER_BYTES:])
     if trailer[:1] != _FORMAT:
         raise SealBroken("an encrypted object was changed, or has a format that this release does not know")
-    for key in keys.of_epoch(int.from_bytes(trailer[1:], "little")):
+    for key in keys.openers(int.from_bytes(trailer[1:], "little"), kind, plain_id):
         try:
-            decrypt_into(_object_key(key, kind, plain_id), raw[:-_TRAILER_BYTES], _bound(kind, trailer), out)
+            decrypt_into(key, raw[:-_TRAILER_BYTES], _bound(kind, trailer), out)
         except SealBroken as error:
             broken = error
         else:
@@ -70,17 +70,13 @@ def open_into(keys: UserKeys, kind: Kind, plain_id: bytes, raw: memoryview, out:
     raise broken
 
 
-def opened(keys: UserKeys, kind: Kind, plain_id: bytes, raw: BytesLike) -> bytearray:
+def opened(keys: ObjectKeys, kind: Kind, plain_id: bytes, raw: BytesLike) -> bytearray:
     """Like :func:`open_into`, in new memory."""
     if len(raw) < OVERHEAD_BYTES:
         raise SealBroken(f"an encrypted object has only {len(raw)} bytes")
     out = bytearray(len(raw) - OVERHEAD_BYTES)
     open_into(keys, kind, plain_id, memoryview(raw), memoryview(out))
     return out
-
-
-def _object_key(key: UserKey, kind: Kind, plain_id: bytes) -> bytes:
-    return message_key(key.objects, plain_id + bytes([kind]))
 
 
 def _trailer(key: UserKey) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from blake3 import blake3
 
 from storage.errors import KeyRequired
-from storage.sealing.aead import derived
+from storage.sealing.aead import derived, message_key
 
 KEY_ID_BYTES = 16
 EPOCH_MAX = (1 << 24) - 1  # three bytes at the end of each sealed object
@@ -40,6 +41,10 @@ class UserKey:
 
     def __repr__(self) -> str:
         return f"<UserKey {self.key_id.hex()}, epoch {self.epoch}>"
+
+    def opener(self, kind: int, plain_id: bytes) -> bytes:
+        """Return the key of the only object of a kind whose content has this hash."""
+        return message_key(self.objects, plain_id + bytes([kind]))
 
     def name_of(self, plain_id: bytes) -> bytes:
         """Return the name, in the catalog, of a chunk whose content has this hash; it does not reveal the hash."""
@@ -78,6 +83,14 @@ class UserKeys:
             raise KeyRequired(f"the key of epoch {epoch} of the file's owner is not here; run rebuild, which finds it")
         return found
 
+    def openers(self, epoch: int, kind: int, plain_id: bytes) -> list[bytes]:
+        """See :class:`ObjectKeys`."""
+        return [key.opener(kind, plain_id) for key in self.of_epoch(epoch)]
+
+    def openers_by_epoch(self, kind: int, plain_id: bytes) -> dict[int, bytes]:
+        """Return the keys that may open an object, by epoch; of several in one epoch, the last one."""
+        return {key.epoch: key.opener(kind, plain_id) for key in self._every}
+
     def with_key(self, key: UserKey) -> UserKeys:
         """Return these keys and another one."""
         return UserKeys(self.user_id, *(one for one in self._every if one.key_id != key.key_id), key)
@@ -93,6 +106,22 @@ class UserKeys:
 
     def __len__(self) -> int:
         return len(self._every)
+
+
+class ObjectKeys(Protocol):
+    """Knows the keys that open chunks and nodes."""
+
+    def openers(self, epoch: int, kind: int, plain_id: bytes) -> Sequence[bytes]:
+        """Return the keys that may open an object, nearly always one.
+
+        Args:
+            epoch: the epoch that the object names.
+            kind: its kind.
+            plain_id: hash of its content.
+
+        Raises:
+            KeyRequired: there is none.
+        """
 
 
 class KeyFinder(Protocol):

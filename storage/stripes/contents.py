@@ -9,7 +9,7 @@ from typing import NamedTuple
 from storage.errors import KeyRequired, SealBroken
 from storage.keys import Kind, StripeKey
 from storage.sealing.objects import OVERHEAD_BYTES, open_into, opened
-from storage.sealing.user_keys import UserKeys
+from storage.sealing.user_keys import ObjectKeys
 from storage.stripes.stripes import StripeStore
 
 
@@ -25,7 +25,7 @@ class ContentRead(NamedTuple):
 
     stripe: StripeKey
     plain_id: bytes
-    keys: UserKeys | None
+    keys: ObjectKeys | None
     target: memoryview
 
 
@@ -98,7 +98,7 @@ class Contents:
         self.stripes.read_into(read.stripe, raw)
         open_into(read.keys, Kind.CHUNK, read.plain_id, raw, read.target)
 
-    def read(self, stripe: StripeKey, plain_id: bytes, keys: UserKeys | None) -> bytes:
+    def read(self, stripe: StripeKey, plain_id: bytes, keys: ObjectKeys | None) -> bytes:
         """Return the verified content of a chunk, with the length from its shards; see :meth:`StripeStore.read`."""
         raw = self.stripes.read(stripe)
         return raw if keys is None else bytes(opened(keys, Kind.CHUNK, plain_id, raw))

@@ -85,6 +85,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "Concatenate": _READ_AND_WRITE,
             "MissingChunks": _PUSH,
             "GetStream": _READ,
+            "LocateShards": _READ,
             "GetFile": _READ,
             "GetManifest": _READ,
             "ReviseStream": _WRITE,

@@ -165,6 +165,10 @@ def pool(
         ),
     ] = None,
     encrypts: Encryption = None,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct/--no-direct", help="Let clients read large files from the workers themselves."),
+    ] = True,
     owner: Annotated[
         str,
         typer.Option(
@@ -293,6 +297,7 @@ def pool(
         certificates_s=certificate_hours * 3600.0,
         rebuild=rebuild,
         encrypts=encrypts,
+        direct=direct,
         owner=owner,
     )
     keep_private()

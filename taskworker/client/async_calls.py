@@ -32,6 +32,7 @@ class AsyncCalls:
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
         key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
+        direct: whether to read large files from a pool's workers themselves; None: unless ``TASKWORKER_DIRECT=0``.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class AsyncCalls:
         channel: grpc.Channel | None = None,
         token: str | None = None,
         key: bytes | str | os.PathLike[str] | MasterKeys | None = None,
+        direct: bool | None = None,
     ) -> None:
         self.address = address
-        self._client = Client(address, timeout_s=timeout_s, channel=channel, token=token, key=key)
+        self._client = Client(address, timeout_s=timeout_s, channel=channel, token=token, key=key, direct=direct)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="client")
 
     async def close(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +16,7 @@ from storage import (
     Version,
 )
 from storage.arguments import RULES, seconds, text
+from storage.limits import MIB
 from taskworker.auth.contexts import AccessTo
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
@@ -25,9 +28,13 @@ from taskworker.rpc import conversion as convert
 
 if TYPE_CHECKING:
     from storage.sealing.master_keys import MasterKeys
+    from taskworker.client.direct.reads import DirectReads
     from taskworker.client.sealed.files import SealedFiles
 
 RETRIES = 3
+_DIRECT = "TASKWORKER_DIRECT"
+_DIRECT_BYTES_MIN = 4 * MIB
+"""Ranges from this size on are read from workers. Before that, it is asked where their shards are."""
 
 
 class ClientBase:
@@ -39,6 +46,7 @@ class ClientBase:
         channel: a channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
         key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
+        direct: whether to read large files from a pool's workers themselves; None: unless ``TASKWORKER_DIRECT=0``.
 
     Raises:
         InvalidArgument: the address is malformed, or the key.
@@ -54,6 +62,7 @@ class ClientBase:
         channel: grpc.Channel | None = None,
         token: str | None = None,
         key: bytes | str | os.PathLike[str] | MasterKeys | None = None,
+        direct: bool | None = None,
     ) -> None:
         if timeout_s is not None:
             seconds("timeout_s")(timeout_s)
@@ -63,6 +72,9 @@ class ClientBase:
         sealing = None if key is None else _sealing(key)
         self._channel = Channel(address, channel, access)
         self._sealed = None if sealing is None else sealing(self._channel)
+        self._is_direct = os.environ.get(_DIRECT, "1") != "0" if direct is None else direct
+        self._direct: DirectReads | None = None
+        self._making_direct = threading.Lock()
 
     @property
     def sealed_files(self) -> SealedFiles | None:
@@ -71,6 +83,8 @@ class ClientBase:
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""
+        if self._direct is not None:
+            self._direct.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -87,9 +101,15 @@ class ClientBase:
     def _fetch(self, wanted: Wanted, timeout_s: float | None) -> Fetched:
         return self._fetch_by(wanted, self._deadline(timeout_s))
 
-    def _fetch_by(self, wanted: Wanted, deadline: Deadline) -> Fetched:
+    def _fetch_by(self, wanted: Wanted, deadline: Deadline, *, size: int | None = None) -> Fetched:
+        """Begin to fetch a range; ``size`` is how much it is, if that is known."""
         if self._sealed is not None:
             return self._sealed.fetch(wanted, deadline)
+        if self._is_direct and (size is None or size >= _DIRECT_BYTES_MIN):
+            fetch, version_id = self._fetch_directly(wanted, deadline)
+            if fetch is not None:
+                return fetch
+            wanted = replace(wanted, version_id=version_id or wanted.version_id)
         with ExitStack() as unless_sealed:
             fetch = Fetch(self._channel, wanted, deadline=deadline, retries=RETRIES)
             unless_sealed.callback(fetch.close)
@@ -97,11 +117,26 @@ class ClientBase:
             unless_sealed.pop_all()
         return fetch
 
+    def _fetch_directly(self, wanted: Wanted, deadline: Deadline) -> tuple[Fetched | None, str]:
+        """Begin to fetch a range from workers; or None, and the id of the version if it is known now."""
+        from taskworker.client.direct.fetch import fetch_directly  # only for those who read large files
+        from taskworker.client.direct.reads import DirectReads
+
+        with self._making_direct:
+            if self._direct is None:
+                self._direct = DirectReads()
+        if not self._direct.is_on:
+            return None, ""
+        fetch, version_id = fetch_directly(self._direct, self._channel, wanted, deadline, RETRIES, _DIRECT_BYTES_MIN)
+        if fetch is not None:
+            require_readable(fetch.version)
+        return fetch, version_id
+
     def _fetching(self, wanted: Wanted, timeout_s: float | None) -> Fetching:
         """What fetches ranges of one version, each within the time."""
         if self._sealed is not None:
             return self._sealed.fetching(wanted, lambda: self._deadline(timeout_s))
-        return lambda part: self._fetch(part, timeout_s)
+        return lambda part: self._fetch_by(part, self._deadline(timeout_s), size=part.length)
 
     def _stat(self, file_id: str, user_id: str, version_id: str | None, deadline: Deadline) -> Version:
         """A version as the server knows it."""

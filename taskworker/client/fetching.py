@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, NamedTuple, Protocol, Self, runtime_checkable
 
 from storage import Version
 from storage.errors import InvalidArgument
@@ -64,18 +64,30 @@ Fetching = Callable[[Wanted], Fetched]
 """Starts to fetch a range."""
 
 
-def get_small(
-    channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_max: int
-) -> tuple[str, bytes | None]:
-    """The id of a version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
+class Small(NamedTuple):
+    """A version, with its content if that is small.
 
-    The range of ``wanted`` is not used. The id is that of ``wanted``, maybe empty, if the server does not offer this.
+    Attributes:
+        version_id: its id; empty: the head, whichever it is.
+        size: its size in bytes; None: the server did not say.
+        data: its content; None: it is not small.
+    """
+
+    version_id: str
+    size: int | None = None
+    data: bytes | None = None
+
+
+def get_small(channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_max: int) -> Small:
+    """A version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
+
+    The range of ``wanted`` is not used. Only the id of ``wanted`` is returned if the server does not offer this.
 
     Raises:
         KeyRequired: the file is sealed with a key of its user's.
     """
     if not channel.has_small_calls:
-        return wanted.version_id or "", None
+        return Small(wanted.version_id or "")
     request = store_pb2.GetFileRequest(
         user_id=wanted.user_id, file_id=wanted.file_id, version_id=wanted.version_id or "", bytes_max=bytes_max
     )
@@ -83,14 +95,14 @@ def get_small(
         part = retried(lambda: channel.unary(channel.store.GetFile, request, deadline), deadline, retries)
     except CallNotOffered:  # an older server
         channel.has_small_calls = False
-        return wanted.version_id or "", None
+        return Small(wanted.version_id or "")
     version, data = part.version, part.data
     require_readable(version)
     if len(data) == version.size:
-        return version.version_id, data
+        return Small(version.version_id, version.size, data)
     if data or version.size <= min(bytes_max, GET_FILE_BYTES_MAX):
         raise ServerFault(f"the server sent {len(data)} of {version.size} bytes; get the file again")
-    return version.version_id, None
+    return Small(version.version_id, version.size)
 
 
 class Fetch:
@@ -189,6 +201,27 @@ def writable(buffer: BytesLike) -> memoryview:
     if view.readonly or not view.c_contiguous:
         raise InvalidArgument("buffer must be contiguous memory that can be written to, such as a bytearray")
     return view.cast("B")
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """What can put the bytes of a range straight into memory."""
+
+    def fill(self, target: memoryview, progress: Progress | None) -> int:
+        """Write all bytes to ``target``, which has room for them; return how many there are."""
+
+
+def fill(fetch: Fetched, target: memoryview, progress: Progress | None) -> int:
+    """Write all of ``fetch`` to memory; return how many bytes there are."""
+    if isinstance(fetch, Fills):
+        return fetch.fill(target, progress)
+    done = 0
+    for piece in fetch:
+        target[done : done + len(piece)] = piece
+        done += len(piece)
+        if progress is not None:
+            progress(done, fetch.size)
+    return done
 
 
 def write_to(fetch: Fetched, target: BinaryIO, progress: Progress | None) -> None:

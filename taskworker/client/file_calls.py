@@ -24,7 +24,7 @@ from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.copying import chunk_ids_of, copy_messages
 from taskworker.client.deadline import Deadline
-from taskworker.client.fetching import RemoteFile, Wanted, get_small, writable, write_to
+from taskworker.client.fetching import Fills, RemoteFile, Wanted, fill, get_small, writable, write_to
 from taskworker.client.local_files import replacing
 from taskworker.client.pushing import push, require_conditions, require_no_attributes
 from taskworker.client.sending import OutgoingMessages
@@ -142,13 +142,18 @@ class FileCalls(ClientBase):
         wanted = Wanted(file_id, user_id, version_id, offset, length)
         deadline = self._deadline(timeout_s)
         if self._sealed is None and not offset and length is None:
-            head, data = get_small(self._channel, wanted, deadline, RETRIES, _SMALL_BYTES_MAX)
-            if data is not None:
-                if progress is not None and data:
-                    progress(len(data), len(data))
-                return data
-            wanted = Wanted(file_id, user_id, head or None)
-        with self._fetch_by(wanted, deadline) as fetch:
+            small = get_small(self._channel, wanted, deadline, RETRIES, _SMALL_BYTES_MAX)
+            if small.data is not None:
+                if progress is not None and small.data:
+                    progress(small.size or 0, small.size or 0)
+                return small.data
+            wanted, length = Wanted(file_id, user_id, small.version_id or None), small.size
+        with self._fetch_by(wanted, deadline, size=length) as fetch:
+            if isinstance(fetch, Fills):
+                whole = io.BytesIO(bytes(fetch.size))  # returns its memory as bytes without a copy
+                with whole.getbuffer() as view:
+                    fetch.fill(view, progress)
+                return whole.getvalue()
             # Each message is copied and freed at once. Joining all of them at the end made 670 MB/s instead of 920.
             content = io.BytesIO()
             write_to(fetch, content, progress)
@@ -186,14 +191,9 @@ class FileCalls(ClientBase):
             StorageError: as :meth:`get`; the buffer may be filled in part.
         """
         target = writable(buffer)
-        with self._fetch(Wanted(file_id, user_id, version_id, offset, len(target)), timeout_s) as fetch:
-            done = 0
-            for piece in fetch:
-                target[done : done + len(piece)] = piece
-                done += len(piece)
-                if progress is not None:
-                    progress(done, fetch.size)
-            return done
+        wanted, deadline = Wanted(file_id, user_id, version_id, offset, len(target)), self._deadline(timeout_s)
+        with self._fetch_by(wanted, deadline, size=len(target)) as fetch:
+            return fill(fetch, target, progress)
 
     @arguments_checked
     def download(

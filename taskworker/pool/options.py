@@ -38,6 +38,7 @@ class PoolOptions:
         keys: gives the master keys of encrypted files; None: there are none.
         encrypts: whether new files are encrypted; None: as before, and in a new pool if it has keys. What is encrypted
             already can be read in any case. If not, workers of other owners are refused.
+        direct: whether clients may read from workers themselves.
         owner: who owns the pool; without encryption, workers of other owners are refused.
     """
 
@@ -55,4 +56,5 @@ class PoolOptions:
     rebuild: str = ""
     keys: GiveKeys | None = None
     encrypts: bool | None = None
+    direct: bool = True
     owner: str = ""

@@ -675,6 +675,180 @@ class GetPart(_message.Message):
 Global___GetPart: _TypeAlias = GetPart  # noqa: Y015
 
 @_typing.final
+class LocateShardsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    user_id: _builtins.str
+    version_id: _builtins.str
+    """empty: the head"""
+    offset: _builtins.int
+    length: _builtins.int
+    """absent, or past the end: to the end"""
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "length", b"length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "file_id", b"file_id", "length", b"length", "offset", b"offset", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length: _TypeAlias = _typing.Literal["length"]  # noqa: Y015
+    _WhichOneofArgType__length: _TypeAlias = _typing.Literal["_length", b"_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length) -> _WhichOneofReturnType__length | None: ...
+
+Global___LocateShardsRequest: _TypeAlias = LocateShardsRequest  # noqa: Y015
+
+@_typing.final
+class LocateShardsResponse(_message.Message):
+    """docs/format.md says how a chunk is read from its shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___Version: ...
+    @_builtins.property
+    def page(self) -> Global___ShardsPage:
+        """absent: read this range with GetStream"""
+
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+        page: Global___ShardsPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateShardsResponse: _TypeAlias = LocateShardsResponse  # noqa: Y015
+
+@_typing.final
+class ShardsPage(_message.Message):
+    """At most 256 chunks, one after another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    VALID_MS_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """index of the first one, which has the first byte of the range"""
+    k: _builtins.int
+    n: _builtins.int
+    ids: _builtins.bytes
+    """of the stored chunks, 32 bytes each"""
+    sealed: _builtins.bool
+    """the stored chunks are encrypted"""
+    placed: _builtins.bytes
+    """n bytes for each chunk: the position of the holder of each shard; 255: none"""
+    ticket: _builtins.bytes
+    """for the holders"""
+    valid_ms: _builtins.int
+    """for how long the ticket is valid"""
+    authorities: _builtins.bytes
+    """PEM; vouch for the holders; empty: those do not use TLS"""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpochKeys]: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardHolder]:
+        """at most 255"""
+
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        k: _builtins.int = ...,
+        n: _builtins.int = ...,
+        ids: _builtins.bytes = ...,
+        sealed: _builtins.bool = ...,
+        keys: _abc.Iterable[Global___EpochKeys] | None = ...,
+        holders: _abc.Iterable[Global___ShardHolder] | None = ...,
+        placed: _builtins.bytes = ...,
+        ticket: _builtins.bytes = ...,
+        valid_ms: _builtins.int = ...,
+        authorities: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "first", b"first", "holders", b"holders", "ids", b"ids", "k", b"k", "keys", b"keys", "n", b"n", "placed", b"placed", "sealed", b"sealed", "ticket", b"ticket", "valid_ms", b"valid_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardsPage: _TypeAlias = ShardsPage  # noqa: Y015
+
+@_typing.final
+class EpochKeys(_message.Message):
+    """The keys that open the chunks of a page, if they were encrypted in this epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    keys: _builtins.bytes
+    """32 bytes for each chunk"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        keys: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpochKeys: _TypeAlias = EpochKeys  # noqa: Y015
+
+@_typing.final
+class ShardHolder(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port or unix:path"""
+    name: _builtins.str
+    """the DNS name in its certificate"""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardHolder: _TypeAlias = ShardHolder  # noqa: Y015
+
+@_typing.final
 class GetFileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

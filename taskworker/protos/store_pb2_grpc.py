@@ -64,6 +64,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.GetStreamRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.GetPart.FromString,
                 _registered_method=True)
+        self.LocateShards = channel.unary_unary(
+                '/taskworker.store.StoreService/LocateShards',
+                request_serializer=taskworker_dot_store__pb2.LocateShardsRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.LocateShardsResponse.FromString,
+                _registered_method=True)
         self.GetFile = channel.unary_unary(
                 '/taskworker.store.StoreService/GetFile',
                 request_serializer=taskworker_dot_store__pb2.GetFileRequest.SerializeToString,
@@ -198,6 +203,14 @@ class StoreServiceServicer:
 
     def GetStream(self, request, context):
         """Returns bytes of one version: the version in the first message, then data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LocateShards(self, request, context):
+        """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
+        for what comes after them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,6 +371,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.GetStream,
                     request_deserializer=taskworker_dot_store__pb2.GetStreamRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.GetPart.SerializeToString,
+            ),
+            'LocateShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.LocateShards,
+                    request_deserializer=taskworker_dot_store__pb2.LocateShardsRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.LocateShardsResponse.SerializeToString,
             ),
             'GetFile': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFile,
@@ -612,6 +630,33 @@ class StoreService:
             '/taskworker.store.StoreService/GetStream',
             taskworker_dot_store__pb2.GetStreamRequest.SerializeToString,
             taskworker_dot_store__pb2.GetPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LocateShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/LocateShards',
+            taskworker_dot_store__pb2.LocateShardsRequest.SerializeToString,
+            taskworker_dot_store__pb2.LocateShardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

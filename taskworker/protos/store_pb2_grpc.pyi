@@ -51,6 +51,10 @@ class StoreServiceStub:
     """Returns which of these chunks the user has to send."""
     GetStream: _grpc.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]
     """Returns bytes of one version: the version in the first message, then data."""
+    LocateShards: _grpc.UnaryUnaryMultiCallable[_store_pb2.LocateShardsRequest, _store_pb2.LocateShardsResponse]
+    """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
+    for what comes after them.
+    """
     GetFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]
@@ -105,6 +109,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Returns which of these chunks the user has to send."""
     GetStream: _aio.UnaryStreamMultiCallable[_store_pb2.GetStreamRequest, _store_pb2.GetPart]  # type: ignore[assignment]
     """Returns bytes of one version: the version in the first message, then data."""
+    LocateShards: _aio.UnaryUnaryMultiCallable[_store_pb2.LocateShardsRequest, _store_pb2.LocateShardsResponse]  # type: ignore[assignment]
+    """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
+    for what comes after them.
+    """
     GetFile: _aio.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]  # type: ignore[assignment]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]  # type: ignore[assignment]
@@ -192,6 +200,16 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.GetPart], _abc.AsyncIterator[_store_pb2.GetPart]]:
         """Returns bytes of one version: the version in the first message, then data."""
+
+    @_abc_1.abstractmethod
+    def LocateShards(
+        self,
+        request: _store_pb2.LocateShardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.LocateShardsResponse, _abc.Awaitable[_store_pb2.LocateShardsResponse]]:
+        """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
+        for what comes after them.
+        """
 
     @_abc_1.abstractmethod
     def GetFile(

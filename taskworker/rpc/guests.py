@@ -21,7 +21,7 @@ _STORE = "taskworker.store.StoreService"
 _FILES = "taskworker.FileService"
 _LISTS = ("History", "ListFiles", "ListVersions")
 _READING = frozenset(
-    {f"{_STORE}.{call}" for call in ("GetStream", "GetFile", "GetManifest", "Stat", *_LISTS)}
+    {f"{_STORE}.{call}" for call in ("GetStream", "LocateShards", "GetFile", "GetManifest", "Stat", *_LISTS)}
     | {f"{_FILES}.Get", f"{_FILES}.Synchronous"}
 )
 _READING_MANY = f"{_STORE}.GetMany"
@@ -30,7 +30,7 @@ _WRITING = frozenset(
     | {f"{_FILES}.Push", f"{_FILES}.Revise"}
 )
 _WITH_LINK = frozenset(
-    {f"{_STORE}.{call}" for call in ("GetStream", "GetFile", "GetManifest", "Stat")} | {f"{_FILES}.Get"}
+    {f"{_STORE}.{call}" for call in ("GetStream", "LocateShards", "GetFile", "GetManifest", "Stat")} | {f"{_FILES}.Get"}
 )
 _NEEDS_NO_FILE = frozenset({f"{_STORE}.Describe", "taskworker.sharing.SharingService.Linked"})
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import grpc
 
 from storage import FileStorage, StorageError, StoreUnavailable, Version
+from taskworker.pool.direct_reads import DirectReads
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Audit, Guard, Identify
@@ -42,6 +43,7 @@ class FileServer(Server):
         added_calls: how many calls of these may run at once, in addition to those in ``limits``.
         ready: returns once the store can serve; earlier calls wait for it.
         guard: refuses calls that a caller may not make; ``added`` services have their own. None: all may make all.
+        direct: answers clients that read from workers themselves; None: they read from here.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class FileServer(Server):
         added_calls: int = 0,
         ready: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
+        direct: DirectReads | None = None,
     ) -> None:
         self._quick = QuickThreads(limits.calls)
         super().__init__(
-            {**services_of(store, limits, ready, self._quick, guard), **(added or {})},
+            {**services_of(store, limits, ready, self._quick, guard, direct), **(added or {})},
             calls=limits.calls + added_calls + (limits.reserved if added else 0),
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
@@ -72,7 +75,12 @@ class FileServer(Server):
 
 
 def services_of(
-    store: FileStorage, limits: ServerLimits, ready: Callable[[], None], quick: QuickThreads, guard: Guard | None
+    store: FileStorage,
+    limits: ServerLimits,
+    ready: Callable[[], None],
+    quick: QuickThreads,
+    guard: Guard | None,
+    direct: DirectReads | None = None,
 ) -> dict[str, grpc.GenericRpcHandler]:
     """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
@@ -90,7 +98,7 @@ def services_of(
         ),
         _STORE_SERVICE.full_name: generic_handler(
             _STORE_SERVICE,
-            StoreService(store, limits, hide, revisions),
+            StoreService(store, limits, hide, revisions, direct),
             codecs=store_service.CODECS,
             hide=hide,
             gate=gate,

@@ -1,4 +1,4 @@
-"""Pages of versions, small enough for one message whatever attributes the versions have."""
+"""Pages of versions, small enough for one message whatever attributes the versions have; and of chunks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from storage import FilePage, Version, VersionPage
+from taskworker.pool.direct_reads import Page
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_to_proto
 from taskworker.rpc.limits import MIB
@@ -37,6 +38,23 @@ def version_page_to_proto(page: VersionPage) -> store_pb2.ListVersionsResponse:
         prefixes=prefixes,
         next_after=after or "",
         next_before=before or "",
+    )
+
+
+def shards_page_to_proto(page: Page) -> store_pb2.ShardsPage:
+    """The wire form of a page of chunks."""
+    return store_pb2.ShardsPage(
+        first=page.first,
+        k=page.k,
+        n=page.n,
+        ids=b"".join(page.ids),
+        sealed=page.is_sealed,
+        keys=[store_pb2.EpochKeys(epoch=epoch, keys=b"".join(keys)) for epoch, keys in page.keys.items()],
+        holders=[store_pb2.ShardHolder(address=holder.address, name=holder.name) for holder in page.holders],
+        placed=page.placed,
+        ticket=page.ticket,
+        valid_ms=int(page.valid_s * 1000),
+        authorities=page.authorities,
     )
 
 

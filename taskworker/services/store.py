@@ -13,6 +13,7 @@ from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from storage.batching import batched
 from taskworker.auth.rights import CANDIDATE_OWNER
 from taskworker.pool.candidates import drop_old_candidates
+from taskworker.pool.direct_reads import DirectReads
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
 from taskworker.rpc.authorization import is_guest, user_of
@@ -36,7 +37,7 @@ from taskworker.rpc.limits import (
 )
 from taskworker.rpc.running import Run
 from taskworker.services.many import ManyFilesService
-from taskworker.services.pages import file_page_to_proto, version_page_to_proto, within_page
+from taskworker.services.pages import file_page_to_proto, shards_page_to_proto, version_page_to_proto, within_page
 from taskworker.services.pieces import GetPieces, pieces_of
 from taskworker.services.revision import Revision, Revisions
 
@@ -74,16 +75,29 @@ class StoreService(ManyFilesService):
     """Serves a store through the messages of ``store.proto``; thread-safe.
 
     Methods raise the engine's errors; the binding turns them into status codes.
+
+    Args:
+        store: the store to serve.
+        limits: limits on calls.
+        hide: paths that must not appear in texts sent to callers.
+        revisions: limits revisions that are expensive.
+        direct: answers clients that read from workers themselves; None: they read from here.
     """
 
     def __init__(
-        self, store: FileStorage, limits: ServerLimits, hide: Sequence[str] = (), revisions: Revisions | None = None
+        self,
+        store: FileStorage,
+        limits: ServerLimits,
+        hide: Sequence[str] = (),
+        revisions: Revisions | None = None,
+        direct: DirectReads | None = None,
     ) -> None:
         transfers = Gate(
             limits.streams, f"{limits.streams} transfers are under way, as many as this server allows", kind="transfers"
         )
         super().__init__(store, transfers, hide)
         self._unary_bytes_max = limits.message_bytes
+        self._direct = direct
         self._revisions = revisions or Revisions(limits.checks)
 
     def Describe(  # noqa: N802 - the names are the contract's
@@ -184,6 +198,28 @@ class StoreService(ManyFilesService):
                 return
             yield head
             yield from pieces_of(reader, start, stop)
+
+    def LocateShards(  # noqa: N802
+        self, request: store_pb2.LocateShardsRequest, caller: Caller
+    ) -> store_pb2.LocateShardsResponse:
+        """Where the first chunks of a range are, if they are on workers that clients may read from."""
+        user = user_of(caller)
+        with (
+            self._transfers.place(user),
+            self._store.open_file(
+                request.file_id, user_id=request.user_id, version_id=request.version_id or None
+            ) as reader,
+        ):
+            start, stop = _range(request, reader.size)
+            response = store_pb2.LocateShardsResponse(version=version_to_proto(reader.version))
+            page = (
+                self._direct.page(reader, user or "", start, stop)
+                if self._direct is not None and start < stop
+                else None
+            )
+            if page is not None:
+                response.page.CopyFrom(shards_page_to_proto(page))
+            return response
 
     def GetFile(  # noqa: N802
         self, request: store_pb2.GetFileRequest, caller: Caller
@@ -382,7 +418,7 @@ def _check_count(count: int) -> None:
         )
 
 
-def _range(request: store_pb2.GetStreamRequest, size: int) -> tuple[int, int]:
+def _range(request: store_pb2.GetStreamRequest | store_pb2.LocateShardsRequest, size: int) -> tuple[int, int]:
     if request.offset > size:
         raise InvalidArgument(f"offset {request.offset} is past the end of the file at {size}; start within it")
     length = request.length if request.HasField("length") else size

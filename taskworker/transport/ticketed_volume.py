@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -11,8 +13,8 @@ from blake3 import blake3
 from storage.errors import StorageError
 from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
 from storage.limits import BytesLike
-from storage.shards import Location, Shard, VolumeFailed, VolumeUnavailable
-from taskworker.transport.fetches import Outcome, begin_fetches
+from storage.shards import Location, Shard, VolumeFailed
+from taskworker.transport.fetches import Asking, Outcome, begin_fetches
 from taskworker.transport.frames import Call, Wanted, pack_taking
 from taskworker.transport.shard_calls import Lane, ShardCalls
 from taskworker.transport.wire.connection import Poller
@@ -90,17 +92,30 @@ class TicketedVolume:
         done: Callable[[Outcome], None],
     ) -> Callable[[], None]:
         """See :meth:`ShardStore.begin_fetch`. Those of the shards that no ticket names are absent."""
-        tickets = {key: self._ticket(key) for key, _ in wanted}
-        named = {ticket for ticket in tickets.values() if ticket}
-        if len(named) > 1:  # two pages of a file, or two files; rare, as they are read one by one
-            done(VolumeUnavailable(f"shards of worker {self._name} were asked for with two tickets at once"))
-            return _nothing
+        tickets = [self._ticket(key) for key, _ in wanted]
+        named = dict.fromkeys(ticket for ticket in tickets if ticket)
+        if len(named) <= 1:
+            absent = [key for (key, _), ticket in zip(wanted, tickets, strict=True) if not ticket]
+            return begin_fetches(self._calls, wanted, into, done, absent, _asking(next(iter(named), b"")))
+        # Another get reads some of the same chunks with a ticket of its own.
+        several = Several(len(named), len(wanted), done)
+        cancels: list[Callable[[], None]] = []
+        try:
+            for ticket in named:
+                at = [position for position, other in enumerate(tickets) if other == ticket]
+                some, places = [wanted[one] for one in at], [into[one] for one in at]
+                told = partial(several.note, at)
+                cancels.append(begin_fetches(self._calls, some, places, told, (), _asking(ticket)))
+        except StorageError:
+            for each in cancels:
+                each()
+            raise
 
-        def asking(batch: Sequence[Wanted]) -> tuple[Call, Sequence[BytesLike]]:
-            return Call.TAKE, pack_taking(next(iter(named)), batch)
+        def cancel() -> None:
+            for each in cancels:
+                each()
 
-        absent = [key for key, ticket in tickets.items() if not ticket]
-        return begin_fetches(self._calls, wanted, into, done, absent, asking)
+        return cancel
 
     def _ticket(self, key: ShardKey) -> bytes:
         found = self._find(stripe_of(key))
@@ -154,5 +169,38 @@ class TicketedVolume:
         self.abandon(f"the connection to worker {self._name} was closed")
 
 
-def _nothing() -> None:
-    pass
+def _asking(ticket: bytes) -> Asking:
+    def asking(wanted: Sequence[Wanted]) -> tuple[Call, Sequence[BytesLike]]:
+        return Call.TAKE, pack_taking(ticket, wanted)
+
+    return asking
+
+
+class Several:
+    """Gathers the outcomes of several fetches. Thread-safe.
+
+    Args:
+        fetches: how many there are.
+        wanted: how many shards they fetch; those that no fetch tells of are absent.
+        done: called once with the outcome of all.
+    """
+
+    def __init__(self, fetches: int, wanted: int, done: Callable[[Outcome], None]) -> None:
+        self._left = fetches
+        self._present = [False] * wanted
+        self._failure: StorageError | None = None
+        self._done = done
+        self._lock = threading.Lock()
+
+    def note(self, positions: Sequence[int], outcome: Outcome) -> None:
+        """Note the outcome of the fetch of the shards in these positions."""
+        with self._lock:
+            if isinstance(outcome, StorageError):
+                self._failure = outcome
+            else:
+                for position, present in zip(positions, outcome, strict=True):
+                    self._present[position] = present
+            self._left -= 1
+            ended = not self._left
+        if ended:
+            self._done(self._failure or self._present)

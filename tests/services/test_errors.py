@@ -203,6 +203,9 @@ CALLS: dict[str, Call] = {
     "GetStream": lambda raw, file, user: list(
         raw.store.GetStream(store_pb2.GetStreamRequest(file_id=file, user_id=user))
     ),
+    "LocateShards": lambda raw, file, user: raw.store.LocateShards(
+        store_pb2.LocateShardsRequest(file_id=file, user_id=user)
+    ),
     "GetManifest": lambda raw, file, user: raw.store.GetManifest(
         store_pb2.GetManifestRequest(file_id=file, user_id=user)
     ),
@@ -239,6 +242,9 @@ VERSION_CALLS: dict[str, Callable[[Raw, str], object]] = {
     "Get": lambda raw, file: raw.files.Get(taskworker_pb2.GetRequest(file_id=file, user_id="u1", version_id=HEAD)),
     "GetStream": lambda raw, file: list(
         raw.store.GetStream(store_pb2.GetStreamRequest(file_id=file, user_id="u1", version_id=HEAD))
+    ),
+    "LocateShards": lambda raw, file: raw.store.LocateShards(
+        store_pb2.LocateShardsRequest(file_id=file, user_id="u1", version_id=HEAD)
     ),
     "GetManifest": lambda raw, file: raw.store.GetManifest(
         store_pb2.GetManifestRequest(file_id=file, user_id="u1", version_id=HEAD)

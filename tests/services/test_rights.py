@@ -42,6 +42,7 @@ ALLOWED = {
     "taskworker.store.StoreService.Concatenate": "udo",
     "taskworker.store.StoreService.MissingChunks": "udo",
     "taskworker.store.StoreService.GetStream": "udo",
+    "taskworker.store.StoreService.LocateShards": "udo",
     "taskworker.store.StoreService.GetFile": "udo",
     "taskworker.store.StoreService.GetManifest": "udo",
     "taskworker.store.StoreService.ReviseStream": "udo",

@@ -347,7 +347,10 @@ def test_a_link_to_a_version_shows_that_version(served: Served) -> None:
 ALLOWED_WITH_LINK = {
     "taskworker.FileService.Get",
     "taskworker.sharing.SharingService.Linked",
-    *(f"taskworker.store.StoreService.{call}" for call in ("Describe", "GetStream", "GetFile", "GetManifest", "Stat")),
+    *(
+        f"taskworker.store.StoreService.{call}"
+        for call in ("Describe", "GetStream", "LocateShards", "GetFile", "GetManifest", "Stat")
+    ),
 }
 
 

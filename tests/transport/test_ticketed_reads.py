@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,23 @@ def test_a_client_reads_what_its_ticket_names_and_nothing_else(
         with pytest.raises(VolumeUnavailable, match="does not name this shard"):
             remote.read(other)
         assert remote.read(named) == shard_of(0, SIZE)  # a refusal harms nobody
+
+
+def test_shards_are_fetched_with_two_tickets_at_once(members: Members, volume: LocalVolume) -> None:
+    keys = [key_of(seed) for seed in (0, 1, 7)]
+    tickets = [ticket_for(members, keys[0]), ticket_for(members, keys[1], keys[2])]
+    granted = {
+        stripe_of(key): Granted(4 * SIZE, ticket, (0,) * 6)
+        for key, ticket in zip(keys, (*tickets, tickets[1]), strict=True)
+    }
+    ended = queue.SimpleQueue[object]()
+    with offered(volume, members) as address:
+        remote = TicketedVolume(address, "w1", 0, granted.get, timeout_s=5.0, dial=dial_of(members))
+        into = [memoryview(bytearray(SIZE)) for _ in keys]
+        remote.begin_fetch([(key, SIZE) for key in keys], into, ended.put)
+        assert ended.get(timeout=60) == [True, True, False]
+        assert into[:2] == [shard_of(0, SIZE).payload, shard_of(1, SIZE).payload]
+        remote.close()
 
 
 def test_a_ticket_is_spent_when_its_bytes_were_read(members: Members, volume: LocalVolume) -> None:

@@ -1,0 +1,300 @@
+"""Fetches ranges of a version from workers, chunk by chunk, with the rest from the pool once that does not work."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import nullcontext, suppress
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from storage import Version
+from storage.errors import StorageError
+from storage.reports import Progress
+from taskworker.client.channel import Channel
+from taskworker.client.deadline import Deadline
+from taskworker.client.direct.page import Page, page_of
+from taskworker.client.direct.reads import DirectReads
+from taskworker.client.fetching import Fetch, Fetched, Wanted
+from taskworker.client.scope import current_scope
+from taskworker.errors import CallAbandoned, CallNotOffered
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import version_from_proto
+
+_BATCHES_AHEAD = 2  # besides the one that is waited for
+_RENEWED_S = 60.0  # a page is asked for again so long before its ticket expires
+
+Place = Callable[[int, int], memoryview]
+"""Returns memory for bytes of the range: where they begin, and how many they are."""
+
+
+class _Batch(NamedTuple):
+    """Chunks that are read together.
+
+    Attributes:
+        start: where their wanted bytes begin in the range.
+        memory: for these bytes.
+        cut: of chunks of which only a part is wanted, this part, and the memory for it.
+        reading: ends when they were read.
+    """
+
+    start: int
+    memory: memoryview
+    cut: list[tuple[memoryview, memoryview]]
+    reading: Future[None]
+
+    def content(self) -> memoryview:
+        """Wait for it, and return it.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        self.reading.result()
+        for content, place in self.cut:
+            place[:] = content
+        return self.memory
+
+
+class DirectFetch:
+    """See :class:`taskworker.client.fetching.Fetched`.
+
+    Args:
+        reads: reads chunks.
+        channel: the connection to the pool.
+        wanted: the range.
+        version: the version, which the pool said that it is of.
+        page: its first chunks.
+        deadline: for all of it.
+        retries: how often reads from the pool are retried.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        reads: DirectReads,
+        channel: Channel,
+        wanted: Wanted,
+        version: Version,
+        page: Page,
+        deadline: Deadline,
+        retries: int,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reads = reads
+        self._channel = channel
+        self._wanted = wanted
+        self._deadline = deadline
+        self._retries = retries
+        self._clock_s = clock_s
+        self.version = version
+        stop = version.size if wanted.length is None else min(wanted.offset + wanted.length, version.size)
+        self.size = stop - wanted.offset
+        self._stop = stop
+        self._done = 0
+        self._cancelled = False
+        self._next: Page | None = page
+        self._next_until_s = clock_s() + page.valid_s - _RENEWED_S
+        self._asked: Future[Page | None] | None = None
+        self._rest: Fetched | None = None
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield the bytes. Each piece is valid until the next one is asked for."""
+        spare: list[bytearray] = []
+        lent: deque[bytearray] = deque()
+
+        def place(_start: int, length: int) -> memoryview:
+            whole = spare.pop() if spare and len(spare[-1]) >= length else bytearray(length)
+            lent.append(whole)
+            return memoryview(whole)[:length]
+
+        for piece, is_placed in self._pieces(place):
+            yield piece
+            if is_placed:
+                spare.append(lent.popleft())
+
+    def fill(self, target: memoryview, progress: Progress | None) -> int:
+        """Write all bytes to the caller's memory; return how many there are."""
+        done = 0
+        for piece, is_placed in self._pieces(lambda start, length: target[start : start + length]):
+            if not is_placed:
+                target[done : done + len(piece)] = piece
+            done += len(piece)
+            if progress is not None:
+                progress(done, self.size)
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel the rest."""
+        self._cancelled = True
+        if self._rest is not None:
+            self._rest.close()
+
+    def cancel(self) -> None:
+        """See :class:`taskworker.client.scope.CallScope`."""
+        self._cancelled = True
+
+    # -- pieces, in order ------------------------------------------------------------------------
+
+    def _pieces(self, place: Place) -> Iterator[tuple[memoryview, bool]]:
+        """The bytes in order, and whether they are in the memory that was given for them."""
+        with suppress(StorageError):  # whatever it is, the pool can do without, or knows better what it is
+            for piece in self._from_workers(place):
+                yield piece, True
+            if self._done == self.size:
+                self._reads.note_worked()
+                return
+        self._check()
+        self._reads.note_failed()
+        version, offset = self.version, self._wanted.offset + self._done
+        left = Wanted(version.file_id, self._wanted.user_id, version.version_id, offset, self.size - self._done)
+        self._rest = rest = Fetch(self._channel, left, deadline=self._deadline, retries=self._retries)
+        with rest:
+            for piece in rest:
+                yield piece, False
+
+    def _from_workers(self, place: Place) -> Iterator[memoryview]:
+        under_way: deque[_Batch] = deque()
+        entered: list[Page] = []
+        try:
+            for batch in self._batches(place, entered):
+                under_way.append(batch)
+                if len(under_way) > _BATCHES_AHEAD:
+                    yield self._ended(under_way)
+            while under_way:
+                yield self._ended(under_way)
+        finally:
+            wait([batch.reading for batch in under_way])  # nothing is written to the caller's memory after this
+            for page in entered:
+                self._reads.fleet.leave(page)
+
+    def _ended(self, under_way: deque[_Batch]) -> memoryview:
+        self._check()
+        scope = current_scope.get()
+        with nullcontext() if scope is None else scope.holding(self):
+            content = under_way[0].content()
+        under_way.popleft()
+        self._done += len(content)
+        return content
+
+    def _check(self) -> None:
+        self._deadline.remaining_s()
+        if self._cancelled:
+            raise CallAbandoned("the call was cancelled")
+
+    def _batches(self, place: Place, entered: list[Page]) -> Iterator[_Batch]:
+        """Begin to read all chunks; ends early where the pool has no page."""
+        size, offset = self.version.chunk_size, self._wanted.offset
+        index, last = offset // size, (self._stop - 1) // size
+        together = self._reads.together(size)
+        while index <= last:
+            page = self._page_from(index)
+            if page is None or not self._enter(page, entered):
+                return
+            end = min(page.first + len(page.stripes) - 1, last)
+            if end < last:
+                self._asked = self._reads.submit(locate_page, self._channel, self._part(end + 1), self._deadline)
+            while index <= end and self._clock_s() < self._next_until_s:
+                count = min(together, end + 1 - index)
+                yield self._begin(page, index, count, place)
+                index += count
+
+    def _part(self, index: int) -> Wanted:
+        """The rest of the range from a chunk on."""
+        version, start = self.version, max(index * self.version.chunk_size, self._wanted.offset)
+        return Wanted(version.file_id, self._wanted.user_id, version.version_id, start, self._stop - start)
+
+    def _page_from(self, index: int) -> Page | None:
+        """The page that begins with a chunk."""
+        page, self._next = self._next, None
+        if page is None and self._asked is not None:
+            asked, self._asked = self._asked, None
+            page = asked.result()
+            if page is not None and page.first != index:  # the ticket of the page before would have expired
+                page = None
+        if page is None:
+            page = locate_page(self._channel, self._part(index), self._deadline)
+        if page is not None:
+            self._next_until_s = self._clock_s() + page.valid_s - _RENEWED_S
+        return page
+
+    def _enter(self, page: Page, entered: list[Page]) -> bool:
+        entered.append(page)
+        while len(entered) > 2 + _BATCHES_AHEAD:
+            self._reads.fleet.leave(entered.pop(0))
+        return self._reads.fleet.enter(page)
+
+    def _begin(self, page: Page, index: int, count: int, place: Place) -> _Batch:
+        size, offset = self.version.chunk_size, self._wanted.offset
+        start, stop = max(index * size, offset), min((index + count) * size, self._stop)
+        memory = place(start - offset, stop - start)
+        targets: list[memoryview] = []
+        cut: list[tuple[memoryview, memoryview]] = []
+        for at in range(index, index + count):
+            begin, end = at * size, min((at + 1) * size, self.version.size)
+            first, last = max(begin, start), min(end, stop)
+            part = memory[first - start : last - start]
+            if (first, last) == (begin, end):
+                targets.append(part)
+                continue
+            content = memoryview(bytearray(end - begin))
+            targets.append(content)
+            cut.append((content[first - begin : last - begin], part))
+        reading = self._reads.submit(self._reads.read, page, index - page.first, targets)
+        return _Batch(start - offset, memory, cut, reading)
+
+
+def fetch_directly(
+    reads: DirectReads, channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_min: int
+) -> tuple[DirectFetch | None, str]:
+    """Begin to fetch a range of at least ``bytes_min`` bytes from workers.
+
+    Returns:
+        None if it is to be fetched from the pool; and the id of the version, as far as it is known.
+
+    Raises:
+        StorageError: the pool refuses; as when the range is fetched from it.
+    """
+    try:
+        response = _located(channel, wanted, deadline)
+    except CallNotOffered:  # an older pool
+        reads.never()
+        return None, wanted.version_id or ""
+    version = version_from_proto(response.version)
+    stop = version.size if wanted.length is None else min(wanted.offset + wanted.length, version.size)
+    if not response.HasField("page") or stop - wanted.offset < bytes_min:
+        return None, version.version_id
+    try:
+        page = page_of(response.page, version, wanted.offset)
+    except StorageError:
+        reads.note_failed()
+        return None, version.version_id
+    return DirectFetch(reads, channel, wanted, version, page, deadline, retries), version.version_id
+
+
+def locate_page(channel: Channel, wanted: Wanted, deadline: Deadline) -> Page | None:
+    """The page that begins with the first chunk of a range; None: the pool has none."""
+    response = _located(channel, wanted, deadline)
+    if not response.HasField("page"):
+        return None
+    return page_of(response.page, version_from_proto(response.version), wanted.offset)
+
+
+def _located(channel: Channel, wanted: Wanted, deadline: Deadline) -> store_pb2.LocateShardsResponse:
+    request = store_pb2.LocateShardsRequest(
+        file_id=wanted.file_id,
+        user_id=wanted.user_id,
+        version_id=wanted.version_id or "",
+        offset=wanted.offset,
+        length=wanted.length,
+    )
+    return channel.unary(channel.store.LocateShards, request, deadline)

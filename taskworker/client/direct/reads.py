@@ -1,0 +1,158 @@
+"""Reads chunks from workers, for all gets of one client."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import TypeVar
+
+from storage.errors import StorageError, StoreClosed
+from storage.keys import object_id_of
+from storage.runtime import Runtime
+from storage.stripes.contents import ContentRead, Contents
+from storage.stripes.stripes import StripeStore
+from storage.system.forks import HomeProcess
+from taskworker.auth.tls import trusting_context
+from taskworker.client.direct.fleet import CONNECT_S, TicketedFleet
+from taskworker.client.direct.page import Holder, Page
+from taskworker.transport.ticketed_volume import TicketedVolume
+from taskworker.transport.wire.secure import dial_secure
+from taskworker.transport.wire.streams import Dial, Stream, dial, split_address
+
+T = TypeVar("T")
+
+_READERS = 4
+_CONNECTING = 16
+_SILENT_S = 5.0  # as long as the pool waits for a sign of life of a worker
+_OFF_S = 60.0
+_OFF_S_MAX = 900.0
+_THIS_MACHINE = ("127.", "::1", "localhost")
+
+
+class DirectReads:
+    """Reads from workers, and remembers whether that works. Thread-safe.
+
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._home = HomeProcess("this client")
+        self._clock_s = clock_s
+        self._failures = 0
+        self._off_until_s = 0.0
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="direct")
+        self._connecting = ThreadPoolExecutor(_CONNECTING, thread_name_prefix="direct-connect")
+        self.fleet = TicketedFleet(self._volume, self._connecting, clock_s)
+        self._stripes = StripeStore(self.fleet, Runtime())
+        self._contents = Contents(self._stripes)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether reading from workers is worth a try: it has not failed lately, nor in a process that was forked."""
+        return self._home.is_here and self._clock_s() >= self._off_until_s
+
+    def note_failed(self) -> None:
+        """Read through the pool for a while; longer each time."""
+        self._failures += 1
+        self._off_until_s = self._clock_s() + min(_OFF_S * 2 ** (self._failures - 1), _OFF_S_MAX)
+
+    def note_worked(self) -> None:
+        """Note that a file was read."""
+        self._failures = 0
+
+    def never(self) -> None:
+        """Do not try again: the pool does not know how."""
+        self._off_until_s = float("inf")
+
+    def together(self, chunk_bytes: int) -> int:
+        """How many chunks of this size to read at a time."""
+        return self._stripes.together(chunk_bytes)
+
+    def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
+        """Do something in another thread.
+
+        Raises:
+            StoreClosed: the client is closed.
+        """
+        try:
+            return self._readers.submit(work, *arguments)
+        except RuntimeError as error:
+            raise StoreClosed("the client was closed while a file was being read") from error
+
+    def read(self, page: Page, first: int, targets: Sequence[memoryview]) -> None:
+        """Read chunks of a page that the fleet was told of.
+
+        Args:
+            page: the page.
+            first: position of the first chunk in it.
+            targets: memory for the content of each, of exactly its size.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+        self._contents.read_all(
+            [
+                ContentRead(stripe, object_id_of(stripe), page.keys, target)
+                for stripe, target in zip(page.stripes[first : first + len(targets)], targets, strict=True)
+            ]
+        )
+
+    def close(self) -> None:
+        """Close the connections, and end threads. Running reads fail."""
+        if not self._home.is_here:
+            return
+        self.never()
+        self.fleet.close()
+        self._stripes.close()
+        self._readers.shutdown(wait=False)
+        self._connecting.shutdown(wait=False)
+
+    def _volume(self, holder: Holder, slot: int, page: Page) -> TicketedVolume:
+        return TicketedVolume(
+            holder.address,
+            holder.address,
+            slot,
+            self.fleet.find,
+            timeout_s=_SILENT_S,
+            dial=_dial_of(holder, page.authorities),
+            clock_s=self._clock_s,
+        )
+
+
+def _dial_of(holder: Holder, authorities: bytes) -> Dial:
+    """How to connect to a worker.
+
+    Raises:
+        StorageError: the pool says that it is another machine, but not who vouches for it.
+    """
+    if authorities:
+        return partial(_dial_secure, holder.name, authorities)
+    path, host, _ = split_address(holder.address)
+    if path is None and not host.startswith(_THIS_MACHINE):
+        raise StorageError(f"worker {holder.address} is on another machine, and shows no certificate")
+    return _dial_plainly
+
+
+def _dial_plainly(address: str, within_s: float) -> Stream:
+    return dial(address, min(within_s, CONNECT_S))
+
+
+def _dial_secure(name: str, authorities: bytes, address: str, within_s: float) -> Stream:
+    try:
+        context = _context(authorities)
+    except ssl.SSLError as error:
+        raise ConnectionError(f"the pool's certificates are malformed: {error}") from None
+    return dial_secure(address, min(within_s, CONNECT_S), context, name, _known_by_name)
+
+
+@lru_cache(maxsize=4)
+def _context(authorities: bytes) -> ssl.SSLContext:
+    return trusting_context(authorities)
+
+
+def _known_by_name(_certificate: bytes) -> None:
+    """The TLS library has compared the name."""

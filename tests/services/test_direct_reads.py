@@ -1,0 +1,330 @@
+"""Large files that clients read from workers themselves: what they get, and when the pool steps in."""
+
+from __future__ import annotations
+
+import io
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typing_extensions import Buffer
+
+from storage import ErasureProfile, FileNotFound, Version
+from storage.errors import KeyRequired, PermissionDenied
+from taskworker import Client
+from taskworker.apps.pool_server import PoolServer
+from taskworker.auth.owner_context import keep_owner_context
+from taskworker.auth.server_certificates import TlsOptions
+from taskworker.client.direct.page import page_of
+from taskworker.client.pool import PoolClient
+from taskworker.errors import CallNotOffered, ServerFault
+from taskworker.pool.options import PoolOptions
+from taskworker.protos import store_pb2
+from taskworker.worker.member import enroll
+from taskworker.worker.volume import VolumeWorker
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+SIZE = 5 * MIB + 12_345
+WAIT_S = 60.0
+
+
+class Stand:
+    """A 2-of-4 pool with four workers, users, TLS and encryption."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.server = PoolServer(
+            directory / "pool",
+            profile=ErasureProfile(2, 4),
+            chunk_size=CHUNK,
+            joins_by_token=True,
+            authenticates=True,
+        )
+        port = self.server.start("127.0.0.1:0", "127.0.0.1:0", tls=TlsOptions())
+        self.address = f"127.0.0.1:{port}"
+        assert self.server.tls is not None
+        keep_owner_context(self.server.users, self.server.pool.pool_id, self.address, trust=self.server.tls.trust)
+        self.workers = [self._start(f"w{number}") for number in range(4)]
+        await_members(self.server, 4)
+
+    def _start(self, name: str) -> VolumeWorker:
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
+        with PoolClient(self.address) as operator:
+            token, address = operator.new_join_token(name)
+        member = enroll(directory, address, token, name)
+        worker = VolumeWorker(name, self.address, directory, scrub_bytes_per_s=0, member=member)
+        worker.start("127.0.0.1:0")
+        return worker
+
+    def client(self, token: str | None = None, *, direct: bool | None = None) -> Counted:
+        return Counted(Client(self.address, token=token, direct=direct))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop(0.0)
+        self.server.stop(0.0)
+
+
+def await_members(server: PoolServer, count: int) -> None:
+    """Wait until files can be stored on so many workers."""
+    give_up = time.monotonic() + WAIT_S
+    while len(server.pool.layouts) != 1 or len(server.pool.layouts[0].members) < count:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+class Counted:
+    """A client, and how often it has read through the pool."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.through_pool = 0
+        get = client._channel.get
+
+        def counted(*arguments: object) -> object:
+            self.through_pool += 1
+            return get(*arguments)  # type: ignore[arg-type]
+
+        client._channel.get = counted  # type: ignore[method-assign,assignment]
+
+    def __enter__(self) -> Counted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        stand = Stand(tmp_path_factory.mktemp("stand"))
+        yield stand
+        stand.close()
+
+
+CONTENT = random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture(scope="module")
+def version(stand: Stand) -> Version:
+    with stand.client() as pushing:
+        return pushing.client.push(CONTENT, user_id="ann", filename="large")
+
+
+def test_large_files_come_from_the_workers_whole_and_in_parts(stand: Stand, version: Version, tmp_path: Path) -> None:
+    file = version.file_id
+    with stand.client() as reading:
+        client = reading.client
+        assert client.get(file, user_id="ann") == CONTENT
+        told: list[tuple[int, int]] = []
+        buffer = bytearray(SIZE + 10)
+        assert client.get_into(file, buffer, user_id="ann", progress=lambda *done: told.append(done)) == SIZE
+        assert bytes(buffer) == CONTENT + bytes(10)
+        assert told[-1] == (SIZE, SIZE)
+        client.download(file, tmp_path / "copy", user_id="ann")
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+        with client.open(file, user_id="ann") as opened:
+            opened.seek(100)
+            assert opened.read(4 * MIB) == CONTENT[100 : 100 + 4 * MIB]
+        assert reading.through_pool == 1  # the version of the opened file
+    with stand.client(direct=False) as reading:
+        assert reading.client.get(file, user_id="ann") == CONTENT
+        assert reading.through_pool == 1
+
+
+@given(offset=st.integers(0, SIZE - 4 * MIB), more=st.integers(0, SIZE))
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_range(stand: Stand, version: Version, offset: int, more: int) -> None:
+    length = 4 * MIB + more
+    with stand.client() as reading:
+        got = reading.client.get(version.file_id, user_id="ann", offset=offset, length=length)
+        assert got == CONTENT[offset : offset + length]
+        assert reading.through_pool == 0
+
+
+def test_small_files_and_ranges_come_through_the_pool(stand: Stand, version: Version) -> None:
+    with stand.client() as reading:
+        assert reading.client.get(version.file_id, user_id="ann", offset=7, length=MIB) == CONTENT[7 : 7 + MIB]
+        assert reading.through_pool == 1
+
+
+def test_the_environment_turns_it_off(stand: Stand, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKWORKER_DIRECT", "0")
+    with stand.client() as reading:
+        assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+        assert reading.through_pool == 1
+
+
+def test_what_lying_workers_send_is_made_good_with_parity(stand: Stand) -> None:
+    content = random.Random(2).randbytes(SIZE)
+    with stand.client() as client:
+        file = client.client.push(content, user_id="ann", filename="to be damaged", chunk_size=MIB).file_id
+    liars = stand.workers[:2]
+    with damaged([worker.directory for worker in liars]), stand.client() as reading:
+        assert reading.client.get(file, user_id="ann") == content
+        assert reading.through_pool == 0
+
+
+@contextmanager
+def damaged(directories: list[Path]) -> Iterator[None]:
+    """Change the payloads that workers hold."""
+    files = [path for directory in directories for path in (directory / "volume").glob("*.seg")]
+    assert files
+    before = {path: path.read_bytes() for path in files}
+    for path, raw in before.items():
+        with path.open("r+b") as file:
+            for at in range(10_000, len(raw) - 1, 10_000):
+                file.seek(at)
+                file.write(bytes([raw[at] ^ 1]))
+    try:
+        yield
+    finally:
+        for path, raw in before.items():
+            with path.open("r+b") as file:
+                file.write(raw)
+
+
+def test_a_share_that_ends_meanwhile_ends_the_read(stand: Stand) -> None:
+    users = stand.server.users
+    for name in ("ann", "bob"):
+        users.add(name)
+    content = random.Random(3).randbytes(34 * MIB)  # three pages of 256 chunks
+    with stand.client(users.create_token("ann").text) as ann, stand.client(users.create_token("bob").text) as bob:
+        file = ann.client.push(content, user_id="ann", filename="shared").file_id
+        ann.client.share("shared", with_user="bob")
+        target = Ending(lambda: ann.client.unshare("shared", with_user="bob"))
+        with pytest.raises((FileNotFound, PermissionDenied)):
+            bob.client.download(file, target, user_id="ann")
+        assert 0 < target.size < len(content)
+        with pytest.raises((FileNotFound, PermissionDenied)):
+            bob.client.get(file, user_id="ann")
+
+
+class Ending(io.BytesIO):
+    """A file to write to; when it is first written to, something happens."""
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        super().__init__()
+        self._first = first
+        self.size = 0
+
+    def write(self, data: Buffer, /) -> int:
+        if not self.size:
+            self._first()
+        self.size += memoryview(data).nbytes
+        return super().write(data)
+
+
+def test_a_public_link_is_enough(stand: Stand, version: Version) -> None:
+    with stand.client() as operator:
+        link = operator.client.create_link(version.file_id, user_id="ann")
+    with stand.client(link.text) as reading:
+        assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+        assert reading.through_pool == 0
+
+
+def test_a_server_without_workers_is_read_as_before(client: Client) -> None:
+    stored = client.push(CONTENT, user_id="ann", filename="a")
+    assert client.get(stored.file_id, user_id="ann") == CONTENT
+
+
+def test_an_older_pool_is_asked_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = client.push(CONTENT, user_id="ann", filename="a")
+    asked: list[object] = []
+
+    def unknown(request: object, *_: object, **__: object) -> None:
+        asked.append(request)
+        raise CallNotOffered("an older server")
+
+    monkeypatch.setattr(client._channel.store, "LocateShards", unknown)
+    for _ in range(2):
+        assert client.get(stored.file_id, user_id="ann") == CONTENT
+    assert len(asked) == 1
+
+
+def page_and_version(stand: Stand, version: Version) -> store_pb2.ShardsPage:
+    with stand.client() as asking:
+        request = store_pb2.LocateShardsRequest(file_id=version.file_id, user_id="ann")
+        return asking.client._channel.store.LocateShards(request).page
+
+
+def test_a_page_opens_its_own_chunks_only(stand: Stand, version: Version) -> None:
+    raw = page_and_version(stand, version)
+    page = page_of(raw, version, 0)
+    assert len(page.stripes) == version.chunk_count
+    assert len(raw.ticket) < 16 << 10
+    assert b"ann" not in raw.ticket
+    assert not any(one.name.startswith("w") for one in raw.holders)  # their ids are nobody's business
+    assert page.keys is not None
+    (epoch,) = (each.epoch for each in raw.keys)
+    with pytest.raises(KeyRequired):
+        page.keys.openers(epoch, 1, bytes(32))
+
+
+@given(data=st.data())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_wrong_page_is_refused(stand: Stand, version: Version, data: st.DataObject) -> None:
+    raw = page_and_version(stand, version)
+    field = data.draw(st.sampled_from(["ids", "placed", "k", "n", "first", "keys", "holders"]))
+    if field in ("ids", "placed"):
+        setattr(raw, field, data.draw(st.binary(max_size=100)))
+    elif field in ("k", "n", "first"):
+        setattr(raw, field, data.draw(st.sampled_from([0, 3, 5, 257, 1 << 20])))
+    elif field == "keys":
+        raw.keys.add(epoch=9, keys=data.draw(st.binary(max_size=100)))
+    else:
+        del raw.holders[data.draw(st.integers(0, 3)) :]
+    with suppress(ServerFault):
+        page = page_of(raw, version, 0)
+        assert len(page.placed) == len(page.stripes) == len(page.lengths)
+        assert all(at is None or at < len(page.holders) for placed in page.placed for at in placed)
+
+
+def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: Version) -> None:
+    """Three of four do not let clients in; the pool itself reaches them. Nobody waits for them again."""
+    for worker in stand.workers[:3]:
+        assert worker._clients is not None
+        worker._clients.stop(0.0)
+    with stand.client() as reading:
+        for times in (1, 2):
+            assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+            assert reading.through_pool == times
+            assert reading.client._direct is not None
+            assert not reading.client._direct.is_on
+
+
+def test_workers_that_are_killed_meanwhile_are_not_missed(tmp_path: Path) -> None:
+    """Workers in processes of their own, without encryption or TLS."""
+    server = PoolServer(tmp_path / "pool", profile=ErasureProfile(2, 3), options=PoolOptions(encrypts=False))
+    address = f"127.0.0.1:{server.start('127.0.0.1:0')}"
+    workers = [worker_process(tmp_path / f"w{number}", address) for number in range(3)]
+    try:
+        await_members(server, 3)
+        content = random.Random(4).randbytes(34 * MIB)
+        with Counted(Client(address)) as reading:
+            file = reading.client.push(content, user_id="ann", filename="a", chunk_size=CHUNK).file_id
+            target = Ending(workers[0].kill)
+            reading.client.download(file, target, user_id="ann")
+            assert target.getvalue() == content
+            assert reading.through_pool == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+        server.stop(0.0)
+
+
+def worker_process(directory: Path, pool: str) -> subprocess.Popen[bytes]:
+    options = ["--no-functions", "--scrub-rate", "0", "--listen", "127.0.0.1:0", "--capacity", "1000"]
+    command = ["worker", "--pool", pool, "--id", directory.name, "--dir", str(directory), *options]
+    return subprocess.Popen([sys.executable, "-m", "taskworker", *command], stdout=subprocess.DEVNULL)
