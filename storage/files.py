@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from cachetools import LRUCache
 
 from storage.catalog import Catalog, FileEntry, name_key, user_key
+from storage.catalog.ended import Ended
 from storage.errors import ConflictError, FileNotFound, FormatError, VersionNotFound
 from storage.formats.version_records import FILE_ID_BYTES
 from storage.formats.versions import StoredVersion, Version, read_version
@@ -35,6 +36,7 @@ class Files:
     def __init__(self, catalog: Catalog, keys: KeyFinder) -> None:
         self._catalog = catalog
         self._keys = keys
+        self._ended = Ended(catalog)
         self._opened: LRUCache[bytes, StoredVersion] = LRUCache(_OPENED_MAX)
         self._lock = threading.Lock()
 
@@ -55,7 +57,9 @@ class Files:
             VersionNotFound: the file has no such version.
         """
         identifier = entry.head if version_id is None else _parsed_hex(version_id, _VERSION_ID_BYTES)
-        raw = self._catalog.version(file_id, identifier) if identifier is not None else None
+        raw = None
+        if identifier is not None and (identifier == entry.head or not self._ended.has(file_id, identifier)):
+            raw = self._catalog.version(file_id, identifier)
         if identifier is None or raw is None:
             raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
         return self._read(raw, identifier)
@@ -81,6 +85,19 @@ class Files:
         """
         return self.stored(*self.entry(file_id, user_id), version_id)
 
+    def identifiers(self, file_id: str, version_id: str, user_id: str) -> tuple[bytes, bytes]:
+        """The ids of a user's file and of a version, in bytes; the file may have no such version.
+
+        Raises:
+            FileNotFound: there is no file with this id, or it is another user's.
+            VersionNotFound: this is not the id of any version.
+        """
+        identifier, entry = self.entry(file_id, user_id)
+        version = _parsed_hex(version_id, _VERSION_ID_BYTES)
+        if version is None:
+            raise VersionNotFound(f"{entry.filename!r} has no version {version_id[:80]!r}; see its history")
+        return identifier, version
+
     def base(self, file_id: str, user_id: str, version_id: str) -> tuple[str, StoredVersion]:
         """The name of a user's file, and a version of it to which a change can be applied.
 
@@ -90,8 +107,10 @@ class Files:
             ConflictError: the version is not the head.
         """
         identifier, entry = self.entry(file_id, user_id)
-        base = self.stored(identifier, entry, version_id)
-        if base.version_id != entry.head:
+        named = _parsed_hex(version_id, _VERSION_ID_BYTES)
+        has_ended = named is not None and named != entry.head and self._ended.has(identifier, named)
+        base = self.stored(identifier, entry, None if has_ended else version_id)
+        if has_ended or base.version_id != entry.head:
             raise ConflictError(
                 f"head is {entry.head.hex()}, the change was made against {version_id}; "
                 "synchronize, make the change again and retry",
@@ -109,6 +128,8 @@ class Files:
     def history(self, file_id: str, user_id: str, before: str | None) -> Iterator[Version]:
         """Versions from newest to oldest, starting with the one before ``before``, or with the head if it is None.
 
+        ``before`` may have been deleted: so whoever reads page by page is not disturbed.
+
         Raises:
             FileNotFound: there is none with this id, or it is another user's.
             VersionNotFound: the file has no version ``before``.
@@ -117,11 +138,15 @@ class Files:
         identifier, entry = self.entry(file_id, user_id)
         first: bytes | None = entry.head
         if before is not None:
-            first = self.stored(identifier, entry, before).record.parent
+            named = _parsed_hex(before, _VERSION_ID_BYTES)
+            if named is not None and named != entry.head and self._ended.has(identifier, named):
+                first = self._ended.before(identifier, named)
+            else:
+                first = self.stored(identifier, entry, before).record.parent
         return self._chain(identifier, entry, first)
 
     def _chain(self, file_id: bytes, entry: FileEntry, first: bytes | None) -> Iterator[Version]:
-        current = first
+        current = first if first == entry.head else self._ended.before(file_id, first)
         while current is not None:
             raw = self._catalog.version(file_id, current)
             if raw is None:
@@ -134,7 +159,7 @@ class Files:
                 log.warning("the history of %r ends early: %s", entry.filename, error)
                 return
             yield stored.public()
-            current = stored.record.parent
+            current = self._ended.before(file_id, stored.record.parent)
 
     def heads(self, user_id: str, prefix: str, after: str | None, limit: int) -> list[Version]:
         """Heads of a user's files, ordered by the UTF-8 bytes of their names (the first 440 of them)."""

@@ -217,11 +217,17 @@ class CatalogTransaction(Protocol):
         The file's versions stay until they are collected.
         """
 
-    def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
+    def delete_version(self, file_id: bytes, version_id: bytes, tombstone: bytes) -> None:
+        """Store the tombstone of a version that is no head, like that of a file. The version stays until collected."""
+
+    def tombstone(self, key: bytes) -> bytes | None:
+        """Return the tombstone of a file (by its id), or of a version (by the ids of both, joined); None without."""
+
+    def keep_tombstone(self, key: bytes, tombstone: bytes) -> None:
         """Store a tombstone."""
 
-    def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
-        """Note that the tombstones of these files are on the volumes."""
+    def tombstones_written(self, keys: Iterable[bytes]) -> None:
+        """Note that these tombstones are on the volumes."""
 
     def forget_file(self, file_id: bytes) -> None:
         """Remove a file's entry; its name and versions stay."""
@@ -377,11 +383,14 @@ class Catalog(Protocol):
     def nodes(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[bytes]:
         """Yield the ids of nodes, from ``start`` to before ``stop``."""
 
+    def tombstone(self, key: bytes) -> bytes | None:
+        """Return a tombstone; see :meth:`CatalogTransaction.tombstone`."""
+
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all tombstones, as (file id, bytes)."""
+        """Yield all tombstones, as (key, bytes), ordered by key: a file's, then those of its versions."""
 
     def pending_tombstones(self) -> list[tuple[bytes, bytes]]:
-        """Return the tombstones that may not be on the volumes yet, as (file id, bytes)."""
+        """Return the tombstones that may not be on the volumes yet, as (key, bytes)."""
 
     def holdings(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[Holding]:
         """Yield all claims, ordered by stripe key."""
@@ -396,7 +405,7 @@ class Catalog(Protocol):
         """Return the number of claims, which is about the number of chunks."""
 
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
-        """Remove version objects of deleted files, given as (file id, version id).
+        """Remove version objects that were deleted, given as (file id, version id).
 
         Args:
             keys: the versions.

@@ -220,6 +220,9 @@ class TableCatalog:
             for key, _ in page:
                 yield key
 
+    def tombstone(self, key: bytes) -> bytes | None:
+        return self._tables.get("tombstones", key)
+
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
         for page in self._tables.pages("tombstones", b""):
             yield from page

@@ -100,12 +100,19 @@ class RecordTransaction:
         self.keep_tombstone(file_id, tombstone)
         self._txn.put("unburied", file_id, tombstone)
 
-    def keep_tombstone(self, file_id: bytes, tombstone: bytes) -> None:
-        self._txn.put("tombstones", file_id, tombstone)
+    def delete_version(self, file_id: bytes, version_id: bytes, tombstone: bytes) -> None:
+        self.keep_tombstone(file_id + version_id, tombstone)
+        self._txn.put("unburied", file_id + version_id, tombstone)
 
-    def tombstones_written(self, file_ids: Iterable[bytes]) -> None:
-        for file_id in file_ids:
-            self._txn.delete("unburied", file_id)
+    def tombstone(self, key: bytes) -> bytes | None:
+        return self._txn.get("tombstones", key)
+
+    def keep_tombstone(self, key: bytes, tombstone: bytes) -> None:
+        self._txn.put("tombstones", key, tombstone)
+
+    def tombstones_written(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._txn.delete("unburied", key)
 
     def forget_file(self, file_id: bytes) -> None:
         self._count(self._head_profile(file_id), -1, 0)

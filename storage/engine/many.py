@@ -10,11 +10,10 @@ from typing import Any
 
 from storage.arguments import checked
 from storage.batching import batched
-from storage.catalog import FileEntry, user_key
-from storage.engine.reading import ReadableStore
+from storage.engine.deleting import DeletingStore
 from storage.erasure import ErasureProfile
 from storage.errors import FileNotFound, InvalidArgument, StorageError
-from storage.files import name_of, parsed_id, permitted
+from storage.files import parsed_id
 from storage.formats.versions import Version
 from storage.limits import check_filename
 from storage.options import PushOptions
@@ -31,7 +30,7 @@ _DELETED_TOGETHER = 250
 """Files deleted in one transaction, during which no push can commit."""
 
 
-class ManyFiles(ReadableStore):
+class ManyFiles(DeletingStore):
     """The half of a store that works on many files at once."""
 
     @checked
@@ -225,18 +224,6 @@ class ManyFiles(ReadableStore):
         except StorageError as error:
             return dict.fromkeys(identifiers, error)
         return {}
-
-    def _delete(self, identifiers: list[bytes], user_id: str) -> None:
-        """Delete files with one transaction: all of them, or none."""
-
-        def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
-            return permitted(entry, identifier.hex(), user_id)
-
-        def name(filename: str) -> bytes:
-            return name_of(user_key(user_id.encode()), filename)
-
-        if identifiers:
-            self._parts.pushing.commits.delete(identifiers, check, name)
 
 
 def _named(file: Any) -> tuple[str, Source]:

@@ -21,6 +21,7 @@ from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
 from storage.maintenance.live import node_loader
+from storage.maintenance.walks import Walks
 from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL
 from storage.runtime import Runtime
@@ -129,6 +130,7 @@ class StoreParts:
             metadata_copies=settings.n,
             scratch=path / "scratch",
             runtime=runtime,
+            walks=Walks(lambda: catalog.counters().sequence),
         )
 
     def check_usable(self) -> None:

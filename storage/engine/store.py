@@ -377,29 +377,6 @@ class FileStorage(ReportingStore):
         return self._parts.copies.profile_after(base.profile, base.size, new_size)
 
     @checked
-    def delete(self, file_id: str, *, user_id: str) -> None:
-        """Delete a file. Its name is free at once, its space after the next :meth:`collect`.
-
-        Raises:
-            FileNotFound: there is no such file, or it is another user's.
-            CatalogBehind: see :attr:`behind`.
-        """
-        self.delete_files([file_id], user_id=user_id)
-
-    @checked
-    def delete_files(self, file_ids: Sequence[str], *, user_id: str) -> None:
-        """Delete many files at once, like :meth:`delete`; if one does not exist, none is deleted.
-
-        Deleting a few hundred together takes hardly longer than deleting one.
-
-        Raises:
-            FileNotFound: one of the files, named in the text, does not exist or is another user's.
-            CatalogBehind: see :attr:`behind`.
-        """
-        self._parts.check_writable()
-        self._delete(list(dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)), user_id)
-
-    @checked
     def rotate_key(self, *, user_id: str) -> int:
         """Give a user a new key, which encrypts what is stored from now on. Former keys still open what they encrypted.
 

@@ -20,6 +20,23 @@ def differing_content(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes
     return ((index, has) for index, had, has in _differences(old, new) if plain_id(had) != plain_id(has))
 
 
+def differing_nodes(old: Manifest, new: Manifest) -> Iterator[bytes]:
+    """The references of the nodes of ``new`` that differ from what ``old`` has at the same place."""
+    top = max(old.root.height, new.root.height)
+    a, b = _Lifted(old, top), _Lifted(new, top)
+    yield from _differing_nodes(a, b, a.children, b.children, top)
+
+
+def _differing_nodes(a: _Lifted, b: _Lifted, old: bytes, new: bytes, level: int) -> Iterator[bytes]:
+    for position in range(len(new) // b.width if level and old != new else 0):
+        had, has = child_at(old, position, a.width), child_at(new, position, b.width)
+        if plain_id(had) == plain_id(has):
+            continue
+        if not b.is_root(has):
+            yield has
+        yield from _differing_nodes(a, b, a.below(had, level - 1), b.below(has, level - 1), level - 1)
+
+
 def _differences(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes, bytes]]:
     """(index, old reference, new reference) of chunks; those of equal nodes are left out."""
     top = max(old.root.height, new.root.height)
@@ -42,6 +59,10 @@ class _Lifted:
             reference = object_id(encode_node(level, self.children)).ljust(self.width, b"\0")
             self._standing[reference] = self.children
             self.children = reference
+
+    def is_root(self, node: bytes) -> bool:
+        """Whether this node stands for the tree's root, or for one above it."""
+        return node in self._standing
 
     def below(self, node: bytes, level: int) -> bytes:
         if not node:

@@ -17,7 +17,7 @@ ATTRIBUTED_FORMAT = 4  # signed, with attributes; 3 and 5 are those of sealed ve
 NO_MAC = bytes(MAC_BYTES)
 FILE_ID_BYTES = 16
 
-_Id = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+ObjectId = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 FileId = Annotated[bytes, msgspec.Meta(min_length=FILE_ID_BYTES, max_length=FILE_ID_BYTES)]
 FormatNumber = Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=SIGNED_FORMAT)]
 Mac = Annotated[bytes, msgspec.Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
@@ -44,14 +44,14 @@ class VersionRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     format: Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=ATTRIBUTED_FORMAT)]
     file_id: FileId
-    parent: _Id | None
-    root_id: _Id
+    parent: ObjectId | None
+    root_id: ObjectId
     size: Annotated[int, msgspec.Meta(ge=0, le=FILE_SIZE_MAX)]
     user_id: str
     filename: str
     time_ms: _Time
     sequence: Sequence
-    sha256: _Id | None
+    sha256: ObjectId | None
     note: str
 
 

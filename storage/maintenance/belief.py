@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from storage.formats.authenticity import Authority
-from storage.formats.tombstones import Tombstone, is_signed_tombstone
+from storage.formats.tombstones import AnyTombstone, is_signed_tombstone
 from storage.formats.version_records import SIGNED_FORMAT
 from storage.formats.versions import Outline, is_signed
 from storage.keys import Kind
@@ -48,11 +48,11 @@ class Belief:
             return None
         return self._question(found.version_id, Kind.VERSION, has_mac=found.format >= SIGNED_FORMAT)
 
-    def about_tombstone(self, identifier: bytes, raw: bytes, tombstone: Tombstone) -> bytes | None:
+    def about_tombstone(self, identifier: bytes, raw: bytes, tombstone: AnyTombstone) -> bytes | None:
         """None if a tombstone is accepted whichever volume shows it; otherwise the question for :meth:`agreed`."""
         if self.agreement.quorum <= 1 or is_signed_tombstone(raw, tombstone, self._authority):
             return None
-        return self._question(identifier, Kind.TOMBSTONE, has_mac=tombstone.format == SIGNED_FORMAT)
+        return self._question(identifier, Kind.TOMBSTONE, has_mac=tombstone.format >= SIGNED_FORMAT)
 
     def _question(self, identifier: bytes, kind: Kind, *, has_mac: bool) -> bytes:
         unchecked = _UNCHECKED if has_mac and self._authority.secret is None else 0

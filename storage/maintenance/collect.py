@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +23,13 @@ import msgspec
 
 from storage.batching import batched
 from storage.catalog import Catalog, user_key
+from storage.catalog.ended import Ended
 from storage.catalog.port import USER_KEY_BYTES, Holding
 from storage.errors import InsufficientWorkers, StoreFull
 from storage.keys import STRIPE_KEY_BYTES, Kind, ShardKey, StripeKey, kind_of, object_id_of, stripe_of
 from storage.limits import MIB
 from storage.maintenance.context import MaintenanceContext
+from storage.maintenance.counting import count_again
 from storage.maintenance.live import live_objects
 from storage.maintenance.set_aside import SetAside
 from storage.reports import CollectReport, Progress
@@ -71,16 +73,18 @@ def collect(
     """
     if not context.stripes.volumes.online():
         raise InsufficientWorkers("no store is available, so nothing can be freed; try again when the stores are back")
-    with context.collecting, context.pins.kept_during_collect():
+    with context.collecting, context.walks.walking(), context.pins.kept_during_collect():
+        ended = Ended(context.catalog, context.walks.oldest())
         uploads = _kept_uploads(context, grace_s)
         steps = _Steps(progress, pace, context.catalog.counters().versions)
         marks, set_aside = _Marks(context.scratch), SetAside(context.stripes.volumes.report, context.runtime.wall_ms)
         try:
-            _mark(context, marks, set_aside, steps)
+            _mark(context, marks, set_aside, ended, steps)
             tally = _sweep(context, marks, set_aside, uploads, steps)
-            _drop_dead_versions(context)
+            thinned = _drop_dead_versions(context, ended)
         finally:
             marks.close()
+        count_again(context, ended, thinned)
         missed = _note_missed(context, tally)
         _compact(context, tally)
         steps.finish()
@@ -221,10 +225,10 @@ def _kept_uploads(context: MaintenanceContext, grace_s: float) -> KeptUploads:
     return uploads
 
 
-def _mark(context: MaintenanceContext, marks: _Marks, set_aside: SetAside, steps: _Steps) -> None:
+def _mark(context: MaintenanceContext, marks: _Marks, set_aside: SetAside, ended: Ended, steps: _Steps) -> None:
     users: dict[str, bytes] = {}
     catalog, copies, in_use = context.catalog, context.metadata_copies, context.readings
-    for live in live_objects(catalog, context.versions, copies, set_aside, steps.step, in_use):
+    for live in live_objects(catalog, context.versions, copies, set_aside, ended, steps.step, in_use):
         user = users.get(live.user_id)
         if user is None:
             users.clear()  # files are ordered by age, not by owner: keep only the last one
@@ -355,14 +359,22 @@ def _sweep_volume(
             tally.objects.add(stripe_of(key))
 
 
-def _drop_dead_versions(context: MaintenanceContext) -> None:
-    dead = (
-        (kept.file_id, kept.version_id)
-        for kept in context.catalog.versions()
-        if kept.entry is None and not kept.problem and kept.file_id not in context.readings
-    )
-    for batch in batched(dead, _REMOVE_BATCH):
+def _drop_dead_versions(context: MaintenanceContext, ended: Ended) -> list[bytes]:
+    """Remove the records of deleted versions; return the ids of the files that have others."""
+    thinned: dict[bytes, None] = {}
+
+    def dead() -> Iterator[tuple[bytes, bytes]]:
+        for kept in context.catalog.versions():
+            if kept.problem or kept.file_id in context.readings:
+                continue
+            if kept.entry is None or ended.has(kept.file_id, kept.version_id):
+                if kept.entry is not None:
+                    thinned[kept.file_id] = None
+                yield kept.file_id, kept.version_id
+
+    for batch in batched(dead(), _REMOVE_BATCH):
         context.catalog.drop_versions(batch, counted=True)
+    return list(thinned)
 
 
 def _compact(context: MaintenanceContext, tally: _Tally) -> None:

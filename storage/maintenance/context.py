@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storage.catalog import Catalog
 from storage.formats.sealed_nodes import VersionReader
+from storage.maintenance.walks import Walks
 from storage.runtime import Runtime
 from storage.stripes.stripes import StripeStore
 from storage.write.pins import Pins, Readings
@@ -27,4 +28,5 @@ class MaintenanceContext:
     metadata_copies: int
     scratch: Path
     runtime: Runtime
+    walks: Walks
     collecting: threading.Lock = field(default_factory=threading.Lock)

@@ -157,7 +157,7 @@ class Intake:
 
     def _skip_malformed(self, shard: Shard, slot: int, error: StorageError) -> None:
         kind = Kind(kind_of(shard.key))
-        lost = "; unless another volume has it, the file that it deleted is back" if kind == Kind.TOMBSTONE else ""
+        lost = "; unless another volume has it, what it deleted is back" if kind == Kind.TOMBSTONE else ""
         self.tally.skip_malformed(slot, f"{kind.name.lower()} {object_id_of(shard.key).hex()}: {error}{lost}")
 
 
@@ -168,7 +168,7 @@ def _take_all(txn: CatalogTransaction, batch: list[Shard]) -> set[bytes]:
     for shard in batch:
         identifier, kind, raw = object_id_of(shard.key), kind_of(shard.key), bytes(shard.payload)
         if kind == Kind.TOMBSTONE:
-            txn.keep_tombstone(decode_tombstone(raw).file_id, raw)
+            txn.keep_tombstone(decode_tombstone(raw).key, raw)
         else:
             found = checked_outline(raw, identifier)
             file_id = found.file_id

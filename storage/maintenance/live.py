@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from storage.batching import batched
 from storage.catalog import Catalog, FileEntry
+from storage.catalog.ended import Ended
 from storage.catalog.port import StoredEntry
 from storage.errors import DataLossError, FormatError
 from storage.formats.differences import differing_chunks
@@ -55,15 +56,25 @@ def live_objects(
     versions: VersionReader,
     copies: int,
     set_aside: SetAside,
+    ended: Ended,
     seen_version: Callable[[], None] = lambda: None,
     in_use: Container[bytes] = (),
 ) -> Iterator[LiveObject]:
-    """Every live object at least once, without those that a version shares with its parent. Bounded memory.
+    """Every live object at least once, without those that a version shares with the one before it. Bounded memory.
 
-    Deleted files whose ids are ``in_use`` count as live, without an owner. If a version or its manifest cannot be read,
-    only its known objects are listed, and it is set aside.
+    Versions of files that are ``in_use`` count as live even if they were deleted; if the whole file was, without an
+    owner. If a version or its manifest cannot be read, only its known objects are listed, and it is set aside.
+
+    Args:
+        catalog: the store's catalog.
+        versions: reads versions.
+        copies: how many copies there are of each metadata object.
+        set_aside: takes what cannot be read.
+        ended: the versions that were deleted when the walk began; see :mod:`storage.maintenance.walks`.
+        seen_version: called after each version.
+        in_use: ids of files that are open for reading.
     """
-    for run in live_runs(catalog, versions, copies, set_aside, seen_version, in_use):
+    for run in live_runs(catalog, versions, copies, set_aside, ended, seen_version, in_use):
         for index in range(len(run.stripes)):
             yield run.object(index)
 
@@ -73,12 +84,13 @@ def live_runs(
     versions: VersionReader,
     copies: int,
     set_aside: SetAside,
+    ended: Ended,
     seen_version: Callable[[], None] = lambda: None,
     in_use: Container[bytes] = (),
 ) -> Iterator[LiveRun]:
     """Like :func:`live_objects`, in runs: there are millions of objects, and few are handled individually."""
     for kept in catalog.versions():
-        yield from _live_in(catalog, versions, copies, set_aside, kept, in_use)
+        yield from _live_in(catalog, versions, copies, set_aside, ended, kept, in_use)
         seen_version()
     for _, raw in catalog.tombstones():
         yield LiveRun([metadata_stripe(Kind.TOMBSTONE, object_id(raw), copies)], "", "", b"")
@@ -89,23 +101,25 @@ def _live_in(
     versions: VersionReader,
     copies: int,
     set_aside: SetAside,
+    ended: Ended,
     kept: StoredEntry,
     in_use: Container[bytes],
 ) -> Iterator[LiveRun]:
     """The live objects of one version."""
     entry, stripe = kept.entry, metadata_stripe(Kind.VERSION, kept.version_id, copies)
-    if entry is None and not kept.problem and kept.file_id not in in_use:
-        return  # the file was deleted
+    has_ended = ended.has(kept.file_id, kept.version_id)
+    if (has_ended or (entry is None and not kept.problem)) and kept.file_id not in in_use:
+        return  # it was deleted, alone or with its file
     try:
         if kept.problem:
             raise FormatError(kept.problem)
         stored = versions.version(kept.raw, kept.version_id)
         if entry is None:
             entry = FileEntry("", stored.record.filename, stored.version_id, stored.record.size)
-        yield from _objects_of(catalog, versions, copies, entry, stored)
+        yield from _objects_of(catalog, versions, copies, ended, entry, stored)
     except (DataLossError, FormatError) as error:
-        if entry is not None and catalog.file(kept.file_id) is None:
-            return  # deleted, and its nodes collected, during the walk: nothing of it is live
+        if has_ended or (entry is not None and catalog.file(kept.file_id) is None):
+            return  # deleted, and its nodes collected, before or during the walk: nothing of it is live
         name = "a file" if entry is None else f"{entry.filename!r} of {entry.user_id!r}"
         set_aside.add(
             stripe,
@@ -125,7 +139,7 @@ def is_live(catalog: Catalog, live: LiveObject) -> bool:
 
 
 def _objects_of(
-    catalog: Catalog, versions: VersionReader, copies: int, entry: FileEntry, stored: StoredVersion
+    catalog: Catalog, versions: VersionReader, copies: int, ended: Ended, entry: FileEntry, stored: StoredVersion
 ) -> Iterator[LiveRun]:
     def run(stripes: list[StripeKey]) -> LiveRun:
         return LiveRun(stripes, entry.user_id, entry.filename, stored.record.file_id)
@@ -135,14 +149,14 @@ def _objects_of(
     for node_id in manifest.node_ids():
         yield run([metadata_stripe(Kind.NODE, node_id, copies)])
     code = chunk_stripe(bytes(ID_BYTES), stored.root.profile)[ID_BYTES:]  # once, instead of for each of millions
-    for references in _new_chunks(catalog, versions, stored, manifest):
+    for references in _new_chunks(catalog, versions, ended, stored, manifest):
         yield run([StripeKey(stored_id(reference) + code) for reference in references])
 
 
 def _new_chunks(
-    catalog: Catalog, versions: VersionReader, stored: StoredVersion, manifest: Manifest
+    catalog: Catalog, versions: VersionReader, ended: Ended, stored: StoredVersion, manifest: Manifest
 ) -> Iterator[list[bytes]]:
-    parent = stored.record.parent
+    parent = ended.before(stored.record.file_id, stored.record.parent)
     raw = catalog.version(stored.record.file_id, parent) if parent is not None else None
     if parent is None or raw is None:
         return manifest.leaves()

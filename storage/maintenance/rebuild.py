@@ -16,12 +16,12 @@ from storage.errors import DataLossError, FormatError, ShardsUnavailable
 from storage.formats.differences import differing_chunks
 from storage.formats.manifest import plain_id, stored_id
 from storage.formats.sealed_nodes import VersionReader
-from storage.formats.tombstones import decode_tombstone
 from storage.formats.versions import StoredVersion, outline
 from storage.keys import StripeKey, object_id_of
 from storage.limits import MIB
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
+from storage.maintenance.graves import Ends, Graves
 from storage.maintenance.intake import Intake, Tally
 from storage.maintenance.node_taker import NodeTaker
 from storage.maintenance.required_keys import require_keys
@@ -100,59 +100,41 @@ class _File:
 
 
 class _Found(NamedTuple):
-    """A file in the catalog, after everything that volumes show was entered."""
+    """A file in the catalog, after everything that volumes show was entered.
+
+    ``versions`` are those that have not ended, and ``remains`` the ids of the others.
+    """
 
     file_id: bytes
     versions: list[StoredVersion]
-    deleted: bool
+    ends: Ends
+    remains: list[bytes]
+
+    @property
+    def deleted(self) -> bool:
+        """Whether all of the file has ended."""
+        return self.ends.deleted
 
     def size(self) -> int:
         """Approximate bytes that it takes in memory."""
         return sum(len(stored.raw) for stored in self.versions)
 
 
-class _Graves:
-    """Tells which files have a tombstone, if asked in the order of their ids, with constant memory."""
-
-    def __init__(self, catalog: Catalog, tally: Tally) -> None:
-        self._left = catalog.tombstones()
-        self._tally = tally
-        self._next = self._read()
-
-    def has(self, file_id: bytes) -> bool:
-        """Whether a file has a tombstone; ids must not decrease from call to call."""
-        while self._next is not None and self._next < file_id:
-            self._next = self._read()
-        return self._next == file_id
-
-    def read_rest(self) -> None:
-        """Read the remaining tombstones, since their sequences count."""
-        while self._next is not None:
-            self._next = self._read()
-
-    def _read(self) -> bytes | None:
-        found = next(self._left, None)
-        if found is None:
-            return None
-        file_id, raw = found
-        try:
-            self._tally.sequence = max(self._tally.sequence, decode_tombstone(raw).sequence)
-        except FormatError as error:
-            self._tally.skip(f"the tombstone of file {file_id.hex()}, which stays deleted: {error}")
-        return file_id
-
-
 def _files(catalog: Catalog, reader: VersionReader, tally: Tally) -> Iterator[_Found]:
     """The readable versions of each file. A file whose entry or head cannot be read is left as it is."""
-    tombstones = _Graves(catalog, tally)
+    tombstones = Graves(catalog, tally)
     for file_id, group in groupby(catalog.versions(), key=attrgetter("file_id")):
-        deleted = tombstones.has(file_id)
+        ends = tombstones.of(file_id)
+        remains: list[bytes] = []
         versions: list[StoredVersion] = []
         unreadable: set[bytes] = set()
         head, problem = b"", ""
         for kept in group:
             head = kept.entry.head if kept.entry is not None else head
             problem = problem or kept.problem
+            if kept.version_id in ends.versions and not ends.deleted:
+                remains.append(kept.version_id)
+                continue
             try:
                 stored = reader.version(kept.raw, kept.version_id)
                 versions.append(stored)
@@ -164,8 +146,8 @@ def _files(catalog: Catalog, reader: VersionReader, tally: Tally) -> Iterator[_F
             tally.skip(f"file {file_id.hex()}: {problem}")
             continue
         is_newest = head in unreadable and all(stored.record.parent != head for stored in versions)
-        if deleted or (versions and not is_newest):
-            yield _Found(file_id, versions, deleted)
+        if ends.deleted or (versions and not is_newest):
+            yield _Found(file_id, versions, ends, remains)
     tombstones.read_rest()
 
 
@@ -194,12 +176,13 @@ class _Judge:
         known = [found for chunk in chunks if (found := self.looked_up.get(chunk)) is not None]
         return known if len(known) == len(chunks) else self.stripes.shard_maps(chunks)
 
-    def choose(self, file_id: bytes, versions: list[StoredVersion]) -> _File | None:
+    def choose(self, found: _Found) -> _File | None:
         """The head of a file and the chain below it; None if no version is complete.
 
         Raises:
             _UndecidedError: a preferable version may be complete.
         """
+        file_id, versions, ends = found.file_id, found.versions, found.ends
         by_id = {stored.version_id: stored for stored in versions}
         for head in sorted(versions, key=_sequence, reverse=True):
             name = head.record.filename
@@ -207,8 +190,8 @@ class _Judge:
             if problem is not None:
                 self.tally.skip(f"{name!r} ({file_id.hex()}) version {head.version_id.hex()}: {problem}")
                 continue
-            chain = list(_chain(head, by_id))
-            if chain[-1].record.parent is not None:
+            chain = list(_chain(head, by_id, ends))
+            if ends.before(chain[-1].record.parent) is not None:
                 self.tally.skip(
                     f"{name!r} ({file_id.hex()}): versions before {chain[-1].version_id.hex()} are not on the volumes"
                 )
@@ -260,25 +243,28 @@ def _sequence(stored: StoredVersion) -> int:
     return stored.record.sequence
 
 
-def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion]) -> Iterator[StoredVersion]:
+def _chain(head: StoredVersion, by_id: dict[bytes, StoredVersion], ends: Ends) -> Iterator[StoredVersion]:
     current: StoredVersion | None = head
     while current is not None:
         yield current
-        current = by_id.get(current.record.parent) if current.record.parent is not None else None
+        before = ends.before(current.record.parent)
+        current = by_id.get(before) if before is not None else None
 
 
 def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
     """Enter complete files, and drop deleted and lost ones; undecided files stay as they are."""
     entered: list[_File] = []
     dropped: list[_Found] = []
+    remains: list[tuple[bytes, bytes]] = []
     judge.look_up(batch)
     for found in batch:
         judge.tally.step()
         try:
-            file = None if found.deleted else judge.choose(found.file_id, found.versions)
+            file = None if found.deleted else judge.choose(found)
         except _UndecidedError as undecided:
             judge.tally.leave_undecided(str(undecided))
             continue
+        remains += [(found.file_id, version_id) for version_id in found.remains]
         if file is None:
             dropped.append(found)
         else:
@@ -286,6 +272,7 @@ def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
     _hold(catalog, entered, judge)
     _enter(catalog, entered, judge)
     _drop(catalog, dropped)
+    catalog.drop_versions(remains, counted=True)
 
 
 def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
@@ -453,9 +440,9 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
 
     def work(txn: CatalogTransaction) -> list[tuple[bytes, bytes]]:
         dropped: list[tuple[bytes, bytes]] = []
-        for file_id, versions, deleted in groups:
+        for file_id, versions, ends, _ in groups:
             entry = txn.file(file_id)
-            if entry is not None and not deleted:
+            if entry is not None and not ends.deleted:
                 continue  # the missing parts may come back
             if entry is not None:
                 _forget(txn, file_id, entry)

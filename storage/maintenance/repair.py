@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from storage.batching import batched
 from storage.catalog import Catalog
+from storage.catalog.ended import Ended
 from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.fleet.fleet import Fleet
 from storage.fleet.placement import PARTITIONS, losses_survivable
@@ -81,10 +82,10 @@ def repair(
     now_ms = context.runtime.wall_ms
     tally = _Tally(expected, progress, watch, SetAside(volumes.report, now_ms), now_ms)
     threads = _THREADS_REMOTE if volumes.remote else max(2, os.cpu_count() or 1)
-    with context.runtime.executor(threads, "repair") as pool:
+    with context.runtime.executor(threads, "repair") as pool, context.walks.walking() as begun:
         waiting: deque[_UnderWay] = deque()
         new = _New(context, pool, epoch)
-        for group in batched(_damaged(context, tally), context.stripes.mended_together):
+        for group in batched(_damaged(context, tally, Ended(context.catalog, begun)), context.stripes.mended_together):
             waiting.append((group, pool.submit(_make_at_pace, context, group, pace)))
             while len(waiting) >= _IN_FLIGHT_MAX:
                 _settle(tally, new, *waiting.popleft())
@@ -314,10 +315,10 @@ def _batches(runs: Iterable[LiveRun]) -> Iterator[_Batch]:
         yield batch
 
 
-def _damaged(context: MaintenanceContext, tally: _Tally) -> Iterator[_Damaged]:
+def _damaged(context: MaintenanceContext, tally: _Tally, ended: Ended) -> Iterator[_Damaged]:
     """Objects with misplaced or missing shards, the most urgent first within each batch."""
     found: list[_Damaged] = []
-    runs = live_runs(context.catalog, context.versions, context.metadata_copies, tally.set_aside)
+    runs = live_runs(context.catalog, context.versions, context.metadata_copies, tally.set_aside, ended)
     ready = (run for run in runs if not _is_being_written(context, run.stripes[0]))
     for batch in _batches(ready):
         epoch = context.stripes.volumes.epoch()

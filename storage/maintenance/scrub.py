@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.batching import batched
+from storage.catalog.ended import Ended
 from storage.fleet.fleet import Fleet
 from storage.keys import ShardKey, object_id_of, shard_key, slot_of
 from storage.maintenance.context import MaintenanceContext
@@ -35,8 +36,11 @@ def scrub(context: MaintenanceContext, progress: Progress | None = None) -> Scru
     meter = _Meter(progress, _bytes_used(volumes))
     verified = _verify_volumes(context, meter)
     findings, set_aside = _Findings(context.runtime.wall_ms), SetAside(volumes.report, context.runtime.wall_ms)
-    for batch in batched(live_objects(context.catalog, context.versions, context.metadata_copies, set_aside), _BATCH):
-        _check_objects(context, batch, verified, findings)
+    with context.walks.walking() as begun:
+        ended = Ended(context.catalog, begun)
+        walk = live_objects(context.catalog, context.versions, context.metadata_copies, set_aside, ended)
+        for batch in batched(walk, _BATCH):
+            _check_objects(context, batch, verified, findings)
     for slot, verification in verified.items():
         store = volumes.volume(slot)
         if store is None:

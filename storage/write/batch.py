@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgspec
-
 from storage.catalog import CatalogTransaction, Counters, FileEntry, Usage
 from storage.errors import (
     ConflictError,
@@ -237,62 +235,6 @@ class BatchPlan:
             stored.record.file_id + stored.version_id,
             reserved=max(now.reserved, self.sequence + reserve),
         )
-
-
-class DeletePlan:
-    """The plan for deleting some files.
-
-    Args:
-        sequence: the catalog's last sequence number.
-        entries: the files' entries, by id.
-
-    Attributes:
-        entries: the argument.
-        sequence: the sequence number given to the latest tombstone; before the first one, that of the catalog.
-        tombstones: (file id, bytes) of each tombstone.
-    """
-
-    def __init__(self, sequence: int, entries: dict[bytes, FileEntry]) -> None:
-        self._sequence = sequence
-        self.entries = entries
-        self._names: list[bytes] = []
-        self.sequence = sequence
-        self.tombstones: list[tuple[bytes, bytes]] = []
-
-    def add(self, file_id: bytes, name: bytes, raw: bytes) -> None:
-        """Plan to end a file with a tombstone. ``name`` is the key of its name."""
-        self.tombstones.append((file_id, raw))
-        self._names.append(name)
-
-    def enter(self, txn: CatalogTransaction, written: Sequence[bytes]) -> bool:
-        """Enter the deletes if the catalog has not changed since they were planned.
-
-        Args:
-            txn: the transaction.
-            written: ids of files deleted earlier whose tombstones are now on the volumes.
-
-        Returns:
-            Whether they were entered.
-        """
-        now = txn.counters()
-        if now.sequence != self._sequence:
-            return False
-        if any(txn.file(file_id) != entry for file_id, entry in self.entries.items()):
-            return False
-        for (file_id, raw), name in zip(self.tombstones, self._names, strict=True):
-            txn.delete_file(file_id, name, raw)
-        txn.tombstones_written(written)
-        txn.set_counters(
-            msgspec.structs.replace(
-                now,
-                files=now.files - len(self.tombstones),
-                logical_bytes=now.logical_bytes - sum(self.entries[file_id].size for file_id, _ in self.tombstones),
-                sequence=self.sequence,
-                closed=False,
-                committed=None,
-            )
-        )
-        return True
 
 
 def revisable(entry: FileEntry | None, pending: PendingVersion) -> FileEntry:

@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
-from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, Usage, user_key
+from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, Usage
 from storage.errors import (
     ConflictError,
     FileNotFound,
@@ -30,7 +31,6 @@ from storage.errors import (
 from storage.formats.authenticity import Authority
 from storage.formats.manifest import object_id
 from storage.formats.sequences import SEQUENCE_MAX
-from storage.formats.tombstones import sign_tombstone
 from storage.formats.version_records import (
     ATTRIBUTED_FORMAT,
     FILE_ID_BYTES,
@@ -48,7 +48,8 @@ from storage.runtime import Runtime
 from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
-from storage.write.batch import Basis, BatchPlan, DeletePlan
+from storage.write.batch import Basis, BatchPlan
+from storage.write.deleting import Check, Deletion, FilesDeletion, NameOf, VersionDeletion, VersionDeletions
 from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
@@ -56,6 +57,8 @@ from storage.write.queue import BATCH_MAX, CommitQueue
 from storage.write.quotas import Quotas, root_bytes
 from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
 from storage.write.target import PushTarget
+
+DeletionT = TypeVar("DeletionT", bound=Deletion)
 
 log = logging.getLogger(__name__)
 
@@ -307,44 +310,54 @@ class GroupCommit:
         token_bytes = self._runtime.token_bytes
         return seal_encrypted(record, pending.root, root_raw, self._authority, pending.target.key, token_bytes)
 
-    def delete(
-        self,
-        file_ids: Sequence[bytes],
-        check: Callable[[bytes, FileEntry | None], FileEntry],
-        name: Callable[[str], bytes],
-    ) -> None:
+    def delete(self, file_ids: Sequence[bytes], check: Check, name: NameOf) -> None:
         """Delete files durably: all of them or none, with one transaction and one flush of the volumes.
 
         Args:
             file_ids: ids of the files, each once.
-            check: given an id and its entry, returns the entry if the caller may delete the file; raises otherwise.
-            name: returns the key of a filename.
+            check: see :data:`~storage.write.deleting.Check`.
+            name: see :data:`~storage.write.deleting.NameOf`.
         """
-        self._lineage.begin()
-        pinned: list[StripeKey] = []
-        try:
-            with self._ordering:
-                plan = self._delete(file_ids, check, name, pinned)
-            for entry in plan.entries.values():
-                self._quotas.left(user_key(entry.user_id.encode()), entry.counted)
-            self._write_tombstones(plan.tombstones)
-        finally:
-            self._pins.unpin(pinned)
-
-    def _delete(
-        self,
-        file_ids: Sequence[bytes],
-        check: Callable[[bytes, FileEntry | None], FileEntry],
-        name: Callable[[str], bytes],
-        pinned: list[StripeKey],
-    ) -> DeletePlan:
-        with self._mutex:
-            written, self._written_tombstones = self._written_tombstones, []
 
         def read(txn: CatalogTransaction) -> tuple[int, dict[bytes, FileEntry]]:
             return txn.counters().sequence, {file_id: check(file_id, txn.file(file_id)) for file_id in file_ids}
 
-        def enter(plan: DeletePlan, txn: CatalogTransaction) -> bool:
+        self._bury(
+            lambda: FilesDeletion.planned(self._catalog.transact(read), name, self._next_sequence, self._authority)
+        )
+
+    def delete_version(self, file_id: bytes, version_id: bytes, check: Check, name: NameOf) -> StoredVersion | None:
+        """Delete one version of a file durably. If it is the head, the version before it is the next one.
+
+        Returns:
+            The head of the file now; None if there was no other version, so that the file is gone.
+
+        Raises:
+            VersionNotFound: the file has no such version.
+            FormatError: the record of this version, or of one beside it, cannot be read.
+        """
+        plans = VersionDeletions(self._catalog, self._keys, self._authority)
+        done = self._bury(lambda: plans.plan(file_id, version_id, check, name, self._next_sequence))
+        return done.head if isinstance(done, VersionDeletion) else None
+
+    def _bury(self, plan_of: Callable[[], DeletionT]) -> DeletionT:
+        """Plan a deletion and enter it; then write its tombstones."""
+        self._lineage.begin()
+        pinned: list[StripeKey] = []
+        try:
+            with self._ordering:
+                plan = self._entered(plan_of, pinned)
+            plan.settle(self._quotas)
+            self._write_tombstones(plan.tombstones)
+            return plan
+        finally:
+            self._pins.unpin(pinned)
+
+    def _entered(self, plan_of: Callable[[], DeletionT], pinned: list[StripeKey]) -> DeletionT:
+        with self._mutex:
+            written, self._written_tombstones = self._written_tombstones, []
+
+        def enter(plan: DeletionT, txn: CatalogTransaction) -> bool:
             entered = plan.enter(txn, written)
             if entered:
                 self._keep_incomplete(txn)
@@ -352,12 +365,8 @@ class GroupCommit:
 
         try:
             for _ in range(_PLANS_MAX):
-                sequence, entries = self._catalog.transact(read)
-                plan = DeletePlan(sequence, entries)
-                for file_id, entry in entries.items():
-                    plan.sequence = self._next_sequence(plan.sequence)
-                    raw = sign_tombstone(file_id, plan.sequence, self._authority)
-                    plan.add(file_id, name(entry.filename), raw)
+                plan = plan_of()
+                for _, raw in plan.tombstones:
                     stripe = self._tombstone_stripe(raw)
                     self._pins.pin(stripe)
                     pinned.append(stripe)
@@ -429,14 +438,14 @@ class GroupCommit:
     def write_pending_tombstones(self) -> None:
         """Write tombstones that a crash or a full disk kept from the volumes. Call before any delete."""
         leftovers = [
-            (file_id, raw)
-            for file_id, raw in self._catalog.pending_tombstones()
+            (key, raw)
+            for key, raw in self._catalog.pending_tombstones()
             if not self._pins.pinned(self._tombstone_stripe(raw))  # else a delete is writing it
         ]
         if leftovers:
             self._write_tombstones(leftovers)
 
-    def _write_tombstones(self, tombstones: list[tuple[bytes, bytes]]) -> None:
+    def _write_tombstones(self, tombstones: Sequence[tuple[bytes, bytes]]) -> None:
         """Write tombstones to the volumes, where a rebuild finds them.
 
         They are written after the catalog's commit: a tombstone of a delete that never happened would make a later
@@ -454,11 +463,11 @@ class GroupCommit:
             self._stripes.volumes.append(batches, urgent=True)
             self._stripes.volumes.sync()
         except (StoreFull, InsufficientWorkers) as error:
-            log.warning("the tombstones of %d deleted files could not be written yet: %s", len(tombstones), error)
+            log.warning("%d tombstones could not be written yet: %s", len(tombstones), error)
         else:
             told = [
-                file_id
-                for (file_id, _), absent in zip(tombstones, self._stripes.absent(stripes), strict=True)
+                key
+                for (key, _), absent in zip(tombstones, self._stripes.absent(stripes), strict=True)
                 if len(absent) < self._copies  # at least one volume has it
             ]
             with self._mutex:

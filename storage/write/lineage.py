@@ -34,7 +34,7 @@ from storage.formats.authenticity import (
     sharing_threshold,
 )
 from storage.formats.manifest import object_id
-from storage.formats.tombstones import decode_tombstone, is_signed_tombstone
+from storage.formats.tombstones import decode_tombstone, is_signed_tombstone, version_key
 from storage.formats.version_records import FILE_ID_BYTES
 from storage.formats.versions import checked_outline, is_signed
 from storage.formats.voices import Voice, voices
@@ -299,6 +299,8 @@ class Lineage:
         latest = self._catalog.counters().latest
         file_id, version_id = latest[:FILE_ID_BYTES], latest[FILE_ID_BYTES:]
         if self._volumes.stand_ins or not latest or self._catalog.file(file_id) is None:
+            return None
+        if self._catalog.tombstone(version_key(file_id, version_id)) is not None:
             return None
         stripe = metadata_stripe(Kind.VERSION, version_id, self._profile.n)
         holders = self._volumes.holders(stripe)

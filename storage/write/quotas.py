@@ -15,11 +15,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from storage.catalog import Catalog, FileEntry, Usage, user_key
 from storage.catalog.port import UploadRecord
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded
+from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded, StorageError
 from storage.formats.differences import differing_content
 from storage.formats.manifest import RootNode
 from storage.formats.sealed_nodes import manifest_of, manifest_over
@@ -49,6 +50,8 @@ NO_QUOTA = Quota()
 _LEFT_PART = 10
 _LEFT_PART_PRESSING = 1  # as much as all files together
 _LEFT_MIN = 64 * MIB
+_ESTIMATED_MAX = 10_000
+"""Chunks that are counted when a version is deleted, so that this is quick however large the file is."""
 
 
 class Policy:
@@ -101,6 +104,7 @@ class Quotas:
         self._writing: Counter[bytes] = Counter()  # by user key
         self._left: Counter[bytes] = Counter()  # by user key: what no file needs any more since a collect began
         self._all_left = 0  # the same of all users
+        self._thinned: Counter[bytes] = Counter()  # by user key: about what a collect would find that versions left
         self._refused = False  # a user, because of that
         self._collects = 0  # as many had begun by then
 
@@ -137,6 +141,7 @@ class Quotas:
         if self._collects != self._uploads.collects:
             self._collects = self._uploads.collects
             self._left.clear()
+            self._thinned.clear()
             self._all_left = 0
             self._refused = False
 
@@ -149,6 +154,37 @@ class Quotas:
         with self._lock:
             self._left[user] = self._left_by(user) + count
             self._all_left += count
+
+    def thinned(self, user_id: str, former: StoredVersion | None, version: StoredVersion) -> None:
+        """Note that a version was deleted, so that a collect may free what it added to the one before it.
+
+        That counts until then, as it is only known then whether the next version needs it.
+        """
+        added = self._added_by(former, version)
+        with self._lock:
+            self._forget_collected()
+            self._thinned[user_key(user_id.encode())] += added
+            self._all_left += added
+
+    def _added_by(self, former: StoredVersion | None, version: StoredVersion) -> int:
+        """About what a version added to the one before it: the shards of the first chunks that differ."""
+        root = version.root
+        if former is None or (former.root.profile, former.root.chunk_size) != (root.profile, root.chunk_size):
+            return root_bytes(root)
+
+        def load(node_id: bytes) -> bytes:
+            raw = self._catalog.node(node_id)
+            if raw is None:
+                raise IncompletePush("a part of this version was collected")
+            return raw
+
+        try:
+            differing = differing_content(manifest_of(former, load), manifest_of(version, load))
+            return sum(
+                shards_bytes(root.profile, root.chunk_length(index)) for index, _ in islice(differing, _ESTIMATED_MAX)
+            )
+        except StorageError:
+            return 0  # a collect was faster, or reports it
 
     def is_collect_worthwhile(self, stored: Callable[[], int]) -> bool:
         """Whether much could be freed, or a user is refused what there would be room for.
@@ -234,7 +270,8 @@ class Quotas:
                     raise self._too_many_bytes(user_id, used, count, quota.bytes, left)
 
     def _too_many_bytes(self, user_id: str, used: int, added: int, quota: int, left: int) -> QuotaExceeded:
-        self._refused = self._refused or (left > 0 and used - left + added <= quota)
+        left_at_most = left + self._thinned[user_key(user_id.encode())]
+        self._refused = self._refused or (left_at_most > 0 and used - left_at_most + added <= quota)
         waits = f" ({_size(left)} of it by deleted files and failed pushes, until the next collect)" if left else ""
         return QuotaExceeded(
             f"user {user_id!r} takes {_size(used)} on the volumes{waits}, and may take {_size(quota)}: "

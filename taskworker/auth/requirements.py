@@ -94,6 +94,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "ListFiles": _READ,
             "ListVersions": _READ,
             "Delete": _WRITE,
+            "DeleteVersion": _WRITE,
             "DeleteFiles": _WRITE,
             "RotateKey": _ROTATE_KEY,
             "PushMany": _WRITE,

@@ -38,7 +38,7 @@ _PANELS = {
         "stat": "files",
         "revise": "files",
         "sync": "sync",
-        "rm": "files",
+        "rm": "removing",
         "mount": "mount",
     },
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")

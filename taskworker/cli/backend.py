@@ -79,7 +79,10 @@ class Backend(Protocol):
         """Make the content of ``path`` the head if ``base`` is the current head; sends only what differs."""
 
     def changes_since(self, file_id: str, version_id: str) -> Delta:
-        """The changes from ``version_id`` to the head; the cost grows with the size of the changes."""
+        """The changes from ``version_id`` to the head; the cost grows with the size of the changes.
+
+        If that version was deleted, they are all of the head.
+        """
 
     def history(self, file_id: str) -> Iterator[Version]:
         """All versions of a file, newest first, read lazily."""
@@ -94,6 +97,9 @@ class Backend(Protocol):
 
     def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
         """Read files by id or name; those larger than ``bytes_max`` come without data."""
+
+    def delete_version(self, file_id: str, version_id: str) -> Version | None:
+        """Delete one version of a file; returns the head then, None if the file is gone."""
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         """Delete files with all their versions; yields the outcome of each."""

@@ -21,6 +21,7 @@ from storage import (
     ScrubReport,
     StoreStats,
     Version,
+    VersionNotFound,
 )
 from storage.diff.local_diff import LocalDiff
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
@@ -144,7 +145,11 @@ class EmbeddedBackend:
         return content.size, patches
 
     def changes_since(self, file_id: str, version_id: str) -> Delta:
-        diff = self._store.synchronize(file_id, have_version_id=version_id, user_id=self._user)
+        try:
+            diff = self._store.synchronize(file_id, have_version_id=version_id, user_id=self._user)
+        except VersionNotFound:
+            head = self.stat(file_id)
+            return Delta(head, self._all_of(head))
         head = self.stat(file_id, diff.target_version_id)
         return Delta(head, self._pieces(head, diff))
 
@@ -157,6 +162,13 @@ class EmbeddedBackend:
                 else:
                     reader.seek(offset)
                     yield offset, reader.read(min(diff.chunk_size, head.size - offset))
+
+    def _all_of(self, head: Version) -> Iterator[tuple[int, BytesLike]]:
+        with self._store.open_file(head.file_id, user_id=self._user, version_id=head.version_id) as reader:
+            offset = 0
+            while data := reader.read(_READ_BYTES):
+                yield offset, data
+                offset += len(data)
 
     def history(self, file_id: str) -> Iterator[Version]:
         before: str | None = None
@@ -177,6 +189,9 @@ class EmbeddedBackend:
 
     def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
         return self._store.get_many(files, user_id=self._user, by_name=by_name, bytes_max=bytes_max)
+
+    def delete_version(self, file_id: str, version_id: str) -> Version | None:
+        return self._store.delete_version(file_id, version_id, user_id=self._user)
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._store.delete_many(file_ids, user_id=self._user)

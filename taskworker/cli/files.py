@@ -17,7 +17,7 @@ import typer
 from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import listed_document, version_document
 from taskworker.cli.exits import ExitCode, Failure
-from taskworker.cli.many import SHORT_ID_LENGTH, delete_files, get_files, heads_of, namesakes, push_files
+from taskworker.cli.many import SHORT_ID_LENGTH, get_files, push_files
 from taskworker.cli.outputs import target_of, write_version
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.references import resolve_file, resolve_range, resolve_version
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from taskworker.cli.backend import Backend
 
 STANDARD_STREAM = "-"
-_NAMES_SHOWN = 20
 _ATTRIBUTE_SHOWN_MAX = 80
 
 FileReference = Annotated[
@@ -420,53 +419,3 @@ def _spooled(source: str) -> Iterator[Path]:
         with standard_input() as stdin, spool.open("wb", buffering=0) as file:
             copy_stream(stdin, file)
         yield spool
-
-
-def rm(
-    session: Session,
-    files: FileReferences,
-    yes: Annotated[
-        bool,
-        typer.Option(
-            "--yes", "-y", help="Do not ask: an argument that is an id means the file with that id.", show_default=False
-        ),
-    ] = False,
-) -> None:
-    """Delete files with all their versions. `collect` frees their space.
-
-    Asks for confirmation if an argument is the id of one file and the name of another.
-
-    Examples:
-        taskworker rm report.pdf
-        taskworker rm *.tmp
-    """
-    with session.backend() as backend:
-        heads = _to_delete(session, backend, files, yes=yes)
-        delete_files(session, backend, heads)
-    names = [visible(head.filename) for head in heads[:_NAMES_SHOWN]]
-    more = f" and {len(heads) - len(names):,} more" if len(heads) > len(names) else ""
-    session.terminal.result(
-        [version_document(head) for head in heads], f"deleted {plural(len(heads), 'file')}: {', '.join(names)}{more}"
-    )
-
-
-def _to_delete(session: Session, backend: Backend, files: list[str], *, yes: bool) -> list[Version]:
-    """The heads of the files to delete, without duplicates; all are looked up before the first is deleted."""
-    heads = heads_of(session, backend, files)
-    doubtful = [] if yes else namesakes(backend, heads)
-    for head, other in doubtful:
-        _ask_which(session, head, other)
-    return list({head.file_id: head for head in heads.values()}.values())
-
-
-def _ask_which(session: Session, head: Version, other: Version) -> None:
-    """Ask whether to delete ``head`` by its id, which is also the name of ``other``; refuse if nobody can answer."""
-    if not session.terminal.can_ask:
-        raise Failure(
-            f"{head.file_id} is the id of '{visible(head.filename)}' and the name of another file, so nothing was "
-            f"deleted: give --yes to delete the one with that id, or give the other one's id, {other.file_id}",
-            ExitCode.USAGE,
-        )
-    question = f"{head.file_id} is also the name of another file. Delete '{visible(head.filename)}', whose id it is?"
-    if not typer.confirm(question, err=True):
-        raise Failure(f"nothing was deleted; the other file's id is {other.file_id}")

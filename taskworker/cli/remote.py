@@ -18,6 +18,7 @@ from storage import (
     ScrubReport,
     StoreStats,
     Version,
+    VersionNotFound,
 )
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.client import Client
@@ -113,7 +114,7 @@ class RemoteBackend:
     def changes_since(self, file_id: str, version_id: str) -> Delta:
         try:
             answer = self._client.synchronize(file_id, user_id=self._user, have_version_id=version_id)
-        except MessageTooLarge:
+        except (MessageTooLarge, VersionNotFound):
             head = self.stat(file_id)
             return Delta(head, self._all_of(head))
         head = self.stat(file_id, answer.version_id)
@@ -147,6 +148,9 @@ class RemoteBackend:
 
     def get_many(self, files: Sequence[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
         return self._client.get_many(files, user_id=self._user, by_name=by_name, bytes_max=bytes_max)
+
+    def delete_version(self, file_id: str, version_id: str) -> Version | None:
+        return self._client.delete_version(file_id, version_id, user_id=self._user)
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         return self._client.delete_many(file_ids, user_id=self._user)
@@ -197,7 +201,12 @@ class SealedBackend(RemoteBackend):
     def changes_since(self, file_id: str, version_id: str) -> Delta:
         from taskworker.client.sealed.revising import changes_since
 
-        return Delta(*changes_since(self._files, self.stat(file_id, version_id), Deadline(None)))
+        try:
+            base = self.stat(file_id, version_id)
+        except VersionNotFound:
+            head = self.stat(file_id)
+            return Delta(head, self._all_of(head))
+        return Delta(*changes_since(self._files, base, Deadline(None)))
 
 
 def remote_backend(address: str, user: str, *, token: str | None = None, key: Path | None = None) -> RemoteBackend:

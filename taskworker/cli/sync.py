@@ -153,10 +153,15 @@ class _Pair:
         return self._both_changed(head, prefer)
 
     def _again(self, tie: Tie, prefer: Side | None) -> tuple[Version, Outcome]:
+        from storage import VersionNotFound
+
         head = self._head(tie)
         if not self._path.exists():
             return self._fetch(head), Outcome.FETCHED
-        changed_here = self._changed_since(tie)
+        try:
+            changed_here = self._changed_since(tie)
+        except VersionNotFound:  # it was deleted, so nobody knows who changed what
+            return self._both_changed(head, prefer)
         if head.version_id == tie.version_id:
             if not changed_here:
                 return head, Outcome.IN_STEP

@@ -216,6 +216,14 @@ class AsyncFileCalls(AsyncCalls):
         """See :meth:`Client.delete`."""
         return await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
 
+    async def delete_version(
+        self, file_id: str, version_id: str, *, user_id: str, timeout_s: float | None = None
+    ) -> Version | None:
+        """See :meth:`Client.delete_version`."""
+        return await self._run(
+            lambda: self._client.delete_version(file_id, version_id, user_id=user_id, timeout_s=timeout_s)
+        )
+
     async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
         """See :meth:`Client.delete_files`."""
         return await self._run(lambda: self._client.delete_files(file_ids, user_id=user_id, timeout_s=timeout_s))

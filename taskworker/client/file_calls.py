@@ -421,6 +421,25 @@ class FileCalls(ClientBase):
         self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
 
     @arguments_checked
+    def delete_version(
+        self, file_id: str, version_id: str, *, user_id: str, timeout_s: float | None = None
+    ) -> Version | None:
+        """Delete one version of a file. The others stay as they are; ``collect`` frees what none of them needs.
+
+        If it is the newest one, the version before it is the head again. If it is the only one, the file is deleted.
+
+        Returns:
+            The head of the file now; None if the file is gone.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+        """
+        request = store_pb2.DeleteVersionRequest(file_id=file_id, version_id=version_id, user_id=user_id)
+        answer = self._channel.unary(self._channel.store.DeleteVersion, request, self._deadline(timeout_s))
+        return self._shown(convert.version_from_proto(answer.head), user_id) if answer.HasField("head") else None
+
+    @arguments_checked
     def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:
         """Delete many files at once; deleting a few hundred together takes hardly longer than deleting one.
 

@@ -109,6 +109,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/taskworker.store.StoreService/DeleteVersion',
+                request_serializer=taskworker_dot_store__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
         self.DeleteFiles = channel.unary_unary(
                 '/taskworker.store.StoreService/DeleteFiles',
                 request_serializer=taskworker_dot_store__pb2.DeleteFilesRequest.SerializeToString,
@@ -269,6 +274,14 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteVersion(self, request, context):
+        """Deletes one version of a file: if it is the newest, the one before it is the newest then; if it is the only one,
+        the file is deleted. The others stay as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteFiles(self, request, context):
         """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist.
         """
@@ -416,6 +429,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=taskworker_dot_store__pb2.DeleteRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.DeleteResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=taskworker_dot_store__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.DeleteVersionResponse.SerializeToString,
             ),
             'DeleteFiles': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFiles,
@@ -873,6 +891,33 @@ class StoreService:
             '/taskworker.store.StoreService/Delete',
             taskworker_dot_store__pb2.DeleteRequest.SerializeToString,
             taskworker_dot_store__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/DeleteVersion',
+            taskworker_dot_store__pb2.DeleteVersionRequest.SerializeToString,
+            taskworker_dot_store__pb2.DeleteVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,10 @@ class StoreServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_store_pb2.ListVersionsRequest, _store_pb2.ListVersionsResponse]
     """A page of all versions of a user's files."""
     Delete: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteVersionRequest, _store_pb2.DeleteVersionResponse]
+    """Deletes one version of a file: if it is the newest, the one before it is the newest then; if it is the only one,
+    the file is deleted. The others stay as they are.
+    """
     DeleteFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_store_pb2.RotateKeyRequest, _store_pb2.RotateKeyResponse]
@@ -126,6 +130,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_store_pb2.ListVersionsRequest, _store_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """A page of all versions of a user's files."""
     Delete: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteRequest, _store_pb2.DeleteResponse]  # type: ignore[assignment]
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteVersionRequest, _store_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Deletes one version of a file: if it is the newest, the one before it is the newest then; if it is the only one,
+    the file is deleted. The others stay as they are.
+    """
     DeleteFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteFilesRequest, _store_pb2.DeleteFilesResponse]  # type: ignore[assignment]
     """Deletes at most 1,000 files: all of them, or none and NOT_FOUND if one does not exist."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_store_pb2.RotateKeyRequest, _store_pb2.RotateKeyResponse]  # type: ignore[assignment]
@@ -271,6 +279,16 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.DeleteResponse, _abc.Awaitable[_store_pb2.DeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _store_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.DeleteVersionResponse, _abc.Awaitable[_store_pb2.DeleteVersionResponse]]:
+        """Deletes one version of a file: if it is the newest, the one before it is the newest then; if it is the only one,
+        the file is deleted. The others stay as they are.
+        """
 
     @_abc_1.abstractmethod
     def DeleteFiles(

@@ -339,6 +339,13 @@ class StoreService(ManyFilesService):
         self._store.delete(request.file_id, user_id=request.user_id)
         return store_pb2.DeleteResponse()
 
+    def DeleteVersion(  # noqa: N802
+        self, request: store_pb2.DeleteVersionRequest, _caller: Caller
+    ) -> store_pb2.DeleteVersionResponse:
+        """Delete one version of a file."""
+        head = self._store.delete_version(request.file_id, request.version_id, user_id=request.user_id)
+        return store_pb2.DeleteVersionResponse(head=None if head is None else version_to_proto(head))
+
     def DeleteFiles(  # noqa: N802
         self, request: store_pb2.DeleteFilesRequest, _caller: Caller
     ) -> store_pb2.DeleteFilesResponse:

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from storage import FileStorage
 from tests.cli.conftest import PROGRAM, TIMEOUT_S, Cli
 
 
@@ -77,3 +78,12 @@ def test_many_at_once(embedded: Cli) -> None:
     assert cli.names() == sorted(names[35:])
     cli.run("rm", "n36", "nothing", code=3)
     assert cli.names() == sorted(names[35:])
+
+
+def test_one_version_is_deleted(embedded: Cli) -> None:
+    with FileStorage.open(embedded.directory.parent / "store") as store:
+        first, second = (store.push(data, filename="n", user_id="ann").version_id for data in (b"one", b"two"))
+    assert embedded.json("rm", "n", "--version", second[:8])["head"] == first
+    assert "has no version" in embedded.error("get", "n", "--version", second, "-o", "-", code=3)
+    assert "exactly one file" in embedded.error("rm", "n", "m", "--version", first, code=2)
+    assert "the file is deleted" in embedded.text("rm", "n", "--version", first)

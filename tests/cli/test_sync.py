@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+from storage import FileStorage
 from tests.cli.conftest import Cli
 
 MIB = 1 << 20
@@ -137,3 +138,16 @@ def test_ties(cli: Cli) -> None:
     cli.write(str(tie), b"{}")
     assert str(tie) in cli.error("sync", "n", code=1)
     assert os.listdir(cli.directory / ".taskworker-sync") == ["n"]
+
+
+def test_a_copy_of_a_version_that_was_deleted_is_brought_into_step(embedded: Cli) -> None:
+    path = embedded.write("n", b"one")
+    sync(embedded, "n")
+    os.utime(path, (1, 1))
+    with FileStorage.open(embedded.directory.parent / "store") as store:
+        store.push(b"two", filename="n", user_id="ann")
+        _, first = store.history(store.list_files(user_id="ann")[0].file_id, user_id="ann")
+        store.delete_version(first.file_id, first.version_id, user_id="ann")
+    assert "choose with --prefer" in embedded.error("sync", "n", code=4)
+    assert sync(embedded, "n", "--prefer", "stored") == "fetched"
+    assert (embedded.read("n"), embedded.read("n.local-1")) == (b"two", b"one")

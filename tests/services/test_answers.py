@@ -35,6 +35,7 @@ def calls(raw: Raw, file_id: str, base: str) -> Iterator[Callable[[], object]]:
     yield lambda: raw.store.History(store_pb2.HistoryRequest(**other))
     yield lambda: raw.store.GetManifest(store_pb2.GetManifestRequest(**other))
     yield lambda: raw.store.Delete(store_pb2.DeleteRequest(**other))
+    yield lambda: raw.store.DeleteVersion(store_pb2.DeleteVersionRequest(**other, version_id=base))
     yield lambda: list(raw.store.GetStream(store_pb2.GetStreamRequest(**other)))
     yield lambda: raw.store.ReviseStream(
         iter((store_pb2.RevisePart(header=header), store_pb2.RevisePart(commit=store_pb2.ReviseCommit())))

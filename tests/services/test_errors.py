@@ -222,6 +222,9 @@ CALLS: dict[str, Call] = {
     "Stat": lambda raw, file, user: raw.store.Stat(store_pb2.StatRequest(file_id=file, user_id=user)),
     "History": lambda raw, file, user: raw.store.History(store_pb2.HistoryRequest(file_id=file, user_id=user)),
     "Delete": lambda raw, file, user: raw.store.Delete(store_pb2.DeleteRequest(file_id=file, user_id=user)),
+    "DeleteVersion": lambda raw, file, user: raw.store.DeleteVersion(
+        store_pb2.DeleteVersionRequest(file_id=file, user_id=user, version_id=HEAD)
+    ),
 }
 
 

@@ -51,6 +51,7 @@ ALLOWED = {
     "taskworker.store.StoreService.ListFiles": "udo",
     "taskworker.store.StoreService.ListVersions": "udo",
     "taskworker.store.StoreService.Delete": "udo",
+    "taskworker.store.StoreService.DeleteVersion": "udo",
     "taskworker.store.StoreService.DeleteFiles": "udo",
     "taskworker.store.StoreService.RotateKey": "udo",
     "taskworker.store.StoreService.PushMany": "udo",

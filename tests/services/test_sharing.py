@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from storage import ErasureProfile, FileStorage, Version
-from storage.errors import FileNotFound, InvalidArgument, PermissionDenied, StorageError
+from storage.errors import FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
 from taskworker import AsyncClient, Client
 from taskworker.auth import backup
 from taskworker.auth.bearers import Bearers
@@ -342,6 +342,13 @@ def test_a_link_to_a_version_shows_that_version(served: Served) -> None:
     assert anybody.get(first.file_id, user_id="ann") == b"first"
     with pytest.raises(FileNotFound):
         anybody.get(first.file_id, user_id="ann", version_id=head.version_id)
+    with pytest.raises(PermissionDenied):
+        served.client("bob").delete_version(first.file_id, first.version_id, user_id="ann")
+    assert served.client("ann").delete_version(first.file_id, first.version_id, user_id="ann") == head
+    with pytest.raises(VersionNotFound):
+        anybody.linked()
+    with pytest.raises(VersionNotFound):
+        anybody.get(first.file_id, user_id="ann")
 
 
 ALLOWED_WITH_LINK = {

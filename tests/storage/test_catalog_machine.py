@@ -107,6 +107,19 @@ def _delete(number: int, name: str) -> Step:
     return step
 
 
+def _delete_version(number: int, sequence: int) -> Step:
+    file_id, version_id = id_of(number, 16), id_of(sequence, 32)
+
+    def step(txn: CatalogTransaction, model: _Model) -> None:
+        key, raw = file_id + version_id, b"ends %d of %d" % (sequence, number)
+        txn.delete_version(file_id, version_id, raw)
+        model.tombstones[key] = model.pending[key] = raw
+        assert txn.tombstone(key) == raw
+        assert txn.tombstone(file_id) == model.tombstones.get(file_id)
+
+    return step
+
+
 def _forget(number: int, name: str) -> Step:
     file_id = id_of(number, 16)
 
@@ -164,6 +177,7 @@ def _end_upload(number: int) -> Step:
 _steps = st.one_of(
     st.builds(_commit, _files, _sequences, st.sampled_from(NAMES)),
     st.builds(_delete, _files, st.sampled_from(NAMES)),
+    st.builds(_delete_version, _files, _sequences),
     st.builds(_forget, _files, st.sampled_from(NAMES)),
     st.builds(_bury, _files),
     st.builds(_keep_nodes, _numbers),

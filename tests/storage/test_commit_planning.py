@@ -141,7 +141,7 @@ def test_a_commit_that_others_always_come_before_is_given_up(store: FileStorage,
 
 def test_a_delete_that_others_came_before_is_planned_anew(store: FileStorage, monkeypatch: Patch) -> None:
     version = push(store, content(1, 100), "a")
-    sign, signed = "storage.write.commit.sign_tombstone", []
+    sign, signed = "storage.write.deleting.sign_tombstone", []
 
     from storage.formats.tombstones import sign_tombstone
 

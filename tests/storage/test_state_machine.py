@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from storage import ConflictError, FileNotFound, FileStorage, ManifestDiff, Version
+from storage import ConflictError, FileNotFound, FileStorage, ManifestDiff, Version, VersionNotFound
 from tests.storage.helpers import CHUNK, content, copy_store, flip_bytes, lose, lose_catalog, open_store, volume_dir
 
 PROFILES = ((1, 1), (1, 3), (2, 3), (4, 6), (3, 5))
@@ -54,6 +54,7 @@ class File:
     user: str
     name: str
     versions: list[Kept] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
 
     @property
     def head(self) -> Kept:
@@ -194,6 +195,20 @@ class StoreMachine(RuleBasedStateMachine):
         del self.files[file_id]
         self.deleted.append(file_id)
 
+    @precondition(lambda self: self.files)
+    @rule(choice=st.integers(0, 99), which=st.integers(0, 99))
+    def delete_version(self, choice: int, which: int) -> None:
+        file_id, file = self._pick(choice)
+        gone = file.versions.pop(which % len(file.versions)).version
+        head = self.store.delete_version(file_id, gone.version_id, user_id=file.user)
+        if file.versions:
+            assert head == file.head.version
+            file.deleted.append(gone.version_id)
+        else:
+            assert head is None
+            del self.files[file_id]
+            self.deleted.append(file_id)
+
     @rule(data=contents, keep=st.booleans())
     def abandon_an_upload(self, data: bytes, keep: bool) -> None:
         upload = self.store.upload(filename="never", user_id=USERS[0])
@@ -311,6 +326,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert stats.files == len(self.files)
         assert stats.logical_bytes == sum(len(file.head.data) for file in self.files.values())
         assert stats.versions >= sum(len(file.versions) for file in self.files.values())
+
+    @invariant()
+    def deleted_versions_stay_deleted(self) -> None:
+        for file_id, file in self.files.items():
+            for version_id in file.deleted:
+                with pytest.raises(VersionNotFound):
+                    self.store.stat(file_id, user_id=file.user, version_id=version_id)
 
     @invariant()
     def deleted_files_stay_deleted(self) -> None:
