@@ -42,6 +42,7 @@ SUITES = {
     "dns": "dns",
     "security": "security",
     "folders": "folders",
+    "s3": "s3",
 }
 BUSY_LOAD = 0.5
 TOUCHED_SHARE = 0.6

@@ -21,6 +21,7 @@ from benchmarks.bare_stream import BareClient
 from benchmarks.cluster_processes import ClientProcess
 from benchmarks.measure import seconds_of
 from benchmarks.processes import obey
+from benchmarks.s3_calls import S3Caller
 from benchmarks.seaweed import HttpCaller
 from benchmarks.workload import USER, small_content
 from taskworker import Client
@@ -28,8 +29,8 @@ from taskworker import Client
 SMALL_BYTES = 4096
 _STRIDE, _APART = 7919, 104729  # primes
 
-Stored = Literal["pool", "bare", "web"]
-"""What is called: a pool, a bare server (`benchmarks.bare_stream`), or a store with an HTTP interface."""
+Stored = Literal["pool", "bare", "web", "s3"]
+"""What is called: a pool, a bare server (`benchmarks.bare_stream`), or a store with an HTTP interface or S3's."""
 Operation = Literal["push", "get"]
 
 
@@ -141,6 +142,18 @@ class _WebCaller:
         return self._caller.get(f"/{key}")
 
 
+class _S3Caller:
+    def __init__(self, caller: S3Caller) -> None:
+        self._caller = caller
+
+    def push(self, name: str, content: bytes) -> str:
+        self._caller.put(name, content)
+        return name
+
+    def get(self, key: str) -> bytes:
+        return self._caller.get(key)
+
+
 class _BareCaller:
     def __init__(self, client: BareClient) -> None:
         self._client = client
@@ -217,6 +230,8 @@ class _Tasks:
     def _caller(self, kind: Stored, address: str, stack: ExitStack) -> _Caller:
         if kind == "web":
             return _WebCaller(stack.enter_context(HttpCaller(address)))
+        if kind == "s3":
+            return _S3Caller(stack.enter_context(S3Caller(address)))
         if kind == "bare":
             if address not in self._bare:
                 self._bare[address] = BareClient(address)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.measure import MIB, seconds_of
 from benchmarks.peer_processes import HOST, REQUEST_TIMEOUT_S, SERVERS, PeerFailed, await_ready, free_ports
+from benchmarks.s3_calls import ACCESS_KEY_ID, SECRET, read_head
 from benchmarks.workload import small_content
 
 REPLICATION = "020"
@@ -120,8 +121,35 @@ class SeaweedFS:
             self._run(f"server-{number}", "volume", port, inner, f"-master={master}", "-preStopSeconds=0", *options)
         await_ready("SeaweedFS", lambda: self._racks() == SERVERS)
         options = [f"-defaultReplicaPlacement={REPLICATION}", "-defaultStoreDir=.", "-localSocket=filer.sock"]
-        self._run("filer", "filer", self._filer, next(ports), f"-master={master}", "-dataCenter=here", *options)
+        self._filer_inner = next(ports)
+        self._run("filer", "filer", self._filer, self._filer_inner, f"-master={master}", "-dataCenter=here", *options)
         await_ready("SeaweedFS's filer", self._takes_files)
+
+    def serve_s3(self) -> str:
+        """Serve the filer's files by S3, flushed as those of :meth:`push`; return ``host:port``.
+
+        Raises:
+            PeerFailed: it does not start.
+        """
+        rules = {"locations": [{"locationPrefix": "/buckets/", "replication": REPLICATION, "fsync": True}]}
+        with HttpCaller(self.address) as caller:
+            caller.put("/etc/seaweedfs/filer.conf", json.dumps(rules).encode())
+        keys = [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET}]
+        config = self._home / "s3.json"
+        config.write_text(
+            json.dumps({"identities": [{"name": "benchmark", "credentials": keys, "actions": ["Admin"]}]})
+        )
+        port, inner = free_ports(2)
+        home = self._home / "s3"
+        home.mkdir()
+        options = [f"-filer={HOST}:{self._filer}.{self._filer_inner}", f"-config={config}", "-localSocket=s3.sock"]
+        where = (f"-ip.bind={HOST}", f"-port={port}", f"-port.grpc={inner}", "-port.iceberg=0", "-port.lance=0")
+        with (self._home / "s3.log").open("wb") as log:
+            command = [self._program, "-logtostderr", "s3", *where, *options]
+            process = subprocess.Popen(command, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._running.callback(_kill, process)
+        await_ready("SeaweedFS's S3", lambda: _listens(port))
+        return f"{HOST}:{port}"
 
     def _run(self, directory: str, role: str, port: int, inner_port: object, *options: str) -> None:
         home = self._home / directory
@@ -206,7 +234,7 @@ class HttpCaller:
         while _HEAD_END not in received:
             received += self._some()
         answer, _, body = received.partition(_HEAD_END)
-        status, length = _read_head(answer)
+        status, length = read_head(answer)
         while len(body) < length:
             body += self._some()
         if status not in _OK:
@@ -226,11 +254,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _read_head(head: bytes) -> tuple[int, int]:
-    """Return the status and the length of the content."""
-    first, *lines = head.split(b"\r\n")
-    length = 0
-    for line in lines:
-        if line[:15].lower() == b"content-length:":
-            length = int(line[15:])
-    return int(first.split()[1]), length
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=REQUEST_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

@@ -34,6 +34,7 @@ class Sizes:
     many_files: int = 10_000
     dns_questions: int = 40_000
     cluster_bytes: int = GIB // 4
+    s3_bytes: int = 64 * MIB
     cluster_small_pushes: int = 200
     cluster_small_seconds: float = 5.0
     cluster_repairs: int = 3
@@ -71,6 +72,7 @@ QUICK = Sizes(
     many_files=500,
     dns_questions=8_000,
     cluster_bytes=32 * MIB,
+    s3_bytes=16 * MIB,
     cluster_small_pushes=40,
     cluster_small_seconds=0.5,
     cluster_repairs=1,

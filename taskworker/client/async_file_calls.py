@@ -356,6 +356,23 @@ class AsyncFileCalls(AsyncCalls):
         """See :meth:`Client.delete_many`."""
         return self._each(self._client.delete_many(files, user_id=user_id, timeout_s=timeout_s))
 
+    async def get_small(
+        self,
+        file: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        by_name: bool = False,
+        bytes_max: int,
+        timeout_s: float | None = None,
+    ) -> tuple[Version, bytes | None]:
+        """See :meth:`Client.get_small`."""
+        return await self._run(
+            lambda: self._client.get_small(
+                file, user_id=user_id, version_id=version_id, by_name=by_name, bytes_max=bytes_max, timeout_s=timeout_s
+            )
+        )
+
     async def diff(
         self,
         file_id: str,

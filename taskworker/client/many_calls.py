@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from storage import DeleteOutcome, ErasureProfile, GetOutcome, PushOutcome
-from storage.errors import KeyRequired
+from storage import DeleteOutcome, ErasureProfile, GetOutcome, PushOutcome, Version
+from storage.errors import FileNotFound, KeyRequired
 from storage.options import PushOptions
 from taskworker.client import many
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked
+from taskworker.client.deadline import retried
 from taskworker.client.many import ManyWanted, NamedSource
 from taskworker.client.pushing import require_no_attributes
 from taskworker.client.sealed.names import require_readable
+from taskworker.protos import store_pb2
+from taskworker.rpc.conversion import version_from_proto
 
 
 class ManyCalls(ClientBase):
@@ -111,6 +114,45 @@ class ManyCalls(ClientBase):
             InvalidArgument: an argument is malformed.
         """
         return many.delete_many(self._channel, files, user_id, self._deadline(timeout_s))
+
+    @arguments_checked
+    def get_small(
+        self,
+        file: str,
+        *,
+        user_id: str,
+        version_id: str | None = None,
+        by_name: bool = False,
+        bytes_max: int,
+        timeout_s: float | None = None,
+    ) -> tuple[Version, bytes | None]:
+        """A version of a file and, if it has at most ``bytes_max`` bytes, its content, in one call.
+
+        Args:
+            file: id of the file.
+            user_id: its owner.
+            version_id: the version; default: the head.
+            by_name: whether ``file`` is a name instead of an id; then there is no ``version_id``.
+            bytes_max: larger content is not read; nor is content of more than 1 MiB.
+            timeout_s: seconds.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            DataLossError: too few intact shards are left.
+            PoolIsBlind: this client has a key of the user's own.
+            CallNotOffered: the server is of a release without this call.
+        """
+        self._require_clear("files that are sealed are got by `get`")
+        named = {"filename": file} if by_name else {"file_id": file}
+        request = store_pb2.GetFileRequest(user_id=user_id, version_id=version_id or "", bytes_max=bytes_max, **named)
+        deadline = self._deadline(timeout_s)
+        part = retried(lambda: self._channel.unary(self._channel.store.GetFile, request, deadline), deadline, RETRIES)
+        require_readable(part.version)
+        version = version_from_proto(part.version)
+        if not version.file_id:
+            raise FileNotFound("there is no such file")
+        return version, part.data if len(part.data) == version.size else None
 
 
 def _readable(outcomes: Iterator[GetOutcome]) -> Iterator[GetOutcome]:

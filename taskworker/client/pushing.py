@@ -148,11 +148,11 @@ class _Push:
         yield store_pb2.PushPart(header=header).SerializeToString()
         if isinstance(source, SeekableSource):
             yield from self._known_chunks(source)
-            blocks = source.blocks(self._done)
+            for block in source.blocks(self._done):
+                yield self._data(block)
         else:
-            blocks = source.blocks()
-        for block in blocks:
-            yield self._data(block)
+            for pieces in source.gathered():
+                yield self._data(*pieces)
         yield self._last(store_pb2.PushPart(), size=self._done)
 
     def _known_chunks(self, source: SeekableSource) -> Iterator[bytes]:
@@ -200,9 +200,9 @@ class _Push:
         self._advance(len(ids) * chunk_size)
         return store_pb2.PushPart(reuse=store_pb2.ChunkList(chunk_ids=ids)).SerializeToString()
 
-    def _data(self, block: BytesLike) -> bytes:
-        self._advance(len(block))
-        return data_frame(block)
+    def _data(self, *pieces: BytesLike) -> bytes:
+        self._advance(sum(map(len, pieces)))
+        return data_frame(*pieces)
 
     def _last(self, part: store_pb2.PushPart, size: int) -> bytes:
         part.commit.CopyFrom(push_commit(self._options, size))

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.write.sources import NON_BLOCKING, iterated
-from taskworker.rpc.limits import PUSH_DATA_BYTES
+from taskworker.rpc.limits import KIB, PUSH_DATA_BYTES
 
 Pushable = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
 
@@ -66,20 +66,34 @@ class StreamSource:
 
     def blocks(self) -> Iterator[BytesLike]:
         """The content in blocks: small pieces are joined, and large ones split."""
-        gathered = bytearray()
+        for pieces in self.gathered():
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def gathered(self) -> Iterator[list[BytesLike]]:
+        """The content in blocks, each as the pieces that it consists of; small ones are joined."""
+        gathered: list[BytesLike] = []
+        room = PUSH_DATA_BYTES
         for piece in self._pieces:
             view = _bytes_of(piece)
-            if not gathered and view.nbytes == PUSH_DATA_BYTES:
-                yield view
-                continue
-            for start in range(0, view.nbytes, PUSH_DATA_BYTES):
-                gathered += view[start : start + PUSH_DATA_BYTES]
-                if len(gathered) >= PUSH_DATA_BYTES:
-                    yield bytes(memoryview(gathered)[:PUSH_DATA_BYTES])
-                    del gathered[:PUSH_DATA_BYTES]
+            while view:
+                part, view = (view, view[:0]) if len(view) <= room else (view[:room], view[room:])
+                room -= len(part)
+                if len(part) >= _JOINED_BYTES:
+                    # Memory that the source may use again for the next piece is copied, if it is needed then.
+                    gathered.append(part if isinstance(part.obj, bytes) or not room else bytes(part))
+                elif gathered and isinstance(gathered[-1], bytearray):
+                    gathered[-1] += part
+                else:
+                    gathered.append(bytearray(part))
+                if not room:
+                    yield gathered
+                    gathered, room = [], PUSH_DATA_BYTES
         if gathered:
-            yield bytes(gathered)
+            yield gathered
 
+
+_JOINED_BYTES = 16 * KIB
+"""A piece of less is copied rather than kept: a thousand pieces cost more than a copy of them."""
 
 Source = SeekableSource | StreamSource
 

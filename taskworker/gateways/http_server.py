@@ -2,81 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from storage.errors import InvalidArgument
+from taskworker.gateways.http_protocol import BoundedProtocol
 
-HEAD_BYTES_MAX = 32 * 1024
-"""The longest request line and headers together; Amazon's limit is 8 KiB for headers."""
-HEAD_S = 30.0
-"""How long they may take."""
 KEEP_ALIVE_S = 75
-CONNECTIONS_MAX = 4096
+CONNECTIONS_MAX = 2048
+"""Each may have a reply of 64 KiB that nobody reads."""
 _BACKLOG = 1024
 _STOP_S = 10
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """A connection whose request heads are bounded in length and time."""
-
-    _heading = True
-    _head_bytes = 0
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Expect a request."""
-        super().connection_made(transport)
-        self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Expect nothing any more."""
-        self._expect_nothing()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what came, and end the connection if it begins with too long a head."""
-        if self._heading:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._heading and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response("The request line and headers are too long.")
-
-    def on_message_begin(self) -> None:
-        """Expect the rest of a head."""
-        super().on_message_begin()
-        self._heading = True
-        self._head_bytes = 0
-        if self._deadline is None:
-            self._expect_head()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or end the connection if too much follows a body."""
-        super().on_header(name, value)
-        if not self._heading:
-            self._head_bytes += len(name) + len(value)
-            if self._head_bytes > 2 * HEAD_BYTES_MAX:
-                self.transport.abort()
-
-    def on_headers_complete(self) -> None:
-        """Let a body take its own time, which the application limits."""
-        self._heading = False
-        self._expect_nothing()
-        super().on_headers_complete()
-
-    def _expect_head(self) -> None:
-        self._deadline = self.loop.call_later(HEAD_S, self.transport.close)
-
-    def _expect_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class Application(Protocol):

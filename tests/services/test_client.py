@@ -8,7 +8,7 @@ import os
 import random
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -537,6 +537,37 @@ def test_content_is_read_into_the_callers_memory(client: Client) -> None:
     for wrong in wrongs:
         with pytest.raises(InvalidArgument, match="buffer"):
             client.get_into(version.file_id, wrong, user_id=USER)
+
+
+def test_a_version_and_its_content_come_in_one_call(client: Client) -> None:
+    first = client.push(b"first", filename="f", user_id=USER)
+    second = client.push(b"second", filename="f", user_id=USER)
+    empty = client.push(b"", filename="empty", user_id=USER)
+    large = client.push(bytes(2 * MIB), filename="large", user_id=USER)
+    assert client.get_small("f", user_id=USER, by_name=True, bytes_max=6) == (second, b"second")
+    assert client.get_small("f", user_id=USER, by_name=True, bytes_max=5) == (second, None)
+    found = client.get_small(first.file_id, user_id=USER, version_id=first.version_id, bytes_max=99)
+    assert (found[0].version_id, found[1]) == (first.version_id, b"first")
+    assert client.get_small("empty", user_id=USER, by_name=True, bytes_max=0) == (empty, b"")
+    assert client.get_small("large", user_id=USER, by_name=True, bytes_max=4 * MIB) == (large, None)
+    with pytest.raises(FileNotFound):
+        client.get_small("none", user_id=USER, by_name=True, bytes_max=1)
+    with pytest.raises(FileNotFound):
+        client.get_small("f", user_id="eve", by_name=True, bytes_max=9)
+    with pytest.raises(InvalidArgument):
+        client.get_small("f", user_id=USER, by_name=True, bytes_max=-1)
+
+
+def test_memory_that_a_source_uses_again_is_copied(client: Client) -> None:
+    buffer = bytearray(300_000)
+
+    def pieces() -> Iterator[memoryview]:
+        for number in range(9):
+            buffer[:] = bytes([number]) * len(buffer)
+            yield memoryview(buffer)
+
+    version = client.push(pieces(), filename="f", user_id=USER)
+    assert client.get(version.file_id, user_id=USER) == b"".join(bytes([n]) * len(buffer) for n in range(9))
 
 
 @pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, MIB, 3 * MIB])

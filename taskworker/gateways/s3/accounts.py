@@ -59,6 +59,9 @@ class Accounts(Protocol):
             StorageError: the pool cannot be asked.
         """
 
+    def known(self, access_key_id: str) -> Account | None:
+        """The account of an access key, if it can be told without asking the pool."""
+
     def drop(self, access_key_id: str) -> None:
         """Look this key up anew, as the pool does not know it any more."""
 
@@ -89,6 +92,10 @@ class FileAccounts:
         if found is None:
             raise unknown_key(access_key_id)
         return found
+
+    def known(self, access_key_id: str) -> Account | None:
+        """The account of an access key; see :class:`Accounts`."""
+        return self._accounts.get(access_key_id)
 
     def drop(self, access_key_id: str) -> None:
         """Do nothing: what is in the file does not change."""
@@ -130,6 +137,12 @@ class PoolAccounts:
         with self._lock:
             self._kept[access_key_id] = found, self._clock_s() + _KEPT_S
         return found
+
+    def known(self, access_key_id: str) -> Account | None:
+        """The account of an access key; see :class:`Accounts`."""
+        with self._lock:
+            found, until = self._kept.get(access_key_id, (None, 0.0))
+        return found if self._clock_s() < until else None
 
     def drop(self, access_key_id: str) -> None:
         """Look this key up anew, as the pool does not know it any more."""

@@ -6,28 +6,30 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from storage.clocks import wall_ms
 from storage.errors import StorageError
 from taskworker.errors import Unauthenticated
+from taskworker.gateways.pipes import DIVERT, PIECE_S, PeerGone
 from taskworker.gateways.s3 import cors, posting
 from taskworker.gateways.s3.accounts import Account, Accounts
 from taskworker.gateways.s3.bodies import Body, Expected, expected
 from taskworker.gateways.s3.buckets import Buckets
-from taskworker.gateways.s3.calls import Call, Content, Reply, failure
-from taskworker.gateways.s3.documents import DOCUMENT_BYTES_MAX
+from taskworker.gateways.s3.calls import XML, Call, Content, Reply, failure
+from taskworker.gateways.s3.documents import DECLARATION, DOCUMENT_BYTES_MAX
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.multipart import put_part
-from taskworker.gateways.s3.objects import put
+from taskworker.gateways.s3.objects import SHORT, put
 from taskworker.gateways.s3.operations import Operation, Takes, operation_of
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
-from taskworker.gateways.s3.streams import ClientGone, Incoming, Outgoing, Receive, Send
+from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -36,7 +38,7 @@ THREADS = 64
 TRANSFERS_MAX = 32
 """Bodies and contents of more than a message that are under way; the others wait."""
 _WAIT_S = 30.0
-_SHORT = 64 * 1024
+_SHORT = SHORT
 """Bodies up to this size are taken before a thread works on them."""
 _CODED_SHORT = 2 * _SHORT
 _LEFT_OVER = 4 * 1024 * 1024
@@ -50,6 +52,9 @@ class S3App:
         accounts: who may sign requests.
         domain: requests to ``BUCKET.DOMAIN`` are about that bucket; empty: buckets are in paths only.
         public: buckets that anybody may read, each with the access key that stands for such readers.
+        patience_s: after how many seconds, and how often, those who wait for the outcome of a long operation are sent
+            a space: their programs give up on a connection that is silent.
+        piece_s: how long a piece of a body, or of a reply, may take, in seconds.
         now_ms: milliseconds since 1970.
     """
 
@@ -59,11 +64,15 @@ class S3App:
         *,
         domain: str = "",
         public: Mapping[str, str] | None = None,
+        patience_s: float = 10.0,
+        piece_s: float = PIECE_S,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._accounts = accounts
         self._domain = domain.lower()
         self._public = dict(public or {})
+        self._patience_s = patience_s
+        self._piece_s = piece_s
         self._now_ms = now_ms
         self._buckets = Buckets()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
@@ -80,31 +89,17 @@ class S3App:
             raise RuntimeError(f"S3 is not spoken over {scope['type']}")
         request_id = uuid.uuid4().hex[:16].upper()
         head = _head_of(scope)
-        incoming = Incoming(receive)
+        incoming = Incoming(receive, scope["extensions"][DIVERT], self._piece_s)
         if head.fields.get("content-length", "0") == "0" and "transfer-encoding" not in head.fields:
             incoming.ended = True
         try:
             reply = await self._replied(head, incoming, scope["scheme"], request_id)
-        except ClientGone:
+        except PeerGone:
             return
         await self._send(reply, head, incoming, request_id, receive, send)
 
     async def _replied(self, head: Head, incoming: Incoming, scheme: str, request_id: str) -> Reply:
-        try:
-            return await self._handled(head, incoming, scheme)
-        except S3Error as error:
-            return failure(error, head, request_id)
-        except StorageError as error:
-            problem = as_s3_error(error)
-            if problem.status >= 500:
-                _log.warning("request %s failed: %s", request_id, error)
-            return failure(problem, head, request_id)
-        except ClientGone:
-            raise
-        except Exception:
-            _log.exception("request %s failed", request_id)
-            problem = S3Error("InternalError", "the gateway failed unexpectedly; its log has the details")
-            return failure(problem, head, request_id)
+        return await _or_failure(self._handled(head, incoming, scheme), head, request_id)
 
     # -- who asks, and what for ---------------------------------------------------------------------
 
@@ -130,8 +125,6 @@ class S3App:
         except Unauthenticated:
             self._accounts.drop(account.access_key_id)
             raise
-        if "origin" in head.fields and bucket:
-            reply = await self._run(self._with_cors, reply, call)
         return reply
 
     async def _caller(self, head: Head, claim: Claim | None, bucket: str) -> tuple[Account, Signed | None]:
@@ -139,11 +132,15 @@ class S3App:
             key_id = self._public.get(bucket)
             if key_id is None or head.method not in ("GET", "HEAD"):
                 raise S3Error("AccessDenied", "the request is not signed; sign it with an access key")
-            return await self._run(self._accounts.find, key_id), None
-        account = await self._run(self._accounts.find, claim.access_key_id)
+            return await self._account(key_id), None
+        account = await self._account(claim.access_key_id)
         if "x-amz-security-token" in head.fields or "X-Amz-Security-Token" in head.parameters:
             raise S3Error("InvalidToken", "access keys here have no session tokens")
         return account, checked(claim, head, account.secret, now_ms=self._now_ms)
+
+    async def _account(self, access_key_id: str) -> Account:
+        known = self._accounts.known(access_key_id)
+        return known if known is not None else await self._run(self._accounts.find, access_key_id)
 
     def _target(self, head: Head) -> tuple[str, str]:
         """The bucket and the key that a request is about."""
@@ -164,15 +161,10 @@ class S3App:
         key_id = head.parameters.get("X-Amz-Credential", "").partition("/")[0] or self._public.get(bucket)
         if not key_id or not bucket:
             raise S3Error("AccessDenied", "whose bucket this is cannot be told: no access key is named")
-        account = await self._run(self._accounts.find, key_id)
+        account = await self._account(key_id)
         call = Call(head, account, bucket, "", Expected(), self._now_ms())
         found = await self._run(self._buckets.get, call)
         return cors.preflight(found, head.fields)
-
-    def _with_cors(self, reply: Reply, call: Call) -> Reply:
-        found = self._buckets.find(call, call.bucket)
-        more = [] if found is None else cors.added(found, call.fields, call.head.method)
-        return Reply(reply.status, [*reply.headers, *more], reply.body, reply.content)
 
     # -- the way of bodies --------------------------------------------------------------------------
 
@@ -186,19 +178,31 @@ class S3App:
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
-        return await self._run(operation.work, call, self._buckets, body)
+        working = asyncio.ensure_future(self._run(self._answered, operation.work, call, self._buckets, body))
+        if operation.is_long and call.head.version != "1.0":
+            await asyncio.wait({working}, timeout=self._patience_s)
+            if not working.done():
+                return Reply(200, (XML,), later=working)
+        return await working
 
     async def _stored(self, operation: Operation, call: Call, incoming: Incoming) -> Reply:
+        work = put_part if operation.takes is Takes.PART else put
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
-            return await self._run(self._store, operation, call, iter((body,)), True)
+            return await self._run(self._answered, work, call, self._buckets, (body,), True)
         async with self._transfer():
-            return await self._run(self._store, operation, call, incoming.pieces(), False)
+            return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
 
-    def _store(self, operation: Operation, call: Call, pieces: Any, is_short: bool) -> Reply:
-        if operation.takes is Takes.PART:
-            return put_part(call, pieces, is_short=is_short)
-        return put(call, self._buckets, pieces, is_short=is_short)
+    def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:
+        """The reply to a call, with its content if that is short."""
+        reply = work(call, *arguments)
+        if reply.content is not None and reply.content.length <= _SHORT:
+            reply = replace(reply, body=_read(reply.content), content=None)
+        if "origin" in call.fields and call.bucket:
+            found = self._buckets.find(call, call.bucket)
+            more = [] if found is None else cors.added(found, call.fields, call.head.method)
+            reply = replace(reply, headers=[*reply.headers, *more])
+        return reply
 
     @contextlib.asynccontextmanager
     async def _transfer(self) -> AsyncIterator[None]:
@@ -223,63 +227,83 @@ class S3App:
         headers = [*reply.headers, ("x-amz-request-id", request_id), ("x-amz-id-2", request_id)]
         if not incoming.ended and not await _drained(head, incoming):
             headers.append(("connection", "close"))
-        has_length = reply.content is not None or any(name == "content-length" for name, _ in headers)
+        has_length = (
+            reply.content is not None or reply.later is not None or any(name == "content-length" for name, _ in headers)
+        )
         if not has_length and reply.status not in (204, 304):
             headers.append(("content-length", str(len(reply.body))))
         encoded = [(name.encode(), _encoded(value)) for name, value in headers]
         start = {"type": "http.response.start", "status": reply.status, "headers": encoded}
-        if reply.content is None:
+        if reply.later is not None:
             await send(start)
-            await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else reply.body})
+            await self._send_later(reply.later, head, request_id, send)
             return
-        await self._send_content(start, reply.content, receive, send, head, request_id)
+        if reply.content is not None:
+            async with self._transfer():
+                await send(start)
+                await self._send_content(reply.content, Outgoing(send, receive, self._piece_s))
+        else:
+            await send(start)
+        body = b"" if head.method == "HEAD" or reply.content is not None else reply.body
+        await send({"type": "http.response.body", "body": body})
 
-    async def _send_content(
-        self, start: dict[str, Any], content: Content, receive: Receive, send: Send, head: Head, request_id: str
-    ) -> None:
-        if content.length <= _SHORT:
-            try:
-                data = await self._run(_read, content)
-            except StorageError as error:
-                reply = failure(as_s3_error(error), head, request_id)
-                start = {
-                    **start,
-                    "status": reply.status,
-                    "headers": [(n.encode(), v.encode()) for n, v in reply.headers],
-                }
-                data = reply.body
-            await send(start)
-            await send({"type": "http.response.body", "body": data})
-            return
-        async with self._transfer():
-            await send(start)
-            outgoing = Outgoing(send, receive)
-            watching = asyncio.create_task(outgoing.watch())
-            try:
-                await self._run(_write, content, outgoing)
-            except ClientGone:
-                return
-            finally:
-                watching.cancel()
-        await send({"type": "http.response.body", "body": b""})
+    async def _send_later(self, later: asyncio.Future[Reply], head: Head, request_id: str, send: Send) -> None:
+        """Send spaces until the outcome is known, and then what it is; if it is an error, callers look for it there."""
+        await send({"type": "http.response.body", "body": DECLARATION, "more_body": True})
+        while not later.done():
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            await asyncio.wait({later}, timeout=self._patience_s)
+        reply = await _or_failure(later, head, request_id)
+        await send({"type": "http.response.body", "body": reply.body.removeprefix(DECLARATION)})
+
+    async def _send_content(self, content: Content, outgoing: Outgoing) -> None:
+        """If it fails, so does the application, and the server closes the connection before all was sent."""
+        writing = asyncio.ensure_future(self._run(_write, content, outgoing))
+        await outgoing.run()
+        with contextlib.suppress(PeerGone):
+            await writing
+
+
+async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str) -> Reply:
+    """A reply, or what says why there is none."""
+    try:
+        return await replying
+    except S3Error as error:
+        return failure(error, head, request_id)
+    except StorageError as error:
+        problem = as_s3_error(error)
+        if problem.status >= 500:
+            _log.warning("request %s failed: %s", request_id, error)
+        return failure(problem, head, request_id)
+    except PeerGone:
+        raise
+    except Exception:
+        _log.exception("request %s failed", request_id)
+        problem = S3Error("InternalError", "the gateway failed unexpectedly; its log has the details")
+        return failure(problem, head, request_id)
 
 
 def _write(content: Content, outgoing: Outgoing) -> None:
-    """If it fails, so does the application, and the server closes the connection before all was sent."""
-    content.client.download(
-        content.version.file_id,
-        outgoing,  # type: ignore[arg-type]  # all that is used of a file
-        user_id=content.user,
-        version_id=content.version.version_id,
-        offset=content.offset,
-        length=content.length,
-    )
-    outgoing.flush()
+    try:
+        content.client.download(
+            content.version.file_id,
+            outgoing,  # type: ignore[arg-type]  # all that is used of a file
+            user_id=content.user,
+            version_id=content.version.version_id,
+            offset=content.offset,
+            length=content.length,
+        )
+    except BaseException:
+        outgoing.give_up()
+        raise
+    outgoing.end()
 
 
 def _read(content: Content) -> bytes:
     if not content.length:
         return b""
+    if content.data is not None:
+        return content.data[content.offset : content.offset + content.length]
     whole = content.length == content.version.size
     return content.client.get(
         content.version.file_id,
@@ -307,19 +331,21 @@ def _length(call: Call) -> int:
 
 async def _drained(head: Head, incoming: Incoming) -> bool:
     """Take what is left of a short body, as the caller may only read the reply when it has sent everything."""
+    incoming.abandon()
     if "expect" in head.fields:
         return False
     try:
         async with asyncio.timeout(_LEFT_OVER_S):
             await incoming.whole(_LEFT_OVER)
-    except (TimeoutError, S3Error, ClientGone):
+    except (TimeoutError, S3Error, PeerGone):
         return False
     return True
 
 
 def _head_of(scope: Mapping[str, Any]) -> Head:
     headers = tuple((name.decode("latin-1").lower(), _decoded(value)) for name, value in scope["headers"])
-    return Head(scope["method"], scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1"), headers)
+    path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    return Head(scope["method"], path, query, headers, scope["http_version"])
 
 
 def _decoded(value: bytes) -> str:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from storage.limits import BytesLike
 from taskworker.gateways.s3 import checksums
 from taskworker.gateways.s3.checksums import Algorithm, Running
 from taskworker.gateways.s3.chunked import CODINGS, SIGNED_CHUNKS, UNSIGNED_CHUNKS_TRAILER, ChunkDecoder
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.hashing import Beside
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.signatures import UNSIGNED, Signed
 
@@ -117,9 +119,11 @@ class Body:
         if announced.trailing is not None:
             chosen[announced.trailing.name] = announced.trailing
         self._running: dict[str, Running] = {name: one.start() for name, one in chosen.items()}
+        sums: list[Running] = [self._md5, *([self._sha256] if self._sha256 else ()), *self._running.values()]
+        self._sums = Beside(sums)
         self._size = 0
 
-    def feed(self, data: bytes) -> Iterator[memoryview]:
+    def feed(self, data: BytesLike) -> Iterator[memoryview]:
         """The content in the next piece of the body.
 
         Raises:
@@ -128,12 +132,8 @@ class Body:
         for content in (memoryview(data),) if self._decoder is None else self._decoder.feed(data):
             self._size += len(content)
             self._check_not_longer()
-            self._md5.update(content)
-            if self._sha256 is not None:
-                self._sha256.update(content)
-            for one in self._running.values():
-                one.update(content)
             if content:
+                self._sums.update(content)
                 yield content
 
     def finish(self) -> Received:
@@ -147,6 +147,7 @@ class Body:
             self._decoder.finish()
         if announced.size is not None and self._size != announced.size:
             raise S3Error("IncompleteBody", f"{self._size} of {announced.size} bytes came; send the request again")
+        self._sums.finish()
         if self._sha256 is not None and self._sha256.hexdigest() != announced.sha256:
             raise S3Error("XAmzContentSHA256Mismatch", "the body does not have the SHA-256 that was signed")
         if announced.md5 is not None and self._md5.digest() != announced.md5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,13 +73,23 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Bytes of a version."""
+    """Bytes of a version.
+
+    Attributes:
+        client: who gets them.
+        user: whose they are.
+        version: the version.
+        offset: the first byte.
+        length: how many.
+        data: all bytes of the version, if they are known already.
+    """
 
     client: Client
     user: str
     version: Version
     offset: int
     length: int
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +101,15 @@ class Reply:
         headers: names in lower case.
         body: all of it.
         content: bytes of a version that follow instead of the body; its length is that of the reply.
+        later: the reply itself, which takes longer than callers may be patient; what is sent until it comes is that the
+            request succeeded, and spaces.
     """
 
     status: int = 200
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     content: Content | None = None
+    later: Future[Reply] | None = None
 
 
 def document(root: Node, *, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> Reply:

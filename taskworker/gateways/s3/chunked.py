@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from enum import Enum, auto
 
+from storage.limits import BytesLike
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.signatures import Signed, canonical_trailers, signature
 
@@ -60,7 +61,7 @@ class ChunkDecoder:
         self._at = _At.SIZE
         self.trailers: list[tuple[str, str]] = []
 
-    def feed(self, data: bytes) -> Iterator[memoryview]:
+    def feed(self, data: BytesLike) -> Iterator[memoryview]:
         """The content in the next piece of the body.
 
         Raises:

@@ -17,6 +17,9 @@ DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
 _ELEMENTS_MAX = 60_000
 _DEPTH_MAX = 12
 
+DECLARATION = b'<?xml version="1.0" encoding="UTF-8"?>\n'
+"""What each document begins with; spaces may follow it."""
+
 Node: TypeAlias = tuple[str, str | int | bool | Sequence["Node"]]
 """An element: its name, maybe with attributes after it, and its text or its children."""
 
@@ -29,9 +32,7 @@ def rendered(root: Node, *, namespace: bool = True) -> bytes:
     """A document with this root."""
     name, content = root
     opening = f'{name} xmlns="{NAMESPACE}"' if namespace else name
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<{opening}>{_inner(content)}</{name}>'.encode(
-        "utf-8", "surrogatepass"
-    )
+    return DECLARATION + f"<{opening}>{_inner(content)}</{name}>".encode("utf-8", "surrogatepass")
 
 
 def _inner(content: str | int | bool | Sequence[Node]) -> str:

@@ -22,12 +22,14 @@ class Head:
         path: as it was sent, percent-encoded.
         query: as it was sent, without the question mark.
         headers: names in lower case, in the order in which they came.
+        version: of HTTP.
     """
 
     method: str
     path: str
     query: str = ""
     headers: tuple[tuple[str, str], ...] = field(default=())
+    version: str = "1.1"
 
     @cached_property
     def fields(self) -> dict[str, str]:

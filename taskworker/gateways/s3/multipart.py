@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 
 from storage import Version
 from storage.errors import ConflictError, FileNotFound
+from storage.limits import BytesLike
 from taskworker.gateways.s3 import checksums
 from taskworker.gateways.s3.bodies import PUT_BYTES_MAX, Body, Expected
 from taskworker.gateways.s3.buckets import ENABLED, Buckets
@@ -103,7 +104,7 @@ def begun(call: Call) -> Begun:
     raise S3Error("NoSuchUpload", "there is no such upload; it may have been completed or aborted", UploadId=upload_id)
 
 
-def put_part(call: Call, pieces: Iterable[bytes], *, is_short: bool) -> Reply:
+def put_part(call: Call, _: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
     """UploadPart."""
     number = _part_number(call)
     upload = begun(call)

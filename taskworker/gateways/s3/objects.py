@@ -31,6 +31,8 @@ from taskworker.gateways.s3.times import iso
 
 _OVERRIDES = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires")
 _NULL = "null"
+SHORT = 64 * 1024
+"""Content up to this size travels with what is known of it."""
 _HISTORY_MAX = 1000
 UNSUPPORTED_HEADERS = (
     "x-amz-server-side-encryption-customer-algorithm",
@@ -118,7 +120,8 @@ def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
 def get(call: Call, buckets: Buckets) -> Reply:
     """GetObject and HeadObject."""
     asked = call.parameters
-    version, metadata = _found_in(call, buckets)
+    is_get = call.head.method == "GET"
+    version, metadata, data = _got_in(call, buckets) if is_get else (*_found_in(call, buckets), None)
     etag = etag_of(version, metadata)
     check_read(call.fields, etag, metadata.time_ms)
     span = _part_span(call, version, metadata) or range_of(call.fields, version.size, etag)
@@ -134,7 +137,7 @@ def get(call: Call, buckets: Buckets) -> Reply:
         headers["x-amz-mp-parts-count"] = str(len(metadata.part_sizes))
     if span is not None:
         headers["content-range"] = f"bytes {offset}-{offset + length - 1}/{version.size}"
-    content = None if call.head.method == "HEAD" else Content(call.client, call.user, version, offset, length)
+    content = Content(call.client, call.user, version, offset, length, data) if is_get else None
     return Reply(200 if span is None else 206, [*headers.items()], content=content)
 
 
@@ -160,6 +163,20 @@ def attributes(call: Call, buckets: Buckets) -> Reply:
     headers = [item for item in object_headers(version, metadata, with_checksum=False) if item[0] == "last-modified"]
     headers.append(("x-amz-version-id", version_id_of(version, metadata)))
     return document(("GetObjectAttributesResponse", inner), headers=headers)  # type: ignore[arg-type]
+
+
+def _got_in(call: Call, buckets: Buckets) -> tuple[Version, Metadata, bytes | None]:
+    """The version that is asked for, and its content if it is short: by one call of the pool in the usual case."""
+    if "versionId" in call.parameters:
+        return *_found_in(call, buckets), None
+    try:
+        version, data = call.client.get_small(call.filename, user_id=call.user, by_name=True, bytes_max=SHORT)
+    except FileNotFound:
+        return *_found_in(call, buckets), None
+    metadata = metadata_of(version)
+    if metadata.is_marker:
+        return *_found_in(call, buckets), None
+    return version, metadata, data
 
 
 def _found_in(call: Call, buckets: Buckets) -> tuple[Version, Metadata]:
@@ -199,7 +216,7 @@ class Receiving:
         now_ms: when it is put.
     """
 
-    def __init__(self, pieces: Iterable[bytes], body: Body, metadata: Metadata, now_ms: int) -> None:
+    def __init__(self, pieces: Iterable[BytesLike], body: Body, metadata: Metadata, now_ms: int) -> None:
         self._pieces = pieces
         self._body = body
         self._metadata = metadata
@@ -225,7 +242,7 @@ class Receiving:
         return self._metadata.put_at(self._now_ms, received.md5, checksum)
 
 
-def put(call: Call, buckets: Buckets, pieces: Iterable[bytes], *, is_short: bool) -> Reply:
+def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
     """PutObject."""
     bucket = buckets.get(call)
     check_supported(call)

@@ -26,6 +26,9 @@ class Takes(Enum):
     FORM = auto()
 
 
+_LONG = frozenset(("CompleteMultipartUpload", "CopyObject", "DeleteObjects", "UploadPartCopy"))
+
+
 class Operation(NamedTuple):
     """An operation.
 
@@ -38,6 +41,11 @@ class Operation(NamedTuple):
     name: str
     takes: Takes
     work: Work | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it may take longer than callers wait for a reply to begin."""
+        return self.name in _LONG
 
 
 def _plain(work: Callable[[Call, Buckets], Reply]) -> Work:

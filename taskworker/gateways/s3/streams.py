@@ -1,26 +1,19 @@
-"""Bodies and contents between the event loop, which has the connection, and the thread that works on a request."""
+"""Bodies and contents between the event loop, which has the connection, and the thread that works on a request.
+
+The pieces of a long one wait in a pipe between the two, so that neither waits for the other at each piece.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
 from typing import Any
 
+from taskworker.gateways.pipes import PIECE_BYTES, PIECE_S, Divert, PeerGone, Pipe
 from taskworker.gateways.s3.errors import S3Error
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_PIECE = 256 * 1024
-_STOP_S = 10.0
-"""How much longer a thread waits for the event loop, which may have been stopped."""
-PIECE_S = 60.0
-"""How long a piece of a body may take, or of a reply: a peer that is slower than 4 KiB/s would hold a thread."""
-
-
-class ClientGone(Exception):
-    """The caller closed the connection."""
 
 
 class Incoming:
@@ -28,13 +21,17 @@ class Incoming:
 
     Args:
         receive: of ASGI.
+        divert: the server's way to put it into a pipe.
         piece_s: how long a piece may take, in seconds.
     """
 
-    def __init__(self, receive: Receive, piece_s: float = PIECE_S) -> None:
+    def __init__(self, receive: Receive, divert: Divert, piece_s: float = PIECE_S) -> None:
         self._receive = receive
+        self._divert = divert
         self._piece_s = piece_s
         self._loop = asyncio.get_running_loop()
+        self._pipe: Pipe | None = None
+        self._abandoned = False
         self.ended = False
 
     async def whole(self, most: int) -> bytes:
@@ -42,52 +39,77 @@ class Incoming:
 
         Raises:
             S3Error: it has more than ``most`` bytes, or comes too slowly.
-            ClientGone: it breaks off.
+            PeerGone: it breaks off.
         """
         pieces: list[bytes] = []
         size = 0
         while not self.ended:
-            piece = await self.next_piece()
+            piece = await self._next_piece()
             size += len(piece)
             if size > most:
                 raise S3Error("MaxMessageLengthExceeded", f"the body of this request may have at most {most} bytes")
             pieces.append(piece)
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def next_piece(self) -> bytes:
-        """The next part of it, of about 256 KiB unless it is the last one.
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """All of it, for another thread.
 
         Raises:
             S3Error: it comes too slowly.
-            ClientGone: it breaks off.
+            PeerGone: it breaks off.
         """
+        if self.ended:
+            return
+        pipe = self._pipe = Pipe(lambda: self._tell(self._divert.go_on))
+        self._tell(self._begin, pipe)
+        try:
+            while pieces := pipe.take(self._piece_s):
+                yield from pieces
+            if pieces is None:
+                raise self._too_slow()
+            self.ended = True
+        finally:
+            pipe.fail()
+
+    def abandon(self) -> None:
+        """Give no thread anything any more; what is left can be had by :meth:`whole`. For the event loop."""
+        self._abandoned = True
+        if self._pipe is not None:
+            self._pipe.fail()
+            self._divert.end()
+
+    def _begin(self, pipe: Pipe) -> None:
+        if self._abandoned:  # the thread began to read when the request had failed
+            pipe.fail()
+        else:
+            self._divert.begin(pipe)
+
+    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what, *arguments)
+        except RuntimeError:  # the event loop was stopped, and all connections with it
+            raise PeerGone from None
+
+    async def _next_piece(self) -> bytes:
+        """The next part of it, of about 256 KiB unless it is the last one."""
         pieces: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._piece_s):
-                while size < _PIECE and not self.ended:
+                while size < PIECE_BYTES and not self.ended:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
-                        raise ClientGone
+                        raise PeerGone
                     piece = message.get("body", b"")
                     size += len(piece)
                     pieces.append(piece)
                     self.ended = not message.get("more_body", False)
         except TimeoutError:
-            raise S3Error(
-                "RequestTimeout", f"{_PIECE} bytes of the body did not come within {self._piece_s:.0f} s"
-            ) from None
+            raise self._too_slow() from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def pieces(self) -> Iterator[bytes]:
-        """All of it, for another thread.
-
-        Raises:
-            S3Error: it comes too slowly.
-            ClientGone: it breaks off.
-        """
-        while not self.ended:
-            yield asyncio.run_coroutine_threadsafe(self.next_piece(), self._loop).result(self._piece_s + _STOP_S)
+    def _too_slow(self) -> S3Error:
+        return S3Error("RequestTimeout", f"{PIECE_BYTES} bytes of the body did not come within {self._piece_s:.0f} s")
 
 
 class Outgoing:
@@ -104,38 +126,58 @@ class Outgoing:
         self._receive = receive
         self._piece_s = piece_s
         self._loop = asyncio.get_running_loop()
-        self._sending: Future[None] | None = None
-        self._gone = False
+        self._pipe = Pipe()
+        self._filled = asyncio.Event()
 
-    async def watch(self) -> None:
-        """Return when the caller is gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
+    async def run(self) -> None:
+        """Send what is written, until :meth:`end`; then, or if the caller is gone, return."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                while pieces := self._pipe.take(0.0, 1):
+                    for piece in pieces:
+                        async with asyncio.timeout(self._piece_s):
+                            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+                if pieces is not None:
+                    return
+        except (TimeoutError, PeerGone):
+            self._pipe.fail()
+        finally:
+            watching.cancel()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Send these bytes; return as soon as those before are sent.
+        """Send these bytes, which must not change; return when there is room for more.
 
         Raises:
-            ClientGone: the caller is gone, or takes too long.
+            PeerGone: the caller is gone, or takes too long.
         """
-        piece = bytes(data)
-        self.flush()
-        if self._gone:
-            raise ClientGone
-        message = {"type": "http.response.body", "body": piece, "more_body": True}
-        self._sending = asyncio.run_coroutine_threadsafe(self._sent(message), self._loop)
-        return len(piece)
+        if not self._pipe.wait_for_room(2 * self._piece_s):
+            raise PeerGone
+        self._pipe.put(data)
+        self._wake()
+        return len(data)
 
-    def flush(self) -> None:
-        """Return when all is sent; raises as :meth:`write`."""
-        if self._sending is not None:
-            self._sending.result(self._piece_s + _STOP_S)
-            self._sending = None
+    def end(self) -> None:
+        """Write nothing any more."""
+        self._pipe.end()
+        self._wake()
 
-    async def _sent(self, message: dict[str, Any]) -> None:
+    def give_up(self) -> None:
+        """Send nothing any more."""
+        self._pipe.fail()
+        self._wake()
+
+    def _wake(self) -> None:
         try:
-            async with asyncio.timeout(self._piece_s):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientGone from None
+            self._loop.call_soon_threadsafe(self._filled.set)
+        except RuntimeError:  # the event loop was stopped
+            raise PeerGone from None
+
+    async def _watch(self) -> None:
+        """Note when the caller is gone."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._pipe.fail()
+        self._filled.set()

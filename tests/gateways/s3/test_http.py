@@ -16,7 +16,8 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from taskworker.gateways.http_server import HEAD_BYTES_MAX, HttpServer
+from taskworker.gateways.http_protocol import HEAD_BYTES_MAX
+from taskworker.gateways.http_server import HttpServer
 from tests.gateways.s3.conftest import KEY, SECRET, send
 from tests.gateways.s3.signing import signed_chunks
 from tests.gateways.s3.test_bodies import SEED

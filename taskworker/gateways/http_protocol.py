@@ -1,0 +1,229 @@
+"""Connections of HTTP, within bounds that uvicorn does not set by itself, and with fewer copies of bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from taskworker.gateways.pipes import DIVERT, PIECE_S, Pipe
+
+HEAD_BYTES_MAX = 32 * 1024
+"""The longest request line and headers together; Amazon's limit is 8 KiB for headers."""
+HEAD_S = 30.0
+"""How long they may take."""
+PIPELINED_MAX = 16
+"""Requests that may wait for the answer to one before them, on one connection."""
+_TOGETHER = 64 * 1024
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection whose request heads are bounded in length, time and number, and whose replies must be read."""
+
+    _heading = True
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _diversion: _Diversion | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request."""
+        super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]  # it does what is used of one
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing any more."""
+        self._expect_nothing()
+        self._note_read()
+        if self._diversion is not None:
+            self._diversion.fail()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and end the connection if it begins with too long a head."""
+        if self._heading:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._heading and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self.send_400_response("The request line and headers are too long.")
+
+    def on_message_begin(self) -> None:
+        """Expect the rest of a head."""
+        super().on_message_begin()
+        self._heading = True
+        self._head_bytes = 0
+        if self._deadline is None:
+            self._expect_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or end the connection if too much follows a body."""
+        super().on_header(name, value)
+        if not self._heading:
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > 2 * HEAD_BYTES_MAX:
+                self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        """Let a body take its own time, which the application limits."""
+        self._heading = False
+        self._expect_nothing()
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self.transport.abort()
+        if self.transport.is_closing():
+            return
+        diversion = _Diversion(self)
+        self.scope["extensions"] = {DIVERT: diversion}  # type: ignore[dict-item]  # one of our own
+        super().on_headers_complete()
+        diversion.cycle = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        """Give a piece of a body to whoever takes it."""
+        diversion = self._diversion
+        if self.transport.is_closing():
+            return
+        if diversion is None or diversion.cycle is not self.cycle:
+            super().on_body(body)
+        elif diversion.put(body):
+            self.flow.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """Note the end of a body."""
+        if self.transport.is_closing():
+            return
+        super().on_message_complete()
+        diversion = self._diversion
+        if diversion is not None and diversion.cycle is self.cycle:
+            diversion.complete()
+
+    def pause_writing(self) -> None:
+        """Expect that what was sent is read."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(PIECE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Send more."""
+        super().resume_writing()
+        self._note_read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End a connection that is not used, also if its last reply was not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def divert(self, diversion: _Diversion | None) -> None:
+        """Give the rest of the body that comes in to this diversion; None: to the application."""
+        self._diversion = diversion
+
+    def _expect_head(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _note_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+
+class _Diversion:
+    """Puts the body of one request into a pipe; see :class:`~taskworker.gateways.pipes.Divert`.
+
+    Attributes:
+        cycle: uvicorn's state of the request.
+    """
+
+    cycle: RequestResponseCycle
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+        self._pipe: Pipe | None = None
+
+    def begin(self, pipe: Pipe) -> None:
+        cycle, protocol = self.cycle, self._protocol
+        self._pipe = pipe
+        if cycle.body:
+            pipe.put(bytes(cycle.body))
+            cycle.body = bytearray()
+        if cycle.disconnected:
+            pipe.fail()
+        elif not cycle.more_body:
+            pipe.end()
+        else:
+            protocol.divert(self)
+            if cycle.waiting_for_100_continue:
+                protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                cycle.waiting_for_100_continue = False
+            protocol.flow.resume_reading()
+
+    def go_on(self) -> None:
+        self._protocol.flow.resume_reading()
+
+    def end(self) -> None:
+        if self._pipe is not None:
+            self._pipe = None
+            self._protocol.divert(None)
+
+    def put(self, piece: bytes) -> bool:
+        return self._pipe is not None and self._pipe.put(piece)
+
+    def complete(self) -> None:
+        if self._pipe is not None:
+            self._pipe.end()
+        self._protocol.divert(None)
+
+    def fail(self) -> None:
+        if self._pipe is not None:
+            self._pipe.fail()
+
+
+class _Joining:
+    """A transport that sends the head of a reply together with what follows at once."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes | memoryview] = []
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._size += len(data)
+        if self._size >= _TOGETHER:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._held, self._size = [], 0
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:  # the kernel shall not keep what nobody reads
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def get_write_buffer_size(self) -> int:
+        return self._size + self._transport.get_write_buffer_size()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        held, size = self._held, self._size
+        self._held, self._size = [], 0
+        if size < _TOGETHER:
+            held = [b"".join(held)] if held else held
+        for data in held:
+            self._transport.write(data)

@@ -1,0 +1,246 @@
+"""HTTP that is meant to do harm: what is said twice, what comes slowly, and what nobody reads."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+
+from taskworker.client import Client
+from taskworker.gateways import http_protocol
+from taskworker.gateways.http_protocol import PIPELINED_MAX
+from taskworker.gateways.http_server import HttpServer
+from taskworker.gateways.s3.accounts import FileAccounts
+from taskworker.gateways.s3.app import S3App
+from tests.functions.processes import FunctionPool
+from tests.gateways.s3.conftest import KEY, SECRET, connect, keys_file, send
+from tests.gateways.s3.test_http import exchange
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def hasty(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    """A gateway that waits for slow callers for half a second, and lets nobody wait in silence."""
+    path: Path = keys_file(tmp_path_factory.mktemp("hasty"))
+    app = S3App(FileAccounts(path, Client(pool.address)), piece_s=0.5, patience_s=0.0)
+    server = HttpServer(app, "127.0.0.1:0")
+    thread = threading.Thread(target=server.run, name="hasty")
+    thread.start()
+    yield server
+    server.stop()
+    thread.join(30)
+    assert not thread.is_alive(), "the gateway did not stop"
+
+
+def connected(gateway: HttpServer) -> socket.socket:
+    host, port = gateway.address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def signed(gateway: HttpServer, method: str, path: str, length: int = 0, **more: str) -> bytes:
+    """The head of a signed request whose body is not signed."""
+    request = AWSRequest(method=method, url=f"http://{gateway.address}{path}")
+    request.headers["X-Amz-Content-Sha256"] = "UNSIGNED-PAYLOAD"
+    request.context["payload_signing_enabled"] = False
+    S3SigV4Auth(Credentials(KEY, SECRET), "s3", "us-east-1").add_auth(request)
+    fields = {**request.headers, "Host": gateway.address, "Content-Length": str(length)}
+    fields |= {name.replace("_", "-"): value for name, value in more.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def answered(gateway: HttpServer, *requests: bytes) -> bytes:
+    """What is answered to requests that are sent at once; the connection is kept until the last answer."""
+    with connected(gateway) as connection:
+        *others, last = requests
+        connection.sendall(b"".join(others) + last.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        return read_to_end(connection)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """All that comes until the other side ends the connection."""
+    received = bytearray()
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return bytes(received)
+
+
+# -- what two servers may understand differently ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5, 5\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: 0x5\r\n",
+        b"Content-Length : 5\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        b"Transfer-Encoding:\x0bchunked\r\n",
+        b"X: a\r\n folded: b\r\n Content-Length: 5\r\n",
+        b"X: a\nContent-Length: 5\r\n",
+        b"X: a\rContent-Length: 5\r\n",
+    ],
+)
+def test_bodies_whose_end_is_not_clear_are_refused(gateway: HttpServer, fields: bytes) -> None:
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
+    answer = exchange(gateway, b"PUT /b/k HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\nhello" + smuggled)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")), answer[:200]
+    assert answer.count(b"HTTP/1.1 ") == 1, "what follows was taken for a request of its own"
+    assert b"smuggled" not in answer
+
+
+def test_lines_must_end_as_http_says(gateway: HttpServer) -> None:
+    answer = exchange(gateway, b"GET / HTTP/1.1\nHost: h\n\nGET /smuggled HTTP/1.1\nHost: h\n\n")
+    assert b"smuggled" not in answer
+    assert answer.count(b"HTTP/1.1 ") <= 1
+
+
+def test_requests_that_follow_at_once_are_answered_in_their_order(gateway: HttpServer, s3: Any, bucket: str) -> None:
+    for name in "ab":
+        s3.put_object(Bucket=bucket, Key=name, Body=name.encode() * 3)
+    answer = answered(gateway, *(signed(gateway, "GET", f"/{bucket}/{name}") for name in "abab"))
+    assert answer.count(b"HTTP/1.1 200") == 4
+    assert [part[:3] for part in answer.split(b"\r\n\r\n")[1:]] == [b"aaa", b"bbb", b"aaa", b"bbb"]
+
+
+def test_requests_that_nobody_waits_for_are_bounded(gateway: HttpServer, s3: Any, bucket: str) -> None:
+    with connected(gateway) as connection:
+        flood = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * (100 * PIPELINED_MAX)
+        with suppress(OSError):  # it has ended the connection already
+            connection.sendall(flood)
+        assert read_to_end(connection).count(b"HTTP/1.1 403") <= PIPELINED_MAX + 1
+    s3.list_objects_v2(Bucket=bucket)
+
+
+# -- what comes slowly, and what nobody reads -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1000, 1_000_000])
+def test_a_body_that_does_not_come_is_given_up(hasty: HttpServer, s3: Any, bucket: str, length: int) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(signed(hasty, "PUT", f"/{bucket}/slow", length) + b"x" * 10)
+        answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"<Code>RequestTimeout</Code>" in answer
+    assert "Contents" not in s3.list_objects_v2(Bucket=bucket, Prefix="slow")
+
+
+def test_a_reply_that_nobody_reads_is_given_up(
+    hasty: HttpServer, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "PIECE_S", 0.5)
+    content = b"unread" * (2 * MIB)
+    s3.put_object(Bucket=bucket, Key="unread", Body=content)
+    with connected(hasty) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(signed(hasty, "GET", f"/{bucket}/unread"))
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        eventually(lambda: not established(hasty, connection))
+        received = len(read_to_end(connection))
+    assert received < len(content), "all was kept for a caller who did not read"
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.05)
+
+
+def established(gateway: HttpServer, connection: socket.socket) -> bool:
+    """Whether the gateway's end of a connection is open."""
+    port = connection.getsockname()[1]
+    return any(
+        one.status == psutil.CONN_ESTABLISHED and one.raddr.port == port
+        for one in psutil.Process().net_connections("tcp")
+        if one.laddr.port == int(gateway.address.rpartition(":")[2])
+    )
+
+
+# -- bodies of chunks, dates and documents ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "date", ["19700101T000000Z", "29991231T235959Z", "20200101T000000Z", "yesterday", "20201301T000000Z"]
+)
+def test_dates_that_are_not_now_are_refused(url: str, gateway: HttpServer, bucket: str, date: str) -> None:
+    head = signed(gateway, "GET", f"/{bucket}")
+    made = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"x-amz-date"))
+    answer = answered(gateway, head.replace(made, f"X-Amz-Date: {date}".encode()))
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert b"RequestTimeTooSkewed" in answer or b"AccessDenied" in answer
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'<!DOCTYPE a [<!ENTITY b "' + b"c" * 1000 + b'"><!ENTITY d "' + b"&b;" * 1000 + b'">]><Delete>&d;</Delete>',
+        b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><Delete><Object><Key>a</Key></Object></Delete>',
+        b"<a>" * 100_000,
+        b"<Delete>" + b"<Object>" * 13 + b"</Object>" * 13 + b"</Delete>",
+        b"<Delete " + b" ".join(b'a%d="b"' % number for number in range(10_000)) + b">",
+        "<?xml version='1.0' encoding='utf-16'?><Delete/>".encode("utf-16"),
+        b"<?xml version='1.0' encoding='utf-7'?><Delete/>",
+        b"<Delete>\xff\xfe</Delete>",
+        b"<Delete>\x00</Delete>",
+    ],
+)
+def test_documents_that_are_meant_to_explode_are_refused(url: str, bucket: str, document: bytes) -> None:
+    status, body = send(
+        url, "POST", f"/{bucket}?delete", document, content_md5=b64encode(md5(document).digest()).decode()
+    )
+    assert (status, b"<Code>MalformedXML</Code>" in body) == (400, True)
+
+
+# -- outcomes that take long -----------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_long_operation_hears_something(hasty: HttpServer, new_bucket: Callable[[], str]) -> None:
+    bucket, s3 = new_bucket(), connect(f"http://{hasty.address}")
+    s3.put_object(Bucket=bucket, Key="a", Body=b"content")
+    copied = s3.copy_object(Bucket=bucket, Key="b", CopySource=f"{bucket}/a")
+    assert copied["CopyObjectResult"]["ETag"] == f'"{md5(b"content").hexdigest()}"'
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="c")["UploadId"]
+    part = s3.upload_part(Bucket=bucket, Key="c", UploadId=upload, PartNumber=1, Body=io.BytesIO(b"part"))
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    made = s3.complete_multipart_upload(Bucket=bucket, Key="c", UploadId=upload, MultipartUpload=parts)
+    assert made["ETag"].endswith('-1"')
+    assert s3.get_object(Bucket=bucket, Key="c")["Body"].read() == b"part"
+    deleted = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in "abc"]})
+    assert len(deleted["Deleted"]) == 3
+
+
+def test_an_error_after_the_reply_began_is_an_error_for_programs(
+    hasty: HttpServer, new_bucket: Callable[[], str]
+) -> None:
+    bucket, s3 = new_bucket(), connect(f"http://{hasty.address}", retries={"total_max_attempts": 1})
+    with pytest.raises(ClientError, match="NoSuchKey"):
+        s3.copy_object(Bucket=bucket, Key="b", CopySource=f"{bucket}/none")
+    with pytest.raises(ClientError, match="NoSuchUpload"):
+        s3.complete_multipart_upload(
+            Bucket=bucket, Key="c", UploadId="0" * 32, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": '"a"'}]}
+        )
