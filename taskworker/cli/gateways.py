@@ -90,7 +90,7 @@ def s3(
     server.run(ready)
 
 
-def check_tls(listen: str, cert: Path | None, key: Path | None) -> None:
+def check_tls(listen: str, cert: Path | None, key: Path | None, options: str = "--tls-cert and --tls-key") -> None:
     """Refuse to be reached by other machines without TLS.
 
     Raises:
@@ -99,11 +99,9 @@ def check_tls(listen: str, cert: Path | None, key: Path | None) -> None:
     from taskworker.auth.contexts import is_on_this_machine
 
     if (cert is None) != (key is None):
-        raise Failure("--tls-cert and --tls-key belong together: give both, or none", ExitCode.USAGE)
+        raise Failure(f"{options} belong together: give both, or none", ExitCode.USAGE)
     if cert is None and not is_on_this_machine(listen):
-        raise Failure(
-            f"refusing to listen on {one_line(listen)} without TLS: give --tls-cert and --tls-key", ExitCode.USAGE
-        )
+        raise Failure(f"refusing to listen on {one_line(listen)} without TLS: give {options}", ExitCode.USAGE)
 
 
 @contextlib.contextmanager
@@ -165,7 +163,7 @@ def page(
     names = [*(name or ()), *(names_in(tls_cert) if tls_cert is not None else ())]
     watcher = PoolClient(address) if AccessTo(address)().token else None
     app = PageApp(address, names=names, is_secure=tls_cert is not None, watcher=watcher)
-    server = HttpServer(app, listen, certificate=tls_cert, key=tls_key)
+    server = HttpServer(app, listen, certificate=tls_cert, key=tls_key, on_stop=app.stop)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
 
     def ready() -> None:

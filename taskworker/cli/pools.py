@@ -22,6 +22,7 @@ from taskworker.cli.names import (
     dns_lines,
     dns_options,
 )
+from taskworker.cli.page_process import PageAddress, PageCert, PageKey, PageProcess
 from taskworker.cli.profile import K, N, profile_of
 from taskworker.cli.session import DEFAULT_ADDRESS, Session
 from taskworker.cli.signals import Stopped, finish_regardless
@@ -251,6 +252,9 @@ def pool(
     metrics_cert: MetricsCert = None,
     metrics_key: MetricsKey = None,
     metrics_token: MetricsToken = None,
+    page: PageAddress = "",
+    page_cert: PageCert = None,
+    page_key: PageKey = None,
     log_format: LogFormatOption = LogFormat.TEXT,
     supervised: Supervised = False,
 ) -> None:
@@ -312,6 +316,7 @@ def pool(
     )
     profile = profile_of(k, n)
     shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
+    pages = PageProcess(page, page_cert, page_key, no_auth=no_auth)
     server = PoolServer(
         path,
         profile=profile,
@@ -346,17 +351,20 @@ def pool(
     try:
         watch_parent(wanted=supervised)
         names_at = server.capabilities.names.address
+        pages.start(reached_here(address))
         session.terminal.result(
             {"address": address, "dir": str(path.resolve()), "pid": os.getpid()}
             | ({"join_address": server.join_address} if join else {})
             | tls_document(server.tls)
             | dns_document(names_at)
-            | shown.document(),
+            | shown.document()
+            | pages.document(),
             f"pool {server.pool.pool_id} at {address}, catalog in {one_line(str(path))}; Ctrl-C stops it",
             *([f"workers join at {server.join_address}, with tokens"] if join else []),
             *tls_lines(server.tls, address),
             *dns_lines(names_at),
             *shown.lines(),
+            *pages.lines(),
         )
         if server.pool.store.needs_rebuild:
             session.terminal.note(
@@ -376,6 +384,7 @@ def pool(
         finish_regardless()
         session.terminal.note(f"stopping; running calls have {GRACE_S:.0f} s to end")
     finally:
+        pages.stop()
         shown.stop()
         server.stop(GRACE_S)
 

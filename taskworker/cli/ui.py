@@ -91,7 +91,7 @@ def _serve(session: Session, address: str, token: str, listen: str, *, wanted: b
     with UserClient(address) as users:
         user = users.who_am_i().user
     app = PageApp(address, watcher=PoolClient(address))
-    server = HttpServer(app, listen)
+    server = HttpServer(app, listen, on_stop=app.stop)
 
     def ready() -> None:
         _show(session, f"http://{server.address}/sign-in/{app.codes.make(token, user)}", wanted=wanted)

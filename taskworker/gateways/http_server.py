@@ -29,6 +29,24 @@ class Application(Protocol):
         """End what works for it, and its connections."""
 
 
+class _Server(uvicorn.Server):
+    """A server that says when it begins to stop.
+
+    Args:
+        config: of uvicorn.
+        on_stop: called then.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and wait for those that run."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
 class HttpServer:
     """A gateway that listens.
 
@@ -37,6 +55,7 @@ class HttpServer:
         listen: ``HOST:PORT``; port 0: any free one.
         certificate: file with the server's certificate, PEM; None: no TLS.
         key: file with its private key.
+        on_stop: called in the event loop when the server begins to stop, to end replies that would go on without end.
 
     Attributes:
         address: ``HOST:PORT`` that it listens at.
@@ -47,7 +66,13 @@ class HttpServer:
     """
 
     def __init__(
-        self, app: Application, listen: str, *, certificate: Path | None = None, key: Path | None = None
+        self,
+        app: Application,
+        listen: str,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         config = uvicorn.Config(
@@ -67,7 +92,7 @@ class HttpServer:
             ssl_keyfile=key,
         )
         config.load()
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, on_stop)
         self._socket = _listening(listen)
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,30 +8,31 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from storage.clocks import monotonic_s
+from storage.clocks import monotonic_s, wall_ms
 from storage.errors import PermissionDenied, StorageError
 from taskworker.client.pool import PoolClient
-from taskworker.errors import CallAbandoned, ServerBusy, Unauthenticated
+from taskworker.errors import ServerBusy, Unauthenticated
 from taskworker.gateways.page import transfers
 from taskworker.gateways.page.guard import Guard, file_headers, form_of
 from taskworker.gateways.page.history import History, Watch
-from taskworker.gateways.page.live import STREAMS_EACH_MAX, STREAMS_MAX, LiveReply, events
+from taskworker.gateways.page.live import ENDED, STREAMS_EACH_MAX, STREAMS_MAX, LiveReply, events
 from taskworker.gateways.page.menu import entries, first_path
 from taskworker.gateways.page.problems import status_of
 from taskworker.gateways.page.rendering import Rendering, url
 from taskworker.gateways.page.sessions import Notice, Session, Sessions, SignInCodes
 from taskworker.gateways.page.signing_in import SigningIn, local_path
 from taskworker.gateways.page.static_files import StaticFiles
-from taskworker.gateways.page.viewing import Action, Asked, Region, View, regions_of
+from taskworker.gateways.page.viewing import Action, Asked, Done, Region, View, regions_of
 from taskworker.gateways.page.views import ACTIONS, VIEWS
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class PageApp:
         watcher: a client whose token may see the pool's figures, so that charts go on while nobody is signed in; None:
             charts show what was seen while somebody looked.
         clock_s: monotonic seconds.
+        now_ms: milliseconds since 1970.
     """
 
     def __init__(
@@ -63,15 +65,18 @@ class PageApp:
         is_secure: bool = False,
         watcher: PoolClient | None = None,
         clock_s: Callable[[], float] = monotonic_s,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        self._now_ms = now_ms
         self._sessions = Sessions(clock_s)
-        self._history = History()
+        self._history = History(now_ms)
         self._watch = None if watcher is None else Watch(watcher, self._history)
         self._static = StaticFiles()
-        self._rendering = Rendering()
+        self._rendering = Rendering(now_ms)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="page")
         self._transfer_threads = ThreadPoolExecutor(_TRANSFER_THREADS, thread_name_prefix="page-files")
         self._streams = 0
+        self._stopping = asyncio.Event()
         self._transfers = 0
         self.codes = SignInCodes(clock_s)
         signing_in = SigningIn(address, self._sessions, self.codes, self._rendered, self._run, is_secure=is_secure)
@@ -91,6 +96,10 @@ class PageApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         await self._guarded(scope, receive, send)
+
+    def stop(self) -> None:
+        """End what would go on without end, as the server is about to stop."""
+        self._stopping.set()
 
     def close(self) -> None:
         """End all sessions, and what works for them."""
@@ -122,7 +131,7 @@ class PageApp:
 
     def _to_sign_in(self, request: Request) -> Response:
         if _wants_events(request):
-            return Response(status_code=204)  # browsers then ask no more
+            return Response(ENDED, media_type="text/event-stream")
         if request.method == "PUT":
             return JSONResponse({"problem": "you are no longer signed in; sign in, and upload the file again"}, 401)
         here = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
@@ -153,7 +162,8 @@ class PageApp:
         return show
 
     def _live(self, view: View, asked: Asked, session: Session) -> Response:
-        if not view.regions or session.streams >= STREAMS_EACH_MAX or self._streams >= STREAMS_MAX:
+        is_full = session.streams >= STREAMS_EACH_MAX or self._streams >= STREAMS_MAX
+        if is_full or not view.regions or not view.is_live(asked):
             return Response(status_code=204)
 
         async def load() -> list[Region]:
@@ -162,7 +172,8 @@ class PageApp:
         async def counted() -> AsyncIterator[str]:
             self._streams += 1
             try:
-                async for event in events(session, lambda: self._sessions.is_on(session), load, view.every_s):
+                is_on = partial(self._sessions.is_on, session)
+                async for event in events(session, is_on, load, view.every_s, self._stopping):
                     yield event
             finally:
                 self._streams -= 1
@@ -219,7 +230,7 @@ class PageApp:
             fields = await form_of(request)
             _require_own(fields.pop("csrf", ""), session)
             try:
-                done = await self._run(action.work, self._asked(session, fields))
+                done = await self._done(action, session, fields)
             except Unauthenticated:
                 raise
             except StorageError as error:
@@ -230,6 +241,13 @@ class PageApp:
             return RedirectResponse(done.to, 303)
 
         return do
+
+    async def _done(self, action: Action, session: Session, fields: dict[str, str]) -> Done:
+        asked = self._asked(session, fields)
+        if not action.is_long:
+            return await self._run(action.work, asked)
+        with self._transferring(session):
+            return await asyncio.get_running_loop().run_in_executor(self._transfer_threads, action.work, asked)
 
     async def _sign_out(self, request: Request, session: Session) -> Response:
         _require_own((await form_of(request)).get("csrf", ""), session)
@@ -242,16 +260,13 @@ class PageApp:
         _require_own(request.headers.get("x-csrf", ""), session)
         asked = self._asked(session, dict(request.query_params))
         with self._transferring(session):
-            try:
-                version = await transfers.upload(
-                    request,
-                    session.acting.files(),
-                    self._transfer_threads,
-                    owner=asked.owner,
-                    name=asked.fields.get("name", ""),
-                )
-            except CallAbandoned as error:
-                raise ClientDisconnect from error
+            version = await transfers.upload(
+                request,
+                session.acting.files(),
+                self._transfer_threads,
+                owner=asked.owner,
+                name=asked.fields.get("name", ""),
+            )
         self._sessions.find(self._cookies.shown(request))  # the person has been here all the while
         found = url("/file", owner=asked.owner, id=version.file_id)
         return JSONResponse({"name": version.filename, "url": found, "unchanged": version.unchanged})
@@ -276,7 +291,7 @@ class PageApp:
     @contextlib.contextmanager
     def _transferring(self, session: Session) -> Iterator[None]:
         if session.transfers >= transfers.TRANSFERS_EACH_MAX or self._transfers >= transfers.TRANSFERS_MAX:
-            raise ServerBusy("as many files are on their way as may be; try again when some have arrived")
+            raise ServerBusy("as many files and calls are on their way as may be; try again when some have ended")
         self._transfers += 1
         session.transfers += 1
         try:
@@ -286,7 +301,7 @@ class PageApp:
             session.transfers -= 1
 
     def _asked(self, session: Session, fields: Any) -> Asked:
-        return Asked(session.acting, session.principal, fields, self._history, session.csrf)
+        return Asked(session.acting, session.principal, fields, self._history, session.csrf, self._now_ms())
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

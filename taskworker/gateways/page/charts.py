@@ -39,8 +39,8 @@ Point = tuple[int, float]
 
 
 def charts_of(samples: Sequence[Sample]) -> list[Chart]:
-    """The charts of a pool's figures; none before there are two of them."""
-    if len(samples) < 2:
+    """The charts of a pool's figures; none before there are three of them, which are two rates."""
+    if len(samples) < 3:
         return []
     calls = [(one.time_ms, one.calls_per_s) for one in samples if one.calls_per_s is not None]
     found = [

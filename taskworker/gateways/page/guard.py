@@ -52,6 +52,7 @@ class Guard:
         self._app = app
         self._names = frozenset(name.lower().rstrip(".") for name in names) | {"localhost"}
         self._is_secure = is_secure
+        self._schemes = ("https",) if is_secure else ("http", "https")  # a proxy before it may serve it by TLS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -78,7 +79,7 @@ class Guard:
         if len(hosts) != 1 or not self.is_own(hosts[0]):
             text = "This page is not known by that name. Start it with --name NAME to let browsers use it.\n"
             return PlainTextResponse(text, 421)
-        if method not in _SAFE and not _is_from(headers, hosts[0], "https" if self._is_secure else "http"):
+        if method not in _SAFE and not _is_from(headers, hosts[0], self._schemes):
             return PlainTextResponse("This request comes from a page of another site, and is refused.\n", 403)
         return None
 
@@ -96,10 +97,10 @@ class Guard:
         return True
 
 
-def _is_from(headers: Headers, host: str, scheme: str) -> bool:
+def _is_from(headers: Headers, host: str, schemes: Iterable[str]) -> bool:
     """Whether a request comes from the page itself, or from no page at all."""
     origin = headers.get("origin")
-    if origin is not None and origin.lower() != f"{scheme}://{host}".lower():
+    if origin is not None and origin.lower() not in {f"{scheme}://{host}".lower() for scheme in schemes}:
         return False
     return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 

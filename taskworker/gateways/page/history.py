@@ -20,6 +20,8 @@ _RECENT_MAX = 360
 _EARLIER_S = 300.0
 _EARLIER_MAX = 288
 """A day of figures that are five minutes apart."""
+_EARLY_MS = 1000
+"""What is asked for every ten seconds does not come to the millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,7 @@ class History:
 def _kept(samples: deque[Sample], sample: Sample, apart_s: float) -> None:
     if samples and sample.time_ms < samples[-1].time_ms:  # the clock was set back
         samples.clear()
-    # Somewhat less, as what is asked for every ten seconds does not come to the millisecond.
-    if not samples or sample.time_ms - samples[-1].time_ms >= 900 * apart_s:
+    if not samples or sample.time_ms - samples[-1].time_ms >= 1000 * apart_s - _EARLY_MS:
         samples.append(sample)
 
 

@@ -23,6 +23,9 @@ _QUIET_S = 15.0
 """After so long without an event, a comment is sent, so that a browser that is gone is noticed."""
 _TROUBLE_EVERY_S = 5.0
 
+ENDED = "event: ended\ndata: {}\n\n"
+"""Says that nobody is signed in any more."""
+
 
 class LiveReply(StreamingResponse):
     """Events, each of which the browser must accept in time."""
@@ -45,6 +48,7 @@ async def events(
     is_on: Callable[[], bool],
     load: Callable[[], Awaitable[list[Region]]],
     every_s: float,
+    stopping: asyncio.Event,
 ) -> AsyncIterator[str]:
     """Yield what has changed, until the session ends.
 
@@ -53,42 +57,62 @@ async def events(
         is_on: whether the session has not ended.
         load: returns the parts of the page as they are now.
         every_s: how often to look, in seconds.
+        stopping: set when the server stops, so that the events end.
     """
-    shown: dict[str, str] = {}
+    window = _Window()
     quiet_s = 0.0
-    trouble = ""
     session.streams += 1
     try:
         yield "retry: 3000\n\n"
         while is_on():
-            pause_s = every_s
             try:
-                regions = await load()
+                told, pause_s = window.changes(await load()), every_s
             except Unauthenticated:
                 break
             except StorageError as error:
-                pause_s = max(every_s, _TROUBLE_EVERY_S)
-                if trouble != str(error):
-                    trouble = str(error)
-                    yield _event("trouble", {"text": trouble})
-                    quiet_s = 0.0
-            else:
-                if trouble:
-                    trouble = ""
-                    yield _event("trouble", {"text": ""})
-                for region in regions:
-                    if shown.get(region.name) != region.digest:
-                        shown[region.name] = region.digest
-                        quiet_s = 0.0
-                        yield _event("region", {"name": region.name, "digest": region.digest, "html": region.html})
-            await asyncio.sleep(pause_s)
-            quiet_s += pause_s
-            if quiet_s >= _QUIET_S:
+                told, pause_s = window.trouble(str(error)), max(every_s, _TROUBLE_EVERY_S)
+            if not told and quiet_s >= _QUIET_S:
+                told = [": still here\n\n"]
+            for event in told:
+                yield event
                 quiet_s = 0.0
-                yield ": still here\n\n"
-        yield _event("ended", {})
+            if await _is_set_within(stopping, pause_s):
+                return
+            quiet_s += pause_s
+        yield ENDED
     finally:
         session.streams -= 1
+
+
+class _Window:
+    """What an open window shows."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, str] = {}
+        self._trouble = ""
+
+    def changes(self, regions: list[Region]) -> list[str]:
+        """Events that tell of parts of the page that it does not show yet."""
+        new = [region for region in regions if self._shown.get(region.name) != region.digest]
+        self._shown.update((region.name, region.digest) for region in new)
+        return self.trouble("") + [
+            _event("region", {"name": region.name, "digest": region.digest, "html": region.html}) for region in new
+        ]
+
+    def trouble(self, text: str) -> list[str]:
+        """The event that tells why there is nothing new, or that there is again (empty), unless it was told already."""
+        if text == self._trouble:
+            return []
+        self._trouble = text
+        return [_event("trouble", {"text": text})]
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def _event(kind: str, data: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ from storage.errors import (
     VersionNotFound,
 )
 from taskworker.errors import (
+    CallAbandoned,
     CallOverdue,
     DeadlineExceeded,
     FunctionBusy,
@@ -29,7 +30,7 @@ _STATUS: tuple[tuple[tuple[type[StorageError], ...], int], ...] = (
     ((PermissionDenied,), 403),
     ((FileNotFound, VersionNotFound, FunctionNotFound, SecretNotFound), 404),
     ((ConflictError,), 409),
-    ((InvalidArgument,), 400),
+    ((InvalidArgument, CallAbandoned), 400),
     ((StoreFull,), 507),
     ((FunctionBusy,), 429),
     ((DeadlineExceeded, CallOverdue), 504),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ class Rendering:
             loader=PackageLoader("taskworker.gateways.page"),
             autoescape=True,
             undefined=StrictUndefined,
+            auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
@@ -46,9 +46,11 @@ class Rendering:
             ago=self.ago,
             share=lambda share: f"{share:.1%}",
             number=lambda number: f"{number:,}",
-            json=_json,
+            latency=_latency,
         )
-        self._environment.globals.update(url=url, ago=self.ago)
+        self._environment.globals.update(url=url, ago=self.ago, is_past=self.is_past)
+        for template in self._environment.list_templates(extensions=["html"]):
+            self._environment.get_template(template)  # now, as an upgrade may replace the files while this runs
 
     def __call__(self, template: str, /, **values: Any) -> str:
         """A template with these values."""
@@ -68,6 +70,10 @@ class Rendering:
         return Markup('<time datetime="{}" title="{}">{}</time>').format(
             at.strftime("%Y-%m-%dT%H:%M:%SZ"), exact, shown
         )
+
+    def is_past(self, time_ms: int | None) -> bool:
+        """Whether a time is over; None never is."""
+        return time_ms is not None and time_ms <= self._now_ms()
 
     def ago(self, time_ms: int) -> str:
         """How long ago a time was."""
@@ -107,9 +113,6 @@ def _size(count: int) -> Markup:
     return Markup('<span class="figure" title="{}">{}</span>').format(f"{count:,} bytes", size_text(count))
 
 
-def _json(text: str) -> str:
-    """JSON text, indented, if it is that."""
-    try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
-    except (ValueError, RecursionError):
-        return text
+def _latency(milliseconds: float) -> str:
+    """How long something took."""
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"

@@ -66,7 +66,6 @@ class Session:
     notices: deque[Notice] = field(default_factory=lambda: deque(maxlen=_NOTICES_MAX))
     streams: int = 0
     transfers: int = 0
-    ended: bool = False
 
     def take_notices(self) -> list[Notice]:
         """What was not shown yet, which then counts as shown."""
@@ -146,7 +145,6 @@ class Sessions:
 
     def _drop(self, sessions: list[Session]) -> None:
         for session in sessions:
-            session.ended = True
             self._sessions.pop(session.key, None)
 
 

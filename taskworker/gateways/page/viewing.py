@@ -29,13 +29,15 @@ class Asked:
         fields: the URL's parameters, or those of a form.
         history: figures of the past.
         csrf: what forms must have in them.
+        now_ms: milliseconds since 1970.
     """
 
     acting: Acting
     principal: Principal
     fields: Mapping[str, str]
     history: History
-    csrf: str = ""
+    csrf: str
+    now_ms: int
 
     @property
     def owner(self) -> str:
@@ -60,6 +62,7 @@ class View:
         section: the entry of the menu that it belongs to.
         right: what one needs so that the menu has the entry; the server decides who sees what.
         every_s: how often it is brought up to date, in seconds.
+        is_live: whether it is brought up to date at all, for what was asked.
     """
 
     path: str
@@ -70,6 +73,7 @@ class View:
     section: str
     right: Right | None = None
     every_s: float = EVERY_S
+    is_live: Callable[[Asked], bool] = lambda _asked: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,12 @@ class Action:
     Attributes:
         path: where its form is sent.
         work: does it; asks the server, and may raise StorageError.
-        timeout_s: how long it may take.
+        is_long: whether it may take long, so that only so many are done at the same time.
     """
 
     path: str
     work: Callable[[Asked], Done]
+    is_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def page(pool: FunctionPool, clock: Clock) -> Iterator[HttpServer]:
     """The page in a thread of this process, over a real pool."""
-    server = HttpServer(PageApp(pool.address, names=("page.test",), clock_s=clock), "127.0.0.1:0")
+    app = PageApp(pool.address, names=("page.test",), clock_s=clock)
+    server = HttpServer(app, "127.0.0.1:0", on_stop=app.stop)
     thread = threading.Thread(target=server.run, name="page")
     thread.start()
     yield server

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from taskworker.cli import gateways
 from taskworker.cli.exits import ExitCode, Failure
+from taskworker.cli.page_process import PageProcess
 from taskworker.cli.session import Session, Settings
 from taskworker.cli.ui import ui
 from taskworker.client.users import UserClient
+from taskworker.gateways.page.live import ENDED
 from taskworker.gateways.page.sessions import CODE_S, IDLE_S, LASTING_S, SESSIONS_EACH_MAX
+from tests.cluster.processes import Process
 from tests.functions.processes import FunctionPool
 from tests.gateways.page.conftest import Clock, Person
 
@@ -34,7 +39,7 @@ def test_nobody_sees_anything_without_signing_in(url: str) -> None:
         answer = httpx.post(url + path, data={"csrf": "x"}, headers={"origin": url})
         assert answer.headers["location"] == "/sign-in"
     assert httpx.put(f"{url}/files/upload?name=a", content=b"x", headers={"origin": url}).status_code == 401
-    assert httpx.get(url + "/", headers={"accept": "text/event-stream"}).status_code == 204
+    assert httpx.get(url + "/", headers={"accept": "text/event-stream"}).text == ENDED
 
 
 def test_signing_in_leads_to_what_was_asked_for_and_nowhere_else(url: str, person: People) -> None:
@@ -249,3 +254,29 @@ def test_ui_prints_a_link_of_a_page_that_runs(
     assert one.see("/")
     with pytest.raises(Failure, match="no page answers"):
         ui(Session(Settings(pool=pool.address)), at="http://127.0.0.1:1")
+
+
+def test_a_pool_serves_its_page_in_a_process_of_its_own(tmp_path: Path) -> None:
+    arguments = ["pool", "--dir", str(tmp_path / "pool"), "--listen", "127.0.0.1:0", "--page", "127.0.0.1:0"]
+    pool = Process(arguments, tmp_path / "pool.log")
+    try:
+        url = str(pool.announced["page"])
+        assert "Sign in" in httpx.get(f"{url}/sign-in").text
+    finally:
+        pool.stop()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/sign-in")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"listen": "0.0.0.0:1"}, "--page-cert"),
+        ({"listen": "127.0.0.1:1", "no_auth": True}, "--no-auth"),
+        ({"cert": Path("c")}, "need --page"),
+        ({"listen": "127.0.0.1:1", "cert": Path("c")}, "belong together"),
+    ],
+)
+def test_pages_that_a_pool_does_not_serve(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(Failure, match=why):
+        PageProcess(**{"listen": "", "cert": None, "key": None, "no_auth": False, **options})

@@ -3,6 +3,8 @@
 import { followUploads } from "./uploads.js";
 
 const main = document.getElementById("main");
+const place = () => location.pathname + location.search;
+let shown = place();
 
 /** Tell screen readers. */
 export function say(text) {
@@ -95,22 +97,28 @@ async function send(form, button) {
 /** Show another page in the place of this one. */
 async function show(response) {
   const page = parsed(await response.text());
-  const shown = page.getElementById("main");
-  if (!shown || !page.getElementById("said")) {
+  const content = page.getElementById("main");
+  if (!content || !page.getElementById("said")) {
     location.assign(response.url); // it is no page for who is signed in
     return;
   }
   if (response.redirected && response.url !== location.href) history.pushState(null, "", response.url);
+  shown = place();
   document.title = page.title;
   document.body.dataset.csrf = page.body.dataset.csrf;
   if ("live" in page.body.dataset) document.body.dataset.live = "";
   else delete document.body.dataset.live;
   document.querySelector(".top").replaceWith(page.querySelector(".top"));
-  main.replaceChildren(...shown.childNodes);
+  const kept = [...main.querySelectorAll("[data-keep]")].map((one) => [one.id, one.value]);
+  main.replaceChildren(...content.childNodes);
+  for (const [id, value] of kept) {
+    const one = document.getElementById(id);
+    if (one) one.value = value;
+  }
   prepare();
   follow();
   const notice = main.querySelector(".notice");
-  say(notice ? notice.textContent.trim() : document.title);
+  say((notice?.querySelector("p") ?? notice)?.textContent.trim() ?? document.title);
   (notice ?? main).scrollIntoView({ block: "nearest" });
   main.focus({ preventScroll: true });
 }
@@ -121,7 +129,9 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   send(form, event.submitter);
 });
-addEventListener("popstate", () => location.reload());
+addEventListener("popstate", () => {
+  if (place() !== shown) location.reload(); // otherwise, it was a link to a part of the page
+});
 
 // -- what a page has in it ---------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from taskworker.readable import one_line
 
 _VERSIONS = 50
 _COMPARED_BYTES_MAX = 256 * 1024
-_COMPARED_LINES_MAX = 4000
+_COMPARED_LINES_MAX = 2000
+"""The time that a comparison takes may grow with the square of it."""
 _SHOWN_LINES_MAX = 2000
 
 
