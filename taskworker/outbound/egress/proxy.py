@@ -10,8 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-
-import httpx
+from typing import TYPE_CHECKING
 
 from storage.clocks import wall_ms
 from storage.errors import StorageError, StoreClosed
@@ -20,13 +19,14 @@ from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.outbound.egress.addresses import Resolve, resolve_by_system
 from taskworker.outbound.egress.audit import AuditLog, AuditRecord
 from taskworker.outbound.egress.concurrency import Permit, RequestLimiter
-from taskworker.outbound.egress.connections import ConnectionPools
 from taskworker.outbound.egress.filling import Fill, Filling, no_secrets
 from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
 from taskworker.outbound.egress.outgoing import prepare
-from taskworker.outbound.egress.requesting import Exchange, Sender
 from taskworker.outbound.egress.rules import RuleBook
 from taskworker.outbound.egress.urls import parse_url, place_of
+
+if TYPE_CHECKING:  # loaded with the first request, as they take a fifth of the time that a pool needs to start
+    from taskworker.outbound.egress.requesting import Exchange, Sender
 
 _TALKATIVE = ("httpx", "httpcore", "hpack", "hishel")
 """Libraries whose log messages below WARNING show URLs and headers, including secrets."""
@@ -66,12 +66,14 @@ class EgressProxy:
         self.rules = rules
         self.audit = audit
         self._limits = limits
+        self._resolve = resolve
         self._fill = fill
+        self._tls = tls
+        self._clock_s = clock_s
         self._now_ms = now_ms
         self._limiter = RequestLimiter(limits, clock_s)
         self._loop = asyncio.new_event_loop()
-        tls = tls or httpx.create_ssl_context(trust_env=False)
-        self._sender = Sender(ConnectionPools(resolve, tls, limits, clock_s), rules, audit, limits, clock_s, now_ms)
+        self._sender: Sender | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="egress", daemon=True)
         self._closed = False
         self._starting = threading.Lock()
@@ -135,9 +137,27 @@ class EgressProxy:
             now, kind = self._now_ms(), type(error).__name__
             self.audit.add(AuditRecord(now, function, user, host, method, 0, len(request.body), 0, 0.0, kind))
             raise
+        from taskworker.outbound.egress.requesting import Exchange
+
         return Exchange(
-            self._sender, function, user, outgoing, filling, permit, request.cache, request.follow_redirects
+            self._ready_sender(), function, user, outgoing, filling, permit, request.cache, request.follow_redirects
         )
+
+    def _ready_sender(self) -> Sender:
+        with self._starting:
+            if self._sender is None:
+                self._sender = self._made_sender()
+            return self._sender
+
+    def _made_sender(self) -> Sender:
+        import httpx
+
+        from taskworker.outbound.egress.connections import ConnectionPools
+        from taskworker.outbound.egress.requesting import Sender
+
+        tls = self._tls or httpx.create_ssl_context(trust_env=False)
+        pools = ConnectionPools(self._resolve, tls, self._limits, self._clock_s)
+        return Sender(pools, self.rules, self.audit, self._limits, self._clock_s, self._now_ms)
 
     async def _within(self, total_s: float, exchange: Exchange) -> ApiResponse:
         try:
@@ -169,6 +189,7 @@ class EgressProxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._sender.aclose()
+        if self._sender is not None:
+            await self._sender.aclose()
         await self._loop.shutdown_asyncgens()
         await asyncio.sleep(0)  # sockets are closed in the next iteration of the loop

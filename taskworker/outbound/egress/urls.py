@@ -5,12 +5,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import httpx
 import idna
 
 from storage.errors import InvalidArgument
 from taskworker.outbound.egress.addresses import Address
+
+if TYPE_CHECKING:  # loaded with the first URL, as loading it takes long
+    import httpx
 
 _PORTS = {"http": 80, "https": 443}
 _SHAPE = re.compile(r"(https?)://([^/?#]+)(?:[/?#].*)?", re.IGNORECASE)
@@ -81,6 +84,8 @@ def parse_url(text: str, chars_max: int = 8192) -> ExternalUrl:
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise InvalidArgument("the URL's host or port cannot be parsed: write host or host:port")
+    import httpx
+
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError, ValueError):
