@@ -49,7 +49,7 @@ _PANELS = {
     | {"worker-token": "joining", "worker-deny": "joining", "audit": "audit"},
     "Users": {"login": "contexts", "share": "sharing", "unshare": "sharing", "shares": "sharing"},
     "Running": {"up": "pools", "pool": "pools", "worker": "workers", "serve": "serve", "demo": "demo"}
-    | {"ui": "ui", "doctor": "doctor"},
+    | {"ui": "ui", "doctor": "doctor", "bench": "bench"},
 }
 """The commands in the order of the help, each with the module of this package that implements it."""
 

@@ -23,6 +23,7 @@ HOW_TO = (
     "how-to/monitoring.md",
     "how-to/services.md",
     "how-to/mount.md",
+    "how-to/measure.md",
 )
 """In the order in which one reader can follow them, with one pool."""
 ON_MACHINES = "how-to/three-machines.md"

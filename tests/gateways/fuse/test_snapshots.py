@@ -148,11 +148,29 @@ def test_nothing_can_be_written(taken: tuple[Path, Path]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_other_users_cannot_read(taken: tuple[Path, Path]) -> None:
     mount, restored = taken
-    for path in (restored, *restored.parents):  # so that only the mount is in the way
+    let_others_enter(restored)  # so that only the mount is in the way
+    assert b"Permission denied" in errors_of_nobody("ls", mount)
+
+
+def let_others_enter(directory: Path) -> None:
+    for path in (directory, *directory.parents):
         path.chmod(path.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    refused = subprocess.run(["ls", mount], user="nobody", stderr=subprocess.PIPE, check=False)
-    assert refused.returncode != 0
-    assert b"Permission denied" in refused.stderr
+
+
+def errors_of_nobody(*command: str | Path) -> bytes:
+    return subprocess.run(command, user="nobody", capture_output=True, check=False).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_other_users_can_read_what_modes_allow_if_they_are_let(pool: FunctionPool, user: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make(source, {b"all": ("file", b"all", 0o644, 5), b"mine": ("file", b"mine", 0o600, 5)})
+    take(ClientFiles(pool.client, user), source)
+    let_others_enter(tmp_path)
+    at = ["--folder", "folder", "--snapshot", "latest", "--pool", pool.address, "--user", user]
+    with mounted(tmp_path / "mount", "--allow-other", *at):
+        assert errors_of_nobody("cat", tmp_path / "mount/all") == b""
+        assert b"Permission denied" in errors_of_nobody("cat", tmp_path / "mount/mine")
 
 
 def test_snapshots_appear_and_go_while_all_are_mounted(pool: FunctionPool, user: str, tmp_path: Path) -> None:
