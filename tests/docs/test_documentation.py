@@ -24,6 +24,8 @@ HOW_TO = (
     "how-to/services.md",
     "how-to/mount.md",
     "how-to/measure.md",
+    "how-to/containers.md",
+    "how-to/kubernetes.md",
 )
 """In the order in which one reader can follow them, with one pool."""
 ON_MACHINES = "how-to/three-machines.md"
