@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ WHY_NOT = next(
         for missing, reason in (
             (not os.access("/dev/fuse", os.R_OK | os.W_OK), "/dev/fuse is missing or not ours to use"),
             (shutil.which("fusermount3") is None, "fusermount3 is missing: install fuse3"),
+            (find_spec("mfusepy") is None, "mfusepy is missing: install the extra mount"),
         )
         if missing
     ),
