@@ -141,7 +141,7 @@ def run() -> int:
     try:
         plain = plain_command(arguments)
         if plain is not None:
-            run_with(plain.settings, getattr(_module(_MODULES[plain.name]), plain.name))
+            run_with(plain.settings, getattr(_module(_MODULES[plain.name]), plain.name), name=plain.name)
             return ExitCode.OK
         return app_for(arguments)(arguments, prog_name="taskworker", standalone_mode=False) or ExitCode.OK
     except typer.Exit as ended:

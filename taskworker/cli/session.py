@@ -20,6 +20,7 @@ from taskworker.cli.exits import ExitCode, Failure, exit_code_of
 from taskworker.cli.signals import finish_regardless, stopped_in
 from taskworker.cli.streams import check_output
 from taskworker.cli.terminal import Terminal
+from taskworker.cli.tracing import traced_command
 
 if TYPE_CHECKING:
     from storage import ErasureProfile
@@ -250,7 +251,7 @@ def with_session(command: Callable[Concatenate[Session, P], None]) -> Callable[.
             _require_numbers(arguments)
             command(session, **arguments)  # type: ignore[arg-type, call-arg]
 
-        run_with(settings, act)
+        run_with(settings, act, name=context.info_name or "", instance=str(arguments.get("worker_id") or ""))
 
     original = inspect.signature(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -289,8 +290,14 @@ def _help_text(docstring: str) -> str:
     )
 
 
-def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
+def run_with(settings: Settings, command: Callable[[Session], None], *, name: str = "", instance: str = "") -> None:
     """Run a command; an error ends it with its exit code and one readable line, plus the frames of a function's error.
+
+    Args:
+        settings: the options that every command has.
+        command: does it.
+        name: of the command, for traces.
+        instance: name of this process among those that run this command; empty: none.
 
     Raises:
         typer.Exit: the command failed.
@@ -301,7 +308,8 @@ def run_with(settings: Settings, command: Callable[[Session], None]) -> None:
     try:
         if session.settings.json:
             check_output()
-        command(session)
+        with traced_command(name, instance):
+            command(session)
         session.keep_trust()
     except BrokenPipeError:
         drop_output()

@@ -33,6 +33,7 @@ from taskworker.rpc.conversion import parsed
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX
 from taskworker.rpc.refusals import DELAYED, Refusals
 from taskworker.rpc.waits import WAITS
+from taskworker.tracing.spans import SPANS, Served, Tracer
 
 log = logging.getLogger("taskworker.services")
 
@@ -200,6 +201,7 @@ class _Method:
         self._audit = audit
         self._entry = entry
         self._name, self._streamed, self._streams = method.full_name, method.client_streaming, method.server_streaming
+        self._span = f"{method.containing_service.full_name}/{method.name}"
         self._behave = behave
         self._hide = hide
         self._gate = gate
@@ -273,9 +275,21 @@ class _Method:
             with self._admitted(call.caller):
                 yield from WAITS.answers(self._behave(argument, call.caller), context, call.whose, self._patience)
 
+    def _calling(self, context: grpc.ServicerContext, taken: _Taken | None) -> AbstractContextManager[_Call]:
+        """Give a call its place, send its failure, and tell the audit, the observer and the trace how it ended."""
+        tracer = SPANS.tracer
+        return self._told_of(context, taken, None) if tracer is None else self._traced(tracer, context, taken)
+
     @contextmanager
-    def _calling(self, context: grpc.ServicerContext, taken: _Taken | None) -> Iterator[_Call]:
-        """Give a call its place, send its failure, and tell the audit and the observer how it ended."""
+    def _traced(self, tracer: Tracer, context: grpc.ServicerContext, taken: _Taken | None) -> Iterator[_Call]:
+        with (
+            tracer.server(self._span, context.invocation_metadata() or ()) as span,
+            self._told_of(context, taken, span) as call,
+        ):
+            yield call
+
+    @contextmanager
+    def _told_of(self, context: grpc.ServicerContext, taken: _Taken | None, span: Served | None) -> Iterator[_Call]:
         call, place = _Call(context, context), None
         began_s = time.perf_counter()
         outcome: Exception | None = None
@@ -301,8 +315,13 @@ class _Method:
         finally:
             if place is not None:
                 place.leave()
-            if self._observer is not None:
-                self._observer.ended(time.perf_counter() - began_s, status.code_name(outcome))
+            self._tell(time.perf_counter() - began_s, outcome, span)
+
+    def _tell(self, seconds: float, outcome: Exception | None, span: Served | None) -> None:
+        if self._observer is not None:
+            self._observer.ended(seconds, status.code_name(outcome))
+        if span is not None:
+            span.ended(status.code_name(outcome))
 
     def _admitted(self, caller: object) -> AbstractContextManager[None]:
         return nullcontext() if self._gate is None else self._gate.place(user_of(caller))

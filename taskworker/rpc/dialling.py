@@ -14,6 +14,7 @@ from taskworker.auth.contexts import Access, AccessTo
 from taskworker.auth.trust import Trust
 from taskworker.rpc.limits import ANSWER_BYTES_MAX, CONNECT_TIMEOUT_MS, WINDOW_OPTIONS
 from taskworker.rpc.token_channel import TokenChannel, TokenOnAsyncCalls
+from taskworker.rpc.traced_channel import traced
 
 STORE_SERVICE = "taskworker.store.StoreService"
 _LISTS = ("History", "ListFiles", "ListVersions")
@@ -83,8 +84,10 @@ def dial(
 
     def make(trust: Trust | None) -> grpc.Channel:
         if trust is None:
-            return grpc.insecure_channel(target, options=options)
-        return grpc.secure_channel(target, _credentials(trust), options=(*options, *_name_option(trust.name)))
+            return traced(grpc.insecure_channel(target, options=options), target)
+        options_of_name = _name_option(trust.name)
+        secure = grpc.secure_channel(target, _credentials(trust), options=(*options, *options_of_name))
+        return traced(secure, target)
 
     if access == Access():
         return make(None)
@@ -110,7 +113,8 @@ def dial_secure(address: str, credentials: grpc.ChannelCredentials, name: str) -
     Raises:
         InvalidArgument: the address is malformed.
     """
-    return grpc.secure_channel(target_of(address), credentials, options=(*_OPTIONS, *_name_option(name)))
+    target = target_of(address)
+    return traced(grpc.secure_channel(target, credentials, options=(*_OPTIONS, *_name_option(name))), target)
 
 
 def dial_async(address: str, access: AccessTo | None = None) -> grpc.aio.Channel:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from taskworker.calls.call import Items, RunningCall
 from taskworker.errors import CallAbandoned
+from taskworker.tracing.spans import SPANS
 
 _AHEAD_CHARS = 1 << 20
 """Characters of items that a call may be ahead of its consumer before it waits; one item is always allowed."""
@@ -98,6 +99,7 @@ def handed_over(
         Exception: raised by ``work``.
     """
     handover: _Handover[ResultT] = _Handover()
+    work = SPANS.bound(work)
 
     def run() -> None:
         try:

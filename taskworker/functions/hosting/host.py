@@ -48,6 +48,7 @@ from taskworker.sandbox import errors as sandbox_errors
 from taskworker.sandbox.frames import Cause
 from taskworker.sandbox.inside.base import DEAR
 from taskworker.sandbox.runtime_root import PACKAGE_NAMES
+from taskworker.tracing.spans import SPANS
 
 _ARRIVALS_MAX = 2
 """Bundles that are fetched and unpacked at the same time; each takes its size in memory."""
@@ -341,7 +342,8 @@ class FunctionHost:
             asking=asking,
         )
         try:
-            report.result = self._result(function, call, left_s(), bridge, output, running, report, items)
+            with SPANS.internal("call", lambda: {"faas.name": call.function, "faas.invocation_id": call.call_id}):
+                report.result = self._result(function, call, left_s(), bridge, output, running, report, items)
         except StorageError as error:
             redactor.error(error)
             report.error = error
@@ -385,6 +387,7 @@ class FunctionHost:
                 "left_s": wall_s if timeout_s is None else min(wall_s, timeout_s),
                 "in_parts": items is not None,
             }
+            | ({"traceparent": traceparent} if (traceparent := SPANS.traceparent()) else {})
         )
         try:
             self.start()
@@ -392,7 +395,7 @@ class FunctionHost:
                 function.image,
                 request,
                 timeout_s=timeout_s,
-                answer=bridge,
+                answer=SPANS.bound(bridge),
                 output=output.add,
                 item=None if items is None else _checked_items(items, function.spec),
                 check=check,

@@ -15,6 +15,7 @@ from taskworker.errors import CallAbandoned
 from taskworker.pool.background.driver import Signals
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
+from taskworker.tracing.spans import SPANS
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,8 @@ class Collector:
         self._running = (began_s, 0, 0)
         try:
             pace = None if self._presses else self._tranquility.rest
-            self._store.collect(progress=self._progress(began_s), pace=pace)
+            with SPANS.internal("collect"):
+                self._store.collect(progress=self._progress(began_s), pace=pace)
         except CallAbandoned:
             raise  # still due: the next process of the pool starts it from the beginning
         except Exception as error:

@@ -23,6 +23,7 @@ from taskworker.pool.background.repair_pass import RepairPass
 from taskworker.pool.background.tidying import Tidier
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
+from taskworker.tracing.spans import SPANS
 from taskworker.transport.worker_fleet import WorkerFleet
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,8 @@ class RepairScheduler:
         epoch, mark = self._fleet.epoch(), self._fleet.mark()
         self._pass = under_way = RepairPass(self._runtime.monotonic_s)
         try:
-            report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, epoch))
+            with SPANS.internal("repair"):
+                report = self._store.repair(pace=self.tranquility.rest, watch=self._watch(under_way, epoch))
             self.lost = report.lost_count
             if self.lost and self._fleet.awaits_any():
                 self._fail("waiting", f"{self.lost:,} objects have too few shards left; bring lost workers back")

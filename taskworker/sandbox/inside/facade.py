@@ -68,11 +68,13 @@ class FunctionCaller:
         user_id: the user on whose behalf the function was called.
         call_id: identifies the call, and the calls that it makes, in logs.
         ends_at: deadline of the call, on the clock of ``time.monotonic``.
+        traceparent: its span in W3C's form, if the call is traced; otherwise empty.
     """
 
     user_id: str
     call_id: str
     ends_at: float
+    traceparent: str = ""
 
     @property
     def deadline_left(self) -> float:
@@ -312,7 +314,7 @@ class FunctionWorker:
 
     def __init__(self) -> None:
         self._connection = _Connection()
-        self._called_by: tuple[str, str, float] | None = None
+        self._called_by: tuple[str, str, float, str] | None = None
         self._config: Mapping[str, str] = MappingProxyType({})
         self._turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self.storage = Storage(self._connection)
@@ -475,7 +477,7 @@ def inert_worker(*_args: object, **_kwargs: object) -> FunctionWorker:
     return worker
 
 
-def connect(asker: Asker | None, called_by: tuple[str, str, float] | None = None) -> None:
+def connect(asker: Asker | None, called_by: tuple[str, str, float, str] | None = None) -> None:
     """Connect ``worker`` to the worker process that runs this call.
 
     Args:

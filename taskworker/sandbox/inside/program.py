@@ -3,7 +3,8 @@
 Requests are JSON documents::
 
     {"args": [text], "kwargs": {name: text}, "user_id": text, "call_id": text, "left_s": number,
-     "in_parts": true to send the items of a generator as they come}
+     "in_parts": true to send the items of a generator as they come, "traceparent": text, if the call is traced}
+
 The result is a JSON document, or empty if it was sent in parts.
 """
 
@@ -14,6 +15,7 @@ import importlib
 import inspect
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +37,7 @@ _PLAIN = (int, str, float, bool, bytes, list, dict, tuple, type(None))
 _TAKEN = object()
 """Stands for a result whose items have been taken from a generator."""
 _CODE, _APP = "/code", "/code/app"
+_TRACE = "TRACEPARENT"
 
 
 class EntryNotFound(Exception):
@@ -149,7 +152,9 @@ def run(request: bytes, channel: _Channel) -> bytes:
         CallFailure: the arguments do not fit, the function raised, or its result has no JSON form.
     """
     told, _ = _scan(request.decode(), 0)
-    facade.connect(channel, (told["user_id"], told["call_id"], time.monotonic() + told["left_s"]))
+    trace = told.get("traceparent", "")
+    facade.connect(channel, (told["user_id"], told["call_id"], time.monotonic() + told["left_s"], trace))
+    _show_trace(trace)
     give = channel.item if told["in_parts"] else None
     try:
         return _result(told["args"], told["kwargs"], give)
@@ -163,6 +168,14 @@ def run(request: bytes, channel: _Channel) -> bytes:
         raise CallFailure(Cause.EXCEPTION, failures.type_name(error), text) from None
     finally:
         facade.finish()
+
+
+def _show_trace(traceparent: str) -> None:
+    """Show the call's trace to libraries that look for it in the environment, and none of a former call."""
+    if traceparent:
+        os.environ[_TRACE] = traceparent
+    elif _TRACE in os.environ:
+        del os.environ[_TRACE]
 
 
 def _result(args: list[str], kwargs: dict[str, str], give: Callable[[bytes], None] | None) -> bytes:
