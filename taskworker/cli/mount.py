@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storage.clocks import wall_ms
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.session import Session
 from taskworker.cli.supervised import Supervised, watch_parent
@@ -145,19 +146,17 @@ def _stored(session: Session, timeout_s: float) -> Iterator[Stored]:
         yield stored(store, session.user)
 
 
-def _moment_ms(text: str) -> int:
+def _moment_ms(text: str, now_ms: Callable[[], int] = wall_ms) -> int:
     """A time that an option names, as ms since 1970: a date, with a time or not, or how long ago.
 
     Raises:
         Failure: it is neither.
     """
-    from storage.clocks import wall_ms
-
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
         try:
-            return wall_ms() - int(span_s(text, "--at") * 1000)
+            return now_ms() - int(span_s(text, "--at") * 1000)
         except Failure:
             raise Failure(
                 f"--at {one_line(text)!r}: write a time such as 2026-11-28 or '2026-11-28 23:36', or a span such as 7d",
