@@ -9,6 +9,7 @@ from storage.catalog import FileEntry, user_key
 from storage.engine.reading import ReadableStore
 from storage.files import name_of, permitted
 from storage.formats.versions import Version
+from storage.write.condition import Condition, condition_of
 from storage.write.deleting import Check, NameOf
 
 
@@ -16,14 +17,22 @@ class DeletingStore(ReadableStore):
     """The part of a store that deletes."""
 
     @checked
-    def delete(self, file_id: str, *, user_id: str) -> None:
+    def delete(self, file_id: str, *, user_id: str, if_head: str | None = None) -> None:
         """Delete a file. Its name is free at once, its space after the next :meth:`collect`.
+
+        Args:
+            file_id: the file.
+            user_id: the owner.
+            if_head: delete nothing unless this version is the head then.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
+            ConflictError: another version is the head.
             CatalogBehind: see :attr:`behind`.
         """
-        self.delete_files([file_id], user_id=user_id)
+        self._parts.check_writable()
+        condition = condition_of(if_absent=False, if_head=if_head)
+        self._delete([self._parts.files.entry(file_id, user_id)[0]], user_id, condition)
 
     @checked
     def delete_files(self, file_ids: Sequence[str], *, user_id: str) -> None:
@@ -63,17 +72,20 @@ class DeletingStore(ReadableStore):
         head = self._parts.pushing.commits.delete_version(identifier, version, *_deleting_by(user_id))
         return None if head is None else head.public()
 
-    def _delete(self, identifiers: list[bytes], user_id: str) -> None:
+    def _delete(self, identifiers: list[bytes], user_id: str, condition: Condition | None = None) -> None:
         """Delete files with one transaction: all of them, or none."""
         if identifiers:
-            self._parts.pushing.commits.delete(identifiers, *_deleting_by(user_id))
+            self._parts.pushing.commits.delete(identifiers, *_deleting_by(user_id, condition))
 
 
-def _deleting_by(user_id: str) -> tuple[Check, NameOf]:
-    """What a deletion needs to know of the user who asks for it."""
+def _deleting_by(user_id: str, condition: Condition | None = None) -> tuple[Check, NameOf]:
+    """What a deletion needs to know of the user who asks for it, and on what condition."""
 
     def check(identifier: bytes, entry: FileEntry | None) -> FileEntry:
-        return permitted(entry, identifier.hex(), user_id)
+        found = permitted(entry, identifier.hex(), user_id)
+        if condition is not None:
+            condition.require(identifier.hex(), found)
+        return found
 
     def name(filename: str) -> bytes:
         return name_of(user_key(user_id.encode()), filename)

@@ -87,14 +87,13 @@ def folder_name(directory: Path, name: str | None) -> str:
     """The name under which a directory is stored: the one that is given, otherwise its own."""
     if name is not None:
         return name
-    own = directory.resolve().name
-    if not own:
-        raise Failure("the root directory has no name: give one with --name", ExitCode.USAGE)
+    from storage.errors import InvalidArgument
+    from taskworker.folders.pushing import folder_name as own_name
+
     try:
-        own.encode()
-    except UnicodeEncodeError:
-        raise Failure("the directory's name is not UTF-8: give another one with --name", ExitCode.USAGE) from None
-    return own
+        return own_name(directory)
+    except InvalidArgument as error:
+        raise Failure(f"{error} with --name", ExitCode.USAGE) from None
 
 
 def push_folder(

@@ -14,6 +14,9 @@ from taskworker.client.sharing_calls import Link, NewLink, Share, Shares
 if TYPE_CHECKING:
     from taskworker.client.deploying import Deployment
     from taskworker.client.functions import FunctionStatus, LogLine
+    from taskworker.folders.fetching import FetchReport
+    from taskworker.folders.problems import Problem
+    from taskworker.folders.pushing import PushReport
 
 
 class AsyncClient(AsyncFileCalls):
@@ -23,6 +26,62 @@ class AsyncClient(AsyncFileCalls):
     loop only waits. Cancelling a coroutine cancels its calls on the server, and returns when they have ended. Progress
     is reported from those threads.
     """
+
+    async def push_tree(
+        self,
+        directory: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        user_id: str,
+        exclude: Sequence[str] = (),
+        exclude_caches: bool = False,
+        one_file_system: bool = False,
+        xattrs: bool = False,
+        delete: bool = False,
+        problem: Problem | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> PushReport:
+        """See :meth:`Client.push_tree`."""
+        return await self._run(
+            lambda: self._client.push_tree(
+                directory,
+                name,
+                user_id=user_id,
+                exclude=exclude,
+                exclude_caches=exclude_caches,
+                one_file_system=one_file_system,
+                xattrs=xattrs,
+                delete=delete,
+                problem=problem,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
+
+    async def get_tree(
+        self,
+        name: str,
+        directory: str | os.PathLike[str],
+        *,
+        user_id: str,
+        privileged: bool = False,
+        problem: Problem | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> FetchReport:
+        """See :meth:`Client.get_tree`."""
+        return await self._run(
+            lambda: self._client.get_tree(
+                name,
+                directory,
+                user_id=user_id,
+                privileged=privileged,
+                problem=problem,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
 
     async def share(
         self,

@@ -212,9 +212,13 @@ class AsyncFileCalls(AsyncCalls):
         """See :meth:`Client.iter_files`."""
         return self._each(self._client.iter_files(user_id=user_id, prefix=prefix, timeout_s=timeout_s))
 
-    async def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
+    async def delete(
+        self, file_id: str, *, user_id: str, if_head: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """See :meth:`Client.delete`."""
-        return await self._run(lambda: self._client.delete(file_id, user_id=user_id, timeout_s=timeout_s))
+        return await self._run(
+            lambda: self._client.delete(file_id, user_id=user_id, if_head=if_head, timeout_s=timeout_s)
+        )
 
     async def delete_version(
         self, file_id: str, version_id: str, *, user_id: str, timeout_s: float | None = None

@@ -43,10 +43,13 @@ def _kwargs(value: Any) -> dict[str, Any]:
     return {text("a name in kwargs")(name): argument for name, argument in value.items()}
 
 
-def _include(value: Any) -> list[str]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InvalidArgument(f"include must be a list of names or patterns, not {type(value).__name__}")
-    return [text("a name in include")(one) for one in value]
+def _texts(name: str) -> Callable[[Any], list[str]]:
+    def convert(value: Any) -> list[str]:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise InvalidArgument(f"{name} must be a list of names or patterns, not {type(value).__name__}")
+        return [text(f"a name in {name}")(one) for one in value]
+
+    return convert
 
 
 _RULES = {
@@ -66,7 +69,14 @@ _RULES = {
     "kwargs": _kwargs,
     "entry": text("entry"),
     "directory": path,
-    "include": _include,
+    "include": _texts("include"),
+    "exclude": _texts("exclude"),
+    "exclude_caches": instance(bool, "exclude_caches"),
+    "one_file_system": instance(bool, "one_file_system"),
+    "xattrs": instance(bool, "xattrs"),
+    "delete": instance(bool, "delete"),
+    "privileged": instance(bool, "privileged"),
+    "problem": anything,
     "requirements": path,
     "dry_run": instance(bool, "dry_run"),
     "call_id": text("call_id"),

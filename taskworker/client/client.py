@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taskworker.client.concatenating_calls import ConcatenatingCalls
 from taskworker.client.file_calls import FileCalls
+from taskworker.client.folder_calls import FolderCalls
 from taskworker.client.function_calls import FunctionCalls
 from taskworker.client.listing_calls import ListingCalls
 from taskworker.client.maintenance_calls import MaintenanceCalls
@@ -17,6 +18,7 @@ class Client(
     ListingCalls,
     ConcatenatingCalls,
     ManyCalls,
+    FolderCalls,
     RevisionCalls,
     SharingCalls,
     FunctionCalls,

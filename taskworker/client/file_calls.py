@@ -411,13 +411,20 @@ class FileCalls(ClientBase):
             after = page.next_after
 
     @arguments_checked
-    def delete(self, file_id: str, *, user_id: str, timeout_s: float | None = None) -> None:
+    def delete(self, file_id: str, *, user_id: str, if_head: str | None = None, timeout_s: float | None = None) -> None:
         """Delete a file with all its versions; ``collect`` frees its space.
+
+        Args:
+            file_id: the file.
+            user_id: the owner.
+            if_head: delete nothing unless this version is the head then.
+            timeout_s: seconds.
 
         Raises:
             FileNotFound: there is no such file, or it is another user's.
+            ConflictError: another version is the head.
         """
-        request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id)
+        request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id, if_head=if_head or "")
         self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
 
     @arguments_checked

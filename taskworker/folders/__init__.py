@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from storage.lazily import loading
 
 if TYPE_CHECKING:
+    from taskworker.folders.embedded import StoreFiles
     from taskworker.folders.entries import Entry, Kind
     from taskworker.folders.fetching import FetchReport, get_tree
     from taskworker.folders.ports import Files
-    from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Unstorable
+    from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, FolderIncomplete, Unstorable
     from taskworker.folders.pushing import PushReport, push_tree
     from taskworker.folders.rules import Exclusions
 
@@ -26,8 +27,10 @@ __all__ = [
     "FetchReport",
     "Files",
     "FolderDamaged",
+    "FolderIncomplete",
     "Kind",
     "PushReport",
+    "StoreFiles",
     "Unstorable",
     "get_tree",
     "push_tree",
@@ -42,7 +45,9 @@ __getattr__, __dir__ = loading(
         "FetchReport": "taskworker.folders.fetching",
         "Files": "taskworker.folders.ports",
         "FolderDamaged": "taskworker.folders.problems",
+        "FolderIncomplete": "taskworker.folders.problems",
         "Kind": "taskworker.folders.entries",
+        "StoreFiles": "taskworker.folders.embedded",
         "PushReport": "taskworker.folders.pushing",
         "Unstorable": "taskworker.folders.problems",
         "get_tree": "taskworker.folders.fetching",

@@ -42,13 +42,9 @@ class StoreFiles:
         """A new version."""
         return self._store.push(content, filename=name, user_id=self._user)
 
-    def replace(self, base: Version, content: bytes) -> Version:
-        """The version after the base."""
-        with self._store.upload(
-            filename=base.filename, user_id=self._user, profile=base.profile, chunk_size=base.chunk_size
-        ) as upload:
-            upload.write(content)
-            return upload.commit(file_id=bytes.fromhex(base.file_id), base=bytes.fromhex(base.version_id))
+    def push_after(self, name: str, content: Content, head: str | None) -> Version:
+        """The version after the head."""
+        return self._store.push(content, filename=name, user_id=self._user, if_absent=head is None, if_head=head)
 
     def push_many(self, files: Iterable[tuple[str, Content]]) -> Iterator[PushOutcome]:
         """Many new versions."""
@@ -67,6 +63,10 @@ class StoreFiles:
     def opened(self, version: Version) -> BinaryIO:
         """A reader."""
         return self._store.open_file(version.file_id, user_id=self._user, version_id=version.version_id)
+
+    def delete(self, version: Version) -> None:
+        """A file that goes, if this is its head."""
+        self._store.delete(version.file_id, user_id=self._user, if_head=version.version_id)
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         """Files that go."""

@@ -11,7 +11,7 @@ from storage import FileNotFound, Version
 from storage.errors import StorageError
 from taskworker.folders.entries import Entry, Kind, parts_of
 from taskworker.folders.ports import Files
-from taskworker.folders.problems import Problem
+from taskworker.folders.problems import Problem, Problems
 from taskworker.folders.pushing import Progress, listing_of, prefix_of
 from taskworker.folders.restoring import Target
 
@@ -49,7 +49,7 @@ def get_tree(
     target: Path,
     *,
     privileged: bool = False,
-    problem: Problem,
+    problem: Problem | None = None,
     progress: Progress | None = None,
 ) -> FetchReport:
     """Write all files whose names start with ``NAME/`` to a directory, with the modes, times and links last pushed.
@@ -61,15 +61,20 @@ def get_tree(
         name: the folder's name.
         target: the directory; it is made if it does not exist.
         privileged: whether to restore owners, set-user-ID bits and all extended attributes, which needs root.
-        problem: told of each file that could not be restored.
+        problem: told of each file that could not be restored. Default: FolderIncomplete is raised once all others are
+            restored.
         progress: called as files are restored.
 
     Raises:
         InvalidArgument: the name is malformed.
         FileNotFound: no file's name starts with this.
         FolderDamaged: the folder's listing is damaged.
+        FolderIncomplete: some files could not be restored, and ``problem`` was not given.
     """
-    return _Fetch(files, prefix_of(name), problem, progress).run(target, privileged=privileged)
+    problems = Problems(problem)
+    report = _Fetch(files, prefix_of(name), problems, progress).run(target, privileged=privileged)
+    problems.raise_if_any("restored as they were")
+    return report
 
 
 @dataclass(slots=True)

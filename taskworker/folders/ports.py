@@ -25,11 +25,12 @@ class Files(Protocol):
     def push(self, name: str, content: Content) -> Version:
         """Store content under a name."""
 
-    def replace(self, base: Version, content: bytes) -> Version:
-        """Store content as the version after ``base``.
+    def push_after(self, name: str, content: Content, head: str | None) -> Version:
+        """Store content under a name as the version after ``head``; None: as the first version of a new file.
 
         Raises:
-            ConflictError: ``base`` is not the head any more.
+            ConflictError: another version is the head, or there is a file.
+            FileNotFound: there is no file of which ``head`` could be a version.
         """
 
     def push_many(self, files: Iterable[tuple[str, Content]]) -> Iterator[PushOutcome]:
@@ -43,6 +44,14 @@ class Files(Protocol):
 
     def opened(self, version: Version) -> BinaryIO:
         """A version as a file to read from, which the caller closes."""
+
+    def delete(self, version: Version) -> None:
+        """Delete a file with all its versions, if this is its head.
+
+        Raises:
+            ConflictError: another version is the head.
+            FileNotFound: the file does not exist any more.
+        """
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         """Delete files with all their versions; yields the outcome of each."""

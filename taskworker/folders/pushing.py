@@ -17,7 +17,7 @@ from storage.limits import check_filename
 from taskworker.folders.contents import CHANGED, SMALL_BYTES_MAX, LargeContent, read_small
 from taskworker.folders.entries import Entry, Kind, decode_listing, encode_listing
 from taskworker.folders.ports import Content, Files
-from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, Unstorable
+from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, Problems, Unstorable
 from taskworker.folders.rules import Exclusions
 from taskworker.folders.scanning import Found, Scan
 
@@ -50,6 +50,22 @@ class PushReport:
     deleted: int = 0
     failed: int = 0
     skipped: int = 0
+
+
+def folder_name(directory: Path) -> str:
+    """The name that a directory's folder has unless it is given another one: the directory's own.
+
+    Raises:
+        InvalidArgument: it has none, or it is not UTF-8.
+    """
+    own = directory.resolve().name
+    if not own:
+        raise InvalidArgument("the root directory has no name: give the folder one")
+    try:
+        own.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument("the directory's name is not UTF-8: give the folder another one") from None
+    return own
 
 
 def prefix_of(name: str) -> str:
@@ -85,7 +101,7 @@ def push_tree(
     exclusions: Exclusions | None = None,
     xattrs: bool = False,
     delete: bool = False,
-    problem: Problem,
+    problem: Problem | None = None,
     progress: Progress | None = None,
 ) -> PushReport:
     """Store a directory tree: the file ``a/b`` under the name ``NAME/a/b``.
@@ -100,15 +116,21 @@ def push_tree(
         exclusions: what to leave out.
         xattrs: whether to keep extended attributes.
         delete: whether to delete files of the folder that are not in the tree.
-        problem: told of each file that could not be stored, or was changed while it was read.
+        problem: told of each file that could not be stored, or was changed while it was read. Default:
+            FolderIncomplete is raised once all others are stored.
         progress: called as files are stored.
 
     Raises:
         InvalidArgument: the name, or a pattern, is malformed.
+        FolderIncomplete: some files could not be stored as they are, and ``problem`` was not given.
         OSError: the directory cannot be read.
         StorageError: nothing can be stored at all.
     """
-    return _Push(files, root, prefix_of(name), exclusions or Exclusions(), xattrs, problem, progress).run(delete=delete)
+    problems = Problems(problem)
+    push = _Push(files, root, prefix_of(name), exclusions or Exclusions(), xattrs, problems, progress)
+    report = push.run(delete=delete)
+    problems.raise_if_any("stored as they are")
+    return report
 
 
 @dataclass(slots=True)

@@ -1317,17 +1317,21 @@ class DeleteRequest(_message.Message):
 
     FILE_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    IF_HEAD_FIELD_NUMBER: _builtins.int
     file_id: _builtins.str
     user_id: _builtins.str
+    if_head: _builtins.str
+    """delete nothing unless this version is the head: ABORTED; empty: any"""
     def __init__(
         self,
         *,
         file_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
+        if_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "if_head", b"if_head", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

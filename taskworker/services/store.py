@@ -336,7 +336,7 @@ class StoreService(ManyFilesService):
         self, request: store_pb2.DeleteRequest, _caller: Caller
     ) -> store_pb2.DeleteResponse:
         """Delete a file with all its versions."""
-        self._store.delete(request.file_id, user_id=request.user_id)
+        self._store.delete(request.file_id, user_id=request.user_id, if_head=request.if_head or None)
         return store_pb2.DeleteResponse()
 
     def DeleteVersion(  # noqa: N802

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import stat
@@ -17,10 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import FileNotFound, FileStorage
+from storage.errors import InvalidArgument
+from taskworker import AsyncClient
+from taskworker.errors import DeadlineExceeded
 from taskworker.folders import (
     ChangedWhileRead,
     Exclusions,
     FolderDamaged,
+    FolderIncomplete,
     PushReport,
     Unstorable,
     get_tree,
@@ -31,6 +36,7 @@ from taskworker.folders.entries import Entry, Kind, Listing, decode_listing, enc
 from taskworker.folders.ports import Files
 from taskworker.folders.rules import Rules
 from tests.folders.trees import described, make, trees
+from tests.functions.processes import FunctionPool
 
 Problems = dict[bytes, Exception]
 
@@ -265,3 +271,49 @@ def test_the_deepest_directory_decides() -> None:
     assert rules.excludes("x.o", is_directory=False)
     assert not rules.excludes("a/x.o", is_directory=False)
     assert rules.excludes("a/y.o", is_directory=False)
+
+
+# -- the client --------------------------------------------------------------------------------------
+
+
+def test_the_client_pushes_and_gets_trees(pool: FunctionPool, user: str, source: Path, tmp_path: Path) -> None:
+    client = pool.client
+    make(source, {b"a": ("file", b"1", 0o600, 5), b"b.tmp": ("file", b"2", 0o644, 5), b"inner": {}})
+    report = client.push_tree(source, user_id=user, exclude=["*.tmp"])
+    assert (report.prefix, report.files, report.stored) == ("source/", 1, 1)
+    assert client.push_tree(str(source), "other", user_id=user, timeout_s=60).files == 2
+    assert client.get_tree("other", tmp_path / "target", user_id=user).files == 2
+    assert described(tmp_path / "target") == described(source)
+    with pytest.raises(InvalidArgument, match="must be a list"):
+        client.push_tree(source, user_id=user, exclude="*.tmp")
+    with pytest.raises(DeadlineExceeded):
+        client.push_tree(source, user_id=user, timeout_s=1e-9)
+    with pytest.raises(FileNotFound):
+        client.get_tree("none", tmp_path / "none", user_id=user)
+
+
+def test_what_could_not_be_stored_is_an_error_if_nobody_is_told(
+    pool: FunctionPool, user: str, source: Path, tmp_path: Path
+) -> None:
+    make(source, {b"\xff": ("file", b"1", 0o600, 5), b"good": ("file", b"2", 0o644, 5)})
+    with pytest.raises(FolderIncomplete, match="not UTF-8") as caught:
+        pool.client.push_tree(source, user_id=user)
+    ((path, error),) = caught.value.problems
+    assert (path, type(error)) == (b"\xff", Unstorable)
+    pool.client.get_tree("source", tmp_path / "target", user_id=user)
+    assert (tmp_path / "target" / "good").read_bytes() == b"2"
+    told: Problems = {}
+    assert pool.client.push_tree(source, user_id=user, problem=told.__setitem__).failed == 1
+    assert list(told) == [b"\xff"]
+
+
+def test_coroutines_push_and_get_trees(pool: FunctionPool, user: str, source: Path, tmp_path: Path) -> None:
+    make(source, {b"a": {b"b": ("file", b"1", 0o600, 5)}})
+
+    async def there_and_back() -> None:
+        async with AsyncClient(pool.client.address) as client:
+            assert (await client.push_tree(source, "folder", user_id=user)).files == 1
+            await client.get_tree("folder", tmp_path / "target", user_id=user)
+
+    asyncio.run(there_and_back())
+    assert described(tmp_path / "target") == described(source)

@@ -335,9 +335,9 @@ class Dying(StoreFiles):
         if self.changes_left < 0:
             raise KeyboardInterrupt
 
-    def replace(self, base: Any, content: bytes) -> Any:
+    def push_after(self, name: str, content: Any, head: str | None) -> Any:
         self._change()
-        return super().replace(base, content)
+        return super().push_after(name, content, head)
 
     def push(self, name: str, content: Any) -> Any:
         self._change()
@@ -374,11 +374,11 @@ class Racing(StoreFiles):
 
     before: Callable[[], object] | None = None
 
-    def replace(self, base: Any, content: bytes) -> Any:
+    def push_after(self, name: str, content: Any, head: str | None) -> Any:
         before, self.before = self.before, None
         if before is not None:
             before()
-        return super().replace(base, content)
+        return super().push_after(name, content, head)
 
 
 def test_two_snapshots_at_once_are_both_kept(store: FileStorage, user: str, source: Path) -> None:

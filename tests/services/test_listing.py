@@ -47,6 +47,21 @@ def test_conditions(client: Client, size: int) -> None:
         assert client.copy(first.file_id, f"{name} copy", user_id=ADA, if_absent=True).size == size
 
 
+def test_a_file_is_deleted_only_if_its_head_is_known(client: Client) -> None:
+    first = client.push(b"1", filename="a", user_id=ADA)
+    second = client.push(b"2", filename="a", user_id=ADA)
+    with pytest.raises(ConflictError) as caught:
+        client.delete(first.file_id, user_id=ADA, if_head=first.version_id)
+    assert (caught.value.head, caught.value.base) == (second.version_id, first.version_id)
+    with pytest.raises(InvalidArgument, match="version id"):
+        client.delete(first.file_id, user_id=ADA, if_head="no version")
+    assert client.get(first.file_id, user_id=ADA) == b"2"
+    client.delete(first.file_id, user_id=ADA, if_head=second.version_id)
+    assert client.find("a", user_id=ADA) is None
+    with pytest.raises(FileNotFound):
+        client.delete(first.file_id, user_id=ADA, if_head=second.version_id)
+
+
 def test_pages_of_versions_with_large_attributes(client: Client, store: FileStorage) -> None:
     """One message holds few of them, and a page many."""
     outcomes = list(store.push_many(((f"d{at % 3}/{at:03}", b"x") for at in range(200)), user_id=ADA, attributes=LARGE))

@@ -93,7 +93,7 @@ class Repository:
         if not version.parent_id or version.unchanged:
             return version
         former = self.files.version(version.file_id, version.parent_id)
-        return self.files.replace(version, self.files.read(former, 0, former.size))
+        return self.files.push_after(self._name, self.files.read(former, 0, former.size), version.version_id)
 
     def _read(self, version: Version) -> Found:
         if version.size > RECORD_BYTES_MAX:
@@ -110,7 +110,9 @@ class Repository:
         Raises:
             ConflictError: somebody has.
         """
-        self._found = Found(record, self.files.replace(self._found.version, encode_record(record)))
+        self._found = Found(
+            record, self.files.push_after(self._name, encode_record(record), self._found.version.version_id)
+        )
 
     # -- snapshots -------------------------------------------------------------------------------
 

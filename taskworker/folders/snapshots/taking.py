@@ -17,7 +17,7 @@ from storage.limits import check_note
 from taskworker.folders.contents import CHANGED, read_small
 from taskworker.folders.entries import Entry, Kind
 from taskworker.folders.ports import Content, Files
-from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, text_of
+from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, Problems, text_of
 from taskworker.folders.rules import Exclusions
 from taskworker.folders.scanning import Found, Scan
 from taskworker.folders.snapshots.directories import read_directory, store_directory
@@ -67,7 +67,7 @@ def take_snapshot(
     exclusions: Exclusions | None = None,
     xattrs: bool = False,
     note: str = "",
-    problem: Problem,
+    problem: Problem | None = None,
     progress: Progress | None = None,
     now_ms: Callable[[], int] = wall_ms,
 ) -> TakeReport:
@@ -80,7 +80,8 @@ def take_snapshot(
         exclusions: what to leave out.
         xattrs: whether to keep extended attributes.
         note: free text.
-        problem: told of each file that could not be taken, or was changed while it was read.
+        problem: told of each file that could not be taken, or was changed while it was read. Default:
+            FolderIncomplete is raised once the snapshot is stored without them.
         progress: called as files are taken.
         now_ms: the clock, ms since 1970.
 
@@ -88,13 +89,17 @@ def take_snapshot(
         InvalidArgument: the folder's name, or a pattern, is malformed.
         ConflictError: snapshots were forgotten meanwhile; nothing is visible, take it again.
         FolderDamaged: what is stored of the folder cannot be read.
+        FolderIncomplete: some files could not be taken as they are, and ``problem`` was not given.
         OSError: the directory cannot be read.
         StorageError: something cannot be stored; nothing is visible.
     """
     check_note(note)
     repository = Repository(files, folder, create=True)
-    scan = Scan(root, exclusions or Exclusions(), problem, xattrs)
-    return _Taking(repository, scan, note, progress, now_ms, now_ms()).run()
+    problems = Problems(problem)
+    scan = Scan(root, exclusions or Exclusions(), problems, xattrs)
+    report = _Taking(repository, scan, note, progress, now_ms, now_ms()).run()
+    problems.raise_if_any("taken as they are")
+    return report
 
 
 @dataclass(slots=True)
