@@ -33,8 +33,9 @@ _CONFIG = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep contexts apart from those of whoever runs the tests; each process of tests has its own."""
+    """Keep contexts and states apart from those of whoever runs the tests; each process of tests has its own."""
     os.environ["XDG_CONFIG_HOME"] = config.stash[_CONFIG] = tempfile.mkdtemp(prefix="taskworker-config-")
+    os.environ["XDG_STATE_HOME"] = os.path.join(config.stash[_CONFIG], "state")  # noqa: PTH118 - a text
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -154,6 +154,11 @@ class Session:
         """Whether ``--store`` names an embedded store."""
         return self._where()[0] is not None
 
+    def place(self) -> str:
+        """Where the files are, for what this machine keeps about them: the directory of the store, or an address."""
+        store, pool = self._where()
+        return str(store.resolve()) if store is not None else pool or _default_address()
+
     def pool_address(self) -> str:
         """The address of the pool, for commands that work only on pools."""
         store, pool = self._where()

@@ -1,4 +1,4 @@
-"""The command sync: synchronizes a local copy and its stored file, whichever of them changed.
+"""The command sync: synchronizes a local copy and its stored file, whichever of them changed, or a directory.
 
 A small JSON file beside the local copy, ``.taskworker-sync/NAME``, ties the two together. It records the version
 that the copy had at the last sync, which tells apart *changed here*, *changed there* and *changed on both sides*.
@@ -24,10 +24,12 @@ from taskworker.cli.completion import complete_file
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.files import existing_file
+from taskworker.cli.folder_sync import sync_folder
 from taskworker.cli.many import SHORT_ID_LENGTH
 from taskworker.cli.references import resolve_file
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, visible
+from taskworker.cli.trees import Exclude, ExcludeCaches, ExcludeFrom, OneFileSystem, exclusions_of
 from taskworker.client.local_files import LocalFile, replacing
 
 if TYPE_CHECKING:
@@ -84,11 +86,12 @@ def _changed_ns(looks: os.stat_result) -> int:
 
 def sync(
     session: Session,
-    path: Annotated[Path, typer.Argument(help="The local copy.", metavar="PATH", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="The local copy, or a directory.", metavar="PATH", show_default=False)],
     file: Annotated[
         str | None,
         typer.Argument(
-            help="The stored file; needed the first time if it is not named like the copy.",
+            help="The stored file, or a folder's name with a slash; needed the first time if it is not named like the "
+            "copy, and always if the directory is not.",
             metavar="ID|NAME",
             show_default=False,
             autocompletion=complete_file,
@@ -97,19 +100,48 @@ def sync(
     prefer: Annotated[
         Side | None, typer.Option(help="If both sides changed: whose content becomes the newest version.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a directory: only say what would be done.", show_default=False)
+    ] = False,
+    allow_empty: Annotated[
+        bool,
+        typer.Option(
+            "--allow-empty",
+            help="Of a directory: go on if one side has become empty, and delete everything on the other.",
+            show_default=False,
+        ),
+    ] = False,
+    exclude: Exclude = None,
+    exclude_from: ExcludeFrom = None,
+    exclude_caches: ExcludeCaches = False,
+    one_file_system: OneFileSystem = False,
 ) -> None:
-    """Synchronize a local copy and its stored file; only what changed is sent or fetched.
+    """Synchronize a local copy and its stored file, or a directory; only what changed is sent or fetched.
 
     If only the copy changed, it is stored as a new version. If only the stored file changed, it is fetched. If both
     changed, the command changes nothing and ends with exit code 4, unless --prefer says which content to use. The other
     content is kept: a stored version in the history, a local file beside the copy. The first time, the copy is stored,
     or fetched if it does not exist.
 
+    Of a directory, each file is synchronized with the one whose name starts with the folder's. What is new, changed or
+    deleted on one side becomes so on the other. If a file changed on both sides, the stored one keeps the name, and the
+    local one is kept beside it, under a name with this machine and the time. A change wins over a deletion.
+
     Examples:
+        taskworker sync photos
+        taskworker sync photos holidays/ --dry-run
         taskworker sync notes.md
         taskworker sync work/notes.md notes.md
         taskworker sync notes.md --prefer local
     """
+    if path.is_dir() or (file is not None and file.endswith("/")):
+        if prefer is not None:
+            raise Failure("--prefer is for files: of a directory's, both are kept", ExitCode.USAGE)
+        exclusions = exclusions_of(exclude, exclude_from, caches=exclude_caches, other_file_systems=one_file_system)
+        sync_folder(session, path, file, exclusions, dry_run=dry_run, allow_empty=allow_empty)
+        return
+    if dry_run or allow_empty or exclude or exclude_from or exclude_caches or one_file_system:
+        raise Failure(f"'{visible(str(path))}' is not a directory, which these options are for", ExitCode.USAGE)
     if path.exists():
         existing_file(str(path))
     with session.backend(create=path.exists()) as backend:

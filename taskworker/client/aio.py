@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskworker.folders.fetching import FetchReport
     from taskworker.folders.problems import Problem
     from taskworker.folders.pushing import PushReport
+    from taskworker.folders.syncing.report import SyncReport, Told
 
 
 class AsyncClient(AsyncFileCalls):
@@ -78,6 +79,40 @@ class AsyncClient(AsyncFileCalls):
                 user_id=user_id,
                 privileged=privileged,
                 problem=problem,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
+
+    async def sync_tree(
+        self,
+        directory: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        user_id: str,
+        exclude: Sequence[str] = (),
+        exclude_caches: bool = False,
+        one_file_system: bool = False,
+        dry_run: bool = False,
+        allow_empty: bool = False,
+        problem: Problem | None = None,
+        told: Told | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> SyncReport:
+        """See :meth:`Client.sync_tree`."""
+        return await self._run(
+            lambda: self._client.sync_tree(
+                directory,
+                name,
+                user_id=user_id,
+                exclude=exclude,
+                exclude_caches=exclude_caches,
+                one_file_system=one_file_system,
+                dry_run=dry_run,
+                allow_empty=allow_empty,
+                problem=problem,
+                told=told,
                 progress=progress,
                 timeout_s=timeout_s,
             )

@@ -75,6 +75,8 @@ _RULES = {
     "one_file_system": instance(bool, "one_file_system"),
     "xattrs": instance(bool, "xattrs"),
     "delete": instance(bool, "delete"),
+    "allow_empty": instance(bool, "allow_empty"),
+    "told": anything,
     "privileged": instance(bool, "privileged"),
     "problem": anything,
     "requirements": path,

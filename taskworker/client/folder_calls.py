@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from taskworker.folders.fetching import FetchReport
     from taskworker.folders.problems import Problem
     from taskworker.folders.pushing import PushReport
+    from taskworker.folders.syncing.report import SyncReport, Told
 
 
 class FolderCalls(ClientBase):
@@ -116,5 +117,68 @@ class FolderCalls(ClientBase):
             Path(directory),
             privileged=privileged,
             problem=problem,
+            progress=progress,
+        )
+
+    @arguments_checked
+    def sync_tree(
+        self,
+        directory: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        user_id: str,
+        exclude: Sequence[str] = (),
+        exclude_caches: bool = False,
+        one_file_system: bool = False,
+        dry_run: bool = False,
+        allow_empty: bool = False,
+        problem: Problem | None = None,
+        told: Told | None = None,
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> SyncReport:
+        """Bring a directory and the files whose names start with ``NAME/`` to the same state, whichever changed.
+
+        If a file was changed on both sides, the stored one keeps the name, and the other one is kept beside it, under a
+        name with this machine and the time. A change wins over a deletion. What both sides had at the last sync is kept
+        in ``$XDG_STATE_HOME/taskworker/sync`` on this machine. The first time, nothing is deleted.
+
+        Args:
+            directory: the directory; it is made if it does not exist.
+            name: the folder's name; default: the directory's own.
+            user_id: the owner.
+            exclude: what to leave alone on both sides, by the rules of ``.gitignore``.
+            exclude_caches: whether to leave alone what is in directories with a CACHEDIR.TAG.
+            one_file_system: whether to leave alone what is on other file systems.
+            dry_run: only tell what would be done.
+            allow_empty: whether to go on if one side has become empty, and delete everything on the other.
+            problem: told of each file that could not be synced, by its path in the directory. Default: FolderIncomplete
+                is raised once all others are.
+            told: called with what is done to a file, such as "sent", and its path in the directory.
+            progress: called with the number of files that were sent or fetched, and of their bytes.
+            timeout_s: seconds for all files.
+
+        Raises:
+            InvalidArgument: the name or a pattern is malformed; or one side has become empty.
+            StoreLocked: another sync of the directory is running on this machine.
+            FolderDamaged: the folder's listing, or what was kept of the last sync, is damaged.
+            FolderIncomplete: some files could not be synced, and ``problem`` was not given.
+            OSError: the directory cannot be read.
+        """
+        from taskworker.folders.pushing import folder_name
+        from taskworker.folders.rules import Exclusions
+        from taskworker.folders.syncing import sync_tree
+
+        place = Path(directory)
+        return sync_tree(
+            ClientFiles(self, user_id, self._deadline(timeout_s)),
+            place,
+            folder_name(place) if name is None else name,
+            place=f"{self.address}\n{user_id}",
+            exclusions=Exclusions(tuple(exclude), exclude_caches, one_file_system),
+            dry_run=dry_run,
+            allow_empty=allow_empty,
+            problem=problem,
+            told=told,
             progress=progress,
         )

@@ -14,6 +14,8 @@ from taskworker.folders.problems import Problem, Unstorable
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+PART_PREFIX, PART_SUFFIX = b".taskworker-", b".part"
+"""What names of files begin and end with that are not complete yet."""
 _BLOCK_BYTES = 65536
 _ZEROS = bytes(_BLOCK_BYTES)
 _PLAIN_MODE = 0o1777  # without set-user-ID and set-group-ID
@@ -97,18 +99,24 @@ class Target:
 
         Raises: as :meth:`add_file`.
         """
-        with self._replacing(parts) as (directory, part), self._opened(first[:-1]) as source:
+        with self._replacing(parts) as (directory, part), self.opened(first[:-1]) as source:
             os.link(first[-1], part, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
     def finish(self) -> None:
         """Set modes and times of directories, the innermost first."""
         for parts, entry in sorted(self._directories, key=lambda each: -len(each[0])):
             try:
-                with self._opened(parts) as descriptor:
+                with self.opened(parts) as descriptor:
                     self._set_attributes(descriptor, parts, entry)
             except (OSError, OverflowError) as error:
                 self._problem(b"/".join(parts), error)
         self._directories.clear()
+
+    def leave(self) -> None:
+        """Go back to the root, as directories may be others now than those that were entered."""
+        self._parts.clear()
+        while len(self._descriptors) > 1:
+            os.close(self._descriptors.pop())
 
     def close(self) -> None:
         """Close all directories."""
@@ -133,8 +141,8 @@ class Target:
         return self._descriptors[-1]
 
     @contextlib.contextmanager
-    def _opened(self, parts: Parts) -> Iterator[int]:
-        """A descriptor of a directory that exists, by a walk of its own."""
+    def opened(self, parts: Parts) -> Iterator[int]:
+        """A descriptor of a directory that exists, by a walk of its own that follows no links."""
         descriptor = os.dup(self._root)
         try:
             for name in parts:
@@ -150,7 +158,7 @@ class Target:
         """The directory of a file, and a name to make it under, which takes the file's place in the end."""
         directory, name = self._enter(parts[:-1]), parts[-1]
         require_name(name)
-        part = f".taskworker-{secrets.token_hex(8)}.part".encode()
+        part = PART_PREFIX + secrets.token_hex(8).encode() + PART_SUFFIX
         try:
             yield directory, part
             os.rename(part, name, src_dir_fd=directory, dst_dir_fd=directory)

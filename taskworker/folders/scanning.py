@@ -22,6 +22,8 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FORMATS = (stat.S_IFREG, -1, stat.S_IFLNK, stat.S_IFIFO)  # by kind; directories are always looked into
 _BLOCK_BYTES = 512  # the unit of st_blocks
 
+Listed = tuple[bytes, "os.DirEntry[str]"]
+
 Former = Callable[[bytes], Mapping[bytes, Entry]]
 """What a directory contained at an earlier time, by name; the directory is named by its path in the tree."""
 
@@ -57,6 +59,7 @@ class Scan:
         problem: told of what cannot be read.
         xattrs: whether to note extended attributes.
         former: what there was at an earlier time, to find what is unchanged since.
+        left_out: told of each path that is there, but is left out with all that is below it.
     """
 
     root: Path
@@ -64,6 +67,7 @@ class Scan:
     problem: Problem
     xattrs: bool = False
     former: Former | None = None
+    left_out: Callable[[bytes], object] | None = None
     skipped: int = 0
     """Sockets and devices, which are never taken."""
     _device: int = field(default=0, init=False)
@@ -94,14 +98,14 @@ class Scan:
             with os.scandir(descriptor) as listed:
                 names = sorted((each.name.encode("utf-8", "surrogateescape"), each) for each in listed)
             rules, only = self._rules_in(descriptor, above, rules, {name for name, _ in names})
+            if only:
+                names = self._tag_among(names, above)
         except (OSError, StorageError) as error:
             self.problem(path, error)
             return
         former = {} if self.former is None else self.former(path)
         plain = not rules and not self.xattrs
         for name, each in names:
-            if only and not is_kept_in_cache(each.name):
-                continue
             found_path = above + name
             try:
                 status, before = each.stat(follow_symlinks=False), former.get(name)
@@ -111,7 +115,9 @@ class Scan:
                 kind = self._wanted(found_path, status, rules)
                 if kind is Kind.DIRECTORY:
                     yield from self._directory(descriptor, name, found_path, rules, depth)
-                elif kind is not None:
+                elif kind is None:
+                    self._leave_out(found_path)
+                else:
                     entry = self._entry(name, kind, status, descriptor, name)
                     known = before is not None and _is_unchanged(status, before)
                     if before is not None and known:
@@ -121,6 +127,17 @@ class Scan:
                 continue  # it was deleted since the directory was read
             except (OSError, Unstorable) as error:
                 self.problem(found_path, error)
+
+    def _tag_among(self, names: list[Listed], above: bytes) -> list[Listed]:
+        """The tag of a cache among what is in it."""
+        for name, each in names:
+            if not is_kept_in_cache(each.name):
+                self._leave_out(above + name)
+        return [(name, each) for name, each in names if is_kept_in_cache(each.name)]
+
+    def _leave_out(self, path: bytes) -> None:
+        if self.left_out is not None:
+            self.left_out(path)
 
     def _rules_in(self, descriptor: int, above: bytes, rules: Rules, names: set[bytes]) -> tuple[Rules, bool]:
         """The rules in a directory with these names, and whether only the tag of a cache is kept of it."""
@@ -152,6 +169,8 @@ class Scan:
             status = os.fstat(descriptor)
             if status.st_dev == self._device or not self.exclusions.other_file_systems:
                 yield from self._inside(descriptor, path, rules, depth)
+            else:
+                self._leave_out(path)
             yield Found(path, self._entry(name, Kind.DIRECTORY, status, parent, name), status.st_dev, parent, depth)
         finally:
             os.close(descriptor)

@@ -42,6 +42,7 @@ class Reader:
             "TASKWORKER_POOL": self._address,
             "TASKWORKER_USER": "ann",
             "XDG_DATA_HOME": str(directory / "data"),
+            "XDG_STATE_HOME": str(directory / "state"),
         }
         self._learned = {DEFAULT_ADDRESS: self._address}
         self._running: dict[str, subprocess.Popen[bytes]] = {}

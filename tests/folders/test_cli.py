@@ -36,6 +36,29 @@ def test_files_with_problems_are_told_and_the_rest_is_stored(embedded: Cli) -> N
     assert embedded.names() == ["d/", "d/good"]
 
 
+def test_a_directory_is_synced(cli: Cli) -> None:  # noqa: F811
+    make(cli.directory / "one", {b"a": ("file", b"1", 0o600, 5), b"in": {b"b": ("link", b"../a", 6)}})
+    assert cli.text("sync", "one", "notes/", "--dry-run").splitlines() == [
+        "send: a",
+        "send: in",
+        "send: in/b",
+        "notes/: 3 changes to make",
+    ]
+    assert cli.json("sync", "one", "notes/")["sent"] == 2
+    assert "2 fetched (1 B), 0 deleted here" in cli.text("sync", "two", "notes/")
+    (cli.directory / "one" / "a").write_bytes(b"of one")
+    (cli.directory / "two" / "a").write_bytes(b"of two")
+    cli.run("sync", "one", "notes/")
+    said = cli.text("sync", "two", "notes/").splitlines()
+    assert said[0].startswith("kept both: a (conflict, ")
+    assert (cli.directory / "two" / "a").read_bytes() == b"of one"
+    assert (cli.directory / "two" / said[0].removeprefix("kept both: ")).read_bytes() == b"of two"
+    (cli.directory / "one" / os.fsdecode(b"bad\xff")).write_bytes(b"")
+    assert "not UTF-8" in cli.error("sync", "one", "notes/", code=1)
+    assert "for files" in cli.error("sync", "one", "--prefer", "local", code=2)
+    assert "not a directory" in cli.error("sync", "one/a", "--dry-run", code=2)
+
+
 def test_the_store_itself_is_not_pushed_into_itself(tmp_path: Path) -> None:
     here = Cli(tmp_path, {"TASKWORKER_STORE": str(tmp_path / "store")}, "ann")
     (tmp_path / "file").write_bytes(b"x")
