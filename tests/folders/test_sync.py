@@ -285,6 +285,30 @@ def test_a_dry_run_changes_nothing(here: tuple[Machine, Machine]) -> None:
     assert not list(one.state.glob("*[0-9a-f]"))
 
 
+def test_what_is_kept_of_syncs_is_not_synced_itself(here: tuple[Machine, Machine]) -> None:
+    one, _ = here
+    one.state = one.root / ".local" / "state"
+    one.write("a", "1")
+    for _ in range(2):
+        one.sync()
+    assert {head.filename for head in one.files.heads("folder/")} == {"folder/", "folder/a"}
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(here: tuple[Machine, Machine]) -> None:
+    one, two = here
+    one.write("a", "1")
+    one.sync()
+    status = (one.root / "a").stat()
+    state = SyncState(one.root, "here", "folder/", one.state)
+    (entry,) = state.load().values()
+    assert entry.ctime_ns == 0, "it was written just before it was read"
+    one.write("a", "2")
+    os.utime(one.root / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+    one.sync()
+    two.sync()
+    assert two.texts() == {"a": "2"}
+
+
 def test_one_sync_of_a_directory_at_a_time(here: tuple[Machine, Machine]) -> None:
     one, _ = here
     with SyncState(one.root, "here", "folder/", one.state).locked(), pytest.raises(StoreLocked):

@@ -55,6 +55,7 @@ class Comparing:
     _gone: set[bytes] = field(default_factory=set, init=False)
     _described: set[bytes] = field(default_factory=set, init=False)
     _unsaved: int = field(default=0, init=False)
+    _began_ns: int = field(default=0, init=False)
 
     def _failure(self, path: bytes, error: Exception) -> None:
         self._failed[path] = error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from storage.clocks import wall_ms
@@ -91,6 +92,9 @@ def sync_tree(
         allow_empty,
     )
     with state.locked():
+        where = state.home.stat()  # as what is synced may be the home directory
+        left_out = sync.exclusions.paths | {(where.st_dev, where.st_ino)}
+        sync.exclusions = replace(sync.exclusions, paths=left_out)
         report = sync.run()
     problems.raise_if_any("synced")
     return report
@@ -113,7 +117,7 @@ class _Sync(Transferring):
         finally:
             self._replica.close()
             if not self.dry_run:
-                self.state.save(self._common.values())
+                self._save()
         for path, error in self._passing.items():
             self._failure(path, error)
         for path, error in self._failed.items():
@@ -123,6 +127,7 @@ class _Sync(Transferring):
         return self.report
 
     def _round(self) -> None:
+        self._began_ns = self.now_ms() * 1_000_000
         self._failed.clear()
         self._digests.clear()
         self._gone.clear()

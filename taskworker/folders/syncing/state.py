@@ -43,7 +43,7 @@ class SyncState:
         directory: the directory.
         place: which store, and whose files in it.
         prefix: of the names of the folder's files.
-        home: where states are; None: ``taskworker/sync`` in ``$XDG_STATE_HOME``.
+        home: where states are, also an attribute; None: ``taskworker/sync`` in ``$XDG_STATE_HOME``.
     """
 
     def __init__(self, directory: Path, place: str, prefix: str, home: Path | None = None) -> None:
@@ -52,7 +52,8 @@ class SyncState:
         self._prefix = prefix
         names = (self._directory, place.encode(), prefix.encode())
         pair = blake3(msgspec.msgpack.encode(names)).hexdigest()[:32]
-        self._path = (home or _home()) / pair
+        self.home = home or _home()
+        self._path = self.home / pair
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

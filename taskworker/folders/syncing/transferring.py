@@ -24,6 +24,8 @@ _TOGETHER_BYTES_MAX = 1 << 20
 _SAVED_EVERY = 2000
 """Paths after which the state is saved, so that an interrupted sync goes on from there."""
 
+_SETTLING_NS = 2_000_000_000  # the coarsest clock among common file systems, FAT's
+
 
 class Transferring(Comparing):
     """What a sync does with each path. The error of one does not keep the others."""
@@ -40,8 +42,22 @@ class Transferring(Comparing):
             self._failure(path, error)
         self._unsaved += 1
         if self._unsaved >= _SAVED_EVERY:
-            self.state.save(self._common.values())
-            self._unsaved = 0
+            self._save()
+
+    def _save(self) -> None:
+        """Keep what both sides have in common.
+
+        A file that was written just before it was read may have been written once more within the same tick of the
+        clock, which nothing would show: it is read the next time.
+        """
+        settled_ns = self._began_ns - _SETTLING_NS
+        self.state.save(
+            entry
+            if entry.kind is not Kind.FILE or entry.mtime_ns < settled_ns
+            else msgspec.structs.replace(entry, ctime_ns=0)
+            for entry in self._common.values()
+        )
+        self._unsaved = 0
 
     def _free_name(self, path: bytes) -> bytes:
         taken = (self._local, self._stored.entries)
