@@ -109,7 +109,6 @@ def test_the_first_time(cli: Cli) -> None:
     cli.error("sync", "other", "there", code=4)
     cli.error("sync", "nothing", code=3)
     cli.error("sync", "other", "nothing", code=3)
-    cli.error("sync", "new", code=2)
 
 
 def test_a_lost_copy_is_fetched_again(cli: Cli) -> None:
