@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from taskworker.cli.text import size_text, visible
@@ -42,7 +43,7 @@ def bar(label: str, unit: Literal["bytes", "objects"]) -> Iterator[Callable[[int
 def folder_bar(label: str) -> Iterator[Callable[[int, int, int, int], None]]:
     """Show a progress bar with files, bytes, rate and time left: both counts done, then both in all."""
     files = TextColumn("{task.fields[files]}", style="progress.download")
-    with _shown(files, _Bytes(), TransferSpeedColumn()) as progress:
+    with _shown(files, _Bytes(), _Rate()) as progress:
         task = progress.add_task(escape(_shortened(visible(label))), total=None, files="")
 
         def update(files: int, size: int, files_total: int, size_total: int) -> None:
@@ -57,19 +58,30 @@ def _shown(*amount: ProgressColumn) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
-class _Bytes(ProgressColumn):
+class _OnOneLine(ProgressColumn):
+    """A column that makes the bar shorter instead of breaking its text."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+
+class _Rate(_OnOneLine, TransferSpeedColumn):
+    pass
+
+
+class _Bytes(_OnOneLine):
     def render(self, task: Task) -> Text:
         of = "" if task.total is None else f" of {size_text(int(task.total))}"
         return Text(size_text(int(task.completed)) + of, style="progress.download")
 
 
-class _Objects(ProgressColumn):
+class _Objects(_OnOneLine):
     def render(self, task: Task) -> Text:
         of = "" if task.total is None else f" of {int(task.total):,}"
         return Text(f"{int(task.completed):,}{of}", style="progress.download")
 
 
-class _TimeLeft(ProgressColumn):
+class _TimeLeft(_OnOneLine):
     def render(self, task: Task) -> Text:
         seconds = task.time_remaining
         if seconds is None:
