@@ -275,9 +275,11 @@ def test_a_page_opens_its_own_chunks_only(stand: Stand, version: Version) -> Non
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_wrong_page_is_refused(stand: Stand, version: Version, data: st.DataObject) -> None:
     raw = page_and_version(stand, version)
-    field = data.draw(st.sampled_from(["ids", "placed", "k", "n", "first", "keys", "holders"]))
+    field = data.draw(st.sampled_from(["ids", "placed", "k", "n", "first", "valid_ms", "keys", "holders"]))
     if field in ("ids", "placed"):
         setattr(raw, field, data.draw(st.binary(max_size=100)))
+    elif field == "valid_ms":
+        raw.valid_ms = data.draw(st.integers(0, 2000))
     elif field in ("k", "n", "first"):
         setattr(raw, field, data.draw(st.sampled_from([0, 3, 5, 257, 1 << 20])))
     elif field == "keys":
@@ -288,6 +290,7 @@ def test_a_wrong_page_is_refused(stand: Stand, version: Version, data: st.DataOb
         page = page_of(raw, version, 0)
         assert len(page.placed) == len(page.stripes) == len(page.lengths)
         assert all(at is None or at < len(page.holders) for placed in page.placed for at in placed)
+        assert page.valid_s >= 1
 
 
 def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: Version) -> None:

@@ -95,7 +95,7 @@ class DirectFetch:
         self._done = 0
         self._cancelled = False
         self._next: Page | None = page
-        self._next_until_s = clock_s() + page.valid_s - _RENEWED_S
+        self._until_s = _used_until_s(page, clock_s())
         self._asked: Future[Page | None] | None = None
         self._rest: Fetched | None = None
 
@@ -203,7 +203,7 @@ class DirectFetch:
             end = min(page.first + len(page.stripes) - 1, last)
             if end < last:
                 self._asked = self._reads.submit(locate_page, self._channel, self._part(end + 1), self._deadline)
-            while index <= end and self._clock_s() < self._next_until_s:
+            while index <= end and self._clock_s() < self._until_s:
                 count = min(together, end + 1 - index)
                 yield self._begin(page, index, count, place)
                 index += count
@@ -224,7 +224,7 @@ class DirectFetch:
         if page is None:
             page = locate_page(self._channel, self._part(index), self._deadline)
         if page is not None:
-            self._next_until_s = self._clock_s() + page.valid_s - _RENEWED_S
+            self._until_s = _used_until_s(page, self._clock_s())
         return page
 
     def _enter(self, page: Page, entered: list[Page]) -> bool:
@@ -251,6 +251,11 @@ class DirectFetch:
             cut.append((content[first - begin : last - begin], part))
         reading = self._reads.submit(self._reads.read, page, index - page.first, targets)
         return _Batch(start - offset, memory, cut, reading)
+
+
+def _used_until_s(page: Page, now_s: float) -> float:
+    """Until when to begin reads with a page that has just come: long enough before its ticket expires."""
+    return now_s + max(page.valid_s - _RENEWED_S, page.valid_s / 2)
 
 
 def fetch_directly(

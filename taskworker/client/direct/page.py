@@ -18,6 +18,7 @@ _HOLDERS_MAX = 255
 _SHARDS_MAX = 256
 _NOBODY = 0xFF
 _TEXT_MAX = 512
+_VALID_MS_MIN = 1000
 
 
 class Holder(NamedTuple):
@@ -85,6 +86,7 @@ def page_of(raw: store_pb2.ShardsPage, version: Version, offset: int) -> Page:
     _require(1 <= raw.k <= raw.n <= _SHARDS_MAX, "k and n")
     _require(1 <= count <= _CHUNKS_MAX, "the number of chunks")
     _require(raw.first == offset // version.chunk_size and raw.first + count <= version.chunk_count, "the position")
+    _require(raw.valid_ms >= _VALID_MS_MIN, "for how long its ticket is valid")
     _require(1 <= len(holders) <= _HOLDERS_MAX, "the number of workers")
     _require(all(len(one.address) <= _TEXT_MAX and len(one.name) <= _TEXT_MAX for one in holders), "a worker's name")
     _require(len(raw.placed) == count * raw.n, "the places of shards")
