@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from taskworker.cli.allocator import keep_one_arena
 from taskworker.cli.turns import take_short_turns
+from taskworker.pool.direct_reads import DirectReads
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import pool_pb2
@@ -27,7 +28,9 @@ def serve(
 ) -> None:
     """Run the pool in ``directory`` until ``meanwhile`` returns."""
     pool = NodePool(directory, options=PoolOptions(lease_s=lease_s, grace_s=grace_s))
-    server = FileServer(pool.store, added={_SERVICE.full_name: generic_handler(_SERVICE, PoolService(pool))})
+    direct = DirectReads(pool.fleet, pool.membership, pool.tickets, pool.pool_id, lambda: False)
+    added = {_SERVICE.full_name: generic_handler(_SERVICE, PoolService(pool))}
+    server = FileServer(pool.store, added=added, direct=direct)
     print(server.start("127.0.0.1:0"), flush=True)
     meanwhile(pool)
     server.stop(0.0)

@@ -57,13 +57,13 @@ class Samples:
     """All measurements of the suite."""
 
     pool: Series = field(default_factory=Series)
-    relayed: Series = field(default_factory=Series)
-    """The pool, with bytes that pass through it instead of coming from the workers."""
     engine: Series = field(default_factory=Series)
     before: Series = field(default_factory=Series)
     """A pool of another version of this repository."""
     plain: Series = field(default_factory=Series)
     bare: Series = field(default_factory=Series)
+    relayed: Series = field(default_factory=Series)
+    """The pool, with bytes that pass through it instead of coming from the workers."""
     peers: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     costs: defaultdict[tuple[str, str], Costs] = field(default_factory=lambda: defaultdict(Costs))
     """By store ("pool", "relayed", "plain" or "before") and task ("push" or "get")."""
