@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storage.clocks import wall_ms
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.session import Session
 from taskworker.cli.supervised import Supervised, watch_parent
@@ -84,7 +83,9 @@ def mount(
         raise Failure("--snapshot needs --folder: say of which folder", ExitCode.USAGE)
     if at is not None and folder is not None:
         raise Failure("--at is for files: choose among the snapshots of a folder by --snapshot", ExitCode.USAGE)
-    at_ms = None if at is None else _moment_ms(at)
+    from storage.clocks import wall_ms
+
+    at_ms = None if at is None else _moment_ms(at, wall_ms)
     try:
         import mfusepy  # noqa: F401 - whether it is there
     except ModuleNotFoundError:
@@ -146,7 +147,7 @@ def _stored(session: Session, timeout_s: float) -> Iterator[Stored]:
         yield stored(store, session.user)
 
 
-def _moment_ms(text: str, now_ms: Callable[[], int] = wall_ms) -> int:
+def _moment_ms(text: str, now_ms: Callable[[], int]) -> int:
     """A time that an option names, as ms since 1970: a date, with a time or not, or how long ago.
 
     Raises:
