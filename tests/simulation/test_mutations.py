@@ -10,7 +10,15 @@ from tests.simulation.campaign import run_seed
 from tests.simulation.mutations import MUTATIONS
 
 SEEDS_MAX = 200
-FIRST_SEEDS = {"believe_unsigned_records": 30, "drop_uncompared": 196, "leave_copies_behind": 164}
+FIRST_SEEDS = {
+    "drop_uncompared": 196,
+    "believe_stale_volumes": 3,
+    "believe_unsigned_records": 37,
+    "ignore_owners": 8,
+    "take_absent_workers_for_lost": 8,
+    "leave_copies_behind": 164,
+    "tell_copies_apart": 10,
+}
 """Where to begin, for bugs that no lower seed finds; any seed may find them."""
 
 
