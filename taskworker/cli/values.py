@@ -79,6 +79,8 @@ def _simple(kind: Any, value: Any, rules: Any) -> Any:
 def _number(kind: type[int] | type[float], value: Any, rules: Any) -> Any:
     if type(value) is str and _NUMBERS[kind].fullmatch(value):
         value = kind(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
     if type(value) is not kind:
         return UNSURE
     within = (rules.min is None or value >= rules.min) and (rules.max is None or value <= rules.max)
