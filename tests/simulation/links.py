@@ -110,6 +110,9 @@ class _End:
     def send_file(self, descriptor: int, offset: int, count: int) -> int:
         raise NotImplementedError
 
+    def retransmission_s(self) -> float:
+        return 0.0
+
     def fileno(self) -> int:
         return self._link.number
 

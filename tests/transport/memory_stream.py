@@ -66,6 +66,10 @@ class MemoryStream:
         """See :class:`Stream`."""
         return 0
 
+    def retransmission_s(self) -> float:
+        """See :class:`Stream`."""
+        return 0.0
+
     def fileno(self) -> int:
         """See :class:`Stream`."""
         return -1

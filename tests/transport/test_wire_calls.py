@@ -22,7 +22,7 @@ from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.poller import SHARED, ThreadPoller
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
-from taskworker.transport.wire.streams import dial
+from taskworker.transport.wire.streams import SocketStream, dial, dial_socket
 from tests.transport.echo import NUMBER, Do, describe, echo_server
 from tests.transport.peers import call, caller
 
@@ -38,8 +38,10 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @contextmanager
-def connected(address: str, clock_s: Callable[[], float] = time.monotonic) -> Iterator[Connection]:
-    connection = Connection(dial(address, 5.0), 1, SHARED, clock_s=clock_s)
+def connected(
+    address: str, clock_s: Callable[[], float] = time.monotonic, stream_of: type[SocketStream] = SocketStream
+) -> Iterator[Connection]:
+    connection = Connection(stream_of(dial_socket(address, 5.0)), 1, SHARED, clock_s=clock_s)
     try:
         yield connection
     finally:
@@ -333,6 +335,46 @@ def test_a_server_of_which_nothing_is_heard_counts_as_dead() -> None:
                 ask(connection, Do.ECHO, b"")
     finally:
         server.stop(0.0)
+
+
+class CongestedStream(SocketStream):
+    """A stream over a line with long queues, on which TCP waits for as many seconds before it sends again."""
+
+    waits_s = 0.8
+
+    def retransmission_s(self) -> float:
+        return self.waits_s
+
+
+@pytest.mark.parametrize(("waits_s", "usable_s", "dead_s"), [(0.8, 10.0, 11.0), (100.0, 14.5, 15.5)])
+def test_a_server_may_be_silent_for_longer_where_losses_take_long(
+    monkeypatch: pytest.MonkeyPatch, waits_s: float, usable_s: float, dead_s: float
+) -> None:
+    """Another program fills the line: three of our packets are lost in a row, and TCP waits twice as long each time."""
+    monkeypatch.setattr(CongestedStream, "waits_s", waits_s)
+    now = [0.0]
+    server = echo_server()
+    try:
+        with connected(server.start("127.0.0.1:0"), lambda: now[0], CongestedStream) as connection:
+            answer = Noted(4)
+            connection.call(Do.COUNT, [NUMBER.pack(50)], answer, 5.0, limit_s=5.0)  # never asks for more
+            until(lambda: len(answer.outcomes) >= 1)
+            connection.tick()
+            now[0] = usable_s
+            connection.tick()
+            assert connection.is_usable
+            now[0] = dead_s
+            connection.tick()
+            assert not connection.is_usable
+    finally:
+        server.stop(0.0)
+
+
+def test_the_wait_for_losses_is_that_of_tcp(address: str) -> None:
+    with connected(address) as connection:
+        ask(connection, Do.ECHO, bytes(100_000))
+        waits_s = connection.stream.retransmission_s()
+        assert waits_s == 0 if address.startswith("unix:") else waits_s > 0
 
 
 # -- callers that leave ----------------------------------------------------------------------------

@@ -45,6 +45,8 @@ _BYTES_PER_S_MIN = 16 * KIB
 _NUMBERS = 1 << 32
 _BEFORE_WELCOME = Welcome(BODY_BYTES_MAX, CALLS_MIN)
 _IDLE_S = 60.0
+_LOSSES_IN_A_ROW_S = 1 + 2 + 4  # three retransmissions are lost, in multiples of the first wait for one
+_PATIENCE_TIMES_MAX = 2.0  # a peer that confirms slowly on purpose gains no more
 _RECEIVED_TOGETHER_BYTES = MIB
 
 
@@ -211,7 +213,8 @@ class Connection:
             method: number of the method.
             body: what to send; may be reused after this returns.
             answer: receives the answer.
-            patience_s: seconds without any progress on this connection after which it counts as dead.
+            patience_s: seconds without any progress on this connection after which it counts as dead; up to three
+                times as many where it takes TCP long to notice losses.
             limit_s: seconds for the whole call; default: as much more as its bytes take at 16 KiB/s.
                 `math.inf`: no limit.
 
@@ -362,9 +365,14 @@ class Connection:
         progress_s = max(self._progress_s, self._others_s())
         for call in calls:
             heard_s = max(call.sent_s, progress_s)
-            if now_s - heard_s > call.patience_s or now_s - call.sent_s > call.limit_s:
+            overdue_s = max(now_s - heard_s - call.patience_s, now_s - call.sent_s - call.limit_s)
+            if overdue_s > 0 and overdue_s > self._losing_s(call.patience_s):
                 self.fail(CallsLost(call.patience_s))
                 return
+
+    def _losing_s(self, patience_s: float) -> float:
+        """How much longer nothing may be heard, since TCP waits twice as long after each packet that is lost again."""
+        return min(_LOSSES_IN_A_ROW_S * self.stream.retransmission_s(), _PATIENCE_TIMES_MAX * patience_s)
 
     def fail(self, error: Exception) -> None:
         """End the connection, and fail all its calls. If none is under way, another connection may take its place."""

@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 
 from storage.limits import KIB, BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
-from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
+from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket, retransmission_s
 
 _RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
@@ -224,6 +224,10 @@ class SecureStream:
         count = array.array("i", [0])
         fcntl.ioctl(self._tls.fileno(), termios.TIOCOUTQ, count)
         return count[0] + len(self._owed)
+
+    def retransmission_s(self) -> float:
+        """See :class:`Stream`."""
+        return retransmission_s(self._tls)
 
     @property
     def has_more(self) -> bool:

@@ -27,6 +27,10 @@ WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
 _IOV_MAX = 64
 _BACKLOG = 512
+_TCP_INFO_BYTES, _TCP_INFO_RTT = (
+    104,
+    68,
+)  # struct tcp_info of linux/tcp.h: its first version, and where tcpi_rtt is in it
 
 
 def _timeval(seconds: float) -> bytes:
@@ -79,6 +83,9 @@ class Stream(Protocol):
 
     def unsent(self) -> int:
         """Return the number of bytes that were sent but not taken by the other end's system."""
+
+    def retransmission_s(self) -> float:
+        """Return the seconds after which the system first sends again what was lost; 0 where nothing gets lost."""
 
     @property
     def has_more(self) -> bool:
@@ -162,6 +169,10 @@ class SocketStream:
         fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)
         return count[0]
 
+    def retransmission_s(self) -> float:
+        """See :class:`Stream`."""
+        return retransmission_s(self._socket)
+
     @property
     def has_more(self) -> bool:
         """See :class:`Stream`."""
@@ -179,6 +190,19 @@ class SocketStream:
     def close(self) -> None:
         """See :class:`Stream`."""
         self._socket.close()
+
+
+def retransmission_s(connected: socket.socket) -> float:
+    """The time of a socket after which TCP first sends again what was lost, in seconds; 0 for Unix sockets.
+
+    It is that of RFC 6298 without its lower bound, so next to nothing in a local network, and a second where queues on
+    the way are long.
+    """
+    if connected.family == socket.AF_UNIX:
+        return 0.0
+    info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    smoothed_us, deviation_us = struct.unpack_from("=II", info, _TCP_INFO_RTT)
+    return (smoothed_us + 4 * deviation_us) / 1_000_000
 
 
 def dial(address: str, within_s: float) -> Stream:
