@@ -111,6 +111,7 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkStatus]) -> str
         parts.append(f"no writes to {', '.join(safety.refusing)} for now, see that worker's log")
     if offline:
         parts.append(f"{offline} worker{'s are' if offline > 1 else ' is'} away")
+    matters = safety.survivable < safety.promised  # rather than a look at a new pool or layout
     for piece in work:
         if piece.state == "running":
             share = f", {100 * piece.done // piece.total} % done" if piece.total else ""
@@ -119,7 +120,7 @@ def health_line(safety: Safety, offline: int, work: Sequence[WorkStatus]) -> str
             break
         if piece.state in ("failed", "waiting") and piece.error:
             parts.append(f"{piece.name} waits: {piece.error}")
-        elif piece.name == "repair" and piece.state == "waiting":
+        elif piece.name == "repair" and piece.state == "waiting" and (piece.queue or matters):
             parts.append(f"repair {piece.note}")
     return "; ".join(parts)
 

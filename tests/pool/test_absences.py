@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from storage import ErasureProfile
 from storage.errors import ShardsUnavailable
 from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey
+from storage.reports import RepairReport
 from storage.shards import ShardStore, VolumeUnavailable
 from taskworker.reports import WorkStatus
 from taskworker.transport.absences import Absences
@@ -159,6 +160,32 @@ def test_repair_that_is_about_to_begin_is_not_said_to_be_done() -> None:
     settle(cluster)
     assert repair_of(cluster).state == "idle"
     assert repair_of(cluster).queue == 0
+
+
+def test_repair_is_not_said_to_be_done_before_the_pass_that_a_loss_calls_for() -> None:
+    cluster = stored(6)
+    assert repair_of(cluster).state == "idle"
+    go(cluster, cluster.workers[0])
+    assert (repair_of(cluster).state, repair_of(cluster).note) == ("waiting", "is about to begin")
+
+
+def test_repair_is_not_said_to_be_done_if_a_worker_went_during_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = stored(6)
+    repair = cluster.pool.store.repair
+
+    def disturbed(**arguments: Any) -> RepairReport:
+        report = repair(**arguments)
+        go(cluster, cluster.workers[0])
+        return report
+
+    monkeypatch.setattr(cluster.pool.store, "repair", disturbed)
+    cluster.pool.fleet.note_unknown()
+    assert cluster.pool.repair_scheduler.mend()
+    assert repair_of(cluster).state == "waiting"
+    monkeypatch.undo()
+    cluster.workers[0].start()
+    settle(cluster)
+    assert repair_of(cluster).state == "idle"
 
 
 def test_what_is_in_danger_does_not_wait() -> None:

@@ -34,6 +34,7 @@ _RETRY_S = 5.0
 _RETRY_TIMES = 4.0  # as long as the last pass took: a full pool may have millions of objects to examine
 _LOOK_S = 0.1
 _NAMED_MAX = 5
+_BEGINS_SOON = "is about to begin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class RepairScheduler:
         self._runtime = runtime
         self.signals = Signals()
         self._at_once = threading.Event()
+        self._woken = False  # since the last pass began
         self._pause_s: float | None = None
         self.tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
         self._tidier = Tidier(fleet, store.upkeep.read_back(), self.signals, self.tranquility.rest, runtime.monotonic_s)
@@ -95,6 +97,7 @@ class RepairScheduler:
 
     def wake(self, *, at_once: bool = False) -> None:
         """Mend soon, because something changed; ``at_once`` if shards are missing and unlikely to come back."""
+        self._woken = True
         if at_once:
             self._at_once.set()
         self.signals.wanted.set()
@@ -113,9 +116,11 @@ class RepairScheduler:
         under_way, awaited = self._pass, self._fleet.awaited_workers()
         if self._deferred and not repair.errors:
             # If no worker is awaited, the wait is over, and the next pass has not begun.
-            note = _waiting_for(awaited) if awaited else "is about to begin"
+            note = _waiting_for(awaited) if awaited else _BEGINS_SOON
             repair = replace(repair, state="waiting", queue=self._deferred, note=note)
         if under_way is None:
+            if repair.state == "idle" and self._woken and self._needed():
+                repair = replace(repair, state="waiting", note=_BEGINS_SOON)
             return [repair, rebalance]
         return [under_way.repair(repair), under_way.rebalance(rebalance)]
 
@@ -162,6 +167,7 @@ class RepairScheduler:
         Raises:
             StorageError: the pass failed; the shards that it has written stay.
         """
+        self._woken = False
         if not self._needed():
             self._state, self._deferred = "failed" if self.lost else "idle", 0
             return True

@@ -201,6 +201,8 @@ def retransmission_s(connected: socket.socket) -> float:
     if connected.family == socket.AF_UNIX:
         return 0.0
     info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    smoothed_us: int
+    deviation_us: int
     smoothed_us, deviation_us = struct.unpack_from("=II", info, _TCP_INFO_RTT)
     return (smoothed_us + 4 * deviation_us) / 1_000_000
 
