@@ -12,6 +12,7 @@ import typer
 
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.help import Command, Group
+from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
 from taskworker.cli.session import Session, with_session
 from taskworker.cli.supervised import Supervised, watch_parent
 from taskworker.cli.text import one_line
@@ -58,6 +59,10 @@ def s3(
             metavar="BUCKET=KEY-ID",
         ),
     ] = None,
+    metrics: MetricsAddress = "",
+    metrics_cert: MetricsCert = None,
+    metrics_key: MetricsKey = None,
+    metrics_token: MetricsToken = None,
     supervised: Supervised = False,
 ) -> None:
     """Serve a pool's files by Amazon's S3 protocol until Ctrl-C. A file BUCKET/KEY is the object KEY of a bucket.
@@ -74,20 +79,32 @@ def s3(
         from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.s3.app import S3App
     from storage.system.descriptors import raise_descriptor_limit
+    from taskworker.cli.allocator import keep_one_arena
+    from taskworker.cli.turns import take_short_turns
+    from taskworker.rpc.probing import unready_of
 
+    keep_one_arena()
+    take_short_turns()
     raise_descriptor_limit()
     readers = dict(_pair(one) for one in public or ())
-    gateway = S3App(_accounts(session, keys), domain=domain, public=readers)
+    shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
+    gateway = S3App(_accounts(session, keys), domain=domain, public=readers, metrics=shown.requests("s3"))
     server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
+    shown.show(unready_of(session.pool_address()), dict)
 
     def ready() -> None:
         session.terminal.result(
-            {"address": server.address, "url": url, "pid": os.getpid()}, f"serving S3 at {url}; Ctrl-C stops it"
+            {"address": server.address, "url": url, "pid": os.getpid()} | shown.document(),
+            f"serving S3 at {url}; Ctrl-C stops it",
+            *shown.lines(),
         )
 
     watch_parent(wanted=supervised)
-    server.run(ready)
+    try:
+        server.run(ready)
+    finally:
+        shown.stop()
 
 
 def check_tls(listen: str, cert: Path | None, key: Path | None, options: str = "--tls-cert and --tls-key") -> None:

@@ -17,6 +17,7 @@ from taskworker.cli.text import one_line
 if TYPE_CHECKING:
     from taskworker.metrics.endpoint import Endpoint
     from taskworker.metrics.families import Parts
+    from taskworker.metrics.requests import RequestMetrics
 
 MetricsAddress = Annotated[
     str,
@@ -106,6 +107,14 @@ class Metrics:
             from taskworker.metrics.figures import Figures
 
             self._endpoint.unready = Figures(self._endpoint.registry, unready, parts()).unready
+
+    def requests(self, gateway: str) -> RequestMetrics | None:
+        """Where a gateway counts its requests, under the name of its protocol; None: metrics are not wanted."""
+        if self._endpoint is None:
+            return None
+        from taskworker.metrics.requests import RequestMetrics
+
+        return RequestMetrics(self._endpoint.registry, gateway)
 
     def stop(self) -> None:
         """Serve them no longer."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from storage.clocks import wall_ms
+from storage.clocks import monotonic_s, wall_ms
 from storage.errors import StorageError
 from taskworker.errors import Unauthenticated
 from taskworker.gateways.pipes import DIVERT, PIECE_S, PeerGone
@@ -30,6 +30,7 @@ from taskworker.gateways.s3.objects import SHORT, put
 from taskworker.gateways.s3.operations import Operation, Takes, operation_of
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
+from taskworker.metrics.requests import RequestMetrics, Served
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -41,6 +42,7 @@ _WAIT_S = 30.0
 _SHORT = SHORT
 """Bodies up to this size are taken before a thread works on them."""
 _CODED_SHORT = 2 * _SHORT
+_GONE = "ClientGone"
 _LEFT_OVER = 4 * 1024 * 1024
 _LEFT_OVER_S = 2.0
 
@@ -55,7 +57,9 @@ class S3App:
         patience_s: after how many seconds, and how often, those who wait for the outcome of a long operation are sent
             a space: their programs give up on a connection that is silent.
         piece_s: how long a piece of a body, or of a reply, may take, in seconds.
+        metrics: where requests are counted; None: nowhere.
         now_ms: milliseconds since 1970.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -66,14 +70,18 @@ class S3App:
         public: Mapping[str, str] | None = None,
         patience_s: float = 10.0,
         piece_s: float = PIECE_S,
+        metrics: RequestMetrics | None = None,
         now_ms: Callable[[], int] = wall_ms,
+        clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
         self._accounts = accounts
         self._domain = domain.lower()
         self._public = dict(public or {})
         self._patience_s = patience_s
         self._piece_s = piece_s
+        self._metrics = metrics
         self._now_ms = now_ms
+        self._clock_s = clock_s
         self._buckets = Buckets()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
@@ -87,35 +95,53 @@ class S3App:
         """Answer a request."""
         if scope["type"] != "http":
             raise RuntimeError(f"S3 is not spoken over {scope['type']}")
+        if self._metrics is None:
+            return await self._answer(scope, receive, send, Served())
+        served, begun_s = Served(), self._clock_s()
+        self._metrics.begun()
+        try:
+            await self._answer(scope, receive, send, served)
+        except BaseException:
+            served.code = "InternalError"
+            raise
+        finally:
+            self._metrics.ended(served, self._clock_s() - begun_s)
+
+    async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Send, served: Served) -> None:
         request_id = uuid.uuid4().hex[:16].upper()
         head = _head_of(scope)
         incoming = Incoming(receive, scope["extensions"][DIVERT], self._piece_s)
         if head.fields.get("content-length", "0") == "0" and "transfer-encoding" not in head.fields:
             incoming.ended = True
         try:
-            reply = await self._replied(head, incoming, scope["scheme"], request_id)
+            handling = self._handled(head, incoming, scope["scheme"], served)
+            reply = await _or_failure(handling, head, request_id, served)
         except PeerGone:
+            served.code = _GONE
             return
-        await self._send(reply, head, incoming, request_id, receive, send)
-
-    async def _replied(self, head: Head, incoming: Incoming, scheme: str, request_id: str) -> Reply:
-        return await _or_failure(self._handled(head, incoming, scheme), head, request_id)
+        finally:
+            served.received = incoming.received
+        served.sent = 0 if head.method == "HEAD" else len(reply.body) if reply.content is None else reply.content.length
+        await self._send(reply, head, incoming, request_id, receive, send, served)
 
     # -- who asks, and what for ---------------------------------------------------------------------
 
-    async def _handled(self, head: Head, incoming: Incoming, scheme: str) -> Reply:
+    async def _handled(self, head: Head, incoming: Incoming, scheme: str, served: Served) -> Reply:
         bucket, key = self._target(head)
         if head.method == "OPTIONS":
+            served.operation = "Preflight"
             return await self._preflight(head, bucket)
         claim = claim_of(head)
         now_ms = self._now_ms()
         if claim is None and bucket and not key and posting.is_form(head):
+            served.operation = "PostObject"
             async with self._transfer():
                 return await self._run(
                     posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
                 )
         account, signed = await self._caller(head, claim, bucket)
         operation = operation_of(head, bucket, key)
+        served.operation = operation.name
         payload = UNSIGNED if claim is None else claim.payload
         takes_body = operation.takes is not Takes.NOTHING
         about_body = expected(head, payload, signed) if takes_body else Expected(size=0)
@@ -222,7 +248,14 @@ class S3App:
     # -- the way of replies -------------------------------------------------------------------------
 
     async def _send(
-        self, reply: Reply, head: Head, incoming: Incoming, request_id: str, receive: Receive, send: Send
+        self,
+        reply: Reply,
+        head: Head,
+        incoming: Incoming,
+        request_id: str,
+        receive: Receive,
+        send: Send,
+        served: Served,
     ) -> None:
         headers = [*reply.headers, ("x-amz-request-id", request_id), ("x-amz-id-2", request_id)]
         if not incoming.ended and not await _drained(head, incoming):
@@ -236,7 +269,7 @@ class S3App:
         start = {"type": "http.response.start", "status": reply.status, "headers": encoded}
         if reply.later is not None:
             await send(start)
-            await self._send_later(reply.later, head, request_id, send)
+            await self._send_later(reply.later, head, request_id, send, served)
             return
         if reply.content is not None:
             async with self._transfer():
@@ -247,13 +280,16 @@ class S3App:
         body = b"" if head.method == "HEAD" or reply.content is not None else reply.body
         await send({"type": "http.response.body", "body": body})
 
-    async def _send_later(self, later: asyncio.Future[Reply], head: Head, request_id: str, send: Send) -> None:
+    async def _send_later(
+        self, later: asyncio.Future[Reply], head: Head, request_id: str, send: Send, served: Served
+    ) -> None:
         """Send spaces until the outcome is known, and then what it is; if it is an error, callers look for it there."""
         await send({"type": "http.response.body", "body": DECLARATION, "more_body": True})
         while not later.done():
             await send({"type": "http.response.body", "body": b" ", "more_body": True})
             await asyncio.wait({later}, timeout=self._patience_s)
-        reply = await _or_failure(later, head, request_id)
+        reply = await _or_failure(later, head, request_id, served)
+        served.sent = len(reply.body)
         await send({"type": "http.response.body", "body": reply.body.removeprefix(DECLARATION)})
 
     async def _send_content(self, content: Content, outgoing: Outgoing) -> None:
@@ -264,23 +300,23 @@ class S3App:
             await writing
 
 
-async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str) -> Reply:
+async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str, served: Served) -> Reply:
     """A reply, or what says why there is none."""
     try:
         return await replying
     except S3Error as error:
-        return failure(error, head, request_id)
+        problem = error
     except StorageError as error:
         problem = as_s3_error(error)
         if problem.status >= 500:
             _log.warning("request %s failed: %s", request_id, error)
-        return failure(problem, head, request_id)
     except PeerGone:
         raise
     except Exception:
         _log.exception("request %s failed", request_id)
         problem = S3Error("InternalError", "the gateway failed unexpectedly; its log has the details")
-        return failure(problem, head, request_id)
+    served.code = problem.code
+    return failure(problem, head, request_id)
 
 
 def _write(content: Content, outgoing: Outgoing) -> None:

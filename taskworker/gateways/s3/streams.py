@@ -23,6 +23,10 @@ class Incoming:
         receive: of ASGI.
         divert: the server's way to put it into a pipe.
         piece_s: how long a piece may take, in seconds.
+
+    Attributes:
+        ended: whether all of it has come.
+        received: bytes that have come.
     """
 
     def __init__(self, receive: Receive, divert: Divert, piece_s: float = PIECE_S) -> None:
@@ -33,6 +37,7 @@ class Incoming:
         self._pipe: Pipe | None = None
         self._abandoned = False
         self.ended = False
+        self.received = 0
 
     async def whole(self, most: int) -> bytes:
         """All of it.
@@ -64,6 +69,7 @@ class Incoming:
         self._tell(self._begin, pipe)
         try:
             while pieces := pipe.take(self._piece_s):
+                self.received += sum(map(len, pieces))
                 yield from pieces
             if pieces is None:
                 raise self._too_slow()
@@ -106,6 +112,7 @@ class Incoming:
                     self.ended = not message.get("more_body", False)
         except TimeoutError:
             raise self._too_slow() from None
+        self.received += size
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _too_slow(self) -> S3Error:

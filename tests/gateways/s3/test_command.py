@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,11 @@ def command(*arguments: str) -> tuple[int, str]:
         [sys.executable, "-m", "taskworker", "gateway", "s3", *arguments], capture_output=True, timeout=60, check=False
     )
     return done.returncode, done.stderr.decode()
+
+
+def told(address: str, path: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/{path}", timeout=60) as answer:
+        return str(answer.read(), "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -56,8 +63,12 @@ def test_access_keys_of_a_pool(pool: FunctionPool, tmp_path: Path) -> None:
         if all(one.user != "s3-cli" for one in users.users()):
             users.add("s3-cli")
         key = users.create_access_key("s3-cli")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            metrics = f"127.0.0.1:{probe.getsockname()[1]}"
         gateway = Process(
-            ["--pool", pool.address, "gateway", "s3", "--listen", "127.0.0.1:0"], tmp_path / "gateway.log"
+            ["--pool", pool.address, "gateway", "s3", "--listen", "127.0.0.1:0", "--metrics", metrics],
+            tmp_path / "gateway.log",
         )
         try:
             s3 = connect(f"http://{gateway.address}", key.access_key_id, key.secret)
@@ -68,6 +79,13 @@ def test_access_keys_of_a_pool(pool: FunctionPool, tmp_path: Path) -> None:
             assert refused(stranger.list_buckets) == ("InvalidAccessKeyId", 403)
             users.revoke(key.token_id)
             assert refused(s3.list_buckets) == ("InvalidAccessKeyId", 403)
+            shown = told(metrics, "metrics")
+            assert 'taskworker_s3_request_duration_seconds_count{code="OK",operation="PutObject"} 1.0' in shown
+            assert 'duration_seconds_count{code="InvalidAccessKeyId",operation=' in shown
+            assert 'taskworker_s3_received_bytes_total{operation="PutObject"}' in shown
+            assert 'taskworker_s3_sent_bytes_total{operation="GetObject"} 17.0' in shown
+            assert told(metrics, "readyz") == "ready\n"
+            assert "TWNOBODY" not in shown
         finally:
             gateway.kill()
 
