@@ -428,44 +428,31 @@ def removed(
 
 
 def _removed_version(call: Call, head: Version | None, version_id: str) -> list[tuple[str, str]]:
-    if head is None:
-        return [("x-amz-version-id", version_id)]
-    metadata = metadata_of(head)
-    is_head = version_id in (head.version_id, version_id_of(head, metadata))
-    if not is_head:
-        versions = call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX)
-        if version_id not in {one.version_id for one in versions} and version_id != _NULL:
-            return [("x-amz-version-id", version_id)]
-    if is_head and metadata.is_marker and head.parent_id:
-        return _undeleted(call, head, version_id)
-    if not is_head or head.parent_id:
-        raise S3Error(
-            "NotImplemented",
-            "single versions cannot be deleted yet; delete the object with all its versions, with `taskworker rm`",
-            VersionId=version_id,
-        )
-    call.client.delete(head.file_id, user_id=call.user)
+    """Delete a version or marker; the one before it is the newest then, if it was that. Nothing, if there is none."""
     headers = [("x-amz-version-id", version_id)]
-    return [("x-amz-delete-marker", "true"), *headers] if metadata.is_marker else headers
+    if head is None:
+        return headers
+    doomed = _versions_called(call, head, version_id)
+    for version in doomed:
+        try:
+            call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
+        except (FileNotFound, VersionNotFound):
+            continue  # somebody else was faster
+    is_marker = any(metadata_of(version).is_marker for version in doomed[-1:])
+    return [("x-amz-delete-marker", "true"), *headers] if is_marker else headers
 
 
-def _undeleted(call: Call, marker: Version, version_id: str) -> list[tuple[str, str]]:
-    """Make the version before a delete marker the newest one again. The marker stays in the file's history."""
-    assert marker.parent_id is not None, "the caller has looked"
-    former = call.client.stat(marker.file_id, user_id=call.user, version_id=marker.parent_id)
-    attributes = dict(former.attributes) or Metadata(time_ms=former.time_ms).attributes()
+def _versions_called(call: Call, head: Version, version_id: str) -> list[Version]:
+    """The version with an id, or all versions without one, of which S3 shows the newest; the oldest first."""
+    if version_id == _NULL:
+        history = call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX)
+        return [version for version in reversed(history) if metadata_of(version).is_null]
+    if version_id == head.version_id:
+        return [head]
     try:
-        call.client.copy(
-            marker.file_id,
-            marker.filename,
-            user_id=call.user,
-            version_id=former.version_id,
-            attributes=attributes,
-            if_head=marker.version_id,
-        )
-    except (ConflictError, FileNotFound):
-        raise S3Error("OperationAborted", "the object was changed by another request; try again") from None
-    return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id)]
+        return [call.client.stat(head.file_id, user_id=call.user, version_id=version_id)]
+    except (VersionNotFound, InvalidArgument):
+        return []
 
 
 def _one_line(value: str) -> str:

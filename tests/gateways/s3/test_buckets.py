@@ -200,8 +200,9 @@ def test_versions(s3: Any, new_bucket: NewBucket) -> None:
     ]
     assert paged == [marker, second, first, "null"]
 
-    assert refused(lambda: s3.delete_object(Bucket=bucket, Key="k", VersionId=first)) == ("NotImplemented", 501)
-    s3.delete_object(Bucket=bucket, Key="k", VersionId=marker)
+    assert s3.delete_object(Bucket=bucket, Key="k", VersionId=first)["VersionId"] == first
+    assert refused(lambda: s3.get_object(Bucket=bucket, Key="k", VersionId=first)) == ("NoSuchVersion", 404)
+    assert s3.delete_object(Bucket=bucket, Key="k", VersionId=marker)["DeleteMarker"] is True
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"second"
     assert refused(lambda: s3.get_object(Bucket=bucket, Key="k", VersionId="0" * 64)) == ("NoSuchVersion", 404)
     assert refused(lambda: s3.get_object(Bucket=bucket, Key="k", VersionId="x")) == ("NoSuchVersion", 404)
@@ -222,6 +223,32 @@ def test_the_only_version_can_be_deleted(s3: Any, new_bucket: NewBucket) -> None
     s3.delete_object(Bucket=bucket, Key="k", VersionId=version)
     assert "Versions" not in s3.list_object_versions(Bucket=bucket)
     s3.delete_bucket(Bucket=bucket)
+
+
+def test_versions_can_be_deleted_one_by_one(s3: Any, new_bucket: NewBucket) -> None:
+    bucket = new_bucket()
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    versions = [s3.put_object(Bucket=bucket, Key="k", Body=bytes([n]))["VersionId"] for n in range(4)]
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=versions[3])
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == bytes([2])
+    told = s3.delete_objects(
+        Bucket=bucket, Delete={"Objects": [{"Key": "k", "VersionId": each} for each in (versions[0], versions[2], "x")]}
+    )
+    assert "Errors" not in told
+    assert [one["VersionId"] for one in s3.list_object_versions(Bucket=bucket)["Versions"]] == [versions[1]]
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == bytes([1])
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=versions[1])
+    assert refused(lambda: s3.get_object(Bucket=bucket, Key="k")) == ("NoSuchKey", 404)
+
+
+def test_versions_without_an_id_are_one_to_be_deleted(s3: Any, new_bucket: NewBucket) -> None:
+    bucket = new_bucket()
+    for body in (b"1", b"2"):
+        s3.put_object(Bucket=bucket, Key="k", Body=body)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    kept = s3.put_object(Bucket=bucket, Key="k", Body=b"kept")["VersionId"]
+    s3.delete_object(Bucket=bucket, Key="k", VersionId="null")
+    assert [one["VersionId"] for one in s3.list_object_versions(Bucket=bucket)["Versions"]] == [kept]
 
 
 def test_suspended_versions(s3: Any, new_bucket: NewBucket) -> None:
