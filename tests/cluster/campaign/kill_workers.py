@@ -23,6 +23,8 @@ _TOLD_EVERY = 10
 _KILLED = 2
 _GRACE_S = 2.0  # full redundancy includes copies of metadata, which are made again once it is over
 
+_COLLECTS_WHEN_TOLD = ("--collect-every", "0")  # they move shards within a volume, as if these were made again
+
 Places = dict[ShardKey, Location]
 
 
@@ -43,7 +45,7 @@ def kill_workers(run: Run) -> None:
     """SIGKILL two workers at random moments of a load; wait for full redundancy; have both come back."""
     rng, verdicts, seen = run.rng, run.verdicts, _Seen()
     with (
-        Cluster(run.directory, grace_s=_GRACE_S) as cluster,
+        Cluster(run.directory, grace_s=_GRACE_S, options=_COLLECTS_WHEN_TOLD) as cluster,
         Users(cluster.address, _USERS, run.seed, run.directory) as users,
     ):
         for number in range(1, run.rounds + 1):
