@@ -10,7 +10,7 @@ import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, user_key
 from storage.catalog.ended import Ended
-from storage.errors import VersionNotFound
+from storage.errors import CatalogBehind, VersionNotFound
 from storage.formats.authenticity import Authority
 from storage.formats.tombstones import sign_tombstone, sign_version_tombstone, version_key
 from storage.formats.versions import StoredVersion, read_version
@@ -183,8 +183,14 @@ class VersionDeletions:
         if raw is None:
             raise VersionNotFound(f"{entry.filename!r} has no version {version_id.hex()}; see its history")
         version = read_version(raw, version_id, self.keys)
-        former = self._read(file_id, Ended(self.catalog).before(file_id, version.record.parent))
+        before = Ended(self.catalog).before(file_id, version.record.parent)
+        former = self._read(file_id, before)
         is_head = version_id == entry.head
+        if is_head and before is not None and former is None:
+            raise CatalogBehind(
+                f"{entry.filename!r} has an earlier version, {before.hex()}, that no rebuild has found; rebuild with "
+                "all volumes first, or delete the whole file"
+            )
         head = former if is_head else self._read(file_id, entry.head)
         if head is None:
             return FilesDeletion.planned((basis, {file_id: entry}), name, next_sequence, self.authority)

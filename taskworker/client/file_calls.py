@@ -29,6 +29,7 @@ from taskworker.client.local_files import replacing
 from taskworker.client.pushing import push, require_conditions, require_no_attributes
 from taskworker.client.sending import OutgoingMessages
 from taskworker.client.sources import Pushable
+from taskworker.errors import CallNotOffered
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
 from taskworker.rpc.limits import DELETE_MAX, KIB, PAGE_MAX
@@ -424,8 +425,11 @@ class FileCalls(ClientBase):
             FileNotFound: there is no such file, or it is another user's.
             ConflictError: another version is the head.
         """
+        deadline = self._deadline(timeout_s)
+        if if_head is not None and not self._channel.describe(deadline).has_delete_conditions:
+            raise CallNotOffered(f"the server at {self._channel.address} would delete whatever the head is; upgrade it")
         request = store_pb2.DeleteRequest(file_id=file_id, user_id=user_id, if_head=if_head or "")
-        self._channel.unary(self._channel.store.Delete, request, self._deadline(timeout_s))
+        self._channel.unary(self._channel.store.Delete, request, deadline)
 
     @arguments_checked
     def delete_version(

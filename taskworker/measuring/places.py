@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from taskworker.client import Client
 log = logging.getLogger(__name__)
 
 PREFIX = ".bench/"
+_OF_A_RUN = re.compile(re.escape(PREFIX) + "[0-9a-f]{16}/[0-9]+/[0-9]+/[0-9]+")
 _PAGE = 500
 _PIECE_BYTES = 1 << 20
 _ATTEMPTS = 5
@@ -127,6 +129,11 @@ def new_prefix() -> str:
     return f"{PREFIX}{secrets.token_hex(8)}/"
 
 
+def is_of_a_run(name: str) -> bool:
+    """Whether a file is one that a run makes: a user may have others below the same prefix."""
+    return _OF_A_RUN.fullmatch(name) is not None
+
+
 def delete_all(place: Place, prefix: str) -> int:
     """Delete all files with a prefix, also those that appear meanwhile, and return how many these were.
 
@@ -137,7 +144,7 @@ def delete_all(place: Place, prefix: str) -> int:
     attempts = 0
     while True:
         try:
-            heads = list(place.heads(prefix))
+            heads = [head for head in place.heads(prefix) if is_of_a_run(head.filename)]
             for start in range(0, len(heads), _PAGE):
                 page = heads[start : start + _PAGE]
                 place.delete(page)

@@ -277,6 +277,7 @@ class DescribeResponse(_message.Message):
     PART_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CHUNK_IDS_MAX_FIELD_NUMBER: _builtins.int
     HAS_CONDITIONS_FIELD_NUMBER: _builtins.int
+    HAS_DELETE_CONDITIONS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """of files that are pushed without one"""
     unary_bytes_max: _builtins.int
@@ -287,6 +288,8 @@ class DescribeResponse(_message.Message):
     """most ids in one MissingChunks, GetManifest or reuse list"""
     has_conditions: _builtins.bool
     """knows if_absent and if_head of pushes, and what ListFiles has after `attributes`"""
+    has_delete_conditions: _builtins.bool
+    """knows if_head of Delete"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """likewise"""
@@ -300,10 +303,11 @@ class DescribeResponse(_message.Message):
         part_bytes_max: _builtins.int = ...,
         chunk_ids_max: _builtins.int = ...,
         has_conditions: _builtins.bool = ...,
+        has_delete_conditions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "has_delete_conditions", b"has_delete_conditions", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

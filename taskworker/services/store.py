@@ -111,6 +111,7 @@ class StoreService(ManyFilesService):
             part_bytes_max=PART_BYTES_MAX,
             chunk_ids_max=CHUNK_IDS_MAX,
             has_conditions=True,
+            has_delete_conditions=True,
         )
 
     def PushStream(  # noqa: N802

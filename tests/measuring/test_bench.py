@@ -127,11 +127,12 @@ def test_an_interrupted_run_deletes_all_and_what_a_killed_one_left_can_be(pool: 
     process.kill()
     process.wait()
     assert len(left(pool, user)) > 1
+    pool.client.push(b"my figures", filename=".bench/figures.csv", user_id=user)
     cleaned = subprocess.run(
         [*PROGRAM, "bench", "--clean", "--pool", pool.address, "--user", user], stdout=subprocess.PIPE, check=True
     )
     assert b"deleted" in cleaned.stdout
-    assert left(pool, user) == ["mine"]
+    assert left(pool, user) == [".bench/figures.csv", "mine"]
 
 
 @pytest.mark.parametrize("options", [["--sizes", "0"], ["--sizes", "x"], ["--callers", "1000"], ["--arg", "3"]])

@@ -62,6 +62,19 @@ def test_a_file_is_deleted_only_if_its_head_is_known(client: Client) -> None:
         client.delete(first.file_id, user_id=ADA, if_head=second.version_id)
 
 
+def test_a_server_that_knows_no_conditions_of_deletions_is_not_asked_for_one(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would ignore the condition, and delete what somebody else has stored meanwhile."""
+    first = client.push(b"1", filename="a", user_id=ADA)
+    described = store_pb2.DescribeResponse(has_conditions=True)
+    monkeypatch.setattr(Channel, "describe", lambda *args: described)
+    with pytest.raises(CallNotOffered, match="upgrade"):
+        client.delete(first.file_id, user_id=ADA, if_head=first.version_id)
+    assert client.get(first.file_id, user_id=ADA) == b"1"
+    client.delete(first.file_id, user_id=ADA)
+
+
 def test_pages_of_versions_with_large_attributes(client: Client, store: FileStorage) -> None:
     """One message holds few of them, and a page many."""
     outcomes = list(store.push_many(((f"d{at % 3}/{at:03}", b"x") for at in range(200)), user_id=ADA, attributes=LARGE))

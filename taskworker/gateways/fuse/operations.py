@@ -10,9 +10,9 @@ import os
 import stat
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import mfusepy
 
@@ -63,6 +63,14 @@ def _answered(
     return run
 
 
+class _Open(NamedTuple):
+    """An open file: its path, what it was when it was opened, and the key of its content."""
+
+    path: str
+    node: Node
+    key: object
+
+
 class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
     """A tree as libfuse asks for it, by many threads.
 
@@ -80,7 +88,8 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._nodes: OrderedDict[str, tuple[float, Node]] = OrderedDict()
-        self._handles: dict[int, Node] = {}
+        self._handles: dict[int, _Open] = {}
+        self._opened_keys: dict[str, Counter[object]] = {}  # by path: which contents are open, and how often
         self._numbers = itertools.count(1)
         self._in_page_cache: OrderedDict[str, object] = OrderedDict()
         self._logged_s = float("-inf")
@@ -148,8 +157,13 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         key = self._tree.content_key(node)
         with self._lock:
             flags.fh = next(self._numbers)
+            self._handles[flags.fh] = _Open(path, node, key)
+            opened = self._opened_keys.setdefault(path, Counter())
+            opened[key] += 1
+            if len(opened) > 1:  # the kernel's pages belong to the path, and may be those of another version
+                flags.direct_io = True
+                return 0
             flags.keep_cache = self._in_page_cache.get(path) == key
-            self._handles[flags.fh] = node
             self._in_page_cache[path] = key
             self._in_page_cache.move_to_end(path)
             while len(self._in_page_cache) > _NODES_KEPT_MAX:
@@ -170,7 +184,14 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
     def release(self, path: str, fh: Any) -> int:
         """Close a file."""
         with self._lock:
-            self._handles.pop(fh.fh, None)
+            closed = self._handles.pop(fh.fh, None)
+            if closed is not None:
+                opened = self._opened_keys[closed.path]
+                opened[closed.key] -= 1
+                if not opened[closed.key]:
+                    del opened[closed.key]
+                if not opened:
+                    del self._opened_keys[closed.path]
         return 0
 
     def statfs(self, path: str) -> dict[str, int]:
@@ -187,7 +208,8 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         log.warning("a read failed with EIO: %s: %s", type(error).__name__, error)
 
     def _opened(self, fh: Any) -> Node | None:
-        return None if fh is None else self._handles.get(getattr(fh, "fh", fh))
+        opened = None if fh is None else self._handles.get(getattr(fh, "fh", fh))
+        return None if opened is None else opened.node
 
     def _forget(self, path: str) -> None:
         """What is opened is looked up anew in a tree that changes."""
