@@ -38,6 +38,8 @@ _Result = TypeVar("_Result")
 THREADS = 64
 TRANSFERS_MAX = 32
 """Bodies and contents of more than a message that are under way; the others wait."""
+FORMS_MAX = 8
+"""Forms that are under way. Who sends one is known only when its fields have come, so forms take no place of others."""
 _WAIT_S = 30.0
 _SHORT = SHORT
 """Bodies up to this size are taken before a thread works on them."""
@@ -85,6 +87,7 @@ class S3App:
         self._buckets = Buckets()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+        self._forms = asyncio.Semaphore(FORMS_MAX)
 
     def close(self) -> None:
         """End the threads, once what they work on is done, and the connections."""
@@ -119,9 +122,11 @@ class S3App:
         except PeerGone:
             served.code = _GONE
             return
+        except asyncio.CancelledError:
+            incoming.abandon()  # nobody else would tell the thread that reads it
+            raise
         finally:
             served.received = incoming.received
-        served.sent = 0 if head.method == "HEAD" else len(reply.body) if reply.content is None else reply.content.length
         await self._send(reply, head, incoming, request_id, receive, send, served)
 
     # -- who asks, and what for ---------------------------------------------------------------------
@@ -135,7 +140,7 @@ class S3App:
         now_ms = self._now_ms()
         if claim is None and bucket and not key and posting.is_form(head):
             served.operation = "PostObject"
-            async with self._transfer():
+            async with _place(self._forms):
                 return await self._run(
                     posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
                 )
@@ -200,7 +205,7 @@ class S3App:
         body = b""
         if operation.takes is Takes.DOCUMENT and not incoming.ended:
             is_short = _length(call) <= _SHORT
-            async with contextlib.nullcontext() if is_short else self._transfer():
+            async with contextlib.nullcontext() if is_short else _place(self._transfers):
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
@@ -216,7 +221,7 @@ class S3App:
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
             return await self._run(self._answered, work, call, self._buckets, (body,), True)
-        async with self._transfer():
+        async with _place(self._transfers):
             return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
 
     def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:
@@ -229,18 +234,6 @@ class S3App:
             more = [] if found is None else cors.added(found, call.fields, call.head.method)
             reply = replace(reply, headers=[*reply.headers, *more])
         return reply
-
-    @contextlib.asynccontextmanager
-    async def _transfer(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(_WAIT_S):
-                await self._transfers.acquire()
-        except TimeoutError:
-            raise S3Error("SlowDown", "as many transfers are under way as there may be; try again in a while") from None
-        try:
-            yield
-        finally:
-            self._transfers.release()
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -257,28 +250,24 @@ class S3App:
         send: Send,
         served: Served,
     ) -> None:
-        headers = [*reply.headers, ("x-amz-request-id", request_id), ("x-amz-id-2", request_id)]
-        if not incoming.ended and not await _drained(head, incoming):
-            headers.append(("connection", "close"))
-        has_length = (
-            reply.content is not None or reply.later is not None or any(name == "content-length" for name, _ in headers)
-        )
-        if not has_length and reply.status not in (204, 304):
-            headers.append(("content-length", str(len(reply.body))))
-        encoded = [(name.encode(), _encoded(value)) for name, value in headers]
-        start = {"type": "http.response.start", "status": reply.status, "headers": encoded}
-        if reply.later is not None:
-            await send(start)
-            await self._send_later(reply.later, head, request_id, send, served)
-            return
-        if reply.content is not None:
-            async with self._transfer():
-                await send(start)
-                await self._send_content(reply.content, Outgoing(send, receive, self._piece_s))
-        else:
-            await send(start)
+        closes = not incoming.ended and not await _drained(head, incoming)
+        async with contextlib.AsyncExitStack() as held:
+            if reply.content is not None:
+                reply = await _or_failure(self._admitted(reply, held), head, request_id, served)
+            await send(_start_of(reply, request_id, closes=closes))
+            if reply.later is not None:
+                await self._send_later(reply.later, head, request_id, send, served)
+                return
+            if reply.content is not None:
+                await self._send_content(reply.content, Outgoing(send, receive, self._piece_s), served)
         body = b"" if head.method == "HEAD" or reply.content is not None else reply.body
+        served.sent += len(body)
         await send({"type": "http.response.body", "body": body})
+
+    async def _admitted(self, reply: Reply, held: contextlib.AsyncExitStack) -> Reply:
+        """A reply whose content has a place, until ``held`` is closed."""
+        await held.enter_async_context(_place(self._transfers))
+        return reply
 
     async def _send_later(
         self, later: asyncio.Future[Reply], head: Head, request_id: str, send: Send, served: Served
@@ -292,12 +281,35 @@ class S3App:
         served.sent = len(reply.body)
         await send({"type": "http.response.body", "body": reply.body.removeprefix(DECLARATION)})
 
-    async def _send_content(self, content: Content, outgoing: Outgoing) -> None:
+    async def _send_content(self, content: Content, outgoing: Outgoing, served: Served) -> None:
         """If it fails, so does the application, and the server closes the connection before all was sent."""
         writing = asyncio.ensure_future(self._run(_write, content, outgoing))
-        await outgoing.run()
+        try:
+            await outgoing.run()
+        finally:
+            served.sent = outgoing.sent
         with contextlib.suppress(PeerGone):
             await writing
+        if outgoing.sent < content.length:
+            served.code = _GONE
+
+
+@contextlib.asynccontextmanager
+async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a place, and hold it.
+
+    Raises:
+        S3Error: none became free for a while.
+    """
+    try:
+        async with asyncio.timeout(_WAIT_S):
+            await places.acquire()
+    except TimeoutError:
+        raise S3Error("SlowDown", "as many transfers are under way as there may be; try again in a while") from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str, served: Served) -> Reply:
@@ -317,6 +329,20 @@ async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str, s
         problem = S3Error("InternalError", "the gateway failed unexpectedly; its log has the details")
     served.code = problem.code
     return failure(problem, head, request_id)
+
+
+def _start_of(reply: Reply, request_id: str, *, closes: bool) -> dict[str, Any]:
+    """The head of a reply, for ASGI; ``closes``: no request can follow on its connection."""
+    headers = [*reply.headers, ("x-amz-request-id", request_id), ("x-amz-id-2", request_id)]
+    if closes:
+        headers.append(("connection", "close"))
+    has_length = (
+        reply.content is not None or reply.later is not None or any(name == "content-length" for name, _ in headers)
+    )
+    if not has_length and reply.status not in (204, 304):
+        headers.append(("content-length", str(len(reply.body))))
+    encoded = [(name.encode(), _encoded(value)) for name, value in headers]
+    return {"type": "http.response.start", "status": reply.status, "headers": encoded}
 
 
 def _write(content: Content, outgoing: Outgoing) -> None:

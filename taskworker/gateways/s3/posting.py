@@ -21,6 +21,9 @@ from taskworker.gateways.s3.objects import put
 from taskworker.gateways.s3.post_policy import Limits, checked, claim_of
 
 _FIELDS_BYTES_MAX = 64 * 1024
+"""Values of fields and headers of parts together, up to the end of the file's headers."""
+_BEFORE_FILE_BYTES_MAX = 2 * _FIELDS_BYTES_MAX
+"""The same with all that is between them. Who sends a form is not known before, so it must not go on without end."""
 _FIELDS_MAX = 200
 _HEADERS_BYTES_MAX = 4096
 _FORM = "multipart/form-data"
@@ -96,7 +99,10 @@ class Form:
         }
         self._disposition = ""
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"), callbacks)  # type: ignore[arg-type]
+        self._fed = 0
         while not self._in_file:
+            if self._fed > _BEFORE_FILE_BYTES_MAX:
+                raise _too_long()
             if not self._feed():
                 raise S3Error("InvalidArgument", "the form has no file", ArgumentName="file")
 
@@ -118,6 +124,7 @@ class Form:
         piece = next(self._pieces, None)
         if piece is None:
             return False
+        self._fed += len(piece)
         try:
             self._parser.write(piece)
         except FormParserError:
@@ -139,6 +146,8 @@ class Form:
         self._check_header()
 
     def _on_header_end(self) -> None:
+        if not self._in_file:
+            self._count(len(self._header))
         name, _, value = bytes(self._header).partition(b":")
         self._header.clear()
         if name.strip().lower() == b"content-disposition":
@@ -156,11 +165,7 @@ class Form:
         if self._in_file:
             self._content.append(data[start:end])
             return
-        self._size += end - start
-        if self._size > _FIELDS_BYTES_MAX:
-            raise S3Error(
-                "MaxMessageLengthExceeded", f"the fields of a form may have {_FIELDS_BYTES_MAX} bytes at most"
-            )
+        self._count(end - start)
         self._value += data[start:end]
 
     def _on_part_end(self) -> None:
@@ -174,9 +179,18 @@ class Form:
     def _on_end(self) -> None:
         self._ended = True
 
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > _FIELDS_BYTES_MAX:
+            raise _too_long()
+
     def _check_header(self) -> None:
         if len(self._header) > _HEADERS_BYTES_MAX:
             raise S3Error("MalformedPOSTRequest", f"a header of a part has more than {_HEADERS_BYTES_MAX} bytes")
+
+
+def _too_long() -> S3Error:
+    return S3Error("MaxMessageLengthExceeded", f"the fields of a form may have {_FIELDS_BYTES_MAX} bytes at most")
 
 
 def _limited(content: Iterator[bytes], limits: Limits) -> Iterator[bytes]:

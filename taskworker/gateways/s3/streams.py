@@ -126,6 +126,9 @@ class Outgoing:
         send: of ASGI.
         receive: likewise; it tells when the caller is gone.
         piece_s: how long the caller may take for a piece, in seconds.
+
+    Attributes:
+        sent: bytes that were sent.
     """
 
     def __init__(self, send: Send, receive: Receive, piece_s: float = PIECE_S) -> None:
@@ -135,9 +138,14 @@ class Outgoing:
         self._loop = asyncio.get_running_loop()
         self._pipe = Pipe()
         self._filled = asyncio.Event()
+        self._is_gone = False
+        self.sent = 0
 
     async def run(self) -> None:
-        """Send what is written, until :meth:`end`; then, or if the caller is gone, return."""
+        """Send what is written, until :meth:`end`; then, or if the caller is gone, return.
+
+        However it ends, nothing can be written any more: no thread waits for somebody to take what it writes.
+        """
         watching = asyncio.create_task(self._watch())
         try:
             while True:
@@ -147,11 +155,15 @@ class Outgoing:
                     for piece in pieces:
                         async with asyncio.timeout(self._piece_s):
                             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+                        if self._is_gone:  # then the server drops what it is given
+                            raise PeerGone
+                        self.sent += len(piece)
                 if pieces is not None:
                     return
         except (TimeoutError, PeerGone):
-            self._pipe.fail()
+            pass  # ``sent`` tells that it was not all
         finally:
+            self._pipe.fail()
             watching.cancel()
 
     def write(self, data: bytes | memoryview) -> int:
@@ -186,5 +198,6 @@ class Outgoing:
         """Note when the caller is gone."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._is_gone = True
         self._pipe.fail()
         self._filled.set()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import md5
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,21 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
+from prometheus_client import CollectorRegistry
 
 from taskworker.client import Client
 from taskworker.gateways import http_protocol
 from taskworker.gateways.http_protocol import PIPELINED_MAX
 from taskworker.gateways.http_server import HttpServer
+from taskworker.gateways.pipes import PeerGone
+from taskworker.gateways.s3 import app
 from taskworker.gateways.s3.accounts import FileAccounts
 from taskworker.gateways.s3.app import S3App
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.http import Head
+from taskworker.gateways.s3.posting import Form
+from taskworker.gateways.s3.streams import Outgoing
+from taskworker.metrics.requests import RequestMetrics
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import KEY, SECRET, connect, keys_file, send
 from tests.gateways.s3.test_http import exchange
@@ -36,15 +46,23 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def hasty(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     """A gateway that waits for slow callers for half a second, and lets nobody wait in silence."""
-    path: Path = keys_file(tmp_path_factory.mktemp("hasty"))
-    app = S3App(FileAccounts(path, Client(pool.address)), piece_s=0.5, patience_s=0.0)
-    server = HttpServer(app, "127.0.0.1:0")
-    thread = threading.Thread(target=server.run, name="hasty")
+    with serving(pool, tmp_path_factory.mktemp("hasty"), piece_s=0.5, patience_s=0.0) as server:
+        yield server
+
+
+@contextmanager
+def serving(pool: FunctionPool, directory: Path, **options: Any) -> Iterator[HttpServer]:
+    """A gateway in a thread of this process."""
+    served = S3App(FileAccounts(keys_file(directory), Client(pool.address)), **options)
+    server = HttpServer(served, "127.0.0.1:0")
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield server
-    server.stop()
-    thread.join(30)
-    assert not thread.is_alive(), "the gateway did not stop"
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive(), "the gateway did not stop"
 
 
 def connected(gateway: HttpServer) -> socket.socket:
@@ -162,6 +180,80 @@ def test_a_reply_that_nobody_reads_is_given_up(
         eventually(lambda: not established(hasty, connection))
         received = len(read_to_end(connection))
     assert received < len(content), "all was kept for a caller who did not read"
+
+
+def test_strangers_forms_hold_nobody_up_and_a_gateway_that_is_full_says_so(
+    pool: FunctionPool, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "TRANSFERS_MAX", 1)
+    monkeypatch.setattr(app, "_WAIT_S", 0.2)
+    content = b"unread" * (2 * MIB)
+    s3.put_object(Bucket=bucket, Key="large", Body=content)
+    registry = CollectorRegistry()
+
+    def counted(code: str) -> float | None:
+        labels = {"operation": "GetObject", "code": code}
+        return registry.get_sample_value("taskworker_s3_request_duration_seconds_count", labels)
+
+    metrics = RequestMetrics(registry, "s3")
+    with serving(pool, tmp_path, metrics=metrics) as crowded, connected(crowded) as stranger:
+        form = b"Host: h\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 100000\r\n\r\n"
+        stranger.sendall(b"POST /bucket HTTP/1.1\r\n" + form)
+        eventually(lambda: registry.get_sample_value("taskworker_s3_requests_in_progress") == 1)
+        with connected(crowded) as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.sendall(signed(crowded, "GET", f"/{bucket}/large"))
+            assert reader.recv(12) == b"HTTP/1.1 200"
+            refused = answered(crowded, signed(crowded, "GET", f"/{bucket}/large"))
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"<Code>SlowDown</Code>" in refused
+        eventually(lambda: counted("ClientGone") == 1)
+    assert (counted("SlowDown"), counted("OK")) == (1, None)
+    sent = registry.get_sample_value("taskworker_s3_sent_bytes_total", {"operation": "GetObject"})
+    assert sent is not None
+    assert 0 < sent < len(content)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        b"--x\r\na: " + b"b" * 1000 + b"\r\n\r\n\r\n",
+        b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n",
+        b"--x\r\n\r\n\r\n" * 50,
+        b"\r\n" * 500,
+    ],
+    ids=["headers", "parts of the same name", "parts without a name", "empty lines"],
+)
+def test_forms_without_end_are_refused_before_their_file(again: bytes) -> None:
+    head = Head("POST", "/b", "", (("content-type", "multipart/form-data; boundary=x"),))
+    with pytest.raises(S3Error) as raised:
+        Form(head, repeat(again, 3000))
+    assert raised.value.code == "MaxMessageLengthExceeded"
+
+
+def test_whoever_writes_a_reply_that_is_cancelled_does_not_wait() -> None:
+    async def scenario() -> None:
+        begun, never = asyncio.Event(), asyncio.Event()
+
+        async def send_piece(_: dict[str, Any]) -> None:
+            begun.set()
+            await never.wait()
+
+        async def receive() -> dict[str, Any]:
+            await never.wait()
+            return {}
+
+        outgoing = Outgoing(send_piece, receive)
+        running = asyncio.create_task(outgoing.run())
+        outgoing.write(b"content")
+        await begun.wait()
+        running.cancel()
+        await asyncio.wait({running})
+        with pytest.raises(PeerGone):
+            outgoing.write(b"more")
+        assert outgoing.sent == 0
+
+    asyncio.run(scenario())
 
 
 def eventually(is_so: Callable[[], bool]) -> None:
