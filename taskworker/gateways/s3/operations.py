@@ -26,7 +26,8 @@ class Takes(Enum):
     FORM = auto()
 
 
-_LONG = frozenset(("CompleteMultipartUpload", "CopyObject", "DeleteObjects", "UploadPartCopy"))
+_LONG = frozenset(("CompleteMultipartUpload", "CopyObject", "UploadPartCopy"))
+"""Those whose error may follow a status of 200: of others, programs do not look for it there."""
 
 
 class Operation(NamedTuple):

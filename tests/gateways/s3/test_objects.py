@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
+from taskworker.gateways.s3 import deleting
+from taskworker.gateways.s3.calls import Call
+from taskworker.gateways.s3.objects import removed
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER, send
 
@@ -228,6 +232,32 @@ def test_many_are_deleted_at_once(s3: Any, new_bucket: Callable[[], str]) -> Non
     assert [one["Key"] for one in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["c"]
     assert "Deleted" not in s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "c"}], "Quiet": True})
     s3.delete_bucket(Bucket=bucket)
+
+
+def test_a_malformed_list_of_objects_deletes_none(s3: Any, url: str, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="kept", Body=b"")
+    document = b"<Delete><Object><Key>kept</Key></Object><Object><VersionId>1</VersionId></Object></Delete>"
+    digest = b64encode(hashlib.md5(document).digest()).decode()
+    status, answer = send(url, "POST", f"/{bucket}?delete", document, content_md5=digest)
+    assert (status, b"<Code>MalformedXML</Code>" in answer) == (400, True)
+    s3.head_object(Bucket=bucket, Key="kept")
+
+
+def test_an_object_that_cannot_be_deleted_keeps_no_others(
+    s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(call: Call, key: str, *arguments: Any) -> list[tuple[str, str]]:
+        if key == "second":
+            raise RuntimeError("no error of the store")
+        return removed(call, key, *arguments)
+
+    monkeypatch.setattr(deleting, "removed", failing)
+    keys = ["first", "second", "third"]
+    for key in keys:
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys]})
+    assert [one["Key"] for one in gone["Deleted"]] == ["first", "third"]
+    assert [(one["Key"], one["Code"]) for one in gone["Errors"]] == [("second", "InternalError")]
 
 
 def test_attributes_of_objects(s3: Any, bucket: str) -> None:
