@@ -50,8 +50,12 @@ def test_ports_and_paths_are_the_same_everywhere() -> None:
     for port in ("50052", "50053", "50061", "9464"):
         assert port in compose
         assert port in workers
+    assert compose.count("--no-direct") == 2, "users of this machine reach the pool only"
+    assert "--clients-port 50054" in workers
+    assert {"port: 50054", "containerPort: 50054"} == set(re.findall(r"\w+: 50054", workers))
     policies = (DEPLOY / "kubernetes/base/network-policies.yaml").read_text()
-    assert set(re.findall(r"port: (\d+)", policies)) == {"53", "50051", "50052", "50053", "50061", "50062", "9464"}
+    ports = set(re.findall(r"port: (\d+)", policies))
+    assert ports == {"53", "50051", "50052", "50053", "50054", "50061", "50062", "9464"}
     container = (DEPLOY / "container/Containerfile").read_text()
     assert "USER 10001:10001" in container
     assert pool.count("runAsUser: 10001") == workers.count("runAsUser: 10001") == 1
