@@ -89,7 +89,7 @@ def s3(
     readers = dict(_pair(one) for one in public or ())
     shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
     gateway = S3App(_accounts(session, keys), domain=domain, public=readers, metrics=shown.requests("s3"))
-    server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key)
+    server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key, half_close=True)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
     shown.show(unready_of(session.pool_address()), dict)
 

@@ -133,6 +133,23 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread = None
 
 
+class HalfCloseProtocol(BoundedProtocol):
+    """A connection whose other side may be closed once a request was sent: the reply still comes, except with TLS.
+
+    Whether the caller is there at all is then known only when something is sent.
+    """
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn always closes
+        """Return whether to keep the connection until the reply is sent."""
+        if self.cycle is None:  # before the first request, whatever uvicorn's annotation says
+            return False  # type: ignore[unreachable]
+        cycle = self.cycle
+        if cycle.response_complete or cycle.more_body or self.transport.get_extra_info("sslcontext"):
+            return False
+        cycle.keep_alive = False
+        return True
+
+
 class _Diversion:
     """Puts the body of one request into a pipe; see :class:`~taskworker.gateways.pipes.Divert`.
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import uvicorn
 
 from storage.errors import InvalidArgument
-from taskworker.gateways.http_protocol import BoundedProtocol
+from taskworker.gateways.http_protocol import BoundedProtocol, HalfCloseProtocol
 
 KEEP_ALIVE_S = 75
 CONNECTIONS_MAX = 2048
@@ -55,6 +55,8 @@ class HttpServer:
         listen: ``HOST:PORT``; port 0: any free one.
         certificate: file with the server's certificate, PEM; None: no TLS.
         key: file with its private key.
+        half_close: whether callers may close their side once they have sent a request, as some programs do; not for
+            replies that go on without end, whose callers are then missed later.
         on_stop: called in the event loop when the server begins to stop, to end replies that would go on without end.
 
     Attributes:
@@ -72,12 +74,13 @@ class HttpServer:
         *,
         certificate: Path | None = None,
         key: Path | None = None,
+        half_close: bool = False,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         config = uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=HalfCloseProtocol if half_close else BoundedProtocol,
             loop="asyncio",
             ws="none",
             lifespan="off",

@@ -43,7 +43,7 @@ def gateway(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A gateway in a thread of this process, over a real pool."""
     path = keys_file(tmp_path_factory.mktemp("gateway"))
     app = S3App(FileAccounts(path, Client(pool.address)), domain="s3.test", public={"public-bucket": KEY})
-    server = HttpServer(app, "127.0.0.1:0")
+    server = HttpServer(app, "127.0.0.1:0", half_close=True)
     thread = threading.Thread(target=server.run, name="gateway")
     thread.start()
     yield server

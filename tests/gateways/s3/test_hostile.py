@@ -54,7 +54,7 @@ def hasty(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def serving(pool: FunctionPool, directory: Path, **options: Any) -> Iterator[HttpServer]:
     """A gateway in a thread of this process."""
     served = S3App(FileAccounts(keys_file(directory), Client(pool.address)), **options)
-    server = HttpServer(served, "127.0.0.1:0")
+    server = HttpServer(served, "127.0.0.1:0", half_close=True)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

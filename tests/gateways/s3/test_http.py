@@ -10,6 +10,7 @@ from collections.abc import Callable
 from hashlib import md5
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.auth import S3SigV4Auth
@@ -116,6 +117,20 @@ def test_a_body_that_breaks_off_stores_nothing(gateway: HttpServer, s3: Any, buc
             )
         time.sleep(0.2)
     assert "Contents" not in s3.list_objects_v2(Bucket=bucket, Prefix="half")
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_callers_may_close_their_side_after_a_request(url: str, s3: Any, bucket: str, size: int) -> None:
+    s3.put_object(Bucket=bucket, Key="half", Body=b"h" * size)
+    address = urlsplit(s3.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "half"}))
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        head = f"GET {address.path}?{address.query} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n"
+        connection.sendall(head.encode())
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as reply:
+            answer = reply.read()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.partition(b"\r\n\r\n")[2] == b"h" * size
 
 
 def test_chunks_of_another_request_are_refused(url: str, s3: Any, bucket: str) -> None:
