@@ -10,7 +10,8 @@ from taskworker.client.deadline import Deadline
 
 if TYPE_CHECKING:
     from taskworker.client.base import ClientBase
-    from taskworker.client.client import Client
+    from taskworker.client.file_calls import FileCalls
+    from taskworker.client.many_calls import ManyCalls
     from taskworker.folders.ports import Content
 
 
@@ -24,7 +25,7 @@ class ClientFiles:
     """
 
     def __init__(self, client: ClientBase, user_id: str, deadline: Deadline | None = None) -> None:
-        self._client = cast("Client", client)
+        self._client, self._many = cast("FileCalls", client), cast("ManyCalls", client)
         self._user = user_id
         self._deadline = deadline
 
@@ -50,11 +51,11 @@ class ClientFiles:
 
     def push_many(self, files: Iterable[tuple[str, Content]]) -> Iterator[PushOutcome]:
         """Many new versions."""
-        return self._client.push_many(files, **self._given())
+        return self._many.push_many(files, **self._given())
 
     def get_many(self, files: Iterable[str], *, by_name: bool = False, bytes_max: int) -> Iterator[GetOutcome]:
         """Many contents."""
-        return self._client.get_many(files, by_name=by_name, bytes_max=bytes_max, **self._given())
+        return self._many.get_many(files, by_name=by_name, bytes_max=bytes_max, **self._given())
 
     def read(self, version: Version, start: int, stop: int) -> bytes:
         """Some bytes."""
@@ -73,7 +74,7 @@ class ClientFiles:
 
     def delete_many(self, file_ids: Sequence[str]) -> Iterator[DeleteOutcome]:
         """Files that go."""
-        return self._client.delete_many(file_ids, **self._given())
+        return self._many.delete_many(file_ids, **self._given())
 
     def _given(self) -> dict[str, Any]:
         """What every call is given."""

@@ -34,7 +34,7 @@ from storage.shards import (
 from storage.shards.filesystem import LocalFile, LocalFileSystem
 from storage.shards.port import Verdict
 from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES
-from taskworker.errors import WorkerReadOnly
+from taskworker.errors import TicketRefused, WorkerReadOnly
 from taskworker.rpc import status
 from taskworker.transport.frames import KEYS_MAX, MESSAGE_BYTES_MAX
 from taskworker.transport.port import Ticket
@@ -857,7 +857,7 @@ def test_a_shard_that_does_not_match_its_digest(exits: ExitStack) -> None:
         connect(exits, address).read(key_of(1))
 
 
-PASSING = (VolumeUnavailable, VolumeReadOnly)
+PASSING = (VolumeUnavailable, VolumeReadOnly, TicketRefused)
 FULL = (StoreFull, QuotaExceeded, WorkerReadOnly)
 
 

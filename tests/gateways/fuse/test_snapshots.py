@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -158,7 +159,10 @@ def let_others_enter(directory: Path) -> None:
 
 
 def errors_of_nobody(*command: str | Path) -> bytes:
-    return subprocess.run(command, user="nobody", capture_output=True, check=False).stderr
+    other = pwd.getpwnam("nobody")  # without root's groups, too, to which the modes of directories say other things
+    return subprocess.run(
+        command, user=other.pw_uid, group=other.pw_gid, extra_groups=[], capture_output=True, check=False
+    ).stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
