@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import tempfile
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -124,8 +126,26 @@ def _link_at(page: str, token: str, ca_file: Path | None) -> str:
         raise Failure(f"no page answers at {one_line(page)}: {one_line(str(error))}", ExitCode.UNAVAILABLE) from None
 
 
+def _opened(link: str) -> bool:
+    """Have the browser open a link by a private file: other logins can read the arguments of its process.
+
+    The file, in a directory of this login's, stays: the browser may read it later. The link works once.
+    """
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "taskworker"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=state, delete=False) as file:  # only its owner may read it
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(link)}">')
+        page = state / "sign-in.html"
+        Path(file.name).replace(page)
+    except OSError:
+        return False  # the link is printed
+    return webbrowser.open(page.as_uri())
+
+
 def _show(session: Session, link: str, *, wanted: bool) -> None:
-    opened = wanted and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) and webbrowser.open(link)
+    has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    opened = wanted and has_display and _opened(link)
     session.terminal.result(
         {"url": link, "opened": opened},
         f"{link}\nsigns you in, once, within {_MINUTES} minutes{'; your browser opens it' if opened else ''}",

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import FileStorage, Version
-from storage.errors import InvalidArgument, StoreLocked
+from storage.errors import InvalidArgument, StoreLocked, StoreUnavailable
 from taskworker.folders import get_tree, push_tree
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.ports import Files
@@ -271,6 +271,89 @@ def test_an_empty_side_deletes_nothing_unless_it_may(here: tuple[Machine, Machin
     with pytest.raises(InvalidArgument, match="the folder in the store is empty"):
         two.sync(allow_empty=False)
     assert two.texts() == {"a": "1"}
+
+
+def test_directories_alone_are_empty_too(here: tuple[Machine, Machine]) -> None:
+    """The disk is not mounted, or new: then it has `lost+found`."""
+    one, two = here
+    one.write("a", "1")
+    (one.root / "d").mkdir()
+    one.sync()
+    two.sync()
+    (one.root / "a").unlink()
+    with pytest.raises(InvalidArgument, match="empty"):
+        one.sync(allow_empty=False)
+    assert two.sync().deleted_here == 0
+    one.sync()
+    assert two.sync().deleted_here == 1
+    (two.root / "e").mkdir()
+    two.sync(allow_empty=False)
+    two.sync(allow_empty=False)
+
+
+def test_links_and_directories_outlive_an_interrupted_sync(
+    store_files: Files, here: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = here
+    one.write("a", "1")
+    one.sync()
+    (one.root / "link").symlink_to("a")
+    (one.root / "empty").mkdir()
+    with monkeypatch.context() as broken:
+
+        def fails(*_: Any) -> None:
+            raise StoreUnavailable("it went away")
+
+        broken.setattr(type(store_files), "push_after", fails)
+        with pytest.raises(StoreUnavailable):
+            one.sync()
+    one.sync()
+    assert (one.root / "link").is_symlink()
+    assert (one.root / "empty").is_dir()
+    two.sync()
+    assert shape(two.root) == shape(one.root)
+
+
+def test_a_file_with_files_below_it_stays(store: FileStorage, user: str, here: tuple[Machine, Machine]) -> None:
+    one, _ = here
+    one.write("d", "1")
+    one.sync()
+    below = store.push(b"x", filename="folder/d/x", user_id=user)
+    for _ in range(3):
+        problems: Problems = {}
+        one.sync(problems)
+        assert list(problems) == [b"d"]
+    store.delete(below.file_id, user_id=user)
+    for _ in range(2):
+        one.sync()
+    assert one.texts() == {"d": "1"}
+    assert store.find("folder/d", user_id=user) is not None
+
+
+def test_a_file_that_is_back_is_not_deleted_there(
+    store: FileStorage, user: str, here: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor was saving it, by renaming, when the directory was looked through."""
+    one, _ = here
+    one.write("a", "1")
+    one.write("b", "2")
+    one.sync()
+    scan = Replica.scan
+
+    def without_a(self: Replica, *arguments: Any, **named: Any) -> Any:
+        found = scan(self, *arguments, **named)
+        found.pop(b"a", None)
+        return found
+
+    monkeypatch.setattr(Replica, "scan", without_a)
+    problems: Problems = {}
+    assert one.sync(problems).deleted_there == 0
+    monkeypatch.undo()
+    one.sync()
+    assert one.texts() == {"a": "1", "b": "2"}
+    head = store.find("folder/a", user_id=user)
+    assert head is not None
+    assert len(store.history(head.file_id, user_id=user)) == 1
 
 
 def test_a_dry_run_changes_nothing(here: tuple[Machine, Machine]) -> None:

@@ -95,10 +95,14 @@ class Comparing:
 
     def _refuse_emptiness(self, in_scope: Callable[[bytes], bool]) -> None:
         """Refuse to delete everything because one side has nothing at all, as when a disk is not mounted."""
-        if self.allow_empty or not any(in_scope(path) for path in self._common):
+
+        def has_files(side: Mapping[bytes, Entry]) -> bool:
+            return any(each.kind is not Kind.DIRECTORY and in_scope(path) for path, each in side.items())
+
+        if self.allow_empty or not has_files(self._common):
             return
         for side, what in ((self._local, "the directory is"), (self._stored.entries, "the folder in the store is")):
-            if not side:
+            if not has_files(side):
                 raise InvalidArgument(
                     f"{what} empty, though there were {len(self._common):,} files and directories at the last sync; "
                     "nothing was done. If all of them shall be deleted, allow it (--allow-empty)"
@@ -166,10 +170,15 @@ class Comparing:
         if not fetched or not self._replica.ignores_case():
             return
         there = {path.decode(errors="replace").casefold(): path for path in self._local}
-        for path in fetched:
+        refused: set[bytes] = set()
+        for path in fetched:  # directories before what is in them
+            if not refused.isdisjoint(above_of(path)):
+                steps[path] = Step.NONE
+                continue
             other = there.setdefault(path.decode(errors="replace").casefold(), path)
             if other != path:
                 steps[path] = Step.NONE
+                refused.add(path)
                 self._failure(path, Unstorable(f"it differs only in case from {text_of(other)}; rename one of them"))
 
     def _tell(self, steps: Mapping[bytes, Step]) -> None:

@@ -101,14 +101,16 @@ def conflict_name(path: bytes, host: str, now_ms: int, is_taken: Callable[[bytes
     """
     directory, _, name = path.rpartition(b"/")
     stem, suffix = posixpath.splitext(name)
+    suffix = suffix[:128].decode("utf-8", "ignore").encode()
     when = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%d %H%M%S")
     number = 1
     while True:
         again = "" if number == 1 else f" {number}"
-        mark = f" (conflict, {host.replace('/', '_')[:64]} {when}{again})".encode("utf-8", "replace")
+        where = host.replace("/", "_").encode("utf-8", "replace")[:64].decode("utf-8", "ignore")
+        mark = f" (conflict, {where} {when}{again})".encode()
         room = NAME_BYTES_MAX - len(mark) - len(suffix)
         kept = stem[: max(room, 1)].decode("utf-8", "ignore").encode() if len(stem) > room else stem
-        found = (directory + b"/" if directory else b"") + kept + mark + suffix[:128]
+        found = (directory + b"/" if directory else b"") + kept + mark + suffix
         if not is_taken(found):
             return found
         number += 1

@@ -16,7 +16,7 @@ from taskworker.folders.problems import Problem, Problems, text_of
 from taskworker.folders.pushing import Progress, prefix_of
 from taskworker.folders.rules import Exclusions
 from taskworker.folders.syncing.planning import with_directories
-from taskworker.folders.syncing.replica import Replica
+from taskworker.folders.syncing.replica import Moved, Replica
 from taskworker.folders.syncing.report import SyncReport, Told
 from taskworker.folders.syncing.state import SyncState
 from taskworker.folders.syncing.stored import read_folder, store_listing
@@ -154,4 +154,8 @@ class _Sync(Transferring):
         self._send(steps)
         self._delete_there(steps)
         common = {path: entry for path, entry in self._common.items() if in_scope(path)}
-        store_listing(self.files, self.prefix, self._stored, common, gone=self._gone, sent=self._described)
+        lost = store_listing(self.files, self.prefix, self._stored, common, gone=self._gone, sent=self._described)
+        self._described.clear()  # it is in the store now
+        for path in lost:
+            self._common.pop(path, None)
+            self._passing[path] = Moved("somebody else has changed it, too")

@@ -37,9 +37,9 @@ class StoredFolder:
     told: set[bytes] = field(default_factory=set)
     _listed: Mapping[bytes, Entry] = field(default_factory=dict)
 
-    def is_listed(self, path: bytes) -> bool:
-        """Whether the folder's listing named a path."""
-        return path in self._listed
+    def listed(self, path: bytes) -> Entry | None:
+        """What the folder's listing said of a path."""
+        return self._listed.get(path)
 
     def mode_of(self, path: bytes) -> int | None:
         """The mode of a file or directory; None if it is not known."""
@@ -97,6 +97,7 @@ def _add_directories(folder: StoredFolder, problem: Problem) -> None:
                 break
             if there is not None and there.kind is Kind.FILE:
                 del folder.heads[above]
+                folder.told.add(above)  # with all below it, on both sides
                 problem(above, Unstorable("the store has both a file of this name and files below it; rename one"))
             mtime_ns = folder.entries[path].mtime_ns
             folder.entries[above] = Entry(
@@ -125,7 +126,7 @@ def store_listing(
     *,
     gone: Set[bytes],
     sent: Set[bytes],
-) -> None:
+) -> set[bytes]:
     """Describe a folder as it is after a sync, on top of what others have changed since it was read.
 
     Args:
@@ -136,27 +137,36 @@ def store_listing(
         gone: paths that were deleted.
         sent: directories and links that are new or other ones now.
 
+    Returns:
+        Those of ``sent`` that somebody else has changed as well: theirs stay in the listing.
+
     Raises:
         ConflictError: others change the listing all the time.
     """
     for _ in range(_TRIES):
         listed, version_id = read_listing(files, prefix)
-        wanted = {path: entry for path, entry in listed.items() if path not in gone}
+        changed = {path for path in listed.keys() | common.keys() if _is_changed(before.listed(path), listed.get(path))}
+        wanted = {path: entry for path, entry in listed.items() if path not in gone or path in changed}
         for path, entry in common.items():
+            if path in changed:
+                continue  # by somebody else meanwhile, which the next round sees
             noted = listed.get(path)
-            if noted is None and before.is_listed(path) and path not in sent:
-                continue  # somebody else has deleted it meanwhile
             content = entry.content[:1] if entry.kind is Kind.FILE else ()
             if noted is None or not _is_alike(noted, entry, content):
                 wanted[path] = msgspec.structs.replace(entry, content=content, xattrs=())
-        if wanted == listed:
-            return
         try:
-            files.push_after(prefix, encode_listing(list(wanted.values())), version_id)
-            return
+            if wanted != listed:
+                files.push_after(prefix, encode_listing(list(wanted.values())), version_id)
+            return changed & sent
         except ConflictError:
             continue  # somebody else's change was made, so all together get on
     raise ConflictError("the folder's listing is changed all the time; sync again later", head="")
+
+
+def _is_changed(before: Entry | None, noted: Entry | None) -> bool:
+    if before is None or noted is None:
+        return before is not noted
+    return not _is_alike(before, noted, noted.content[:1])
 
 
 def _is_alike(noted: Entry, entry: Entry, content: tuple[bytes, ...]) -> bool:

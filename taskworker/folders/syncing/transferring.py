@@ -55,7 +55,8 @@ class Transferring(Comparing):
             entry
             if entry.kind is not Kind.FILE or entry.mtime_ns < settled_ns
             else msgspec.structs.replace(entry, ctime_ns=0)
-            for entry in self._common.values()
+            for path, entry in self._common.items()
+            if path not in self._described  # the store does not have it before the listing is stored
         )
         self._unsaved = 0
 
@@ -119,6 +120,8 @@ class Transferring(Comparing):
         """Delete what is gone there, and what something of another kind takes the place of; inner paths first."""
         for path in reversed(self._chosen(steps, Step.FETCH)):
             local, stored = self._local.get(path), self._stored.entries.get(path)
+            if path in self._passing or path in self._failed:
+                continue
             if local is None or (stored is not None and _is_replaced_at_once(local, stored)):
                 continue
             self._try(path, partial(self._deleted_here, path, local, stored))
@@ -316,6 +319,7 @@ class Transferring(Comparing):
                 self._common.pop(path, None)
 
     def _deleted_there(self, path: bytes, local: Entry | None, stored: Entry) -> None:
+        self._require_gone(path, local)
         if stored.kind is Kind.FILE:
             with suppress(FileNotFound):  # somebody else has deleted it, too
                 self.files.delete(self._stored.heads[path])
@@ -329,6 +333,23 @@ class Transferring(Comparing):
         if stored.kind is not Kind.DIRECTORY:
             self.report.deleted_there += 1
             self.told("deleted there", path)
+
+    def _require_gone(self, path: bytes, local: Entry | None) -> None:
+        """Refuse to delete there what is back here, as after an editor has saved it by renaming.
+
+        Raises:
+            Moved: it is.
+        """
+        now = self._replica.status(path)
+        if local is not None:
+            self._replica.require(path, local)
+        elif now is not None:
+            folded = path.decode(errors="replace").casefold()
+            if not any(
+                each.inode == now.st_ino and other.decode(errors="replace").casefold() == folded
+                for other, each in self._local.items()
+            ):  # where case is ignored, it may be another name of the same file
+                raise Moved("it is back")
 
     def _count(self) -> None:
         if self.progress is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from storage import FilePage, FileStorage, Version
 from taskworker.client import Client
 from taskworker.client.folders import ClientFiles
+from taskworker.client.listing_calls import ListingCalls
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.ports import Files
 
@@ -44,7 +45,7 @@ class StoredInPool(ClientFiles):
 
     def page(self, prefix: str, after: str | None, delimiter: str, limit: int = _PAGE) -> FilePage:
         """See :class:`Stored`."""
-        return self._client.list_page(
+        return cast(ListingCalls, self._client).list_page(
             user_id=self._user, prefix=prefix, delimiter=delimiter, after=after, limit=limit, hidden=HIDDEN
         )
 

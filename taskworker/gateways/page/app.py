@@ -276,7 +276,9 @@ class PageApp:
 
         def opened() -> Any:
             version_id = asked.field("version") or None
-            return session.acting.files().open(asked.field("id"), user_id=asked.owner, version_id=version_id)
+            return session.acting.files().open(
+                asked.field("id"), user_id=asked.owner, version_id=version_id, timeout_s=transfers.UPLOAD_S
+            )  # a browser takes as long as it takes, and each piece of it has a time of its own
 
         ending = contextlib.ExitStack()
         ending.enter_context(self._transferring(session))
