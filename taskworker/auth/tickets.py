@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from blake3 import blake3
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -66,6 +66,7 @@ class Ticket(NamedTuple):
         bytes_max: how many bytes of payloads each worker may send.
         issued_ms: when it was issued, in ms since 1970.
         expires_ms: until when it is valid.
+        digest: hash of what was signed: the bytes around that can be written in several ways.
     """
 
     pool: str
@@ -77,6 +78,7 @@ class Ticket(NamedTuple):
     bytes_max: int
     issued_ms: int
     expires_ms: int
+    digest: bytes
 
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_CHARACTERS_MAX)]
@@ -247,8 +249,12 @@ class TicketChecker:
             body.bytes_max,
             body.issued_ms,
             min(body.expires_ms, body.issued_ms + int(VALID_S * 1000)),
+            blake3(signed.body).digest(),
         )
         return ticket, lifetime
+
+
+_MALFORMED = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
 
 
 @functools.lru_cache(maxsize=8)
@@ -260,7 +266,7 @@ def _signer_of(der: bytes, authorities: bytes, pool: str) -> tuple[ec.EllipticCu
         certificate = x509.load_der_x509_certificate(der)
         identity = identity_of(certificate)
         issuers = read_certificates(authorities)
-    except (ValueError, NotTrusted) as error:
+    except (ValueError, NotTrusted, *_MALFORMED) as error:
         raise TicketRefused(f"the certificate in the ticket is malformed: {error}") from None
     if (identity.pool, identity.kind) != (pool, MemberKind.POOL):
         raise TicketRefused(f"the ticket was signed by {identity.kind} {identity.name!r}; only the pool may do that")
@@ -275,6 +281,6 @@ def _signer_of(der: bytes, authorities: bytes, pool: str) -> tuple[ec.EllipticCu
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True

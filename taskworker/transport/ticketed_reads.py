@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 
 from storage.keys import Kind, split_stripe_key
 from storage.limits import MIB
@@ -62,11 +61,11 @@ class TicketedReads:
         ticket = self._check(raw)
         for want in wanted:
             _require_named(ticket, want)
-        self._count(raw, ticket, sum(want.length for want in wanted))
+        self._count(ticket, sum(want.length for want in wanted))
         return self._payloads(wanted)
 
-    def _count(self, raw: bytes, ticket: Ticket, size: int) -> None:
-        name = sha256(raw).digest()
+    def _count(self, ticket: Ticket, size: int) -> None:
+        name = ticket.digest
         with self._lock:
             taken = self._taken.pop(name, 0) + size
             if taken <= ticket.bytes_max:

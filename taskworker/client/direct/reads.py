@@ -15,6 +15,7 @@ from storage.runtime import Runtime
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
+from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
 from taskworker.client.direct.fleet import CONNECT_S, TicketedFleet
 from taskworker.client.direct.page import Holder, Page
@@ -29,7 +30,7 @@ _CONNECTING = 16
 _SILENT_S = 5.0  # as long as the pool waits for a sign of life of a worker
 _OFF_S = 60.0
 _OFF_S_MAX = 900.0
-_THIS_MACHINE = ("127.", "::1", "localhost")
+_FAILURES_MAX = 8  # further ones make no difference
 
 
 class DirectReads:
@@ -57,8 +58,11 @@ class DirectReads:
 
     def note_failed(self) -> None:
         """Read through the pool for a while; longer each time."""
-        self._failures += 1
-        self._off_until_s = self._clock_s() + min(_OFF_S * 2 ** (self._failures - 1), _OFF_S_MAX)
+        now_s = self._clock_s()
+        if now_s < self._off_until_s:
+            return  # another read has noted it, or it is off for ever
+        self._off_until_s = now_s + min(_OFF_S * 2**self._failures, _OFF_S_MAX)
+        self._failures = min(self._failures + 1, _FAILURES_MAX)
 
     def note_worked(self) -> None:
         """Note that a file was read."""
@@ -131,8 +135,8 @@ def _dial_of(holder: Holder, authorities: bytes) -> Dial:
     """
     if authorities:
         return partial(_dial_secure, holder.name, authorities)
-    path, host, _ = split_address(holder.address)
-    if path is None and not host.startswith(_THIS_MACHINE):
+    split_address(holder.address)  # raises if it is malformed
+    if not is_on_this_machine(holder.address):
         raise StorageError(f"worker {holder.address} is on another machine, and shows no certificate")
     return _dial_plainly
 
