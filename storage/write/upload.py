@@ -134,7 +134,8 @@ class Upload:
     def free_space(self) -> memoryview:
         """Return the unfilled rest of the current chunk. Read into it, then call :meth:`filled`."""
         self._home.check()
-        self._spill_small()
+        if len(self._small) < self.chunk_size:
+            self._spill_small()
         if self._buffer is None:
             self._buffer = self._take_buffer()
         return memoryview(self._buffer)[self._filled : self.chunk_size]
@@ -144,12 +145,17 @@ class Upload:
         count = check_filled(count, 0 if self._buffer is None else self.chunk_size - self._filled)
         if self._buffer is None or count == 0:
             return
+        self._spill_small()
         self._take(count)
         if self._digest is not None:
             self._digest.update(memoryview(self._buffer)[self._filled : self._filled + count])
         self._filled += count
         if self._filled == self.chunk_size:
-            self._submit_buffer()
+            if self.chunk_size <= INLINE_BYTES_MAX and self._nothing_submitted():  # it may be all of a small file
+                self._small = bytearray(memoryview(self._buffer)[: self._filled])
+                self._filled = 0
+            else:
+                self._submit_buffer()
 
     def reuse(self, chunk_ids: Sequence[bytes]) -> None:
         """Append chunks that this user already has, without their bytes.
@@ -213,7 +219,10 @@ class Upload:
     def _spill_small(self) -> None:
         if self._small:
             small, self._small = self._small, bytearray()
+            buffer, self._buffer = self._buffer, None  # what was read behind a whole chunk
             self._fill(memoryview(small))
+            if buffer is not None:
+                self._buffer = buffer
 
     def _fill(self, view: memoryview) -> int:
         """Copy bytes of ``view`` into the current chunk, up to its end; return how many."""

@@ -390,8 +390,6 @@ class _Life:
     def _push(self, way: str, data: bytes) -> None:
         version = WAYS[way](self.store, data, "f")
         wanted = COPIED if 0 < len(data) <= self.limit else CODED
-        if way == "file object" and len(data) == CHUNK:
-            wanted = CODED  # it fills a chunk, which is stored before the end of such a source is known
         if self.versions:
             head, known = self.versions[-1]
             interchangeable = len(data) <= CHUNK and {head.profile, wanted} <= {CODED, COPIED}
