@@ -296,7 +296,12 @@ def test_links_and_directories_outlive_an_interrupted_sync(
 ) -> None:
     one, two = here
     one.write("a", "1")
+    (one.root / "old").symlink_to("a")
+    (one.root / "changed").symlink_to("a")
     one.sync()
+    (one.root / "old").unlink()
+    (one.root / "changed").unlink()
+    (one.root / "changed").symlink_to("b")
     (one.root / "link").symlink_to("a")
     (one.root / "empty").mkdir()
     with monkeypatch.context() as broken:
@@ -307,9 +312,10 @@ def test_links_and_directories_outlive_an_interrupted_sync(
         broken.setattr(type(store_files), "push_after", fails)
         with pytest.raises(StoreUnavailable):
             one.sync()
-    one.sync()
+    assert one.sync().conflicts == 0
     assert (one.root / "link").is_symlink()
     assert (one.root / "empty").is_dir()
+    assert not (one.root / "old").is_symlink(), "its deletion outlives it as well"
     two.sync()
     assert shape(two.root) == shape(one.root)
 

@@ -53,7 +53,8 @@ class Comparing:
     _passing: dict[bytes, Exception] = field(default_factory=dict, init=False)
     _digests: dict[bytes, bytes] = field(default_factory=dict, init=False)
     _gone: set[bytes] = field(default_factory=set, init=False)
-    _described: set[bytes] = field(default_factory=set, init=False)
+    _unlisted: dict[bytes, Entry | None] = field(default_factory=dict, init=False)
+    """Directories and links that both sides have, or have no more, once the store has the folder's listing."""
     _unsaved: int = field(default=0, init=False)
     _began_ns: int = field(default=0, init=False)
 

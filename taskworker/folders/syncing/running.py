@@ -131,7 +131,7 @@ class _Sync(Transferring):
         self._failed.clear()
         self._digests.clear()
         self._gone.clear()
-        self._described.clear()
+        self._unlisted.clear()
         self._replica.target.leave()
         self._local = self._replica.scan()
         if b"" in self._replica.left_out:
@@ -153,9 +153,17 @@ class _Sync(Transferring):
         self._replica.target.finish()
         self._send(steps)
         self._delete_there(steps)
-        common = {path: entry for path, entry in self._common.items() if in_scope(path)}
-        lost = store_listing(self.files, self.prefix, self._stored, common, gone=self._gone, sent=self._described)
-        self._described.clear()  # it is in the store now
+        self._store_listing(in_scope)
+
+    def _store_listing(self, in_scope: Callable[[bytes], bool]) -> None:
+        """Describe in the store what is no file, and only then count it as what both sides have."""
+        sent = {path: entry for path, entry in self._unlisted.items() if entry is not None}
+        both = {path: entry for path, entry in self._common.items() if in_scope(path) and path not in self._unlisted}
+        lost = store_listing(self.files, self.prefix, self._stored, both | sent, gone=self._gone, sent=sent.keys())
+        for path, entry in self._unlisted.items():
+            if entry is None or path in lost:
+                self._common.pop(path, None)
+            else:
+                self._common[path] = entry
         for path in lost:
-            self._common.pop(path, None)
             self._passing[path] = Moved("somebody else has changed it, too")

@@ -55,8 +55,7 @@ class Transferring(Comparing):
             entry
             if entry.kind is not Kind.FILE or entry.mtime_ns < settled_ns
             else msgspec.structs.replace(entry, ctime_ns=0)
-            for path, entry in self._common.items()
-            if path not in self._described  # the store does not have it before the listing is stored
+            for entry in self._common.values()
         )
         self._unsaved = 0
 
@@ -229,8 +228,7 @@ class Transferring(Comparing):
             if local is None or path in self._passing or path in self._failed:
                 continue
             if local.kind is not Kind.FILE:
-                self._common[path] = msgspec.structs.replace(local, content=(), xattrs=())
-                self._described.add(path)
+                self._unlisted[path] = msgspec.structs.replace(local, content=(), xattrs=())
                 self.report.sent += local.kind is Kind.SYMLINK
             elif stored is None or stored.kind is not Kind.FILE:
                 new.append(path)
@@ -325,10 +323,12 @@ class Transferring(Comparing):
                 self.files.delete(self._stored.heads[path])
         if local is not None:
             if local.kind is not Kind.FILE:
-                self._common[path] = msgspec.structs.replace(local, content=(), xattrs=())
-                self._described.add(path)
+                self._unlisted[path] = msgspec.structs.replace(local, content=(), xattrs=())
             return
-        self._common.pop(path, None)
+        if stored.kind is Kind.FILE:
+            self._common.pop(path, None)
+        else:
+            self._unlisted[path] = None
         self._gone.add(path)
         if stored.kind is not Kind.DIRECTORY:
             self.report.deleted_there += 1
