@@ -33,6 +33,10 @@ class Wanted:
     offset: int = 0
     length: int | None = None
 
+    def stop_in(self, size: int) -> int:
+        """Where it ends in a version of this size."""
+        return size if self.length is None else min(self.offset + self.length, size)
+
 
 class Fetched(Protocol):
     """The bytes of one range, in order; a context manager that cancels the rest.
@@ -122,8 +126,7 @@ class Fetch:
         self._messages: IncomingMessages[GetMessage] | None = None
         self._early = memoryview(b"")
         self.version = self._opened()
-        stop = self.version.size if wanted.length is None else min(wanted.offset + wanted.length, self.version.size)
-        self.size = stop - wanted.offset
+        self.size = wanted.stop_in(self.version.size) - wanted.offset
 
     def __iter__(self) -> Iterator[memoryview]:
         while self._done < self.size:

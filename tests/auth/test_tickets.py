@@ -172,3 +172,15 @@ def members_once(tmp_path_factory: pytest.TempPathFactory) -> Members:
 @pytest.fixture(scope="module")
 def sound(members_once: Members) -> bytes:
     return issued(members_once.authority)
+
+
+def test_a_certificate_of_another_version_is_malformed(authority: Authority) -> None:
+    """The library has errors of its own for those, which are none of a wrong value."""
+    envelope = msgspec.msgpack.decode(issued(authority))
+    body, signature, certificate = envelope
+    version = bytes.fromhex("a003020102")  # [0] INTEGER 2, which is version 3
+    assert certificate.count(version) == 1
+    with refused("malformed"):
+        checker(authority).check(
+            msgspec.msgpack.encode([body, signature, certificate.replace(version, bytes.fromhex("a003020105"))])
+        )

@@ -89,9 +89,8 @@ class DirectFetch:
         self._retries = retries
         self._clock_s = clock_s
         self.version = version
-        stop = version.size if wanted.length is None else min(wanted.offset + wanted.length, version.size)
-        self.size = stop - wanted.offset
-        self._stop = stop
+        self._stop = wanted.stop_in(version.size)
+        self.size = self._stop - wanted.offset
         self._done = 0
         self._cancelled = False
         self._next: Page | None = page
@@ -275,8 +274,7 @@ def fetch_directly(
         reads.never()
         return None, wanted.version_id or ""
     version = version_from_proto(response.version)
-    stop = version.size if wanted.length is None else min(wanted.offset + wanted.length, version.size)
-    if not response.HasField("page") or stop - wanted.offset < bytes_min:
+    if not response.HasField("page") or wanted.stop_in(version.size) - wanted.offset < bytes_min:
         return None, version.version_id
     try:
         page = page_of(response.page, version, wanted.offset)

@@ -21,9 +21,8 @@ NOBODY = -1
 """The slot of no worker."""
 # Over a distant link, a lost packet is sent again after 1 s. Nobody waits longer for a worker that may be out of reach.
 CONNECT_S = 2.0
-_AWAY_S = 60.0
-_AWAY_S_MAX = 900.0
-_FAILURES_MAX = 8  # further ones make no difference
+_PAUSE_S = 60.0
+_PAUSE_S_MAX = 900.0
 
 Connect = Callable[[Holder, int, Page], TicketedVolume]
 """Makes the volume of a worker, which is not connected yet; takes the worker's number, and a page that names it."""
@@ -113,19 +112,18 @@ class TicketedFleet(Fleet[Any]):
     def _connected(self, holder: Holder, slot: int, page: Page) -> TicketedVolume | None:
         try:
             volume = self._connect(holder, slot, page)
-        except (StorageError, ValueError):  # the address is none to connect to
+        except StorageError:  # the address is none to connect to
             return None
         try:
             volume.connect()
-        except (StorageError, ValueError):  # such as a name that no certificate can have
+        except StorageError:
             volume.close()
             return None
         return volume
 
     def _note_failure(self, slot: int) -> None:
-        failures = min(self._tries.get(slot, (0, 0.0))[0] + 1, _FAILURES_MAX)
-        pause_s = min(_AWAY_S * 2 ** (failures - 1), _AWAY_S_MAX)
-        self._tries[slot] = failures, self._clock_s() + pause_s
+        failures = self._tries.get(slot, (0, 0.0))[0] + 1
+        self._tries[slot] = failures, self._clock_s() + pause_s(failures)
 
     # -- where shards are ------------------------------------------------------------------------
 
@@ -216,6 +214,12 @@ class _Placed:
         """The slot of the worker of each shard of a stripe; of no worker for those that nobody has."""
         granted = self._find(StripeKey(object_id))
         return (NOBODY,) * n if granted is None or shard_count(object_id) != n else granted.holders
+
+
+def pause_s(failures: int) -> float:
+    """How long not to try again what has failed this often in a row, at least once."""
+    doublings = min(failures - 1, 4)  # the longest pause is shorter than that
+    return min(_PAUSE_S * (1 << doublings), _PAUSE_S_MAX)
 
 
 def _close_late(connected: Future[TicketedVolume | None]) -> None:

@@ -17,7 +17,7 @@ from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
-from taskworker.client.direct.fleet import CONNECT_S, TicketedFleet
+from taskworker.client.direct.fleet import CONNECT_S, TicketedFleet, pause_s
 from taskworker.client.direct.page import Holder, Page
 from taskworker.transport.ticketed_volume import TicketedVolume
 from taskworker.transport.wire.secure import dial_secure
@@ -28,9 +28,6 @@ T = TypeVar("T")
 _READERS = 4
 _CONNECTING = 16
 _SILENT_S = 5.0  # as long as the pool waits for a sign of life of a worker
-_OFF_S = 60.0
-_OFF_S_MAX = 900.0
-_FAILURES_MAX = 8  # further ones make no difference
 
 
 class DirectReads:
@@ -61,8 +58,8 @@ class DirectReads:
         now_s = self._clock_s()
         if now_s < self._off_until_s:
             return  # another read has noted it, or it is off for ever
-        self._off_until_s = now_s + min(_OFF_S * 2**self._failures, _OFF_S_MAX)
-        self._failures = min(self._failures + 1, _FAILURES_MAX)
+        self._failures += 1
+        self._off_until_s = now_s + pause_s(self._failures)
 
     def note_worked(self) -> None:
         """Note that a file was read."""

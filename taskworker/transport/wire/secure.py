@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from storage.errors import InvalidArgument
 from storage.limits import KIB, BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
 from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket, retransmission_s
@@ -312,9 +313,10 @@ def dial_secure(
     """Connect like :func:`taskworker.transport.wire.streams.dial`, with TLS.
 
     Raises:
-        InvalidArgument: the address is malformed.
+        InvalidArgument: the address is malformed, or no certificate can have the name.
         OSError: nobody answers there within ``within_s`` seconds, or not who was expected.
     """
+    _check_name(server_name)
     connected = dial_socket(address, within_s)
     try:
         stream = SecureStream(connected, context, server_name, authorize)
@@ -327,3 +329,13 @@ def dial_secure(
         stream.close()
         raise
     return stream
+
+
+def _check_name(name: str) -> None:
+    """Refuse what Python's TLS takes for a programmer's error, and then leaves a socket open."""
+    try:
+        is_one = bool(name.encode("idna")) and not name.startswith(".")
+    except UnicodeError:
+        is_one = False
+    if not is_one:
+        raise InvalidArgument(f"{name[:100]!r} cannot be the name in a certificate")

@@ -221,7 +221,10 @@ def dial_socket(address: str, within_s: float) -> socket.socket:
     """Connect like :func:`dial`, and return the socket."""
     path, host, port = split_address(address)
     if path is None:
-        return socket.create_connection((host, port), within_s)
+        try:
+            return socket.create_connection((host, port), within_s)
+        except UnicodeError:
+            raise InvalidArgument(f"address {address[:100]!r} has no host that there could be") from None
     connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # If the server's queue is full, this waits; with a time limit of Python's, it would fail at once.
