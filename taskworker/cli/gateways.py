@@ -168,7 +168,10 @@ def page(
         taskworker gateway page
         taskworker --pool pool.example:50051 gateway page --listen 0.0.0.0:443 --tls-cert c.pem --tls-key k.pem
     """
+    from storage.system.descriptors import raise_descriptor_limit
+
     check_tls(listen, tls_cert, tls_key)
+    raise_descriptor_limit()
     with needing_extra():
         from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.page.app import PageApp

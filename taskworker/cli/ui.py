@@ -77,6 +77,7 @@ def _token_for(address: str) -> str:
 
 
 def _serve(session: Session, address: str, token: str, listen: str, *, wanted: bool) -> None:
+    from storage.system.descriptors import raise_descriptor_limit
     from taskworker.auth.contexts import is_on_this_machine
 
     if not is_on_this_machine(listen):
@@ -84,6 +85,7 @@ def _serve(session: Session, address: str, token: str, listen: str, *, wanted: b
             f"{one_line(listen)} can be reached by other machines: `taskworker gateway page` serves these",
             ExitCode.USAGE,
         )
+    raise_descriptor_limit()
     with needing_extra():
         from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.page.app import PageApp

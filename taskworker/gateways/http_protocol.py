@@ -98,6 +98,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if diversion is not None and diversion.cycle is self.cycle:
             diversion.complete()
 
+    def on_response_complete(self) -> None:
+        """Expect the rest of a request that was answered before it had come, and the next head, in time."""
+        super().on_response_complete()
+        is_left = self.cycle.response_complete and self.cycle.more_body
+        if is_left and self._deadline is None and not self.transport.is_closing():
+            self._expect_head()
+
     def pause_writing(self) -> None:
         """Expect that what was sent is read."""
         super().pause_writing()

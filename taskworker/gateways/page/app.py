@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -77,7 +78,7 @@ class PageApp:
         self._transfer_threads = ThreadPoolExecutor(_TRANSFER_THREADS, thread_name_prefix="page-files")
         self._streams = 0
         self._stopping = asyncio.Event()
-        self._transfers = 0
+        self._transfers: Counter[str] = Counter()  # by user
         self.codes = SignInCodes(clock_s)
         signing_in = SigningIn(address, self._sessions, self.codes, self._rendered, self._run, is_secure=is_secure)
         self._cookies = signing_in.cookies
@@ -169,16 +170,13 @@ class PageApp:
         async def load() -> list[Region]:
             return (await self._run(regions_of, view, asked, self._rendering))[1]
 
-        async def counted() -> AsyncIterator[str]:
-            self._streams += 1
-            try:
-                is_on = partial(self._sessions.is_on, session)
-                async for event in events(session, is_on, load, view.every_s, self._stopping):
-                    yield event
-            finally:
-                self._streams -= 1
+        def count(step: int) -> None:
+            self._streams += step
+            session.streams += step
 
-        return LiveReply(counted(), media_type="text/event-stream")
+        count(1)
+        told = events(partial(self._sessions.is_on, session), load, view.every_s, self._stopping)
+        return LiveReply(told, lambda: count(-1))
 
     def _page(
         self,
@@ -214,10 +212,8 @@ class PageApp:
     async def _not_found(self, request: Request, _error: Exception) -> Response:
         session = self._sessions.find(self._cookies.shown(request), is_use=False)
         if session is None:
-            return self._rendered("signed_out_problem.html", 404, title="Not found", problem="There is no such page.")
-        return self._page(
-            request, "problem.html", session, "Not found", 404, problem="There is no such page.", status=404
-        )
+            return self._rendered("signed_out_problem.html", 404, title="Not found", problem=_NO_PAGE)
+        return self._page(request, "problem.html", session, "Not found", 404, problem=_NO_PAGE, status=404)
 
     async def _failed(self, request: Request, _error: Exception) -> Response:
         text = "The page failed unexpectedly; its log has the details."
@@ -267,7 +263,6 @@ class PageApp:
                 owner=asked.owner,
                 name=asked.fields.get("name", ""),
             )
-        self._sessions.find(self._cookies.shown(request))  # the person has been here all the while
         found = url("/file", owner=asked.owner, id=version.file_id)
         return JSONResponse({"name": version.filename, "url": found, "unchanged": version.unchanged})
 
@@ -276,9 +271,10 @@ class PageApp:
 
         def opened() -> Any:
             version_id = asked.field("version") or None
+            # A browser takes as long as it takes for all; each piece has a time of its own.
             return session.acting.files().open(
                 asked.field("id"), user_id=asked.owner, version_id=version_id, timeout_s=transfers.UPLOAD_S
-            )  # a browser takes as long as it takes, and each piece of it has a time of its own
+            )
 
         ending = contextlib.ExitStack()
         ending.enter_context(self._transferring(session))
@@ -286,21 +282,25 @@ class PageApp:
             unless_sent.callback(ending.close)
             file = await self._run(opened)
             headers = file_headers(file.version.filename, file.size)
+            if request.method == "HEAD":
+                await self._run(file.close)
+                return Response(headers=headers)
             reply = transfers.FileReply(file, self._transfer_threads, headers, ending.close)
             unless_sent.pop_all()
         return reply
 
     @contextlib.contextmanager
     def _transferring(self, session: Session) -> Iterator[None]:
-        if session.transfers >= transfers.TRANSFERS_EACH_MAX or self._transfers >= transfers.TRANSFERS_MAX:
+        user = session.principal.user
+        if self._transfers[user] >= transfers.TRANSFERS_EACH_MAX or self._transfers.total() >= transfers.TRANSFERS_MAX:
             raise ServerBusy("as many files and calls are on their way as may be; try again when some have ended")
-        self._transfers += 1
-        session.transfers += 1
+        self._transfers[user] += 1
         try:
-            yield
+            with self._sessions.used(session):
+                yield
         finally:
-            self._transfers -= 1
-            session.transfers -= 1
+            self._transfers[user] -= 1
+            self._transfers += Counter()  # drops users with none
 
     def _asked(self, session: Session, fields: Any) -> Asked:
         return Asked(session.acting, session.principal, fields, self._history, session.csrf, self._now_ms())

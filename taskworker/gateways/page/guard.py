@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -32,6 +33,7 @@ _HEADERS: Mapping[str, str] = {
 }
 _SAFE = frozenset(("GET", "HEAD"))
 _FORM_BYTES_MAX = 256 * 1024
+_FORM_S = 30.0
 
 
 class Guard:
@@ -109,18 +111,24 @@ async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form.
 
     Raises:
-        InvalidArgument: the body is no form, or too long.
+        InvalidArgument: the body is no form, too long, or does not come in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise InvalidArgument("send a form")
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > _FORM_BYTES_MAX:
-            raise InvalidArgument(f"what is sent has at most {_FORM_BYTES_MAX:,} bytes; use the command line for more")
-        pieces.append(piece)
+    try:
+        async with asyncio.timeout(_FORM_S):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > _FORM_BYTES_MAX:
+                    raise InvalidArgument(
+                        f"what is sent has at most {_FORM_BYTES_MAX:,} bytes; use the command line for more"
+                    )
+                pieces.append(piece)
+    except TimeoutError:
+        raise InvalidArgument(f"the form did not come within {_FORM_S:.0f} s; send it again") from None
     try:
         text = b"".join(pieces).decode()
         return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=64))

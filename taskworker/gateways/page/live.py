@@ -7,11 +7,10 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from storage.errors import StorageError
 from taskworker.errors import Unauthenticated
-from taskworker.gateways.page.sessions import Session
 from taskworker.gateways.page.viewing import Region
 
 STREAMS_EACH_MAX = 6
@@ -28,7 +27,23 @@ ENDED = "event: ended\ndata: {}\n\n"
 
 
 class LiveReply(StreamingResponse):
-    """Events, each of which the browser must accept in time."""
+    """Events, each of which the browser must accept in time.
+
+    Args:
+        told: the events.
+        on_end: called at the end.
+    """
+
+    def __init__(self, told: AsyncIterator[str], on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
+        super().__init__(told, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
     async def stream_response(self, send: Send) -> None:
         """Send them."""
@@ -44,7 +59,6 @@ class LiveReply(StreamingResponse):
 
 
 async def events(
-    session: Session,
     is_on: Callable[[], bool],
     load: Callable[[], Awaitable[list[Region]]],
     every_s: float,
@@ -53,35 +67,30 @@ async def events(
     """Yield what has changed, until the session ends.
 
     Args:
-        session: whose window it is.
-        is_on: whether the session has not ended.
+        is_on: whether the window's session has not ended.
         load: returns the parts of the page as they are now.
         every_s: how often to look, in seconds.
         stopping: set when the server stops, so that the events end.
     """
     window = _Window()
     quiet_s = 0.0
-    session.streams += 1
-    try:
-        yield "retry: 3000\n\n"
-        while is_on():
-            try:
-                told, pause_s = window.changes(await load()), every_s
-            except Unauthenticated:
-                break
-            except StorageError as error:
-                told, pause_s = window.trouble(str(error)), max(every_s, _TROUBLE_EVERY_S)
-            if not told and quiet_s >= _QUIET_S:
-                told = [": still here\n\n"]
-            for event in told:
-                yield event
-                quiet_s = 0.0
-            if await _is_set_within(stopping, pause_s):
-                return
-            quiet_s += pause_s
-        yield ENDED
-    finally:
-        session.streams -= 1
+    yield "retry: 3000\n\n"
+    while is_on():
+        try:
+            told, pause_s = window.changes(await load()), every_s
+        except Unauthenticated:
+            break
+        except StorageError as error:
+            told, pause_s = window.trouble(str(error)), max(every_s, _TROUBLE_EVERY_S)
+        if not told and quiet_s >= _QUIET_S:
+            told = [": still here\n\n"]
+        for event in told:
+            yield event
+            quiet_s = 0.0
+        if await _is_set_within(stopping, pause_s):
+            return
+        quiet_s += pause_s
+    yield ENDED
 
 
 class _Window:

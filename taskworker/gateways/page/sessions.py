@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from taskworker.auth.rights import Principal
 from taskworker.gateways.page.acting import Acting
 
 IDLE_S = 3600.0
-"""How long a session lasts in which nobody does anything. Live updates of an open window do not count."""
+"""How long a session lasts in which nobody does anything. Transfers count; live updates of an open window do not."""
 LASTING_S = 12 * 3600.0
 """How long any session lasts."""
 CODE_S = 120.0
@@ -54,7 +55,7 @@ class Session:
         csrf: what forms of this session have in them.
         notices: what was not shown yet.
         streams: how many windows get live updates.
-        transfers: how many files are being sent or fetched.
+        uses: how many files are being sent or fetched, and calls made: as long as there are any, it is in use.
     """
 
     acting: Acting
@@ -65,7 +66,7 @@ class Session:
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(_RANDOM_BYTES))
     notices: deque[Notice] = field(default_factory=lambda: deque(maxlen=_NOTICES_MAX))
     streams: int = 0
-    transfers: int = 0
+    uses: int = 0
 
     def take_notices(self) -> list[Notice]:
         """What was not shown yet, which then counts as shown."""
@@ -120,6 +121,18 @@ class Sessions:
                 found.used_s = now_s
         _close(ending)
         return found
+
+    @contextlib.contextmanager
+    def used(self, session: Session) -> Iterator[None]:
+        """Count a session as used from the beginning to the end of what takes long."""
+        with self._lock:
+            session.uses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                session.uses -= 1
+                session.used_s = self._clock_s()
 
     def is_on(self, session: Session) -> bool:
         """Whether a session has not ended."""
@@ -191,7 +204,8 @@ class SignInCodes:
 
 
 def _is_over(session: Session, now_s: float) -> bool:
-    return now_s - session.used_s >= IDLE_S or now_s - session.began_s >= LASTING_S
+    is_idle = not session.uses and now_s - session.used_s >= IDLE_S
+    return is_idle or now_s - session.began_s >= LASTING_S
 
 
 def _key_of(text: str) -> bytes:

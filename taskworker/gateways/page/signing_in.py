@@ -46,7 +46,7 @@ class Cookies:
             text,
             max_age=int(LASTING_S),
             path="/",
-            secure=self._is_secure,
+            secure=self._is_secure or _is_by_tls(request),
             httponly=True,
             samesite="strict",
         )
@@ -57,6 +57,11 @@ class Cookies:
 
     def _name(self, request: Request) -> str:
         return "__Host-taskworker" if self._is_secure else f"taskworker-{request.url.port or 80}"
+
+
+def _is_by_tls(request: Request) -> bool:
+    """Whether the browser, which sends this form, has the page by TLS: a proxy may serve it so."""
+    return request.headers.get("origin", "").lower().startswith("https://")
 
 
 class SigningIn:

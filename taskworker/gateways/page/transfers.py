@@ -17,10 +17,10 @@ from taskworker.errors import CallAbandoned, DeadlineExceeded
 
 TRANSFERS_MAX = 24
 TRANSFERS_EACH_MAX = 6
-"""Of one session."""
+"""Of one user."""
 _PIECE = 256 * 1024
 _PIECE_S = 60.0
-"""How long a browser may take for a piece."""
+"""How long a browser may take for a piece of this size."""
 _STOP_S = 10.0
 UPLOAD_S = 24 * 3600.0
 
@@ -67,10 +67,11 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
     """The body, in pieces of about 256 KiB."""
     waiting: list[bytes] = []
     size = 0
-    stream = aiter(request.stream())
+    loop = asyncio.get_running_loop()
+    stream, until_s = aiter(request.stream()), loop.time() + _PIECE_S
     try:
         while True:
-            async with asyncio.timeout(_PIECE_S):
+            async with asyncio.timeout_at(until_s):
                 piece = await anext(stream, None)
             if piece is None:
                 break
@@ -79,8 +80,11 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
             if size >= _PIECE:
                 yield b"".join(waiting)
                 waiting, size = [], 0
+                until_s = loop.time() + _PIECE_S
     except TimeoutError:
-        raise DeadlineExceeded(f"nothing of the file came within {_PIECE_S:.0f} s; upload it again") from None
+        raise DeadlineExceeded(
+            f"less than {_PIECE >> 10} KiB of the file came within {_PIECE_S:.0f} s; upload it again"
+        ) from None
     except ClientDisconnect:
         raise CallAbandoned("the browser left before it had sent the whole file; nothing was stored") from None
     if waiting:
