@@ -57,6 +57,18 @@ class _Batch(NamedTuple):
         return self.memory
 
 
+class _Located(NamedTuple):
+    """A page, and until when to begin reads with it: long enough before its ticket expires."""
+
+    page: Page
+    until_s: float
+
+    @classmethod
+    def since(cls, page: Page, asked_s: float) -> _Located:
+        """What was asked for at a time, so that its ticket is no older."""
+        return cls(page, asked_s + max(page.valid_s - _RENEWED_S, page.valid_s / 2))
+
+
 class DirectFetch:
     """See :class:`taskworker.client.fetching.Fetched`.
 
@@ -93,9 +105,8 @@ class DirectFetch:
         self.size = self._stop - wanted.offset
         self._done = 0
         self._cancelled = False
-        self._next: Page | None = page
-        self._until_s = _used_until_s(page, clock_s())
-        self._asked: Future[Page | None] | None = None
+        self._next: _Located | None = _Located.since(page, clock_s())
+        self._asked: Future[_Located | None] | None = None
         self._rest: Fetched | None = None
 
     def __iter__(self) -> Iterator[memoryview]:
@@ -196,13 +207,14 @@ class DirectFetch:
         index, last = offset // size, (self._stop - 1) // size
         together = self._reads.together(size)
         while index <= last:
-            page = self._page_from(index)
-            if page is None or not self._enter(page, entered):
+            located = self._page_from(index)
+            if located is None or not self._enter(located.page, entered):
                 return
+            page = located.page
             end = min(page.first + len(page.stripes) - 1, last)
             if end < last:
-                self._asked = self._reads.submit(locate_page, self._channel, self._part(end + 1), self._deadline)
-            while index <= end and self._clock_s() < self._until_s:
+                self._asked = self._reads.submit(self._locate, end + 1)
+            while index <= end and self._clock_s() < located.until_s:
                 count = min(together, end + 1 - index)
                 yield self._begin(page, index, count, place)
                 index += count
@@ -212,19 +224,20 @@ class DirectFetch:
         version, start = self.version, max(index * self.version.chunk_size, self._wanted.offset)
         return Wanted(version.file_id, self._wanted.user_id, version.version_id, start, self._stop - start)
 
-    def _page_from(self, index: int) -> Page | None:
-        """The page that begins with a chunk."""
-        page, self._next = self._next, None
-        if page is None and self._asked is not None:
+    def _page_from(self, index: int) -> _Located | None:
+        """The page that begins with a chunk; None: the pool has none."""
+        located, self._next = self._next, None
+        if located is None and self._asked is not None:
             asked, self._asked = self._asked, None
-            page = asked.result()
-            if page is not None and page.first != index:  # the ticket of the page before would have expired
-                page = None
-        if page is None:
-            page = locate_page(self._channel, self._part(index), self._deadline)
-        if page is not None:
-            self._until_s = _used_until_s(page, self._clock_s())
-        return page
+            located = asked.result()
+        if located is None or located.page.first != index or located.until_s <= self._clock_s():
+            located = self._locate(index)  # as the former one's time was over, or that of one that was fetched ahead
+        return located
+
+    def _locate(self, index: int) -> _Located | None:
+        asked_s = self._clock_s()
+        page = locate_page(self._channel, self._part(index), self._deadline)
+        return None if page is None else _Located.since(page, asked_s)
 
     def _enter(self, page: Page, entered: list[Page]) -> bool:
         entered.append(page)
@@ -250,11 +263,6 @@ class DirectFetch:
             cut.append((content[first - begin : last - begin], part))
         reading = self._reads.submit(self._reads.read, page, index - page.first, targets)
         return _Batch(start - offset, memory, cut, reading)
-
-
-def _used_until_s(page: Page, now_s: float) -> float:
-    """Until when to begin reads with a page that has just come: long enough before its ticket expires."""
-    return now_s + max(page.valid_s - _RENEWED_S, page.valid_s / 2)
 
 
 def fetch_directly(
