@@ -93,18 +93,14 @@ def _places(
     session: Session,
 ) -> Iterator[tuple[Place, Place, Callable[[int], tuple[Limit | None, Limit | None]]]]:
     """Where to measure, the same by another connection, and what limits a put and a get of a size."""
-    from storage import FileStorage, InvalidArgument
+    from taskworker.cli.embedded import open_store
     from taskworker.client import Client
     from taskworker.measuring import limits
     from taskworker.measuring.places import PoolPlace, StorePlace
 
     if session.is_embedded():
         path = session.store_path()
-        try:
-            store = FileStorage.open(path, create=False, key=session.key_file())
-        except InvalidArgument as error:
-            raise Failure(str(error), ExitCode.NOT_FOUND) from None
-        with contextlib.closing(store):
+        with contextlib.closing(open_store(path, session.key_file())) as store:
             place = StorePlace(store, session.user)
             profile = store.stats().profile
             yield place, place, lambda size: limits.disk_limits(path, size, -(-size * profile.n // profile.k))

@@ -37,18 +37,30 @@ _CHUNK_IDS_PAGE = 4096
 _VERSIONS_PAGE = 500
 
 
+def open_store(
+    path: Path, key: Path | None, *, create: bool = False, profile: ErasureProfile | None = None
+) -> FileStorage:
+    """Open the store in a directory.
+
+    Raises:
+        Failure: there is none, and none is to be made.
+        StorageError: it cannot be opened.
+    """
+    try:
+        return FileStorage.open(path, profile=profile or ErasureProfile(), create=create, key=key)
+    except InvalidArgument as error:
+        if create:
+            raise
+        raise Failure(str(error), ExitCode.NOT_FOUND) from error
+
+
 class EmbeddedBackend:
     """One user's files in the store at ``path``; no other process may have it open."""
 
     def __init__(
         self, path: Path, user: str, key: Path | None = None, *, create: bool, profile: ErasureProfile | None
     ) -> None:
-        try:
-            self._store = FileStorage.open(path, profile=profile or ErasureProfile(), create=create, key=key)
-        except InvalidArgument as error:
-            if create:
-                raise
-            raise Failure(str(error), ExitCode.NOT_FOUND) from error
+        self._store = open_store(path, key, create=create, profile=profile)
         self._user = user
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ def _tree(
 
 @contextlib.contextmanager
 def _stored(session: Session, timeout_s: float) -> Iterator[Stored]:
-    from storage import FileStorage, InvalidArgument
+    from taskworker.cli.embedded import open_store
     from taskworker.client import Client
     from taskworker.gateways.fuse.stored import stored
 
@@ -138,12 +138,7 @@ def _stored(session: Session, timeout_s: float) -> Iterator[Stored]:
         with Client(session.pool_address(), timeout_s=timeout_s, key=session.key_file()) as client:
             yield stored(client, session.user)
         return
-    path = session.store_path()
-    try:
-        store = FileStorage.open(path, create=False, key=session.key_file())
-    except InvalidArgument as error:
-        raise Failure(str(error), ExitCode.NOT_FOUND) from None
-    with contextlib.closing(store):
+    with contextlib.closing(open_store(session.store_path(), session.key_file())) as store:
         yield stored(store, session.user)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from storage import FileStorage, StorageError, Version
 from taskworker.client import Client
+from taskworker.folders.embedded import StoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,7 @@ class StorePlace:
 
     def heads(self, prefix: str) -> Iterator[Version]:
         """Heads by prefix."""
-        after: str | None = None
-        while page := self._store.list_files(user_id=self._user, prefix=prefix, after=after, limit=_PAGE):
-            yield from page
-            after = page[-1].filename
+        return StoreFiles(self._store, self._user).heads(prefix)
 
     def delete(self, heads: list[Version]) -> None:
         """Delete files."""
