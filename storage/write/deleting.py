@@ -171,6 +171,7 @@ class VersionDeletions:
 
         Raises:
             VersionNotFound: the file has no such version.
+            CatalogBehind: it is the newest one, and the one before it was not found by a rebuild.
             FormatError: the record of this version, or of one beside it, cannot be read.
         """
 

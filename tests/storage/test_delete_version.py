@@ -14,7 +14,7 @@ from storage.errors import CatalogBehind
 from storage.keys import Kind, kind_of
 from storage.maintenance.live import LiveRun, live_runs
 from storage.write.quotas import Quota
-from tests.storage.helpers import CHUNK, USER, content, digest, file_shards, lose, lose_catalog
+from tests.storage.helpers import CHUNK, USER, content, digest, file_shards, flip, lose, lose_catalog, records
 
 KEY = bytes(range(32))
 
@@ -156,6 +156,25 @@ def test_a_catalog_from_before_learns_of_it(either: Chain, tmp_path: Path) -> No
         either.delete(1)
     either.store.rebuild()
     either.check(0, 1, 2)
+
+
+def test_the_newest_version_stays_if_the_one_before_it_was_not_found(chain: Chain) -> None:
+    """Else the whole file would be deleted, also what volumes have that were away during the rebuild."""
+    damaged = bytes.fromhex(chain.versions[2].version_id)
+    chain.store.close()
+    for volume in sorted(chain.root.glob("volumes/*")):
+        for record in records(volume):
+            if record.key[:32] == damaged and record.key[32] == Kind.VERSION:
+                flip(record.segment, record.stop - 1)
+    lose_catalog(chain.root)
+    chain.open()
+    chain.store.rebuild()
+    assert [one.version_id for one in chain.store.history(chain.file_id, user_id=USER)] == [
+        chain.versions[3].version_id
+    ]
+    with pytest.raises(CatalogBehind, match="rebuild with all volumes first"):
+        chain.delete(3)
+    assert chain.store.get(chain.file_id, user_id=USER) == chain.data[3]
 
 
 def test_volumes_are_not_taken_for_old_copies_afterwards(chain: Chain) -> None:
