@@ -1,19 +1,17 @@
 """Uploads: a push in progress, from the first byte to the commit, in bounded memory.
 
-A few worker threads hash, encode and append chunks while the caller reads on. The volumes are synced in the background
-at intervals, so that little is left to sync at the end.
+Chunks are stored by worker threads while the caller reads on. The volumes are synced in the background at intervals, so
+that little is left to sync at the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 
 from storage.catalog import CatalogTransaction
-from storage.errors import IncompletePush, InvalidArgument, StorageError, StoreClosed
+from storage.errors import IncompletePush, InvalidArgument, StorageError
 from storage.formats.manifest import FAN_OUT, ManifestBuilder, RootNode, plain_id, stored_id
 from storage.formats.sealed_nodes import node_namer
 from storage.formats.version_records import FILE_ID_BYTES
@@ -24,23 +22,21 @@ from storage.reports import Progress
 from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
 from storage.write.background_sync import BackgroundSync
-from storage.write.chunks import AcceptedChunk, passing_chunk, reference_to, suffix_of
+from storage.write.chunks import AcceptedChunk, reference_to, suffix_of
 from storage.write.claims import require_claims, stripes_of
 from storage.write.context import PushContext
-from storage.write.known import content_held_otherwise, content_of_held, held_length, is_new, not_held, reference_held
-from storage.write.padding import padded_in_place
+from storage.write.known import content_held_otherwise, content_of_held, held_length, not_held, reference_held
 from storage.write.pending import PendingVersion
+from storage.write.pipeline import ChunkPipeline
 from storage.write.quotas import Taken
 from storage.write.redundancy import settle
 from storage.write.small import commit_small
-from storage.write.sources import check_filled, read_exactly
+from storage.write.sources import check_filled
 from storage.write.target import PushTarget
 
 log = logging.getLogger(__name__)
 
 INLINE_BYTES_MAX = 64 * 1024  # files up to this size are written by their commit
-_IN_FLIGHT_BYTES = 8 * MIB
-_IN_FLIGHT_MAX = 6
 _SYNC_EVERY_BYTES = 64 * MIB
 
 
@@ -60,13 +56,9 @@ class Upload:
         self._total = size_hint
         self._key = target.key
         self._suffix = suffix_of(target.profile)
-        self._capacity = target.profile.k * target.profile.shard_length(target.chunk_size)
-        self._depth = max(2, min(_IN_FLIGHT_MAX, _IN_FLIGHT_BYTES // target.chunk_size))
-        self._free: list[bytearray] = []
         self._small = bytearray()
         self._buffer: bytearray | None = None
         self._filled = 0
-        self._in_flight: deque[Future[AcceptedChunk]] = deque()
         self._builder = ManifestBuilder(self._store_node, node_namer(target.key), target.transform)
         self._stripes: list[StripeKey] = []
         self._names: dict[StripeKey, bytes] = {}  # of sealed chunks in the catalog
@@ -80,6 +72,7 @@ class Upload:
         self._ended = self._short = False
         self._epoch = target.epoch
         self._taken = Taken(context.quotas, target)
+        self._pipeline = ChunkPipeline(context, target, self._taken, self._accept)
 
     @property
     def chunk_size(self) -> int:
@@ -117,8 +110,8 @@ class Upload:
         self._spill_small()
         stable = isinstance(view.obj, bytes)  # others may change what is behind a read-only view
         while len(view):
-            if stable and self._filled == 0 and len(view) >= self.chunk_size == self._capacity:
-                self._submit(self._store_chunk, view[: self.chunk_size], self.chunk_size, None)
+            if stable and self._filled == 0 and len(view) >= self.chunk_size == self._pipeline.buffer_bytes:
+                self._pipeline.store(view[: self.chunk_size])
                 view = view[self.chunk_size :]
                 continue
             view = view[self._fill(view) :]
@@ -127,9 +120,8 @@ class Upload:
         """Append the first ``size`` bytes of a regular file. Worker threads read it in parallel."""
         self._take(size)
         for offset in range(0, size, self.chunk_size):
-            length = min(self.chunk_size, size - offset)
-            self._submit(self._read_chunk, fd, offset, length)
-        self._drain(0)  # the caller may close the file afterwards
+            self._pipeline.store_range(fd, offset, min(self.chunk_size, size - offset))
+        self._pipeline.drain()  # the caller may close the file afterwards
 
     def free_space(self) -> memoryview:
         """Return the unfilled rest of the current chunk. Read into it, then call :meth:`filled`."""
@@ -137,7 +129,7 @@ class Upload:
         if len(self._small) < self.chunk_size:
             self._spill_small()
         if self._buffer is None:
-            self._buffer = self._take_buffer()
+            self._buffer = self._pipeline.take_buffer()
         return memoryview(self._buffer)[self._filled : self.chunk_size]
 
     def filled(self, count: int) -> None:
@@ -192,7 +184,7 @@ class Upload:
         except BaseException:
             context.pins.unpin([stripe])
             raise
-        self._drain(0)
+        self._pipeline.drain()
         self._accept(AcceptedChunk(stripe, chunk_id, length))
 
     def _copy_one(self, reference: bytes) -> None:
@@ -214,7 +206,7 @@ class Upload:
         self._size += count
 
     def _nothing_submitted(self) -> bool:
-        return not self._accepted and not self._in_flight
+        return not self._accepted and self._pipeline.is_empty
 
     def _spill_small(self) -> None:
         if self._small:
@@ -227,7 +219,7 @@ class Upload:
     def _fill(self, view: memoryview) -> int:
         """Copy bytes of ``view`` into the current chunk, up to its end; return how many."""
         if self._buffer is None:
-            self._buffer = self._take_buffer()
+            self._buffer = self._pipeline.take_buffer()
         count = min(len(view), self.chunk_size - self._filled)
         self._buffer[self._filled : self._filled + count] = view[:count]
         self._filled += count
@@ -235,64 +227,13 @@ class Upload:
             self._submit_buffer()
         return count
 
-    # -- the pipeline ----------------------------------------------------------------------------
-
-    def _take_buffer(self) -> bytearray:
-        try:
-            return self._free.pop()
-        except IndexError:  # checking before would race with other threads
-            return bytearray(self._capacity)
-
     def _submit_buffer(self) -> None:
         buffer, length = self._buffer, self._filled
         assert buffer is not None
         self._buffer, self._filled = None, 0
-        self._submit(self._store_chunk, padded_in_place(buffer, length, self._target.profile.k), length, buffer)
+        self._pipeline.store_buffer(buffer, length)
 
-    def _submit(self, work: Callable[..., AcceptedChunk], *arguments: object) -> None:
-        self._drain(self._depth - 1)
-        budget = self._context.in_flight
-        budget.take(self._capacity)
-        try:
-            future = self._context.workers.submit(work, *arguments)
-        except RuntimeError as error:  # the executor was shut down
-            budget.give_back(self._capacity)
-            raise StoreClosed("the store was closed during the push") from error
-        future.add_done_callback(lambda _: budget.give_back(self._capacity))
-        self._in_flight.append(future)
-
-    def _drain(self, most: int) -> None:
-        """Accept finished chunks, in order, until at most ``most`` are in flight."""
-        while len(self._in_flight) > most:
-            self._accept(self._in_flight.popleft().result())
-
-    def _read_chunk(self, fd: int, offset: int, length: int) -> AcceptedChunk:
-        buffer = self._take_buffer()
-        read_exactly(fd, offset, memoryview(buffer)[:length])
-        return self._store_chunk(padded_in_place(buffer, length, self._target.profile.k), length, buffer)
-
-    def _store_chunk(self, content: memoryview, length: int, buffer: bytearray | None) -> AcceptedChunk:
-        """Hash, seal if need be, and store one chunk unless it is there already. Runs in a worker thread."""
-        context = self._context
-        chunk = passing_chunk(self._key, self._suffix, content, length, context.scratch)
-        stripe, data = chunk.stripe, chunk.data
-        context.activity.note()
-        self._taken.add(length)
-        context.pins.pin(stripe)
-        try:
-            if is_new(context, stripe):
-                context.stripes.put(stripe, data, chunk.length)
-            elif context.stripes.absent_slots(stripe):
-                context.stripes.put_absent(stripe, data, chunk.length)
-            elif not context.stripes.is_sound(stripe, chunk.length):
-                context.stripes.put_unsound(stripe, data, chunk.length)
-            context.stripes.volumes.require_taken(self._target.profile, self._target.epoch)
-        except BaseException:
-            context.pins.unpin([stripe])
-            raise
-        if buffer is not None:
-            self._free.append(buffer)
-        return AcceptedChunk(stripe, chunk.plain_id, length)
+    # -- what is stored --------------------------------------------------------------------------
 
     def _accept(self, chunk: AcceptedChunk) -> None:
         length = chunk.length
@@ -331,7 +272,7 @@ class Upload:
         self._spill_small()
         if self._filled:
             raise InvalidArgument(f"claims are possible at multiples of {self.chunk_size} bytes only")
-        self._drain(0)
+        self._pipeline.drain()
         if self._stripes:
             self._checkpoint()
 
@@ -433,7 +374,7 @@ class Upload:
         self._spill_small()
         if self._filled:
             self._submit_buffer()
-        self._drain(0)
+        self._pipeline.drain()
 
     def _check(self, size: int | None) -> None:
         if size is not None and size != self._size:
@@ -481,12 +422,7 @@ class Upload:
         self._end(used=used)
 
     def _settle_in_flight(self) -> None:
-        while self._in_flight:
-            try:
-                chunk = self._in_flight.popleft().result()
-            except Exception as error:
-                log.debug("a chunk of an aborted upload failed: %s", error)
-                continue
+        for chunk in self._pipeline.give_up():
             self._keep(chunk)
         try:
             self._syncing.wait()
@@ -499,7 +435,8 @@ class Upload:
         if self._number is not None:
             self._context.uploads.ended(self._number)
         self._context.pins.unpin([*self._stripes, *self._node_stripes])
-        self._stripes, self._node_stripes, self._free, self._buffer = [], [], [], None
+        self._stripes, self._node_stripes, self._buffer = [], [], None
+        self._pipeline.free()
 
     def __enter__(self) -> Upload:
         return self

@@ -40,7 +40,7 @@ def simulated_surroundings() -> Iterator[None]:
             patch.setattr("storage.formats.authenticity._at_zero", _at_zero)
             patch.setattr("storage.maintenance.collect._SWEEP_KEYS", SWEEP_KEYS)
             patch.setattr("storage.write.upload.FAN_OUT", CHECKPOINT_CHUNKS)
-            patch.setattr("storage.write.upload._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
+            patch.setattr("storage.write.pipeline._IN_FLIGHT_MAX", CHECKPOINT_CHUNKS)
             patch.setattr("taskworker.transport.shard_service.Run", _RunAtOnce)
             yield
     finally:
