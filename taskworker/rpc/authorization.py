@@ -24,6 +24,7 @@ from taskworker.rpc.conversion import parsed
 from taskworker.rpc.guests import Grants, Guests, HeadOf, Hidden, LinkedCalls, with_author
 from taskworker.rpc.message_fields import ids_in, messages_at, names_in, paths_to_owners
 from taskworker.rpc.refusals import Refusals
+from taskworker.rpc.shown_versions import ShownVersions
 from taskworker.rpc.token_channel import METADATA_KEY
 
 _SCHEME = "bearer "
@@ -190,6 +191,7 @@ class Guard:
         self._head_of = head_of
         self._grants = grants
         self._sharing: Sharing | None = None
+        self._shown = ShownVersions()
 
     def divide(self, calls: Gate, refusals: Refusals) -> bool:
         """Divide the places for all calls of the server among its users, and delay their refusals.
@@ -210,7 +212,7 @@ class Guard:
         guests = None
         if self._grants is not None and self._head_of is not None:
             guests = Guests(method.full_name, self._grants, self._head_of)
-        return MethodGuard(method, requirement, self._identify, self._head_of, guests, self._shared)
+        return MethodGuard(method, requirement, self._identify, self._head_of, guests, self._shared, self._shown)
 
 
 class MethodGuard:
@@ -224,6 +226,7 @@ class MethodGuard:
         head_of: HeadOf | None,
         guests: Guests | None,
         shared: Callable[[], Sharing | None],
+        shown: ShownVersions,
     ) -> None:
         self._shared = shared
         # Workers' calls are never turned away for what users do. Callers without a token count as one user.
@@ -233,7 +236,7 @@ class MethodGuard:
         self._identify = identify
         self._head_of = head_of
         self._guests = guests
-        self._linked = LinkedCalls(method.full_name, head_of)
+        self._linked = LinkedCalls(method.full_name, head_of, shown)
         self._owners = list(paths_to_owners(method.input_type))
 
     def sharing(self) -> Sharing | None:
@@ -261,7 +264,7 @@ class MethodGuard:
         principal = caller.principal
         if principal.link is not None:
             self._linked.require_allowed()
-            return partial(self._linked.limited, principal.user, principal.link)
+            return partial(self._linked.limited, principal.user, principal.token, principal.link)
         if not self._requirement.needs_user:
             self._require_right(principal)
         return partial(self._checked, principal, caller)

@@ -16,6 +16,7 @@ from taskworker.auth.rights import LinkTarget, Principal, Right
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.conversion import parsed
 from taskworker.rpc.message_fields import ids_in, messages_at, names_in
+from taskworker.rpc.shown_versions import ShownVersions
 
 _STORE = "taskworker.store.StoreService"
 _FILES = "taskworker.FileService"
@@ -190,10 +191,12 @@ class LinkedCalls:
     Args:
         call: full name of the call.
         head_of: looks up files.
+        shown: which versions links have shown.
     """
 
-    def __init__(self, call: str, head_of: HeadOf | None) -> None:
+    def __init__(self, call: str, head_of: HeadOf | None, shown: ShownVersions) -> None:
         self._head_of = head_of
+        self._shown = shown
         self._is_allowed = call in _WITH_LINK or call in _NEEDS_NO_FILE
         self._needs_file = call in _WITH_LINK
         self._call = call
@@ -209,8 +212,10 @@ class LinkedCalls:
                 f"{self._call.rpartition('.')[2]} needs the right of a user; a link only reads a file"
             )
 
-    def limited(self, owner: str, link: LinkTarget, message: Any) -> Any:
-        """Return a message that asks for the link's file.
+    def limited(self, owner: str, link_id: str, link: LinkTarget, message: Any) -> Any:
+        """Return a message that asks for one version of the link's file.
+
+        Whoever was shown the newest version may go on with it for a while, though it is not the newest any more.
 
         Raises:
             FileNotFound: it asks for something else.
@@ -221,14 +226,25 @@ class LinkedCalls:
             raise _no_name(message.filename)
         if message.file_id not in ("", link.file_id) or message.user_id not in ("", owner):
             raise _no_id(message.file_id)
-        if message.version_id not in ("", link.version_id):
-            head = self._head_of(link.file_id, owner) if self._head_of is not None and not link.version_id else None
-            if head is None or head.version_id != message.version_id:
-                raise _no_id(message.file_id)
         message.file_id, message.user_id = link.file_id, owner
-        if link.version_id:
+        if not link.version_id:
+            message.version_id = self._shown_version(owner, link_id, link.file_id, message.version_id)
+        elif message.version_id in ("", link.version_id):
             message.version_id = link.version_id
+        else:
+            raise _no_id(message.file_id)
         return message
+
+    def _shown_version(self, owner: str, link_id: str, file_id: str, wanted: str) -> str:
+        """The version that a link to the newest one shows to who asks for this; empty: any."""
+        if self._head_of is None:
+            raise _no_id(file_id)
+        head = self._head_of(file_id, owner).version_id
+        if wanted in ("", head):
+            self._shown.note(link_id, head)
+        elif not self._shown.has(link_id, wanted):
+            raise _no_id(file_id)
+        return wanted or head
 
 
 def with_author(note: str, author: str) -> str:

@@ -234,6 +234,19 @@ def test_a_public_link_is_enough(stand: Stand, version: Version) -> None:
         assert reading.through_pool == 0
 
 
+def test_a_download_by_a_link_stays_on_its_version_when_a_newer_one_is_stored(stand: Stand) -> None:
+    before = random.Random(6).randbytes(34 * MIB)  # three pages, the last of which is asked for afterwards
+    with stand.client() as ann:
+        file = ann.client.push(before, user_id="ann", filename="linked").file_id
+        link = ann.client.create_link(file, user_id="ann")
+        target = Ending(lambda: ann.client.push(b"newer", user_id="ann", filename="linked"))
+        with stand.client(link.text) as reading:
+            reading.client.download(file, target, user_id="ann")
+            assert target.getvalue() == before
+            assert reading.through_pool == 0
+            assert reading.client.get(file, user_id="ann") == b"newer"
+
+
 def test_a_server_without_workers_is_read_as_before(client: Client) -> None:
     stored = client.push(CONTENT, user_id="ann", filename="a")
     assert client.get(stored.file_id, user_id="ann") == CONTENT

@@ -312,7 +312,7 @@ def test_what_users_share_outlives_the_catalog_in_a_backup(served: Served) -> No
 
 
 def test_a_link_shows_the_newest_version_of_one_file_and_nothing_else(served: Served) -> None:
-    first, other = _push(served), _push(served, "other")
+    unseen, first, other = _push(served, data=b"draft"), _push(served), _push(served, "other")
     made = served.client("ann").create_link(first.file_id)
     anybody = served.with_token(made.text)
     shown = anybody.linked()
@@ -322,7 +322,7 @@ def test_a_link_shows_the_newest_version_of_one_file_and_nothing_else(served: Se
     assert anybody.linked().version_id != first.version_id
     for file_id, owner, version_id in (
         (other.file_id, "ann", None),
-        (first.file_id, "ann", first.version_id),
+        (first.file_id, "ann", unseen.version_id),
         (first.file_id, "bob", None),
         ("0" * 32, "ann", None),
     ):
@@ -333,6 +333,23 @@ def test_a_link_shows_the_newest_version_of_one_file_and_nothing_else(served: Se
     served.client("ann").delete(first.file_id, user_id="ann")
     with pytest.raises(FileNotFound):
         anybody.linked()
+
+
+def test_a_download_by_a_link_stays_on_its_version_when_a_newer_one_is_stored(served: Served) -> None:
+    before, after = b"of ann " * 200_000, b"newer"
+    first, ann = _push(served, data=before), served.client("ann")
+    anybody, somebody = (served.with_token(ann.create_link(first.file_id).text) for _ in range(2))
+    with anybody.open(first.file_id, user_id="ann") as opened:
+        got = opened.read(10)
+        _push(served, data=after)
+        assert got + opened.read() == before
+        with pytest.raises(FileNotFound):  # another link, which never showed it
+            somebody.get(first.file_id, user_id="ann", version_id=first.version_id)
+        opened.seek(0)
+        ann.delete_version(first.file_id, first.version_id, user_id="ann")
+        with pytest.raises(VersionNotFound):
+            opened.read()
+    assert anybody.get(first.file_id, user_id="ann") == after
 
 
 def test_a_link_to_a_version_shows_that_version(served: Served) -> None:
