@@ -19,10 +19,12 @@ from taskworker.transport.shard_service import Current, ShardService, describe
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireLimits, WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
+from taskworker.transport.wire.strangers import StrangersLimits
 from taskworker.transport.wire.streams import Secure, SocketStream
 
-# A connection that has shown no good ticket yet costs a descriptor and some memory, so there are few of them, and those
-# that do nothing are closed before others are refused. Half of the threads that members have, so that those come first.
+# A connection costs a descriptor and, with TLS, about 40 KiB of memory. So there are few that have shown no good ticket
+# yet, for a short time; they are closed in favour of others. The descriptors that are spared are for members. Half of
+# the threads that members have, so that those come first.
 CLIENTS_LIMITS = WireLimits(
     connections=512,
     threads=24,
@@ -30,6 +32,8 @@ CLIENTS_LIMITS = WireLimits(
     answers_bytes=16 * MIB,
     body_bytes_max=TAKING_BYTES_MAX,
     idle_s=30.0,
+    strangers=StrangersLimits(connections=128, of_host=32, proving_s=15.0),
+    spares=0.25,
 )
 _COUNTED_MAX = 4096
 

@@ -90,8 +90,10 @@ class AnsweringConnection:
         allowed: chooses the methods that the caller may call, once it has greeted.
 
     Attributes:
+        began_s: when it was accepted.
         heard_s: when a frame last arrived.
         is_greeted: whether the caller has greeted.
+        is_proven: whether a call of the caller was carried out without an error.
     """
 
     def __init__(
@@ -120,13 +122,13 @@ class AnsweringConnection:
         self._slow_places = _SLOW_MAX
         self._running = self._again = self._yields = False
         self._ended = False
-        self.is_greeted = False
+        self.is_greeted = self.is_proven = False
         self._kept: bytearray | None = None
         self._body: bytearray | None = None
         self._body_length = 0
         self._body_since_s = 0.0
         self._received_before = 0
-        self.heard_s = self._began_s = self._progress_s = self._clock_s()
+        self.heard_s = self.began_s = self._progress_s = self._clock_s()
         self._progress = 0
 
     # -- what the server asks --------------------------------------------------------------------
@@ -144,7 +146,7 @@ class AnsweringConnection:
     def is_stuck(self, now_s: float) -> bool:
         """Whether the other end stopped in the middle of something, is too slow for any use, or never greeted."""
         if not self.is_greeted:
-            return now_s - self._began_s > _GREETING_S
+            return now_s - self.began_s > _GREETING_S
         if self._outgoing.is_stuck(now_s):
             return True
         if self._reader.received != self._progress or not self._reader.is_inside or self._reader.starved:
@@ -399,7 +401,9 @@ class AnsweringConnection:
                 self._put(serving, (), LAST)
             else:
                 self._require_time(serving)
-                self._put(serving, cast(Parts, method.serve(serving.body, serving)), LAST)
+                parts = cast(Parts, method.serve(serving.body, serving))
+                self.is_proven = True
+                self._put(serving, parts, LAST)
         except Exception as error:
             self._refuse(serving, error)
         finally:
@@ -426,10 +430,10 @@ class AnsweringConnection:
             else:
                 self._submit(self._streams, self._go_on, method, serving)
                 return
-            self._close(serving)
+            serving.close()
             self._put(serving, (), LAST)
         except Exception as error:
-            self._close(serving)
+            serving.close()
             self._refuse(serving, error)
         self._finish(serving)
 
@@ -452,14 +456,6 @@ class AnsweringConnection:
                     continue
                 serving.parked_s = None
             self._submit(self._streams, self._go_on, self._methods[serving.header.method], serving)
-
-    def _close(self, serving: Serving) -> None:
-        close = getattr(serving.messages, "close", None)
-        if close is not None:
-            try:
-                close()
-            except Exception:
-                log.exception("a stream could not be ended")
 
     def _finish(self, serving: Serving) -> None:
         serving.body.release()

@@ -23,11 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from storage.limits import MIB
+from storage.system.descriptors import descriptor_limit
 from storage.system.forks import HomeProcess
 from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 from taskworker.transport.wire.serving import Method, Resources
+from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
 from taskworker.transport.wire.streams import Secure, SocketStream, Stream, listen, split_address
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class WireLimits(NamedTuple):
         answers_bytes: memory for all answers that callers do not take.
         body_bytes_max: the largest body of a call.
         idle_s: seconds after which a connection without calls is closed.
+        strangers: bounds connections on which no call was carried out yet; None: they count as all others do.
+        spares: what part of the process's descriptors to leave to others: with fewer free, no connection is accepted.
     """
 
     connections: int = CONNECTIONS_MAX
@@ -58,6 +62,8 @@ class WireLimits(NamedTuple):
     answers_bytes: int = 32 * MIB
     body_bytes_max: int = BODY_BYTES_MAX
     idle_s: float = 600.0  # members close their own idle connections long before
+    strangers: StrangersLimits | None = None
+    spares: float = 0.0
 
 
 MEMBERS_LIMITS = WireLimits()
@@ -110,6 +116,8 @@ class WireServer:
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
         self._counting = threading.Lock()
         self._connections: dict[int, AnsweringConnection] = {}
+        self._strangers: list[tuple[str, AnsweringConnection]] = []  # by host; the waiting thread's
+        self._refused = 0  # connections for which there were too few descriptors; likewise
         self._starved: deque[AnsweringConnection] = deque()
         self._epoll = select.epoll()
         self._listening: socket.socket | None = None
@@ -250,7 +258,7 @@ class WireServer:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_EVENTS):
             try:
-                accepted, _peer = listening.accept()
+                accepted, peer = listening.accept()
             except BlockingIOError:
                 return
             except ConnectionError:  # the caller has gone away
@@ -260,12 +268,34 @@ class WireServer:
                 self._drop_one()
                 time.sleep(_PAUSE_S)  # it is tried again at once
                 return
-            if len(self._connections) >= self._limits.connections and not self._drop_one():
+            host = host_of(peer)
+            if not self._has_room_for(accepted, host):
                 accepted.close()
                 continue
-            self._begin(accepted)
+            self._begin(accepted, host)
 
-    def _begin(self, accepted: socket.socket) -> None:
+    def _has_room_for(self, accepted: socket.socket, host: str) -> bool:
+        """Whether a new connection may stay; others may be ended in its favour."""
+        limits = self._limits
+        if limits.strangers is not None:
+            self._forget_proven()
+            stranger = to_drop(self._strangers, host, limits.strangers)
+            if stranger is not None:
+                stranger.end()
+        # The system gives the lowest free number, so at least as many descriptors are in use.
+        if limits.spares and accepted.fileno() >= descriptor_limit() * (1 - limits.spares):
+            self._refused += 1
+            return False
+        if len(self._connections) < limits.connections:
+            return True
+        there = [each for each in list(self._connections.values()) if not each.has_ended]  # others are being closed
+        return len(there) < limits.connections or self._drop_one()
+
+    def _forget_proven(self) -> None:
+        """Keep those strangers only that still are some."""
+        self._strangers = [one for one in self._strangers if not one[1].is_proven and not one[1].has_ended]
+
+    def _begin(self, accepted: socket.socket, host: str) -> None:
         try:
             stream = self._secure(accepted)
         except OSError:  # the caller has gone away
@@ -281,6 +311,9 @@ class WireServer:
         except OSError as error:  # too many are watched on this machine
             log.warning("a connection could not be served: %s", error.strerror)
             connection.close()
+            return
+        if self._limits.strangers is not None:
+            self._strangers.append((host, connection))
 
     def _methods_for(self, methods: Mapping[int, Method], stream: Stream) -> Mapping[int, Method]:
         """The methods that the caller at the other end of a stream may call."""
@@ -290,22 +323,32 @@ class WireServer:
         return {number: method for number, method in methods.items() if number in allowed}
 
     def _drop_one(self) -> bool:
-        """End a connection in favour of a new one: one that has not greeted, or has been quiet for longest."""
+        """End a connection in favour of a new one: one of a stranger, or that has been quiet for longest."""
         connections = list(self._connections.values())
         quiet = [each for each in connections if not each.is_busy and not each.has_ended]
         if not quiet:
             return False
-        min(quiet, key=lambda each: (each.is_greeted, each.heard_s)).end()
+        knows = self._limits.strangers is not None
+        min(quiet, key=lambda each: (each.is_proven if knows else each.is_greeted, each.heard_s)).end()
         return True
+
+    def _is_overdue(self, connection: AnsweringConnection, now_s: float) -> bool:
+        """Whether a connection has been idle for too long, or its caller has not proven itself in time."""
+        strangers = self._limits.strangers
+        if strangers is not None and not connection.is_proven and now_s - connection.began_s > strangers.proving_s:
+            return True
+        return now_s - connection.heard_s > self._limits.idle_s
 
     def _look(self) -> None:
         """End connections that are stuck in the middle of something, or idle for too long."""
+        self._forget_proven()
+        if self._refused:
+            log.warning("%d connections were refused: few descriptors are left, which are for members", self._refused)
+            self._refused = 0
         now_s = self._clock_s()
         connections = list(self._connections.values())
         for connection in connections:
-            if connection.is_stuck(now_s) or (
-                not connection.is_busy and now_s - connection.heard_s > self._limits.idle_s
-            ):
+            if connection.is_stuck(now_s) or (not connection.is_busy and self._is_overdue(connection, now_s)):
                 connection.end()
             else:
                 connection.wake_streams(now_s)

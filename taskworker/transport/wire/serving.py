@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from enum import Enum
@@ -10,6 +11,8 @@ from typing import NamedTuple, Protocol
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX, STREAM_AHEAD, Header
 from taskworker.transport.wire.outgoing import Parts
+
+log = logging.getLogger(__name__)
 
 
 class Style(Enum):
@@ -107,6 +110,15 @@ class Serving:
     def is_active(self) -> bool:
         """See :class:`Caller`."""
         return not self.cancelled and not self.is_late
+
+    def close(self) -> None:
+        """End a stream's messages."""
+        close = getattr(self.messages, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                log.exception("a stream could not be ended")
 
     @property
     def is_late(self) -> bool:

@@ -1,0 +1,71 @@
+"""Callers that have not shown yet what entitles them: how many connections they may have, and for how long."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+_NETWORK_BITS = 64  # whoever has one IPv6 address usually has all of its /64
+
+
+class StrangersLimits(NamedTuple):
+    """What callers of a server may have before one of their calls was carried out without an error.
+
+    Attributes:
+        connections: how many connections all of them have at once.
+        of_host: how many of these come from one host.
+        proving_s: seconds after which a connection is closed on which no such call was made.
+    """
+
+    connections: int
+    of_host: int
+    proving_s: float
+
+
+class Stranger(Protocol):
+    """A connection of such a caller.
+
+    Attributes:
+        began_s: when it was accepted.
+    """
+
+    began_s: float
+
+
+StrangerT = TypeVar("StrangerT", bound=Stranger)
+
+
+def host_of(peer: Any) -> str:
+    """Where a caller is, by the address that ``accept`` returns; empty: on this machine, at a Unix socket."""
+    if not isinstance(peer, tuple):
+        return ""
+    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), _NETWORK_BITS), strict=False))
+
+
+def to_drop(strangers: Iterable[tuple[str, StrangerT]], host: str, limits: StrangersLimits) -> StrangerT | None:
+    """The connection to close in favour of a new one from a host; None: there is room for one more.
+
+    It is the oldest one of the same host, or else of the host that has most, so that a flood from one host harms no
+    others.
+
+    Args:
+        strangers: the connections of such callers, and their hosts.
+        host: where the new one comes from.
+        limits: how many there may be.
+    """
+    there = list(strangers)
+    counts = Counter(each for each, _ in there)
+    if counts[host] >= limits.of_host:
+        crowded = host
+    elif len(there) >= limits.connections:
+        crowded = max(counts, key=lambda each: counts[each])
+    else:
+        return None
+    return min((one for each, one in there if each == crowded), key=lambda one: one.began_s)

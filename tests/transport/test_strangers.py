@@ -1,0 +1,166 @@
+"""Callers who show nothing that entitles them harm neither those who do nor other ports of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskworker.transport.ticketed_reads import CLIENTS_LIMITS
+from taskworker.transport.wire.framing import WELCOME_BYTES, Kind, pack_greeting
+from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
+from tests.transport.echo import METHODS, Do, describe, echo_server
+from tests.transport.peers import Peer, call, caller, connect
+
+LIMITS = CLIENTS_LIMITS.strangers or StrangersLimits(0, 0, 0.0)
+# Waits for a line, connects from addresses of its own, prints a line, and stays connected until it is told to end.
+FLOOD = """
+import socket, sys
+host, port, count, hosts = sys.argv[1], *map(int, sys.argv[2:])
+sys.stdin.readline()
+connected = []
+for number in range(count):
+    connecting = socket.socket()
+    connecting.bind((f"127.0.0.{2 + number % hosts}", 0))
+    try:
+        connecting.connect((host, port))
+    except OSError:
+        pass
+    connected.append(connecting)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@contextmanager
+def clients_port(clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
+    """A server with the limits of a port for clients."""
+    server = WireServer(METHODS, describe, limits=CLIENTS_LIMITS, clock_s=clock)
+    try:
+        yield server.start("127.0.0.1:0")
+    finally:
+        server.stop(0.0)
+
+
+@contextmanager
+def flood(address: str, count: int, hosts: int = 1, before: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """So many connections of other hosts, which send nothing; before they are made, something happens."""
+    host, _, port = address.rpartition(":")
+    command = [sys.executable, "-c", FLOOD, host, port, str(count), str(hosts)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"there\n"
+        yield
+    finally:
+        process.communicate()
+
+
+def answers(peer: Peer, number: int, method: Do = Do.ECHO) -> Kind:
+    """The kind of the frame with which a call is answered."""
+    peer.send(call(number, b"x", method=method))
+    frame = peer.frame()
+    assert frame is not None, "the connection was closed"
+    return Kind(frame[0].kind)
+
+
+def test_a_flood_from_one_host_ends_no_connection_of_another() -> None:
+    with (
+        clients_port() as address,
+        contextlib.closing(connect(address)) as early,
+        flood(address, CLIENTS_LIMITS.connections + 50),
+        caller(address) as late,
+    ):
+        assert answers(late, 1) is Kind.ANSWER
+        early.send(pack_greeting(1))
+        assert len(early.take(WELCOME_BYTES)) == WELCOME_BYTES
+        assert answers(early, 1) is Kind.ANSWER
+
+
+def test_who_proves_nothing_in_time_is_closed_and_who_does_is_not() -> None:
+    clock = Clock()
+    with clients_port(clock) as address, caller(address) as proven, caller(address) as refused:
+        assert answers(proven, 1) is Kind.ANSWER
+        assert answers(refused, 1, Do.REFUSE) is Kind.FAILURE
+        clock.now_s += LIMITS.proving_s - 1
+        assert answers(proven, 2) is Kind.ANSWER
+        assert answers(refused, 2, Do.REFUSE) is Kind.FAILURE
+        clock.now_s += 2
+        assert refused.is_closed()
+        assert answers(proven, 3) is Kind.ANSWER
+
+
+def test_some_descriptors_are_left_to_other_ports() -> None:
+    """Whatever connects to the port for clients, members can connect to theirs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    members = echo_server()
+    with clients_port() as address, ExitStack() as stack:
+        members_address = members.start("127.0.0.1:0")
+        stack.callback(members.stop, 0.0)
+        proven = [stack.enter_context(caller(address)) for _ in range(8)]
+        for peer in proven:
+            assert answers(peer, 1) is Kind.ANSWER
+        used = proven[-1].socket.fileno() + 10
+
+        def allow_few() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4 * used // 3, hard))
+
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with flood(address, 8 * LIMITS.of_host, hosts=8, before=allow_few):
+            for _ in range(used // 8):
+                assert answers(stack.enter_context(caller(members_address)), 1) is Kind.ANSWER
+            for peer in proven:
+                assert answers(peer, 2) is Kind.ANSWER
+
+
+class One:
+    def __init__(self, began_s: float) -> None:
+        self.began_s = began_s
+
+
+@given(st.lists(st.sampled_from("abc")), st.sampled_from("abcd"), st.integers(1, 9), st.integers(1, 9))
+def test_the_oldest_of_the_most_crowded_host_makes_way(hosts: list[str], host: str, in_all: int, of_host: int) -> None:
+    strangers = [(each, One(at)) for at, each in enumerate(hosts)]
+    dropped = to_drop(strangers, host, StrangersLimits(in_all, of_host, 1.0))
+    assert (dropped is not None) == (len(hosts) >= in_all or hosts.count(host) >= of_host)
+    if dropped is not None:
+        of = hosts[int(dropped.began_s)]
+        assert hosts.index(of) == dropped.began_s
+        assert of == host or hosts.count(of) == max(map(hosts.count, hosts))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
+        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 2), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:2", 1, 0, 0), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::2", 1, 0, 0), True),
+        ("", b"", True),
+    ],
+)
+def test_who_is_the_same_host(one: object, other: object, *, same: bool) -> None:
+    assert (host_of(one) == host_of(other)) is same
