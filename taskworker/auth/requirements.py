@@ -182,6 +182,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "ListTokens": _AUDIT,
             "RevokeToken": _OPERATE,
             "GetAccessKey": _GATEWAY,
+            "ListAccessKeys": _GATEWAY,
         },
     ),
     **_service(

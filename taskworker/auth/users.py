@@ -13,6 +13,7 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -169,6 +170,12 @@ class Users:
         if token is None or token.ended_ms(self._now_ms()) or token.user not in self._kept.users:
             return None
         return token
+
+    def access_keys(self, after: str, limit: int) -> list[Token]:
+        """Return at most ``limit`` valid access keys by their ids, after the id ``after``."""
+        ids = sorted(one for one in list(self._by_access_key) if one > after)
+        valid = (token for one in ids if (token := self.access_key(one)) is not None)
+        return list(islice(valid, limit))
 
     def user_of(self, text: str) -> str:
         """Return the user whose token this is, be it valid or not; empty: nobody's. Nothing is noted or written."""

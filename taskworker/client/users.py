@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -74,6 +74,14 @@ class AccessKey:
     def token(self) -> str:
         """The token that it is."""
         return token_with(self.secret)
+
+
+class ListedAccessKey(NamedTuple):
+    """An access key without its secret: its id, whose it is, and what it is limited to."""
+
+    access_key_id: str
+    user: str
+    scopes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +253,20 @@ class UserClient(OperatorClient):
         found = self._call(self._stub.GetAccessKey, auth_pb2.GetAccessKeyRequest(access_key_id=access_key_id))
         expires_ms = found.expires_ms or None
         return AccessKey(found.access_key_id, found.secret, found.user, list(found.scopes), found.token_id, expires_ms)
+
+    def access_keys(self) -> Iterator[ListedAccessKey]:
+        """All valid access keys by their ids, page by page. Needs the right gateway.
+
+        Raises:
+            CallNotOffered: the server is of a release that does not list them.
+        """
+        after = ""
+        while True:
+            page = self._call(self._stub.ListAccessKeys, auth_pb2.ListAccessKeysRequest(after=after))
+            yield from (ListedAccessKey(one.access_key_id, one.user, list(one.scopes)) for one in page.keys)
+            after = page.next_after
+            if not after:
+                return
 
     def tokens(self, user: str = "") -> list[TokenStatus]:
         """All tokens, or those of one user, oldest first."""

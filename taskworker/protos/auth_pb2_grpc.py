@@ -109,6 +109,11 @@ class AuthServiceStub:
                 request_serializer=taskworker_dot_auth__pb2.GetAccessKeyRequest.SerializeToString,
                 response_deserializer=taskworker_dot_auth__pb2.AccessKey.FromString,
                 _registered_method=True)
+        self.ListAccessKeys = channel.unary_unary(
+                '/taskworker.auth.AuthService/ListAccessKeys',
+                request_serializer=taskworker_dot_auth__pb2.ListAccessKeysRequest.SerializeToString,
+                response_deserializer=taskworker_dot_auth__pb2.ListAccessKeysResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -219,6 +224,13 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAccessKeys(self, request, context):
+        """For gateways: whom they may act for when nobody has sent a request. A page of the valid access keys, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -296,6 +308,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.GetAccessKey,
                     request_deserializer=taskworker_dot_auth__pb2.GetAccessKeyRequest.FromString,
                     response_serializer=taskworker_dot_auth__pb2.AccessKey.SerializeToString,
+            ),
+            'ListAccessKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccessKeys,
+                    request_deserializer=taskworker_dot_auth__pb2.ListAccessKeysRequest.FromString,
+                    response_serializer=taskworker_dot_auth__pb2.ListAccessKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -703,6 +720,33 @@ class AuthService:
             '/taskworker.auth.AuthService/GetAccessKey',
             taskworker_dot_auth__pb2.GetAccessKeyRequest.SerializeToString,
             taskworker_dot_auth__pb2.AccessKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccessKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.auth.AuthService/ListAccessKeys',
+            taskworker_dot_auth__pb2.ListAccessKeysRequest.SerializeToString,
+            taskworker_dot_auth__pb2.ListAccessKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

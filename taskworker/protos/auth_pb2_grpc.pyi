@@ -67,6 +67,8 @@ class AuthServiceStub:
     """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
     is none, or it has expired or was revoked.
     """
+    ListAccessKeys: _grpc.UnaryUnaryMultiCallable[_auth_pb2.ListAccessKeysRequest, _auth_pb2.ListAccessKeysResponse]
+    """For gateways: whom they may act for when nobody has sent a request. A page of the valid access keys, by id."""
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -104,6 +106,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
     is none, or it has expired or was revoked.
     """
+    ListAccessKeys: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListAccessKeysRequest, _auth_pb2.ListAccessKeysResponse]  # type: ignore[assignment]
+    """For gateways: whom they may act for when nobody has sent a request. A page of the valid access keys, by id."""
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -228,5 +232,13 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """For gateways: what is needed to check signatures made with an access key, and to act as its user. NOT_FOUND if there
         is none, or it has expired or was revoked.
         """
+
+    @_abc_1.abstractmethod
+    def ListAccessKeys(
+        self,
+        request: _auth_pb2.ListAccessKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_pb2.ListAccessKeysResponse, _abc.Awaitable[_auth_pb2.ListAccessKeysResponse]]:
+        """For gateways: whom they may act for when nobody has sent a request. A page of the valid access keys, by id."""
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _NAME_CHARACTERS_SHOWN = 80
 _LOGIN_LABEL = "identity token"
+_ACCESS_KEYS_PAGE = 50
+"""Each may have scopes of 64 KiB."""
 
 
 class AuthService:
@@ -221,6 +223,22 @@ class AuthService:
             scopes=[scope.text for scope in found.scopes],
             token_id=found.token_id,
             expires_ms=found.expires_ms,
+        )
+
+    def ListAccessKeys(  # noqa: N802
+        self, request: auth_pb2.ListAccessKeysRequest, _caller: Caller
+    ) -> auth_pb2.ListAccessKeysResponse:
+        """Whom a gateway may act for."""
+        found = self._users.access_keys(request.after, _ACCESS_KEYS_PAGE + 1)
+        shown = found[:_ACCESS_KEYS_PAGE]
+        return auth_pb2.ListAccessKeysResponse(
+            keys=[
+                auth_pb2.ListedAccessKey(
+                    access_key_id=one.access_key_id, user=one.user, scopes=[scope.text for scope in one.scopes]
+                )
+                for one in shown
+            ],
+            next_after=shown[-1].access_key_id if len(found) > len(shown) else "",
         )
 
 

@@ -101,6 +101,20 @@ def test_an_access_key_ends_at_once(pool: Pool) -> None:
                 gateway.access_key(junk)
 
 
+def test_a_gateway_lists_the_valid_keys_without_secrets(pool: Pool) -> None:
+    with pool.operator as operator, pool.gateway as gateway:
+        keys = [operator.create_access_key("ann", scopes=["files:read:a/"]) for _ in range(53)]
+        operator.revoke(keys[0].token_id)
+        operator.create_access_key("root")
+        listed = [*gateway.access_keys()]
+        assert [one for one in listed if one.user == "ann"] == sorted(
+            (key.access_key_id, "ann", ["files:read:a/"]) for key in keys[1:]
+        )
+        assert [one.scopes for one in listed if one.user == "root"] == [["files:read", "files:write"]]
+        with UserClient(pool.address, token=keys[1].token) as ann, pytest.raises(PermissionDenied):
+            next(ann.access_keys())
+
+
 def test_without_scopes_it_is_for_all_files_and_for_nothing_else(pool: Pool) -> None:
     with pool.operator as operator:
         assert operator.create_access_key("root").scopes == ["files:read", "files:write"]

@@ -120,6 +120,7 @@ ALLOWED = {
     "taskworker.auth.AuthService.ListTokens": "ao",
     "taskworker.auth.AuthService.RevokeToken": "o",
     "taskworker.auth.AuthService.GetAccessKey": "o",
+    "taskworker.auth.AuthService.ListAccessKeys": "o",
     "taskworker.sharing.SharingService.Share": "udo",
     "taskworker.sharing.SharingService.Unshare": "udo",
     "taskworker.sharing.SharingService.ListShares": "udo",
