@@ -59,6 +59,12 @@ def s3(
             metavar="BUCKET=KEY-ID",
         ),
     ] = None,
+    lifecycle_interval: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds between applications of buckets' lifecycle rules; 0: do not apply them.", metavar="S"
+        ),
+    ] = 3600.0,
     metrics: MetricsAddress = "",
     metrics_cert: MetricsCert = None,
     metrics_key: MetricsKey = None,
@@ -78,6 +84,7 @@ def s3(
     with needing_extra():
         from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.s3.app import S3App
+        from taskworker.gateways.s3.expiring import BackgroundLifecycles, Lifecycles
     from storage.system.descriptors import raise_descriptor_limit
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
@@ -88,12 +95,16 @@ def s3(
     raise_descriptor_limit()
     readers = dict(_pair(one) for one in public or ())
     shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
-    gateway = S3App(_accounts(session, keys), domain=domain, public=readers, metrics=shown.requests("s3"))
+    accounts = _accounts(session, keys)
+    lifecycles = BackgroundLifecycles(Lifecycles(accounts), lifecycle_interval) if lifecycle_interval else None
+    gateway = S3App(accounts, domain=domain, public=readers, metrics=shown.requests("s3"), lifecycles=lifecycles)
     server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key, half_close=True)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
     shown.show(unready_of(session.pool_address()), dict)
 
     def ready() -> None:
+        if lifecycles is not None:
+            lifecycles.start()
         session.terminal.result(
             {"address": server.address, "url": url, "pid": os.getpid()} | shown.document(),
             f"serving S3 at {url}; Ctrl-C stops it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from storage.errors import InvalidArgument, StorageError
 from storage.system.private_files import read_private
 from taskworker.client import Client
 from taskworker.client.users import AccessKey, UserClient
-from taskworker.errors import AccessKeyInvalid
+from taskworker.errors import AccessKeyInvalid, SecretDamaged
 from taskworker.gateways.s3.errors import S3Error
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,15 @@ class Accounts(Protocol):
     def drop(self, access_key_id: str) -> None:
         """Look this key up anew, as the pool does not know it any more."""
 
+    def every(self) -> Iterator[Account]:
+        """All accounts, for work that nobody asks for; of each user those first that are for all files.
+
+        An account may be used until the next one is taken.
+
+        Raises:
+            StorageError: the pool cannot be asked.
+        """
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -99,6 +108,10 @@ class FileAccounts:
 
     def drop(self, access_key_id: str) -> None:
         """Do nothing: what is in the file does not change."""
+
+    def every(self) -> Iterator[Account]:
+        """All accounts; see :class:`Accounts`."""
+        yield from self._accounts.values()
 
     def close(self) -> None:
         """Close the connection."""
@@ -148,6 +161,28 @@ class PoolAccounts:
         """Look this key up anew, as the pool does not know it any more."""
         with self._lock:
             self._kept.pop(access_key_id, None)
+
+    def every(self) -> Iterator[Account]:
+        """All accounts; see :class:`Accounts`. Of a user who has a key for all files, only that one."""
+        best: dict[str, str] = {}
+        limited: list[tuple[str, str]] = []
+        for listed in self._users.access_keys():
+            if {"files:read", "files:write"}.issubset(listed.scopes):
+                best.setdefault(listed.user, listed.access_key_id)
+            else:
+                limited.append((listed.access_key_id, listed.user))
+        for access_key_id in [*best.values(), *(one for one, user in limited if user not in best)]:
+            account = self.known(access_key_id)
+            if account is not None:
+                yield account
+                continue
+            try:
+                key = self._users.access_key(access_key_id)
+            except (AccessKeyInvalid, SecretDamaged) as error:  # it was revoked just now, or its secret is lost
+                _log.info("there is no acting by an access key: %s", error)
+                continue
+            with Client(self._address, token=key.token) as client:
+                yield Account(access_key_id, key.secret, key.user, client)
 
     def close(self) -> None:
         """Close the connections."""

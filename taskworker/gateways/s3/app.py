@@ -23,6 +23,7 @@ from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import XML, Call, Content, Reply, failure
 from taskworker.gateways.s3.documents import DECLARATION, DOCUMENT_BYTES_MAX
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.expiring import BackgroundLifecycles
 from taskworker.gateways.s3.failures import as_s3_error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.multipart import put_part
@@ -60,6 +61,7 @@ class S3App:
             a space: their programs give up on a connection that is silent.
         piece_s: how long a piece of a body, or of a reply, may take, in seconds.
         metrics: where requests are counted; None: nowhere.
+        lifecycles: applies lifecycle rules until the application is closed; None: nothing does.
         now_ms: milliseconds since 1970.
         clock_s: monotonic seconds.
     """
@@ -73,6 +75,7 @@ class S3App:
         patience_s: float = 10.0,
         piece_s: float = PIECE_S,
         metrics: RequestMetrics | None = None,
+        lifecycles: BackgroundLifecycles | None = None,
         now_ms: Callable[[], int] = wall_ms,
         clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
@@ -82,6 +85,7 @@ class S3App:
         self._patience_s = patience_s
         self._piece_s = piece_s
         self._metrics = metrics
+        self._lifecycles = lifecycles
         self._now_ms = now_ms
         self._clock_s = clock_s
         self._buckets = Buckets()
@@ -91,6 +95,8 @@ class S3App:
 
     def close(self) -> None:
         """End the threads, once what they work on is done, and the connections."""
+        if self._lifecycles is not None:
+            self._lifecycles.stop()
         self._threads.shutdown(cancel_futures=True)
         self._accounts.close()
 

@@ -15,7 +15,8 @@ from cachetools import TTLCache
 
 from storage import Version
 from storage.clocks import monotonic_s
-from storage.errors import PermissionDenied
+from storage.errors import ConflictError, FileNotFound, PermissionDenied, VersionNotFound
+from taskworker.client import Client
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, settings_name
@@ -25,6 +26,7 @@ SUSPENDED = "Suspended"
 
 _SETTINGS_BYTES_MAX = 256 * 1024
 _BUCKETS_MAX = 10_000
+_TRIES = 20
 _KEPT = 10_000
 _KEPT_S = 2.0
 """How long this gateway may not notice what another one did to a bucket."""
@@ -40,6 +42,7 @@ class Bucket:
         versioning: ``Enabled`` or ``Suspended``; empty: it never was.
         tags: of the bucket.
         cors: rules, each as it is in JSON.
+        lifecycle: likewise.
     """
 
     created_ms: int = 0
@@ -47,6 +50,7 @@ class Bucket:
     versioning: str = ""
     tags: tuple[tuple[str, str], ...] = ()
     cors: tuple[dict[str, Any], ...] = ()
+    lifecycle: tuple[dict[str, Any], ...] = ()
 
     def encoded(self) -> bytes:
         """As the content of a file."""
@@ -57,8 +61,10 @@ class Bucket:
                 "versioning": self.versioning,
                 "tags": self.tags,
                 "cors": self.cors,
-            }
-        ).encode()
+                "lifecycle": self.lifecycle,
+            },
+            ensure_ascii=False,
+        ).encode("utf-8", "surrogatepass")
 
     @classmethod
     def parse(cls, raw: bytes) -> Bucket:
@@ -71,6 +77,7 @@ class Bucket:
                 found["versioning"] if found["versioning"] in (ENABLED, SUSPENDED) else "",
                 tuple((str(name), str(value)) for name, value in found["tags"]),
                 tuple(dict(rule) for rule in found["cors"]),
+                tuple(dict(rule) for rule in found.get("lifecycle", ())),
             )
         except (ValueError, TypeError, KeyError, OverflowError):
             return cls(created_ms=1)
@@ -121,19 +128,43 @@ class Buckets:
         found = self._read(call, call.bucket)
         if found is not None and found.created_ms:
             raise S3Error("BucketAlreadyOwnedByYou", "you have this bucket already", BucketName=call.bucket)
-        self.keep(call, Bucket(created_ms=call.now_ms, region=region))
+        try:
+            self._store(call, Bucket(created_ms=call.now_ms, region=region), None)
+        except (ConflictError, FileNotFound):
+            raise S3Error("OperationAborted", "the bucket is being made by another request; try again") from None
 
-    def keep(self, call: Call, bucket: Bucket) -> None:
-        """Store the settings of a call's bucket.
+    def change(self, call: Call, changed: Callable[[Bucket], Bucket]) -> None:
+        """Change the settings of a call's bucket, so that no change that another request makes is lost.
+
+        Args:
+            call: whose bucket it is about.
+            changed: returns the new settings for the present ones; may be called several times.
 
         Raises:
-            S3Error: they are too long.
+            S3Error: there is no such bucket, or its settings become too long, or others change them all the time.
         """
-        made = replace(bucket, created_ms=bucket.created_ms or call.now_ms)
-        content = made.encoded()
+        self.get(call)
+        for _ in range(_TRIES):
+            kept = read_settings(call.client, call.user, call.bucket)
+            version_id, bucket = kept or (None, Bucket())
+            try:
+                self._store(call, changed(bucket), version_id)
+                return
+            except (ConflictError, FileNotFound):
+                continue  # another request was faster
+        raise S3Error("OperationAborted", "other requests change the settings of this bucket; try again")
+
+    def _store(self, call: Call, bucket: Bucket, former_id: str | None) -> None:
+        content = replace(bucket, created_ms=bucket.created_ms or call.now_ms).encoded()
         if len(content) > _SETTINGS_BYTES_MAX:
             raise S3Error("InvalidRequest", f"the settings of a bucket may have at most {_SETTINGS_BYTES_MAX} bytes")
-        call.client.push(content, user_id=call.user, filename=settings_name(call.bucket))
+        call.client.push(
+            content,
+            user_id=call.user,
+            filename=settings_name(call.bucket),
+            if_absent=former_id is None,
+            if_head=former_id,
+        )
         self._forget(call)
 
     def remove(self, call: Call) -> None:
@@ -165,11 +196,11 @@ class Buckets:
 
     def _read(self, call: Call, name: str) -> Bucket | None:
         try:
-            kept = call.client.find(settings_name(name), user_id=call.user)
+            kept = read_settings(call.client, call.user, name)
         except PermissionDenied:  # the access key is for the bucket's files only
             kept = None
         if kept is not None:
-            return Bucket.parse(call.client.get(kept.file_id, user_id=call.user, length=_SETTINGS_BYTES_MAX))
+            return kept[1]
         page = call.client.list_page(user_id=call.user, prefix=f"{name}/", limit=1)
         return Bucket() if page.files else None
 
@@ -177,6 +208,18 @@ class Buckets:
         with self._lock:
             for which in [one for one in self._kept if one[1:] == (call.user, call.bucket)]:
                 self._kept.pop(which, None)
+
+
+def read_settings(client: Client, user: str, name: str) -> tuple[str, Bucket] | None:
+    """The settings of a user's bucket, and the id of their version; None: it was not made."""
+    kept = client.find(settings_name(name), user_id=user)
+    if kept is None:
+        return None
+    try:
+        raw = client.get(kept.file_id, user_id=user, version_id=kept.version_id, length=_SETTINGS_BYTES_MAX)
+    except (FileNotFound, VersionNotFound):  # it was removed just now
+        return None
+    return kept.version_id, Bucket.parse(raw)
 
 
 def _heads(call: Call, prefix: str) -> Iterator[Version]:

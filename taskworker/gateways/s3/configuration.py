@@ -79,14 +79,14 @@ def get_versioning(call: Call, buckets: Buckets) -> Reply:
 
 def put_versioning(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """PutBucketVersioning."""
-    bucket = buckets.get(call)
+    buckets.get(call)
     root = parsed(body, "VersioningConfiguration")
     status = text_of(root, "Status")
     if status not in (ENABLED, SUSPENDED):
         raise S3Error("MalformedXML", f"Status must be {ENABLED} or {SUSPENDED}")
     if text_of(root, "MfaDelete") == "Enabled":
         raise S3Error("NotImplemented", "MFA delete is not supported")
-    buckets.keep(call, replace(bucket, versioning=status))
+    buckets.change(call, lambda bucket: replace(bucket, versioning=status))
     return Reply(200)
 
 
@@ -100,14 +100,15 @@ def get_bucket_tags(call: Call, buckets: Buckets) -> Reply:
 
 def put_bucket_tags(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """PutBucketTagging."""
-    bucket = buckets.get(call)
-    buckets.keep(call, replace(bucket, tags=tuple(_tags_in(body, _BUCKET_TAGS_MAX).items())))
+    buckets.get(call)
+    tags = tuple(_tags_in(body, _BUCKET_TAGS_MAX).items())
+    buckets.change(call, lambda bucket: replace(bucket, tags=tags))
     return Reply(204)
 
 
 def delete_bucket_tags(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucketTagging."""
-    buckets.keep(call, replace(buckets.get(call), tags=()))
+    buckets.change(call, lambda bucket: replace(bucket, tags=()))
     return Reply(204)
 
 
@@ -138,17 +139,17 @@ def get_cors(call: Call, buckets: Buckets) -> Reply:
 
 def put_cors(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """PutBucketCors."""
-    bucket = buckets.get(call)
+    buckets.get(call)
     rules = [_cors_rule(one) for one in parsed(body, "CORSConfiguration").findall("CORSRule")]
     if not 1 <= len(rules) <= _CORS_RULES_MAX:
         raise S3Error("MalformedXML", f"there must be from 1 to {_CORS_RULES_MAX} rules")
-    buckets.keep(call, replace(bucket, cors=tuple(rules)))
+    buckets.change(call, lambda bucket: replace(bucket, cors=tuple(rules)))
     return Reply(200)
 
 
 def delete_cors(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucketCors."""
-    buckets.keep(call, replace(buckets.get(call), cors=()))
+    buckets.change(call, lambda bucket: replace(bucket, cors=()))
     return Reply(204)
 
 

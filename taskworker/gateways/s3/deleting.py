@@ -1,19 +1,104 @@
-"""DeleteObjects: many objects by one request."""
+"""Objects and versions are deleted: one, or many by one request."""
 
 from __future__ import annotations
 
 import logging
 
-from storage.errors import StorageError
-from taskworker.gateways.s3.buckets import Buckets
+from storage import Version
+from storage.errors import FileNotFound, InvalidArgument, StorageError, VersionNotFound
+from taskworker.gateways.s3.buckets import ENABLED, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
+from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
-from taskworker.gateways.s3.objects import removed
+from taskworker.gateways.s3.metadata import Metadata, etag_of, metadata_of
+from taskworker.gateways.s3.names import filename
+from taskworker.gateways.s3.objects import HISTORY_MAX, NULL_ID, version_id_of
 
 _log = logging.getLogger(__name__)
 _KEYS_MAX = 1000
+
+
+def delete(call: Call, buckets: Buckets) -> Reply:
+    """DeleteObject."""
+    bucket = buckets.get(call)
+    headers = removed(call, call.key, call.parameters.get("versionId"), bucket.versioning, call.fields.get("if-match"))
+    return Reply(204, headers)
+
+
+def removed(
+    call: Call, key: str, version_id: str | None, versioning: str, match: str | None = None
+) -> list[tuple[str, str]]:
+    """Delete an object, or a version of it, and return what a reply tells of that.
+
+    Raises:
+        S3Error: it cannot be deleted.
+    """
+    name = filename(call.bucket, key)
+    head = call.client.find(name, user_id=call.user)
+    metadata = None if head is None else metadata_of(head)
+    if match is not None:
+        if head is None or metadata is None or metadata.is_marker:
+            raise S3Error("NoSuchKey", "there is no object with this key", Key=key)
+        if not matches(match, etag_of(head, metadata)):
+            raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
+    if version_id is not None and (versioning or version_id != NULL_ID):
+        return _removed_version(call, head, version_id)
+    if versioning:
+        return marked(call, name, versioning)
+    if head is not None:
+        try:
+            call.client.delete(head.file_id, user_id=call.user)
+        except FileNotFound:
+            return []  # somebody else was faster
+    return []
+
+
+def marked(call: Call, name: str, versioning: str, if_head: str | None = None) -> list[tuple[str, str]]:
+    """Delete an object of a bucket with versions, by a marker; return what a reply tells of that.
+
+    Raises:
+        ConflictError, FileNotFound: ``if_head`` is given, and another version is the newest, or none is.
+    """
+    marker = Metadata(is_marker=True, is_null=versioning != ENABLED, time_ms=call.now_ms)
+    version = call.client.push(
+        b"",
+        user_id=call.user,
+        filename=name,
+        time_ms=call.now_ms,
+        attributes=marker.attributes(),
+        if_head=if_head,
+    )
+    return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id_of(version, marker))]
+
+
+def _removed_version(call: Call, head: Version | None, version_id: str) -> list[tuple[str, str]]:
+    """Delete a version or marker; the one before it is the newest then, if it was that. Nothing, if there is none."""
+    headers = [("x-amz-version-id", version_id)]
+    if head is None:
+        return headers
+    doomed = _versions_called(call, head, version_id)
+    for version in doomed:
+        try:
+            call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
+        except (FileNotFound, VersionNotFound):
+            continue  # somebody else was faster
+    is_marker = any(metadata_of(version).is_marker for version in doomed[-1:])
+    return [("x-amz-delete-marker", "true"), *headers] if is_marker else headers
+
+
+def _versions_called(call: Call, head: Version, version_id: str) -> list[Version]:
+    """The version with an id, or all versions without one, of which S3 shows the newest; the oldest first."""
+    if version_id == NULL_ID:
+        history = call.client.history(head.file_id, user_id=call.user, limit=HISTORY_MAX)
+        return [version for version in reversed(history) if metadata_of(version).is_null]
+    if version_id == head.version_id:
+        return [head]
+    try:
+        return [call.client.stat(head.file_id, user_id=call.user, version_id=version_id)]
+    except (VersionNotFound, InvalidArgument):
+        return []
 
 
 def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:

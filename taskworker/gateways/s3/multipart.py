@@ -20,6 +20,7 @@ from taskworker.gateways.s3.checksums import COMPOSITE, FULL_OBJECT
 from taskworker.gateways.s3.conditions import range_of
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.lifecycle import expiration_header
 from taskworker.gateways.s3.listing import count_of, owner
 from taskworker.gateways.s3.metadata import (
     LISTED,
@@ -42,7 +43,8 @@ from taskworker.gateways.s3.times import iso
 PARTS_MAX = 10_000
 PART_BYTES_MIN = 5 * 1024 * 1024
 _UPLOADS_MAX = 10_000
-_KEY = "s3-key"
+UPLOAD_KEY = "s3-key"
+"""The attribute of an upload's file that has the object's key."""
 _PIECE = 1024 * 1024
 
 
@@ -60,7 +62,7 @@ def create(call: Call, buckets: Buckets) -> Reply:
         user_id=call.user,
         filename=upload_name(call.bucket, upload_id),
         time_ms=call.now_ms,
-        attributes={**replace(metadata, time_ms=call.now_ms).attributes(), _KEY: call.key.encode()},
+        attributes={**replace(metadata, time_ms=call.now_ms).attributes(), UPLOAD_KEY: call.key.encode()},
     )
     headers = [("x-amz-checksum-algorithm", algorithm), ("x-amz-checksum-type", kind)] if algorithm else []
     inner: list[Node] = [("Bucket", call.bucket), ("Key", call.key), ("UploadId", upload_id)]
@@ -194,6 +196,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
         inner.append((f"Checksum{metadata.checksum.algorithm}", metadata.checksum.value))
         inner.append(("ChecksumType", metadata.checksum.kind))
     headers = version_header(bucket.versioning, version)
+    headers += expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
     return document(("CompleteMultipartUploadResult", inner), headers=headers)
 
 
@@ -278,9 +281,9 @@ def list_uploads(call: Call, buckets: Buckets) -> Reply:
 def _uploads(call: Call, start: str) -> Iterator[tuple[str, Version]]:
     after: str | None = None
     for _ in range(_UPLOADS_MAX // 1000):
-        page = call.client.list_page(user_id=call.user, prefix=start, after=after, with_attributes=(_KEY,))
+        page = call.client.list_page(user_id=call.user, prefix=start, after=after, with_attributes=(UPLOAD_KEY,))
         for one in page.files:
-            yield one.attributes.get(_KEY, b"").decode("utf-8", "replace"), one
+            yield one.attributes.get(UPLOAD_KEY, b"").decode("utf-8", "replace"), one
         after = page.next_after
         if after is None:
             return

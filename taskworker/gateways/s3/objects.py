@@ -15,8 +15,8 @@ from taskworker.gateways.s3.buckets import ENABLED, Buckets
 from taskworker.gateways.s3.calls import Call, Content, Reply, document
 from taskworker.gateways.s3.conditions import check_read, matches, range_of
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.lifecycle import expiration_header
 from taskworker.gateways.s3.metadata import (
-    MARKER,
     Checksum,
     Metadata,
     checksum_headers,
@@ -30,10 +30,11 @@ from taskworker.gateways.s3.names import filename
 from taskworker.gateways.s3.times import iso
 
 _OVERRIDES = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires")
-_NULL = "null"
+NULL_ID = "null"
+"""The id of a version that was made while its bucket had no versions."""
 SHORT = 64 * 1024
 """Content up to this size travels with what is known of it."""
-_HISTORY_MAX = 1000
+HISTORY_MAX = 1000
 UNSUPPORTED_HEADERS = (
     "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-copy-source-server-side-encryption-customer-algorithm",
@@ -50,7 +51,7 @@ _ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
 
 def version_id_of(version: Version, metadata: Metadata) -> str:
     """A version's id as S3 shows it."""
-    return _NULL if metadata.is_null else version.version_id
+    return NULL_ID if metadata.is_null else version.version_id
 
 
 def found(call: Call, name: str, version_id: str | None) -> tuple[Version, Metadata]:
@@ -77,7 +78,7 @@ def _version(call: Call, name: str, version_id: str | None) -> Version:
         raise S3Error("NoSuchVersion", "there is no such version of the object", VersionId=version_id)
     if version_id in (None, head.version_id):
         return head
-    if version_id == _NULL:
+    if version_id == NULL_ID:
         return _null_version(call, head)
     try:
         return call.client.stat(head.file_id, user_id=call.user, version_id=version_id)
@@ -90,10 +91,10 @@ def _version(call: Call, name: str, version_id: str | None) -> Version:
 def _null_version(call: Call, head: Version) -> Version:
     if metadata_of(head).is_null:
         return head
-    for version in call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX):
+    for version in call.client.history(head.file_id, user_id=call.user, limit=HISTORY_MAX):
         if metadata_of(version).is_null:
             return version
-    raise S3Error("NoSuchVersion", "there is no version without an id", VersionId=_NULL)
+    raise S3Error("NoSuchVersion", "there is no version without an id", VersionId=NULL_ID)
 
 
 def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
@@ -130,6 +131,9 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers = dict(object_headers(version, metadata, with_checksum=wants_checksum))
     headers["content-length"] = str(length)
     headers["x-amz-version-id"] = version_id_of(version, metadata)
+    if "versionId" not in asked:
+        bucket = buckets.find(call, call.bucket)
+        headers |= expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
     for name in _OVERRIDES:
         if (value := asked.get(f"response-{name}")) is not None:
             headers[name] = _one_line(value)
@@ -255,6 +259,7 @@ def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: boo
         ("etag", f'"{made.etag}"'),
         *checksum_headers(made.checksum),
         *version_header(bucket.versioning, version),
+        *expiration_header(bucket, call.key, version.size, made.tags, made.time_ms),
     ]
     return Reply(200, headers)
 
@@ -344,7 +349,7 @@ def version_header(versioning: str, version: Version) -> list[tuple[str, str]]:
     """The header that tells a new version's id, where S3 has it."""
     if not versioning:
         return []
-    return [("x-amz-version-id", version.version_id if versioning == ENABLED else _NULL)]
+    return [("x-amz-version-id", version.version_id if versioning == ENABLED else NULL_ID)]
 
 
 def copy(call: Call, buckets: Buckets) -> Reply:
@@ -380,85 +385,13 @@ def copy(call: Call, buckets: Buckets) -> Reply:
     if made.checksum is not None:
         inner.append((f"Checksum{made.checksum.algorithm}", made.checksum.value))
     headers = version_header(bucket.versioning, version)
+    headers += expiration_header(bucket, call.key, version.size, made.tags, made.time_ms)
     if not metadata.is_null:
         headers.append(("x-amz-copy-source-version-id", source.version_id))
     return document(("CopyObjectResult", inner), headers=headers)
-
-
-# -- deleting -----------------------------------------------------------------------------------------
-
-
-def delete(call: Call, buckets: Buckets) -> Reply:
-    """DeleteObject."""
-    bucket = buckets.get(call)
-    headers = removed(call, call.key, call.parameters.get("versionId"), bucket.versioning, call.fields.get("if-match"))
-    return Reply(204, headers)
-
-
-def removed(
-    call: Call, key: str, version_id: str | None, versioning: str, match: str | None = None
-) -> list[tuple[str, str]]:
-    """Delete an object, or a version of it, and return what a reply tells of that.
-
-    Raises:
-        S3Error: it cannot be deleted.
-    """
-    name = filename(call.bucket, key)
-    head = call.client.find(name, user_id=call.user)
-    metadata = None if head is None else metadata_of(head)
-    if match is not None:
-        if head is None or metadata is None or metadata.is_marker:
-            raise S3Error("NoSuchKey", "there is no object with this key", Key=key)
-        if not matches(match, etag_of(head, metadata)):
-            raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
-    if version_id is not None and (versioning or version_id != _NULL):
-        return _removed_version(call, head, version_id)
-    if versioning:
-        marker = Metadata(is_marker=True, is_null=versioning != ENABLED, time_ms=call.now_ms)
-        version = call.client.push(
-            b"", user_id=call.user, filename=name, time_ms=call.now_ms, attributes=marker.attributes()
-        )
-        return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id_of(version, marker))]
-    if head is not None:
-        try:
-            call.client.delete(head.file_id, user_id=call.user)
-        except FileNotFound:
-            return []  # somebody else was faster
-    return []
-
-
-def _removed_version(call: Call, head: Version | None, version_id: str) -> list[tuple[str, str]]:
-    """Delete a version or marker; the one before it is the newest then, if it was that. Nothing, if there is none."""
-    headers = [("x-amz-version-id", version_id)]
-    if head is None:
-        return headers
-    doomed = _versions_called(call, head, version_id)
-    for version in doomed:
-        try:
-            call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
-        except (FileNotFound, VersionNotFound):
-            continue  # somebody else was faster
-    is_marker = any(metadata_of(version).is_marker for version in doomed[-1:])
-    return [("x-amz-delete-marker", "true"), *headers] if is_marker else headers
-
-
-def _versions_called(call: Call, head: Version, version_id: str) -> list[Version]:
-    """The version with an id, or all versions without one, of which S3 shows the newest; the oldest first."""
-    if version_id == _NULL:
-        history = call.client.history(head.file_id, user_id=call.user, limit=_HISTORY_MAX)
-        return [version for version in reversed(history) if metadata_of(version).is_null]
-    if version_id == head.version_id:
-        return [head]
-    try:
-        return [call.client.stat(head.file_id, user_id=call.user, version_id=version_id)]
-    except (VersionNotFound, InvalidArgument):
-        return []
 
 
 def _one_line(value: str) -> str:
     if any(ord(letter) < 0x20 or ord(letter) == 0x7F for letter in value):
         raise S3Error("InvalidArgument", "the value of a header has no control characters")
     return value
-
-
-HIDDEN = MARKER

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
 from taskworker.gateways.s3 import configuration as conf
-from taskworker.gateways.s3 import deleting, listing, multipart, objects
+from taskworker.gateways.s3 import deleting, lifecycle, listing, multipart, objects
 from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply
 from taskworker.gateways.s3.errors import S3Error
@@ -85,9 +85,7 @@ _BUCKET = {
     ("GET", "cors"): _reading("GetBucketCors", conf.get_cors),
     ("GET", "acl"): _reading("GetBucketAcl", conf.get_acl),
     ("GET", "policy"): Operation("GetBucketPolicy", Takes.NOTHING, _missing("NoSuchBucketPolicy", "policy")),
-    ("GET", "lifecycle"): Operation(
-        "GetBucketLifecycleConfiguration", Takes.NOTHING, _missing("NoSuchLifecycleConfiguration", "lifecycle rules")
-    ),
+    ("GET", "lifecycle"): _reading("GetBucketLifecycleConfiguration", lifecycle.get_lifecycle),
     ("GET", "encryption"): Operation(
         "GetBucketEncryption",
         Takes.NOTHING,
@@ -113,9 +111,11 @@ _BUCKET = {
     ("PUT", "versioning"): _setting("PutBucketVersioning", conf.put_versioning),
     ("PUT", "tagging"): _setting("PutBucketTagging", conf.put_bucket_tags),
     ("PUT", "cors"): _setting("PutBucketCors", conf.put_cors),
+    ("PUT", "lifecycle"): _setting("PutBucketLifecycleConfiguration", lifecycle.put_lifecycle),
     ("PUT", "acl"): _setting("PutBucketAcl", conf.put_acl),
     ("DELETE", ""): _reading("DeleteBucket", conf.delete_bucket),
     ("DELETE", "tagging"): _reading("DeleteBucketTagging", conf.delete_bucket_tags),
+    ("DELETE", "lifecycle"): _reading("DeleteBucketLifecycle", lifecycle.delete_lifecycle),
     ("DELETE", "cors"): _reading("DeleteBucketCors", conf.delete_cors),
     ("POST", "delete"): _setting("DeleteObjects", deleting.delete_objects),
 }
@@ -134,7 +134,7 @@ _OBJECT = {
     ("PUT", "acl"): _setting("PutObjectAcl", conf.put_acl),
     ("POST", "uploads"): _reading("CreateMultipartUpload", multipart.create),
     ("POST", "uploadId"): _setting("CompleteMultipartUpload", multipart.complete),
-    ("DELETE", ""): _reading("DeleteObject", objects.delete),
+    ("DELETE", ""): _reading("DeleteObject", deleting.delete),
     ("DELETE", "uploadId"): Operation("AbortMultipartUpload", Takes.NOTHING, _alone(multipart.abort)),
     ("DELETE", "tagging"): _reading("DeleteObjectTagging", conf.delete_object_tags),
 }

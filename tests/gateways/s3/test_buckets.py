@@ -39,6 +39,21 @@ def test_names_of_buckets(s3: Any, name: str) -> None:
     assert refused(lambda: s3.create_bucket(Bucket=name)) == ("InvalidBucketName", 400)
 
 
+def test_what_the_gateway_keeps_is_in_no_bucket(s3: Any, bucket: str) -> None:
+    s3.create_multipart_upload(Bucket=bucket, Key="k")
+    assert not [one["Name"] for one in s3.list_buckets()["Buckets"] if one["Name"].startswith(".")]
+    kept = f"buckets/{bucket}"
+    for call in (
+        lambda: s3.list_objects_v2(Bucket=".s3"),
+        lambda: s3.get_object(Bucket=".s3", Key=kept),
+        lambda: s3.put_object(Bucket=".s3", Key=kept, Body=b"{}"),
+        lambda: s3.delete_object(Bucket=".s3", Key=kept),
+        lambda: s3.copy_object(Bucket=bucket, Key="k", CopySource=f".s3/{kept}"),
+        lambda: s3.copy_object(Bucket=bucket, Key="k", CopySource=f"{bucket}/../.s3/{kept}"),
+    ):
+        assert refused(call)[0] in ("NoSuchBucket", "InvalidArgument")
+
+
 def test_where_buckets_are(s3: Any, new_bucket: NewBucket) -> None:
     assert not s3.get_bucket_location(Bucket=new_bucket()).get("LocationConstraint")
 
@@ -154,7 +169,6 @@ def test_what_buckets_do_not_have(s3: Any, bucket: str, call: str, code: str) ->
         "get_bucket_notification_configuration",
         "get_bucket_request_payment",
         "delete_bucket_policy",
-        "delete_bucket_lifecycle",
         "delete_bucket_website",
         "list_bucket_metrics_configurations",
         "list_bucket_inventory_configurations",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from taskworker.client import Client
 from taskworker.client.users import UserClient
 from taskworker.gateways.s3.accounts import FileAccounts, PoolAccounts
 from taskworker.gateways.s3.errors import S3Error
@@ -88,6 +90,32 @@ def test_access_keys_of_a_pool(pool: FunctionPool, tmp_path: Path) -> None:
             assert "TWNOBODY" not in shown
         finally:
             gateway.kill()
+
+
+def test_rules_are_applied_by_a_gateway_that_nobody_asks(pool: FunctionPool, tmp_path: Path) -> None:
+    with UserClient(pool.address) as users:
+        if all(one.user != "s3-rules" for one in users.users()):
+            users.add("s3-rules")
+        key = users.create_access_key("s3-rules")
+    arguments = ["--pool", pool.address, "gateway", "s3", "--listen", "127.0.0.1:0", "--lifecycle-interval"]
+    gateway = Process([*arguments, "0"], tmp_path / "first.log")
+    try:
+        s3 = connect(f"http://{gateway.address}", key.access_key_id, key.secret)
+        s3.create_bucket(Bucket="rules")
+        expired = {"ID": "r", "Status": "Enabled", "Filter": {}, "Expiration": {"Date": "2020-01-01T00:00:00Z"}}
+        s3.put_bucket_lifecycle_configuration(Bucket="rules", LifecycleConfiguration={"Rules": [expired]})
+        s3.put_object(Bucket="rules", Key="k", Body=b"")
+    finally:
+        gateway.kill()
+    gateway = Process([*arguments, "0.1"], tmp_path / "second.log")
+    try:
+        with Client(pool.address, token=key.token) as client:
+            give_up = time.monotonic() + 60
+            while client.find("rules/k", user_id="s3-rules") is not None:
+                assert time.monotonic() < give_up, "the object did not expire"
+                time.sleep(0.05)
+    finally:
+        gateway.kill()
 
 
 def test_keys_that_there_are_not_are_not_asked_for_again_and_again(pool: FunctionPool) -> None:

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from taskworker.gateways.s3 import deleting
 from taskworker.gateways.s3.calls import Call
-from taskworker.gateways.s3.objects import removed
+from taskworker.gateways.s3.deleting import removed
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER, send
 
