@@ -18,6 +18,7 @@ HEAD_S = 30.0
 PIPELINED_MAX = 16
 """Requests that may wait for the answer to one before them, on one connection."""
 _TOGETHER = 64 * 1024
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -28,10 +29,12 @@ class BoundedProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _diversion: _Diversion | None = None
+    _joining: _Joining
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
-        super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]  # it does what is used of one
+        self._joining = _Joining(transport, self.loop)
+        super().connection_made(self._joining)  # type: ignore[arg-type]  # it does what is used of one
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -41,6 +44,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._diversion is not None:
             self._diversion.fail()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Send what is held of a reply; asyncio then closes the connection."""
+        self._joining.flush()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and end the connection if it begins with too long a head."""
@@ -146,8 +153,9 @@ class HalfCloseProtocol(BoundedProtocol):
     Whether the caller is there at all is then known only when something is sent.
     """
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn always closes
+    def eof_received(self) -> bool:  # type: ignore[override]  # the others always close
         """Return whether to keep the connection until the reply is sent."""
+        super().eof_received()
         if self.cycle is None:  # before the first request, whatever uvicorn's annotation says
             return False  # type: ignore[unreachable]
         cycle = self.cycle
@@ -155,6 +163,34 @@ class HalfCloseProtocol(BoundedProtocol):
             return False
         cycle.keep_alive = False
         return True
+
+
+def with_expectations(app: Any) -> Any:
+    """Return an ASGI application whose replies suit callers that wait before they send a body.
+
+    A caller that was told of no ``100 Continue`` may send its body after the final reply or may leave it out (RFC 9110,
+    section 10.1.1), so what follows on that connection cannot be told apart: it is closed. Where there is no body,
+    ``100 Continue`` comes before the reply although it may be left out, because botocore takes the next reply on the
+    connection for a part of this one otherwise, and waits for a minute.
+
+    Args:
+        app: an application that :class:`BoundedProtocol` serves.
+    """
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        async def sent(message: Any) -> None:
+            cycle = scope["extensions"][DIVERT].cycle
+            if cycle.waiting_for_100_continue and message["type"] == "http.response.start":
+                if cycle.more_body:
+                    cycle.keep_alive = False
+                elif not cycle.body:
+                    cycle.transport.write(_CONTINUE)
+            await send(message)
+
+        is_expecting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        await app(scope, receive, sent if is_expecting else send)
+
+    return served
 
 
 class _Diversion:
@@ -183,7 +219,7 @@ class _Diversion:
         else:
             protocol.divert(self)
             if cycle.waiting_for_100_continue:
-                protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                protocol.transport.write(_CONTINUE)
                 cycle.waiting_for_100_continue = False
             protocol.flow.resume_reading()
 
@@ -221,14 +257,14 @@ class _Joining:
         if not data:
             return
         if not self._held:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._held.append(data)
         self._size += len(data)
         if self._size >= _TOGETHER:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -241,13 +277,13 @@ class _Joining:
     def get_write_buffer_size(self) -> int:
         return self._size + self._transport.get_write_buffer_size()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
         held, size = self._held, self._size
         self._held, self._size = [], 0
         if size < _TOGETHER:
             held = [b"".join(held)] if held else held
         for data in held:
             self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

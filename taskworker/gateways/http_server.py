@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import uvicorn
 
 from storage.errors import InvalidArgument
-from taskworker.gateways.http_protocol import BoundedProtocol, HalfCloseProtocol
+from taskworker.gateways.http_protocol import BoundedProtocol, HalfCloseProtocol, with_expectations
 
 KEEP_ALIVE_S = 75
 CONNECTIONS_MAX = 2048
@@ -79,7 +79,7 @@ class HttpServer:
     ) -> None:
         self._app = app
         config = uvicorn.Config(
-            app,
+            with_expectations(app),
             http=HalfCloseProtocol if half_close else BoundedProtocol,
             loop="asyncio",
             ws="none",

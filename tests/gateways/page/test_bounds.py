@@ -97,6 +97,14 @@ def test_a_body_that_nobody_waits_for_holds_no_connection(url: str, monkeypatch:
             pass
 
 
+def test_what_follows_a_refusal_of_a_body_that_was_not_sent_is_no_body(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(head(url, "PUT /nothing", Content_Length="10", Expect="100-continue"))
+        answer = answer_of(connection)  # to the end: the connection is closed
+        assert not answer.startswith(b"HTTP/1.1 100 ")
+        assert b"connection: close\r\n" in answer
+
+
 def test_an_upload_byte_by_byte_is_too_slow(url: str, ann: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "_PIECE_S", 0.6)
     [(name, value)] = ann.browser.cookies.items()

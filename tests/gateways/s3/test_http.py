@@ -43,6 +43,12 @@ def exchange(gateway: HttpServer, request: bytes) -> bytes:
     return bytes(answer)
 
 
+def test_who_waits_to_send_an_empty_body_may_go_on(gateway: HttpServer) -> None:
+    answer = exchange(gateway, b"PUT /b/k HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n")
+    lines = answer.split(b"\r\n")
+    assert (lines[0], lines[1], lines[2][:13]) == (b"HTTP/1.1 100 Continue", b"", b"HTTP/1.1 403 ")
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -131,6 +137,10 @@ def test_callers_may_close_their_side_after_a_request(url: str, s3: Any, bucket:
             answer = reply.read()
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.partition(b"\r\n\r\n")[2] == b"h" * size
+
+
+def test_a_reply_comes_although_the_caller_s_side_was_closed_meanwhile(gateway: HttpServer) -> None:
+    assert exchange(gateway, b"GET /b/k HTTP/1.1\r\nHost: h\r\n\r\n").startswith(b"HTTP/1.1 403 ")
 
 
 def test_chunks_of_another_request_are_refused(url: str, s3: Any, bucket: str) -> None:
