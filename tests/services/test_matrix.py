@@ -20,7 +20,7 @@ from taskworker.auth.user_tokens import new_token
 from taskworker.pool.options import PoolOptions
 from taskworker.rpc.dialling import dial, dial_secure
 from taskworker.worker.member import WorkerMember, enroll
-from tests.services.calls import methods, outcome
+from tests.services.calls import methods, outcome, outcomes
 from tests.services.member_workers import serving
 from tests.services.test_rights import ALLOWED, ROLES
 from tests.services.test_rights_of_workers import ANY_USER, HEALTH, OWN, REFLECTION
@@ -143,16 +143,14 @@ def test_at_the_users_port_roles_have_what_the_table_says(everybody: Everybody, 
 def test_who_trusts_another_authority_sends_nothing(everybody: Everybody, tmp_path: Path) -> None:
     other = Authority(tmp_path / "other.pem", everybody.server.pool.pool_id).certificates_pem.decode()
     channel = everybody.as_user(everybody.tokens["o"], authorities=other)
-    for name, method in METHODS.items():
-        assert outcome(channel, method)[0] is UNAVAILABLE, name
+    assert set(outcomes(channel, METHODS.values()).values()) == {UNAVAILABLE}
 
 
 @pytest.mark.parametrize("who", ["nobody", "an operator", "of another authority", "expired", "of another pool"])
 def test_at_the_members_port_nobody_gets_in_without_a_certificate_of_the_pool(everybody: Everybody, who: str) -> None:
     channel = everybody.at(everybody.members["w1"].members_address, everybody.strangers.get(who))
     token = everybody.tokens["o"] if who == "an operator" else None
-    for name, method in METHODS.items():
-        assert outcome(channel, method, token=token)[0] is UNAVAILABLE, name
+    assert set(outcomes(channel, METHODS.values(), token).values()) == {UNAVAILABLE}
 
 
 @pytest.mark.parametrize("letter", ["", *ROLES])
@@ -196,8 +194,6 @@ def test_at_a_worker_only_its_pool_gets_anything(everybody: Everybody) -> None:
     with serving(member, everybody._directory) as address:
         for shown in (None, *everybody.strangers.values()):
             channel = everybody.at(address, shown, dns_name)
-            assert {outcome(channel, method, token=everybody.tokens["o"])[0] for method in METHODS.values()} == {
-                UNAVAILABLE
-            }
+            assert set(outcomes(channel, METHODS.values(), everybody.tokens["o"]).values()) == {UNAVAILABLE}
         other = everybody.at(address, everybody.members["w2"].credentials.for_grpc_channel(), dns_name)
-        assert {outcome(other, method)[0] for method in METHODS.values()} == {PERMISSION_DENIED, UNIMPLEMENTED}
+        assert set(outcomes(other, METHODS.values()).values()) == {PERMISSION_DENIED, UNIMPLEMENTED}
