@@ -21,7 +21,7 @@ import pytest
 from storage import FileNotFound, FileStorage, Version
 from tests.crash.victim import USER, digest_of, open_store
 
-KILLS = 200
+KILLS = 100
 CAMPAIGN_KILLS = 5000
 LOAD_S = 0.2
 LATER_S = 0.02

@@ -11,9 +11,9 @@ from tests.simulation.campaign import FAULTS_MIN, Simulation, run_seeds
 from tests.simulation.surroundings import simulated_surroundings
 
 SEEDS = range(600)
-SEEDS_MIN = 100
-WITHIN_S = 60.0  # fewer seeds on a busy or slow machine; `./dev simulate` is for long searches
-SEEDS_TOGETHER = 50
+SEEDS_MIN = 40
+WITHIN_S = 30.0  # fewer seeds on a busy or slow machine; `./dev simulate` is for long searches
+SEEDS_TOGETHER = 40
 PROCESSES = 2
 BLOCK = 200
 CAMPAIGN_BLOCKS = range(3, 20)

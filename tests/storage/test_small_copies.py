@@ -424,10 +424,22 @@ class _Life:
         assert (report.shards_rebuilt, report.lost_count) == (0, 0)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @example([("reopen with", CHUNK, None), ("push", "file object", bytes(CHUNK))])  # the source does not tell its end
 @given(STEPS)
 def test_any_life_of_a_file(steps: list[tuple[str, object, bytes | None]]) -> None:
+    _live(steps)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@settings(max_examples=3000, deadline=None)
+@given(STEPS)
+def test_many_lives_of_files(steps: list[tuple[str, object, bytes | None]]) -> None:
+    _live(steps)
+
+
+def _live(steps: list[tuple[str, object, bytes | None]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         life = _Life(Path(directory) / "store")
         with_store = life.store

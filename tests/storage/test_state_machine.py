@@ -355,7 +355,7 @@ def _run(examples: int, steps: int) -> None:
 
 
 def test_any_sequence_of_uses_and_damage() -> None:
-    _run(examples=40, steps=30)
+    _run(examples=25, steps=30)
 
 
 @pytest.mark.campaign
