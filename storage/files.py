@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from cachetools import LRUCache
 
@@ -25,8 +25,8 @@ _OPENED_BYTES_MAX = 2048
 class Files:
     """Looks up files and their chains of versions in a catalog. Thread-safe.
 
-    Opening a sealed version takes half as long as reading a small file, so that small ones that were opened lately are
-    kept in memory: at most 1,024, of at most 2 KiB each.
+    Opening a sealed version takes half as long as reading a small file, so that versions that were opened lately are
+    kept in memory until their file is deleted: at most 1,024, of at most 2 KiB each.
 
     Args:
         catalog: the store's catalog.
@@ -68,13 +68,25 @@ class Files:
         """Read a version's record, or return what was made of the same bytes with the same keys before."""
         with self._lock:
             kept = self._opened.get(version_id)
-        if kept is not None and kept.raw == raw and kept.keys is self._keys.keys_of(kept.record.user_id):
+        if kept is not None and kept.raw == raw and self._has_same_keys(kept):
             return kept
         stored = read_version(raw, version_id, self._keys)
-        if stored.keys is not None and len(raw) <= _OPENED_BYTES_MAX:
+        if len(raw) <= _OPENED_BYTES_MAX:
             with self._lock:
                 self._opened[version_id] = stored
         return stored
+
+    def _has_same_keys(self, kept: StoredVersion) -> bool:
+        return kept.keys is None or kept.keys is self._keys.keys_of(kept.record.user_id)
+
+    def forget(self, file_ids: Collection[bytes]) -> list[StoredVersion]:
+        """Drop the kept versions of these files from memory, and return them."""
+        gone = frozenset(file_ids)
+        with self._lock:
+            versions = [kept for kept in self._opened.values() if kept.record.file_id in gone]
+            for version in versions:
+                del self._opened[version.version_id]
+        return versions
 
     def version(self, file_id: str, user_id: str, version_id: str | None) -> StoredVersion:
         """A version of a user's file, the head by default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from storage.maintenance.live import node_loader
 from storage.maintenance.walks import Walks
 from storage.options import PushOptions
 from storage.read.reader import AHEAD_BYTES_ALL
+from storage.read.small_chunks import small_chunks
 from storage.runtime import Runtime
 from storage.sealing.master_keys import MasterKeys
 from storage.stripes.contents import Contents
@@ -193,6 +195,11 @@ class StoreParts:
         """
         key = self.keys.current(options.user_id) if seals else None
         return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime, key)
+
+    def forget(self, file_ids: Collection[bytes]) -> None:
+        """Drop what was read lately of these files, which were deleted, or versions of which were, from memory."""
+        for version in self.files.forget(file_ids):
+            self.stripes.hot.forget(small_chunks(version.root))
 
     def stop(self) -> None:
         """Wait for running work to end, and stop the threads."""

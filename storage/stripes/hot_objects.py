@@ -64,7 +64,7 @@ class HotObjects:
                         self._objects[stripe] = data
 
     def forget(self, stripes: Iterable[StripeKey]) -> None:
-        """Drop objects that are being removed from the stores."""
+        """Drop objects whose files were deleted, or that are being removed from the stores."""
         if not self._is_used:
             return
         with self._lock:

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from storage.errors import InvalidArgument
 from taskworker import AsyncClient, Client
@@ -286,7 +288,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
     (directory / "app.py").write_text(MODULE)
     (directory / "broken.py").write_text("import absent_module\n")
     (directory / "eager.py").write_text("from taskworker.inside import worker\n\nworker.storage.stat('x')\n")
-    with FunctionPool(directory) as pool:
+    with FunctionPool(directory, pool_options=("--metrics", "127.0.0.1:0")) as pool:
         pool.deploy("calculate", "app:calculate", directory)
         pool.await_workers("calculate", 3)
         yield pool
@@ -958,3 +960,21 @@ def test_a_result_that_python_cannot_read_is_told_as_such(pool: FunctionPool, tm
 
 def test_the_answer_is_json(pool: FunctionPool) -> None:
     assert json.loads(pool.client.call_texts("calculate", ["1", "2"], {}, user_id=USER)) == 3
+
+
+def test_functions_that_are_gone_are_not_kept_in_memory(pool: FunctionPool) -> None:
+    before, during = bytes_in_memory(pool), []
+    for number in range(2):
+        pool.deploy("passing", "app:plain", pool.directory, concurrency=number + 1)  # another bundle each time
+        assert pool.client.call("passing", [number, 1], user_id=USER) == number + 1
+        during.append(bytes_in_memory(pool))
+        pool.functions.undeploy("passing")
+    assert before <= bytes_in_memory(pool) < min(during)
+
+
+def bytes_in_memory(pool: FunctionPool) -> float:
+    """What the pool keeps of small objects that were read lately."""
+    with urllib.request.urlopen(str(pool.pool_process.announced["metrics"]), timeout=WAIT_S) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    (sample,) = [one for family in families for one in family.samples if one.name == "taskworker_hot_objects_bytes"]
+    return float(sample.value)

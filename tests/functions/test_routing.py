@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections import Counter, deque
@@ -545,6 +546,53 @@ def test_what_is_known_of_a_function_s_calls_goes_with_it() -> None:
     for name in functions:
         routes.call(Call(name), None)
     assert fleet.runs["a"] == 4  # and f1's results are not given again
+
+
+class InOrder(random.Random):
+    """Compares workers in the order in which they are named, so that of two alike the first is chosen."""
+
+    def sample(self, population: Any, k: int, *, counts: Any = None) -> list[Any]:
+        return list(population[:k])
+
+
+def test_which_workers_were_slow_is_forgotten_with_a_function() -> None:
+    fleet, routes, clock = of_two_workers()
+
+    def takes_longer(_call: Call) -> CallReport:
+        clock.s += 2.5
+        return CallReport()
+
+    fleet.behaviours["a"] = takes_longer
+    for _ in range(2):
+        routes.call(Call("f"), None)
+    assert fleet.runs == {"b": 2, "a": 1}  # a is slower
+    routes.forget("f")
+    routes.call(Call("f"), None)
+    assert fleet.runs == {"b": 2, "a": 2}
+
+
+def test_which_workers_have_processes_of_users_is_forgotten_with_a_function() -> None:
+    fleet, routes, _ = of_two_workers(keeps=True)
+    fleet.behaviours["a"] = answers()
+    routes.call(Call("f", user_id="ann"), None)
+    assert fleet.runs == {"b": 2}  # which has one
+    routes.forget("f")
+    routes.call(Call("f", user_id="ann"), None)
+    assert fleet.runs == {"b": 2, "a": 1}
+
+
+def of_two_workers(**options: Any) -> tuple[Fleet, CallRouter, Clock]:
+    """Worker b has run a call of f for a second; a, which is chosen if they are alike, is about to join."""
+    clock = Clock()
+
+    def takes_a_second(_call: Call) -> CallReport:
+        clock.s += 1.0
+        return CallReport()
+
+    fleet = Fleet(b=takes_a_second)
+    routes = CallRouter({"f": RoutedFunction("f", "v", **options)}.get, fleet, clock_s=clock, rng=InOrder())
+    routes.call(Call("f", user_id="ann"), None)
+    return fleet, routes, clock
 
 
 def test_so_many_functions_are_counted_and_no_more() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import FileNotFound, FileStorage
+from storage import FileNotFound, FileStorage, Version
 from storage.errors import DataLossError, ShardsUnavailable
 from storage.fleet.volumes import VolumeOptions
 from storage.keys import Kind, StripeKey, stripe_key
@@ -100,6 +100,37 @@ def test_what_a_user_may_not_read_is_not_read_from_memory(hot_store: FileStorage
     hot_store.delete(version.file_id, user_id=USER)
     with pytest.raises(FileNotFound):
         get(hot_store, version)
+
+
+def test_a_deleted_file_leaves_memory_at_once(hot_store: FileStorage) -> None:
+    kept = push(hot_store, content(0, 4096), "kept")
+    assert get(hot_store, kept) == content(0, 4096)
+    before = hot_store.hot_objects().bytes_used
+    for delete in (delete_file, delete_files, delete_many, delete_newest_version):
+        older = push(hot_store, content(1, 4096), "two versions")
+        newest = push(hot_store, content(2, OBJECT_BYTES_MAX + 100), "two versions")
+        assert get(hot_store, older) == content(1, 4096)
+        assert get(hot_store, newest) == content(2, OBJECT_BYTES_MAX + 100)
+        assert hot_store.hot_objects().bytes_used > before + OBJECT_BYTES_MAX
+        delete(hot_store, newest)
+        assert hot_store.hot_objects().bytes_used == before
+    assert get(hot_store, older) == content(1, 4096)
+
+
+def delete_file(store: FileStorage, version: Version) -> None:
+    store.delete(version.file_id, user_id=USER)
+
+
+def delete_files(store: FileStorage, version: Version) -> None:
+    store.delete_files([version.file_id], user_id=USER)
+
+
+def delete_many(store: FileStorage, version: Version) -> None:
+    assert [outcome.error for outcome in store.delete_many([version.file_id], user_id=USER)] == [None]
+
+
+def delete_newest_version(store: FileStorage, version: Version) -> None:
+    store.delete_version(version.file_id, version.version_id, user_id=USER)
 
 
 def test_a_collect_drops_what_it_removes(hot_store: FileStorage) -> None:

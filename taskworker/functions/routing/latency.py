@@ -44,6 +44,11 @@ class Latencies:
             known.seconds += _WEIGHT * (seconds - known.seconds)
             known.at = self._clock_s()
 
+    def forget(self, function: str) -> None:
+        """Forget a function that was removed."""
+        for key in [key for key in self._latencies if key[0] == function]:
+            del self._latencies[key]
+
     def slowness(self, function: str, workers: Sequence[str]) -> dict[str, float]:
         """How many times slower each worker is than the fastest of them; 1 if they are about equal."""
         known = {worker: pace.seconds for worker in workers if (pace := self._fresh(function, worker)) is not None}

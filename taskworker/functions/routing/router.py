@@ -178,8 +178,11 @@ class CallRouter:
         """Drop everything known about the calls of a function that was removed."""
         self._statistics.forget(name)
         with self._lock:
+            self._latencies.forget(name)
             for key in [key for key, cached in self._cache.items() if cached.function == name]:
                 del self._cache[key]
+            for home in [home for home in self._homes if home[0] == name]:
+                del self._homes[home]
 
     def outstanding(self) -> dict[str, int]:
         """Number of running calls by worker."""
