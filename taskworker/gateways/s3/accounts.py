@@ -40,12 +40,14 @@ class Account:
         secret: what requests are signed with.
         user: whose files it opens.
         client: the connection to act for the user.
+        is_whole: whether the key may change all files of the user, not only some.
     """
 
     access_key_id: str
     secret: str
     user: str
     client: Client
+    is_whole: bool = True
 
 
 class Accounts(Protocol):
@@ -146,7 +148,7 @@ class PoolAccounts:
         if former is not None and (former.secret, former.user) == (key.secret, key.user):
             found = former  # with its connection
         else:
-            found = Account(key.access_key_id, key.secret, key.user, Client(self._address, token=key.token))
+            found = _account(key, Client(self._address, token=key.token))
         with self._lock:
             self._kept[access_key_id] = found, self._clock_s() + _KEPT_S
         return found
@@ -182,7 +184,7 @@ class PoolAccounts:
                 _log.info("there is no acting by an access key: %s", error)
                 continue
             with Client(self._address, token=key.token) as client:
-                yield Account(access_key_id, key.secret, key.user, client)
+                yield _account(key, client)
 
     def close(self) -> None:
         """Close the connections."""
@@ -215,6 +217,10 @@ def unknown_key(access_key_id: str) -> S3Error:
         "there is no such access key; it may have been revoked or have expired",
         AWSAccessKeyId=access_key_id,
     )
+
+
+def _account(key: AccessKey, client: Client) -> Account:
+    return Account(key.access_key_id, key.secret, key.user, client, is_whole="files:write" in key.scopes)
 
 
 def _keys_in(path: Path) -> dict[str, tuple[str, str]]:

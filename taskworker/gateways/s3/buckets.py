@@ -19,7 +19,7 @@ from storage.errors import ConflictError, FileNotFound, PermissionDenied, Versio
 from taskworker.client import Client
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, settings_name
+from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, locks_prefix, settings_name
 
 ENABLED = "Enabled"
 SUSPENDED = "Suspended"
@@ -43,6 +43,9 @@ class Bucket:
         tags: of the bucket.
         cors: rules, each as it is in JSON.
         lifecycle: likewise.
+        object_lock: the default retention of new versions, as it is in XML, empty: none; None: versions cannot be
+            locked.
+        is_known: whether the access key may read what was set; False: nothing above is known.
     """
 
     created_ms: int = 0
@@ -51,6 +54,8 @@ class Bucket:
     tags: tuple[tuple[str, str], ...] = ()
     cors: tuple[dict[str, Any], ...] = ()
     lifecycle: tuple[dict[str, Any], ...] = ()
+    object_lock: dict[str, Any] | None = None
+    is_known: bool = True
 
     def encoded(self) -> bytes:
         """As the content of a file."""
@@ -62,6 +67,7 @@ class Bucket:
                 "tags": self.tags,
                 "cors": self.cors,
                 "lifecycle": self.lifecycle,
+                "object_lock": self.object_lock,
             },
             ensure_ascii=False,
         ).encode("utf-8", "surrogatepass")
@@ -78,6 +84,7 @@ class Bucket:
                 tuple((str(name), str(value)) for name, value in found["tags"]),
                 tuple(dict(rule) for rule in found["cors"]),
                 tuple(dict(rule) for rule in found.get("lifecycle", ())),
+                None if found.get("object_lock") is None else dict(found["object_lock"]),
             )
         except (ValueError, TypeError, KeyError, OverflowError):
             return cls(created_ms=1)
@@ -118,8 +125,17 @@ class Buckets:
                 self._kept[which] = found
         return found
 
-    def make(self, call: Call, region: str) -> None:
-        """Make the bucket of a call.
+    def reread(self, call: Call) -> Bucket:
+        """The bucket of a call as it is now, whatever another gateway did to it just before.
+
+        Raises:
+            S3Error: there is none.
+        """
+        self._forget(call)
+        return self.get(call)
+
+    def make(self, call: Call, made: Bucket) -> None:
+        """Make the bucket of a call, with these settings.
 
         Raises:
             S3Error: there is one, or its name is against the rules.
@@ -129,7 +145,7 @@ class Buckets:
         if found is not None and found.created_ms:
             raise S3Error("BucketAlreadyOwnedByYou", "you have this bucket already", BucketName=call.bucket)
         try:
-            self._store(call, Bucket(created_ms=call.now_ms, region=region), None)
+            self._store(call, made, None)
         except (ConflictError, FileNotFound):
             raise S3Error("OperationAborted", "the bucket is being made by another request; try again") from None
 
@@ -181,9 +197,10 @@ class Buckets:
                 "the bucket has objects, or former versions of objects; delete them first",
                 BucketName=call.bucket,
             )
-        kept = call.client.find(settings_name(call.bucket), user_id=call.user)
-        if kept is not None:
-            call.client.delete(kept.file_id, user_id=call.user)
+        for name in (settings_name(call.bucket), *_names_below(call, locks_prefix(call.bucket))):
+            kept = call.client.find(name, user_id=call.user)
+            if kept is not None:
+                call.client.delete(kept.file_id, user_id=call.user)
         self._forget(call)
 
     def every(self, call: Call) -> Iterator[tuple[str, int]]:
@@ -195,14 +212,15 @@ class Buckets:
         yield from sorted(found.items())
 
     def _read(self, call: Call, name: str) -> Bucket | None:
+        is_known = True
         try:
             kept = read_settings(call.client, call.user, name)
         except PermissionDenied:  # the access key is for the bucket's files only
-            kept = None
+            kept, is_known = None, False
         if kept is not None:
             return kept[1]
         page = call.client.list_page(user_id=call.user, prefix=f"{name}/", limit=1)
-        return Bucket() if page.files else None
+        return Bucket(is_known=is_known) if page.files else None
 
     def _forget(self, call: Call) -> None:
         with self._lock:
@@ -227,6 +245,17 @@ def _heads(call: Call, prefix: str) -> Iterator[Version]:
     for _ in range(_BUCKETS_MAX // 1000):
         page = call.client.list_page(user_id=call.user, prefix=prefix, after=after)
         yield from page.files
+        after = page.next_after
+        if after is None:
+            return
+
+
+def _names_below(call: Call, prefix: str) -> Iterator[str]:
+    """The names that begin so, of files that may be deleted meanwhile."""
+    after: str | None = None
+    while True:
+        page = call.client.list_page(user_id=call.user, prefix=prefix, after=after)
+        yield from (one.filename for one in page.files)
         after = page.next_after
         if after is None:
             return

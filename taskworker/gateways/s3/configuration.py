@@ -7,11 +7,12 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from storage.errors import ConflictError, FileNotFound
-from taskworker.gateways.s3.buckets import ENABLED, SUSPENDED, Buckets
+from taskworker.gateways.s3.buckets import ENABLED, SUSPENDED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of, texts_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.listing import count_of, owner
+from taskworker.gateways.s3.locks import lock_of
 from taskworker.gateways.s3.metadata import checked_tags
 from taskworker.gateways.s3.objects import _ACLS as ACLS
 from taskworker.gateways.s3.objects import found, version_header, version_id_of
@@ -44,14 +45,14 @@ def list_buckets(call: Call, buckets: Buckets) -> Reply:
 
 def create_bucket(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """CreateBucket."""
-    if call.fields.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
-        raise S3Error("NotImplemented", "object lock is not supported")
+    has_lock = call.fields.get("x-amz-bucket-object-lock-enabled", "").lower() == "true"
     if call.fields.get("x-amz-acl", "private") not in ACLS:
         raise S3Error("NotImplemented", "buckets are private", Header="x-amz-acl")
     region = (text_of(parsed(body, "CreateBucketConfiguration"), "LocationConstraint") or "") if body.strip() else ""
     if len(region) > 64 or not region.isascii():
         raise S3Error("InvalidArgument", "LocationConstraint must be the name of a region")
-    buckets.make(call, region)
+    lockable = Bucket(versioning=ENABLED, object_lock={}) if has_lock else Bucket()
+    buckets.make(call, replace(lockable, region=region))
     return Reply(200, [("location", f"/{call.bucket}")])
 
 
@@ -86,7 +87,13 @@ def put_versioning(call: Call, buckets: Buckets, body: bytes) -> Reply:
         raise S3Error("MalformedXML", f"Status must be {ENABLED} or {SUSPENDED}")
     if text_of(root, "MfaDelete") == "Enabled":
         raise S3Error("NotImplemented", "MFA delete is not supported")
-    buckets.change(call, lambda bucket: replace(bucket, versioning=status))
+
+    def changed(bucket: Bucket) -> Bucket:
+        if bucket.object_lock is not None and status != ENABLED:
+            raise S3Error("InvalidBucketState", "versioning of a bucket with object lock cannot be suspended")
+        return replace(bucket, versioning=status)
+
+    buckets.change(call, changed)
     return Reply(200)
 
 
@@ -192,8 +199,9 @@ def _tags_in(body: bytes, most: int = 10) -> dict[str, str]:
 
 
 def _with_tags(call: Call, buckets: Buckets, tags: dict[str, str]) -> Reply:
-    versioning = buckets.get(call).versioning
+    bucket = buckets.get(call)
     version, metadata = found(call, call.filename, call.parameters.get("versionId"))
+    lock = metadata.lock if bucket.object_lock is None else lock_of(call, version)
     head = call.client.find(call.filename, user_id=call.user)
     if head is None or head.version_id != version.version_id:
         raise S3Error("NotImplemented", "tags of former versions cannot be changed")
@@ -203,12 +211,12 @@ def _with_tags(call: Call, buckets: Buckets, tags: dict[str, str]) -> Reply:
             call.filename,
             user_id=call.user,
             version_id=version.version_id,
-            attributes=replace(metadata, tags=tags).attributes(),
+            attributes=replace(metadata, tags=tags, lock=lock).attributes(),
             if_head=version.version_id,
         )
     except (ConflictError, FileNotFound):
         raise S3Error("OperationAborted", "the object was changed by another request; try again") from None
-    return Reply(200, version_header(versioning, made))
+    return Reply(200, version_header(bucket.versioning, made))
 
 
 def _cors_rule(element: Element) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import logging
 
 from storage import Version
 from storage.errors import FileNotFound, InvalidArgument, StorageError, VersionNotFound
-from taskworker.gateways.s3.buckets import ENABLED, Buckets
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
+from taskworker.gateways.s3.locks import delete_unlocked
 from taskworker.gateways.s3.metadata import Metadata, etag_of, metadata_of
 from taskworker.gateways.s3.names import filename
 from taskworker.gateways.s3.objects import HISTORY_MAX, NULL_ID, version_id_of
@@ -22,19 +23,19 @@ _KEYS_MAX = 1000
 
 def delete(call: Call, buckets: Buckets) -> Reply:
     """DeleteObject."""
-    bucket = buckets.get(call)
-    headers = removed(call, call.key, call.parameters.get("versionId"), bucket.versioning, call.fields.get("if-match"))
+    headers = removed(call, call.key, call.parameters.get("versionId"), buckets, call.fields.get("if-match"))
     return Reply(204, headers)
 
 
 def removed(
-    call: Call, key: str, version_id: str | None, versioning: str, match: str | None = None
+    call: Call, key: str, version_id: str | None, buckets: Buckets, match: str | None = None
 ) -> list[tuple[str, str]]:
     """Delete an object, or a version of it, and return what a reply tells of that.
 
     Raises:
         S3Error: it cannot be deleted.
     """
+    bucket = buckets.get(call)
     name = filename(call.bucket, key)
     head = call.client.find(name, user_id=call.user)
     metadata = None if head is None else metadata_of(head)
@@ -43,16 +44,41 @@ def removed(
             raise S3Error("NoSuchKey", "there is no object with this key", Key=key)
         if not matches(match, etag_of(head, metadata)):
             raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
-    if version_id is not None and (versioning or version_id != NULL_ID):
+    if head is not None and not bucket.versioning:
+        bucket = _certain(call, buckets, bucket, head)
+    if version_id is not None and (bucket.versioning or version_id != NULL_ID):
         return _removed_version(call, head, version_id)
-    if versioning:
-        return marked(call, name, versioning)
+    if bucket.versioning:
+        return marked(call, name, bucket.versioning)
     if head is not None:
         try:
             call.client.delete(head.file_id, user_id=call.user)
         except FileNotFound:
             return []  # somebody else was faster
     return []
+
+
+def _certain(call: Call, buckets: Buckets, bucket: Bucket, head: Version) -> Bucket:
+    """A bucket that seems to have no versions, of which a deletion would leave none.
+
+    Raises:
+        S3Error: it has some, or had, but the access key may not read its settings.
+    """
+    if bucket.is_known:
+        return buckets.reread(call) if _is_one_of_several(head) else bucket
+    history = call.client.history(head.file_id, user_id=call.user, limit=HISTORY_MAX)
+    if len(history) == HISTORY_MAX or any(map(_is_one_of_several, history)):
+        raise S3Error(
+            "AccessDenied",
+            "this access key may not read whether the bucket's versions are locked; it needs the scope files:read:.s3/",
+        )
+    return bucket
+
+
+def _is_one_of_several(version: Version) -> bool:
+    """Whether a version was put while its bucket had versions."""
+    metadata = metadata_of(version)
+    return not metadata.is_null and bool(metadata.etag or metadata.is_marker or metadata.lock)
 
 
 def marked(call: Call, name: str, versioning: str, if_head: str | None = None) -> list[tuple[str, str]]:
@@ -81,7 +107,7 @@ def _removed_version(call: Call, head: Version | None, version_id: str) -> list[
     doomed = _versions_called(call, head, version_id)
     for version in doomed:
         try:
-            call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
+            delete_unlocked(call, version)
         except (FileNotFound, VersionNotFound):
             continue  # somebody else was faster
     is_marker = any(metadata_of(version).is_marker for version in doomed[-1:])
@@ -107,7 +133,7 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
     Raises:
         S3Error: the request is not what it should be; nothing was deleted.
     """
-    versioning = buckets.get(call).versioning
+    buckets.get(call)
     if "content-md5" not in call.fields and not call.expected.checksums and call.expected.trailing is None:
         raise S3Error("InvalidRequest", "the request needs a Content-MD5 or a checksum of its body")
     root = parsed(body, "Delete")
@@ -122,7 +148,7 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
         if version_id is not None:
             named.append(("VersionId", version_id))
         try:
-            told = dict(removed(call, key, version_id, versioning, match))
+            told = dict(removed(call, key, version_id, buckets, match))
         except Exception as error:
             problem = _problem(error)
             nodes.append(("Error", [*named, ("Code", problem.code), ("Message", problem.message)]))

@@ -23,6 +23,7 @@ from taskworker.gateways.s3.deleting import marked
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.lifecycle_rules import Rule, after_days, enabled
+from taskworker.gateways.s3.locks import delete_unlocked
 from taskworker.gateways.s3.metadata import Metadata, metadata_of
 from taskworker.gateways.s3.multipart import UPLOAD_KEY, abort
 from taskworker.gateways.s3.names import SETTINGS, is_bucket, uploads_prefix
@@ -240,15 +241,18 @@ class _Pass:
         return rule.cleans_markers or (expires_ms is not None and expires_ms <= self._now_ms)
 
     def _delete(self, version: Version, *, is_head: bool) -> bool:
-        """Delete a version for good, if it still is, or is not, the newest one."""
+        """Delete a version for good, if it still is, or is not, the newest one, and is not locked."""
         client, user = self._account.client, self._account.user
         try:
             head = client.stat(version.file_id, user_id=user)
             if (head.version_id == version.version_id) is not is_head:
                 return False
-            client.delete_version(version.file_id, version.version_id, user_id=user)
+            delete_unlocked(self._call(self._key_of(version)), version)
         except (FileNotFound, VersionNotFound):
             return False  # it was deleted just now
+        except S3Error as error:
+            _log.debug("a former version in bucket %r stays: %s", self._name, error)
+            return False
         return True
 
     def _key_of(self, version: Version) -> str:

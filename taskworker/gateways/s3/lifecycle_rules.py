@@ -13,8 +13,8 @@ from taskworker.gateways.s3.documents import Node, needed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.metadata import TAGS_MAX, checked_tags
 from taskworker.gateways.s3.names import KEY_BYTES_MAX
+from taskworker.gateways.s3.times import DAY_MS
 
-DAY_MS = 86_400_000
 RULES_MAX = 1000
 _DAYS_MAX = 36_500
 _ID_MAX = 255

@@ -14,6 +14,7 @@ from storage import Version
 from taskworker.gateways.s3.checksums import ALGORITHMS, BY_HEADER
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
+from taskworker.gateways.s3.locks import LOCK, Lock
 
 ETAG = "s3-etag"
 MARKER = "s3-delete-marker"
@@ -57,6 +58,7 @@ class Metadata:
         is_marker: it is a delete marker.
         is_null: it was made while its bucket had no versions.
         time_ms: when it was put, in milliseconds since 1970.
+        lock: what it was put with; None: nothing.
     """
 
     content_type: str = _DEFAULT_TYPE
@@ -69,6 +71,7 @@ class Metadata:
     is_marker: bool = False
     is_null: bool = False
     time_ms: int = 0
+    lock: Lock | None = None
 
     def attributes(self) -> dict[str, bytes]:
         """As attributes of a version."""
@@ -89,6 +92,8 @@ class Metadata:
             kept[MARKER] = b"1"
         if self.is_null:
             kept[NULL] = b"1"
+        if self.lock is not None:
+            kept[LOCK] = self.lock.encoded()
         return kept
 
     def put_at(self, time_ms: int, etag: str, checksum: Checksum | None = None) -> Metadata:
@@ -119,6 +124,7 @@ def metadata_of(version: Version) -> Metadata:
             is_marker=MARKER in kept,
             is_null=NULL in kept,
             time_ms=int(rest.get("time", version.time_ms)),
+            lock=Lock.parse(kept[LOCK]) if LOCK in kept else None,
         )
     except (ValueError, TypeError, AttributeError, OverflowError):  # written by others, who may write what they like
         return Metadata(is_marker=MARKER in kept, time_ms=version.time_ms)

@@ -22,6 +22,7 @@ from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle import expiration_header
 from taskworker.gateways.s3.listing import count_of, owner
+from taskworker.gateways.s3.locks import default_lock, given_lock
 from taskworker.gateways.s3.metadata import (
     LISTED,
     Checksum,
@@ -50,10 +51,10 @@ _PIECE = 1024 * 1024
 
 def create(call: Call, buckets: Buckets) -> Reply:
     """CreateMultipartUpload."""
-    buckets.get(call)
+    lock = given_lock(call, buckets.get(call), with_default=False)
     check_supported(call)
     filename(call.bucket, call.key)
-    metadata = given_metadata(call.head)
+    metadata = replace(given_metadata(call.head), lock=lock)
     algorithm, kind = _checksum_of_all(call)
     upload_id = secrets.token_hex(16)
     begun = {"key": call.key, "algorithm": algorithm, "kind": kind}
@@ -168,6 +169,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
         checksum=_checksum(call, upload, told, chosen),
         time_ms=call.now_ms,
         is_null=bucket.versioning != ENABLED,
+        lock=upload.metadata.lock or default_lock(bucket, call.now_ms),
         parts=tuple((size, len([*run])) for size, run in groupby(part.size for part in chosen)),
     )
     condition = write_condition(call, call.filename)

@@ -66,6 +66,16 @@ def settings_name(bucket: str) -> str:
 SETTINGS = f"{OWN}buckets/"
 
 
+def locks_prefix(bucket: str) -> str:
+    """What the names of the files begin with that have the locks of a bucket's versions."""
+    return f"{OWN}locks/{bucket}/"
+
+
+def lock_name(bucket: str, version_id: str) -> str:
+    """The file with the lock of a version."""
+    return f"{locks_prefix(bucket)}{version_id}"
+
+
 def uploads_prefix(bucket: str) -> str:
     """What the names of a bucket's unfinished multipart uploads begin with."""
     return f"{OWN}uploads/{bucket}/"

@@ -16,6 +16,7 @@ from taskworker.gateways.s3.calls import Call, Content, Reply, document
 from taskworker.gateways.s3.conditions import check_read, matches, range_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle import expiration_header
+from taskworker.gateways.s3.locks import given_lock, lock_of
 from taskworker.gateways.s3.metadata import (
     Checksum,
     Metadata,
@@ -38,8 +39,6 @@ HISTORY_MAX = 1000
 UNSUPPORTED_HEADERS = (
     "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-copy-source-server-side-encryption-customer-algorithm",
-    "x-amz-object-lock-mode",
-    "x-amz-object-lock-retain-until-date",
     "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
@@ -131,8 +130,10 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers = dict(object_headers(version, metadata, with_checksum=wants_checksum))
     headers["content-length"] = str(length)
     headers["x-amz-version-id"] = version_id_of(version, metadata)
+    bucket = buckets.find(call, call.bucket)
+    if bucket is not None and bucket.object_lock is not None:
+        headers |= lock_of(call, version).headers()
     if "versionId" not in asked:
-        bucket = buckets.find(call, call.bucket)
         headers |= expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
     for name in _OVERRIDES:
         if (value := asked.get(f"response-{name}")) is not None:
@@ -250,7 +251,8 @@ def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: boo
     """PutObject."""
     bucket = buckets.get(call)
     check_supported(call)
-    metadata = replace(given_metadata(call.head), is_null=bucket.versioning != ENABLED)
+    lock = given_lock(call, bucket)
+    metadata = replace(given_metadata(call.head), is_null=bucket.versioning != ENABLED, lock=lock)
     receiving = Receiving(pieces, Body(call.expected), metadata, call.now_ms)
     condition = write_condition(call, call.filename)
     version = _pushed(call, receiving, call.filename, condition, is_short=is_short)
@@ -367,7 +369,8 @@ def copy(call: Call, buckets: Buckets) -> Reply:
     if call.fields.get("x-amz-tagging-directive", "COPY") == "REPLACE":
         made = replace(made, tags=tags_of(call.fields.get("x-amz-tagging", "")))
     etag = etag_of(source, metadata)
-    made = replace(made, etag=etag, time_ms=call.now_ms, is_null=bucket.versioning != ENABLED)
+    lock = given_lock(call, bucket)
+    made = replace(made, etag=etag, time_ms=call.now_ms, is_null=bucket.versioning != ENABLED, lock=lock)
     condition = write_condition(call, call.filename)
     try:
         version = call.client.copy(

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
 from taskworker.gateways.s3 import configuration as conf
-from taskworker.gateways.s3 import deleting, lifecycle, listing, multipart, objects
+from taskworker.gateways.s3 import deleting, lifecycle, listing, locking, multipart, objects
 from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply
 from taskworker.gateways.s3.errors import S3Error
@@ -91,11 +91,7 @@ _BUCKET = {
         Takes.NOTHING,
         _missing("ServerSideEncryptionConfigurationNotFoundError", "encryption of its own; the pool encrypts all"),
     ),
-    ("GET", "object-lock"): Operation(
-        "GetObjectLockConfiguration",
-        Takes.NOTHING,
-        _missing("ObjectLockConfigurationNotFoundError", "object lock"),
-    ),
+    ("GET", "object-lock"): _reading("GetObjectLockConfiguration", locking.get_configuration),
     ("GET", "replication"): Operation(
         "GetBucketReplication", Takes.NOTHING, _missing("ReplicationConfigurationNotFoundError", "replication")
     ),
@@ -112,6 +108,7 @@ _BUCKET = {
     ("PUT", "tagging"): _setting("PutBucketTagging", conf.put_bucket_tags),
     ("PUT", "cors"): _setting("PutBucketCors", conf.put_cors),
     ("PUT", "lifecycle"): _setting("PutBucketLifecycleConfiguration", lifecycle.put_lifecycle),
+    ("PUT", "object-lock"): _setting("PutObjectLockConfiguration", locking.put_configuration),
     ("PUT", "acl"): _setting("PutBucketAcl", conf.put_acl),
     ("DELETE", ""): _reading("DeleteBucket", conf.delete_bucket),
     ("DELETE", "tagging"): _reading("DeleteBucketTagging", conf.delete_bucket_tags),
@@ -125,12 +122,16 @@ _OBJECT = {
     ("GET", "attributes"): _reading("GetObjectAttributes", objects.attributes),
     ("GET", "tagging"): _reading("GetObjectTagging", conf.get_object_tags),
     ("GET", "acl"): _reading("GetObjectAcl", conf.get_acl),
+    ("GET", "retention"): _reading("GetObjectRetention", locking.get_retention),
+    ("GET", "legal-hold"): _reading("GetObjectLegalHold", locking.get_hold),
     ("GET", "uploadId"): Operation("ListParts", Takes.NOTHING, _alone(multipart.list_parts)),
     ("PUT", ""): Operation("PutObject", Takes.OBJECT),
     ("PUT", "copy"): _reading("CopyObject", objects.copy),
     ("PUT", "uploadId"): Operation("UploadPart", Takes.PART),
     ("PUT", "uploadId copy"): Operation("UploadPartCopy", Takes.NOTHING, _alone(multipart.copy_part)),
     ("PUT", "tagging"): _setting("PutObjectTagging", conf.put_object_tags),
+    ("PUT", "retention"): _setting("PutObjectRetention", locking.put_retention),
+    ("PUT", "legal-hold"): _setting("PutObjectLegalHold", locking.put_hold),
     ("PUT", "acl"): _setting("PutObjectAcl", conf.put_acl),
     ("POST", "uploads"): _reading("CreateMultipartUpload", multipart.create),
     ("POST", "uploadId"): _setting("CompleteMultipartUpload", multipart.complete),

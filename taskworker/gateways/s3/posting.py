@@ -27,6 +27,7 @@ _BEFORE_FILE_BYTES_MAX = 2 * _FIELDS_BYTES_MAX
 _FIELDS_MAX = 200
 _HEADERS_BYTES_MAX = 4096
 _FORM = "multipart/form-data"
+_KEPT = ("x-amz-meta-", "x-amz-object-lock-")
 
 
 def is_form(head: Head) -> bool:
@@ -209,7 +210,7 @@ def _limited(content: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
 
 def _headers(head: Head, fields: dict[str, str]) -> tuple[tuple[str, str], ...]:
     kept = ("cache-control", "content-type", "content-disposition", "content-encoding", "expires")
-    given = {name: value for name, value in fields.items() if name in kept or name.startswith("x-amz-meta-")}
+    given = {name: value for name, value in fields.items() if name in kept or name.startswith(_KEPT)}
     if "acl" in fields:
         given["x-amz-acl"] = fields["acl"]
     if "tagging" in fields:

@@ -13,8 +13,9 @@ from taskworker.client import Client
 from taskworker.gateways.s3 import expiring
 from taskworker.gateways.s3.accounts import FileAccounts
 from taskworker.gateways.s3.expiring import Expired, Lifecycles
-from taskworker.gateways.s3.lifecycle_rules import DAY_MS, after_days, enabled
+from taskworker.gateways.s3.lifecycle_rules import after_days, enabled
 from taskworker.gateways.s3.names import settings_name
+from taskworker.gateways.s3.times import DAY_MS
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER, keys_file, send
 from tests.gateways.s3.test_objects import refused

@@ -1,0 +1,240 @@
+"""Locks of versions: until when, and whether, they may not be deleted.
+
+What a version was put with is among its attributes, which cannot change. A lock that is changed later is kept in a file
+of the gateway's own, named by the version's id, and counts in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from storage import Version
+from storage.errors import ConflictError, FileNotFound, PermissionDenied, VersionNotFound
+from taskworker.gateways.s3.buckets import Bucket
+from taskworker.gateways.s3.calls import Call
+from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.names import lock_name
+from taskworker.gateways.s3.times import DAY_MS, iso
+
+LOCK = "s3-lock"
+"""The attribute of a version with the lock that it was put with."""
+GOVERNANCE = "GOVERNANCE"
+COMPLIANCE = "COMPLIANCE"
+MODES = (GOVERNANCE, COMPLIANCE)
+_BYTES_MAX = 4096
+_TRIES = 20
+_HEADER = "x-amz-object-lock-"
+_STRIPES = [threading.Lock() for _ in range(64)]
+_UNTIL_MAX_MS = int(datetime(9999, 1, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What keeps a version from being deleted.
+
+    Attributes:
+        mode: ``GOVERNANCE`` or ``COMPLIANCE``; empty: it is not retained.
+        until_ms: until when it is retained, in milliseconds since 1970.
+        hold: whether it is held as evidence; None: nobody ever said so.
+    """
+
+    mode: str = ""
+    until_ms: int = 0
+    hold: bool | None = None
+
+    def encoded(self) -> bytes:
+        """As the value of an attribute, or the content of a file."""
+        return json.dumps({"mode": self.mode, "until": self.until_ms, "hold": self.hold}).encode()
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Lock | None:
+        """Inverse of :meth:`encoded`; None if others wrote it, and it makes no sense."""
+        try:
+            found = json.loads(raw)
+            mode, until_ms, hold = found["mode"], int(found["until"]), found["hold"]
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return None
+        if mode not in ("", *MODES) or not 0 <= until_ms <= _UNTIL_MAX_MS or hold not in (None, True, False):
+            return None
+        return cls(mode, until_ms, hold)
+
+    def is_retained(self, now_ms: int) -> bool:
+        """Whether it is retained at this time."""
+        return bool(self.mode) and now_ms < self.until_ms
+
+    def binds(self, now_ms: int, *, bypasses: bool) -> bool:
+        """Whether the version may not be deleted at this time.
+
+        Args:
+            now_ms: milliseconds since 1970.
+            bypasses: whether governance does not bind whoever would like to.
+        """
+        return bool(self.hold) or (self.is_retained(now_ms) and not (bypasses and self.mode == GOVERNANCE))
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers of a reply about the version."""
+        told = []
+        if self.mode:
+            told += [
+                ("x-amz-object-lock-mode", self.mode),
+                ("x-amz-object-lock-retain-until-date", iso(self.until_ms)),
+            ]
+        if self.hold is not None:
+            told.append(("x-amz-object-lock-legal-hold", "ON" if self.hold else "OFF"))
+        return told
+
+    def changed_to(self, mode: str, until_ms: int, now_ms: int, *, bypasses: bool) -> Lock:
+        """This with another retention; an empty mode: none.
+
+        Raises:
+            S3Error: the present retention does not allow that.
+        """
+        is_looser = mode != self.mode or until_ms < self.until_ms
+        if self.is_retained(now_ms) and is_looser and not (bypasses and self.mode == GOVERNANCE):
+            raise S3Error("AccessDenied", f"the version is retained in {self.mode} mode until {iso(self.until_ms)}")
+        return replace(self, mode=mode, until_ms=until_ms)
+
+
+def until_in(text: str, now_ms: int) -> int:
+    """A date until which something is retained, in milliseconds since 1970.
+
+    Raises:
+        S3Error: it is malformed, or over.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        until_ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise S3Error("InvalidArgument", "the date must have the form 2030-01-31T12:00:00Z") from None
+    if not now_ms < until_ms <= _UNTIL_MAX_MS:
+        raise S3Error("InvalidArgument", "the date until which an object is retained must be in the future")
+    return until_ms
+
+
+def lock_of(call: Call, version: Version) -> Lock:
+    """The lock of a version, as it is now."""
+    return _kept(call, version)[1]
+
+
+def change_lock(call: Call, version: Version, changed: Callable[[Lock], Lock]) -> None:
+    """Change the lock of a version, so that no change of another request is lost.
+
+    Args:
+        call: about which bucket of whom.
+        version: the version.
+        changed: returns the new lock for the present one; may be called several times.
+
+    Raises:
+        S3Error: others change it all the time; or what ``changed`` raises.
+    """
+    for _ in range(_TRIES):
+        with _alone_with(version):
+            kept, lock = _kept(call, version)
+            try:
+                call.client.push(
+                    changed(lock).encoded(),
+                    user_id=call.user,
+                    filename=lock_name(call.bucket, version.version_id),
+                    if_absent=kept is None,
+                    if_head=None if kept is None else kept.version_id,
+                )
+                return
+            except (ConflictError, FileNotFound):
+                continue  # a request to another gateway was faster
+    raise S3Error("OperationAborted", "other requests change the lock of this version; try again")
+
+
+def delete_unlocked(call: Call, version: Version) -> None:
+    """Delete a version for good, if it is not locked.
+
+    Raises:
+        S3Error: it is locked, or that cannot be told.
+        FileNotFound, VersionNotFound: it is gone.
+    """
+    with _alone_with(version):
+        try:
+            kept, lock = _kept(call, version)
+        except PermissionDenied:
+            raise S3Error(
+                "AccessDenied",
+                "this access key may not read whether the version is locked; it needs the scope files:read:.s3/",
+            ) from None
+        if lock.binds(call.now_ms, bypasses=bypasses_governance(call)):
+            why = "a legal hold" if lock.hold else f"{lock.mode} mode until {iso(lock.until_ms)}"
+            raise S3Error("AccessDenied", f"the version is protected by object lock: {why}")
+        call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
+        if kept is not None:
+            with contextlib.suppress(FileNotFound):
+                call.client.delete(kept.file_id, user_id=call.user)
+
+
+def bypasses_governance(call: Call) -> bool:
+    """Whether a request is not bound by governance: it says so, and its key is for all of its user's files."""
+    return call.account.is_whole and call.fields.get("x-amz-bypass-governance-retention", "").lower() == "true"
+
+
+def given_lock(call: Call, bucket: Bucket, *, with_default: bool = True) -> Lock | None:
+    """The lock that a request puts an object with; None: none.
+
+    Args:
+        call: the request.
+        bucket: where it puts the object.
+        with_default: whether the bucket's default counts, if the request says nothing.
+
+    Raises:
+        S3Error: what it says is malformed, or the bucket has no object lock.
+    """
+    fields = call.fields
+    mode, until = fields.get(f"{_HEADER}mode"), fields.get(f"{_HEADER}retain-until-date")
+    hold = fields.get(f"{_HEADER}legal-hold")
+    given = [one for one in (mode, until, hold) if one is not None]
+    if given and bucket.object_lock is None:
+        raise S3Error("InvalidRequest", "the bucket has no object lock; put-object-lock-configuration enables it")
+    if (mode is None) != (until is None):
+        raise S3Error("InvalidArgument", f"{_HEADER}mode and {_HEADER}retain-until-date belong together")
+    if mode not in (None, *MODES):
+        raise S3Error("InvalidArgument", f"{_HEADER}mode must be {' or '.join(MODES)}", ArgumentName=f"{_HEADER}mode")
+    if hold not in (None, "ON", "OFF"):
+        raise S3Error("InvalidArgument", f"{_HEADER}legal-hold must be ON or OFF", ArgumentName=f"{_HEADER}legal-hold")
+    held = None if hold is None else hold == "ON"
+    if mode is not None and until is not None:
+        return Lock(mode, until_in(until, call.now_ms), held)
+    default = default_lock(bucket, call.now_ms) if with_default else None
+    return replace(default, hold=held) if default is not None else None if held is None else Lock(hold=held)
+
+
+def default_lock(bucket: Bucket, now_ms: int) -> Lock | None:
+    """The lock of an object that is put into a bucket now, if nothing else is said; None: none."""
+    default = bucket.object_lock
+    if not default:
+        return None
+    try:
+        days = int(default["Days"]) if "Days" in default else 365 * int(default["Years"])
+        return Lock(str(default["Mode"]), now_ms + days * DAY_MS)
+    except (KeyError, ValueError, TypeError):  # others wrote the settings, who may write what they like
+        return None
+
+
+def _alone_with(version: Version) -> threading.Lock:
+    """Held while a lock is changed, or looked at and then the version deleted: not both at once in this gateway."""
+    return _STRIPES[int(version.version_id[:8], 16) % len(_STRIPES)]
+
+
+def _kept(call: Call, version: Version) -> tuple[Version | None, Lock]:
+    """The file with the lock, None if there is none; and the lock."""
+    first = Lock.parse(version.attributes.get(LOCK, b"")) or Lock()
+    for _ in range(_TRIES):
+        kept = call.client.find(lock_name(call.bucket, version.version_id), user_id=call.user)
+        if kept is None:
+            return None, first
+        try:
+            raw = call.client.get(kept.file_id, user_id=call.user, version_id=kept.version_id, length=_BYTES_MAX)
+        except (FileNotFound, VersionNotFound):
+            continue  # it was changed or removed just now
+        return kept, Lock.parse(raw) or first
+    raise S3Error("OperationAborted", "other requests change the lock of this version; try again")
