@@ -291,8 +291,8 @@ def test_a_thousand_idle_connections_are_held(gateway: HttpServer, s3: Any, buck
         ("POST", "/{}/k?select&select-type=2", b"NotImplemented"),
         ("POST", "/{}/k?restore", b"NotImplemented"),
         ("GET", "/{}/k?torrent", b"NotImplemented"),
-        ("PUT", "/{}?lifecycle", b"NotImplemented"),
-        ("PUT", "/{}?policy", b"NotImplemented"),
+        ("PUT", "/{}?website", b"NotImplemented"),
+        ("PUT", "/{}?replication", b"NotImplemented"),
         ("PATCH", "/{}/k", b"MethodNotAllowed"),
     ],
 )
