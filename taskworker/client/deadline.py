@@ -40,6 +40,11 @@ class Deadline:
         return left
 
     @property
+    def left_s(self) -> float | None:
+        """Seconds left, also none or fewer; None: no limit."""
+        return None if self._at is None else self._at - time.monotonic()
+
+    @property
     def is_over(self) -> bool:
         """Whether no time is left."""
         return self._at is not None and time.monotonic() >= self._at

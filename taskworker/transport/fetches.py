@@ -48,6 +48,7 @@ class Fetch:
         into: memory for each payload, with its length.
         done: called once with the outcome, also of a fetch that was cancelled; by any thread, and must not wait.
         asking: how to ask.
+        lane: the connection to use; None: one for its size.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Fetch:
         "_connection",
         "_done",
         "_into",
+        "_lane",
         "_message",
         "_number",
         "_states",
@@ -70,6 +72,7 @@ class Fetch:
         into: Sequence[memoryview],
         done: Callable[[Outcome], None],
         asking: Asking = as_member,
+        lane: Lane | None = None,
     ) -> None:
         self._calls = calls
         self._asking = asking
@@ -77,6 +80,7 @@ class Fetch:
         self._into = into
         self._done = done
         self.bytes_max = fetched_bytes(wanted)
+        self._lane = lane or (Lane.URGENT if self.bytes_max <= _URGENT_BYTES_MAX else Lane.FETCHES)
         self._states = bytearray(len(wanted))
         self._message: bytearray | None = None
         self._connection: Connection | None = None
@@ -89,9 +93,8 @@ class Fetch:
             VolumeFailed: it cannot be sent.
         """
         self._calls.check_usable()
-        lane = Lane.URGENT if self.bytes_max <= _URGENT_BYTES_MAX else Lane.FETCHES
         call, request = self._asking(self._wanted)
-        self._connection, self._number = self._calls.send(call, request, self, lane)
+        self._connection, self._number = self._calls.send(call, request, self, self._lane)
 
     def cancel(self) -> None:
         """Give the fetch up. Once this returns, nothing is written to the memory any more."""
@@ -141,6 +144,7 @@ def begin_fetches(
     done: Callable[[Outcome], None],
     absent: Collection[ShardKey] = (),
     asking: Asking = as_member,
+    lane: Lane | None = None,
 ) -> Callable[[], None]:
     """Begin to fetch any number of payloads; see :meth:`storage.shards.port.ShardStore.begin_fetch`.
 
@@ -151,6 +155,7 @@ def begin_fetches(
         done: called once with the outcome.
         absent: those of the shards that need not be asked for, as the worker does not have them.
         asking: how to ask.
+        lane: the connection to use; None: one for the size of what is fetched.
     """
     if absent:
         there = [key not in absent for key, _ in wanted]
@@ -162,7 +167,7 @@ def begin_fetches(
     at = 0
     try:
         for number, batch in enumerate(batches):
-            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number), asking)
+            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number), asking, lane)
             fetch.begin()
             fetches.append(fetch)
             at += len(batch)

@@ -21,6 +21,7 @@ from taskworker.transport.wire.connection import Poller
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.streams import Dial, dial
 
+_LANE = Lane.FETCHES  # the only one: workers give clients few connections, and nothing small is fetched often
 _NOWHERE = (0, 0)  # segment and offset, which only the worker knows
 
 
@@ -78,12 +79,12 @@ class TicketedVolume:
         self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s)
 
     def connect(self) -> None:
-        """Connect, if there is no connection for large payloads yet.
+        """Connect, if there is no connection yet.
 
         Raises:
             VolumeFailed: nobody answers there, or not who was expected.
         """
-        self._calls.connect(Lane.FETCHES)
+        self._calls.connect(_LANE)
 
     def begin_fetch(
         self,
@@ -96,8 +97,8 @@ class TicketedVolume:
         named = dict.fromkeys(ticket for ticket in tickets if ticket)
         if len(named) <= 1:
             absent = [key for (key, _), ticket in zip(wanted, tickets, strict=True) if not ticket]
-            return begin_fetches(self._calls, wanted, into, done, absent, _asking(next(iter(named), b"")))
-        # Another get reads some of the same chunks with a ticket of its own.
+            return begin_fetches(self._calls, wanted, into, done, absent, _asking(next(iter(named), b"")), _LANE)
+        # Objects may have tickets of their own.
         several = Several(len(named), len(wanted), done)
         cancels: list[Callable[[], None]] = []
         try:
@@ -105,7 +106,7 @@ class TicketedVolume:
                 at = [position for position, other in enumerate(tickets) if other == ticket]
                 some, places = [wanted[one] for one in at], [into[one] for one in at]
                 told = partial(several.note, at)
-                cancels.append(begin_fetches(self._calls, some, places, told, (), _asking(ticket)))
+                cancels.append(begin_fetches(self._calls, some, places, told, (), _asking(ticket), _LANE))
         except StorageError:
             for each in cancels:
                 each()

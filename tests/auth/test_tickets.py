@@ -64,6 +64,18 @@ def test_a_ticket_is_good_for_some_minutes_whatever_clocks_say(authority: Author
         check(raw)
 
 
+def test_no_two_tickets_are_equal_whatever_clocks_say(authority: Authority) -> None:
+    """As workers count what was read with each."""
+    now = [wall_ms()]
+    issuer = TicketIssuer(lambda: authority, lambda: now[0])
+    check = checker(authority, now_ms=lambda: now[0]).check
+    tickets = [check(issuer.issue("alice", [W1], 4, 6, OBJECTS, 1000)) for _ in range(5)]
+    assert len({ticket.digest for ticket in tickets}) == 5
+    now[0] -= 3_600_000
+    ticket = check(issuer.issue("alice", [W1], 4, 6, OBJECTS, 1000))
+    assert ticket.issued_ms == now[0]
+
+
 def test_neither_another_pool_nor_a_worker_can_issue_tickets(authority: Authority, tmp_path: Path) -> None:
     check = checker(authority).check
     with refused("does not vouch"):

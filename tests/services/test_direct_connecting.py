@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, wait
 
 import pytest
 
@@ -12,6 +13,11 @@ from taskworker.client.direct import reads
 from taskworker.client.direct.page import Holder, Page
 from taskworker.client.direct.reads import DirectReads
 from tests.auth.members import Members
+
+
+def await_all(futures: Collection[Future[None]], within_s: float) -> None:
+    """Wait as a get does that has no deadline."""
+    wait(futures, within_s)
 
 
 class Clock:
@@ -84,7 +90,7 @@ def test_nothing_is_sent_in_the_clear_to_other_machines(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(reads, "dial", lambda address, _within_s: asked.append(address))
-    assert not direct.fleet.enter(page_at(address))
+    assert not direct.fleet.enter(page_at(address), await_all)
     assert not asked
 
 
@@ -92,14 +98,14 @@ def test_nothing_is_sent_in_the_clear_to_other_machines(
 def test_names_that_no_certificate_can_have_are_nobodys(direct: DirectReads, members: Members, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        assert not direct.fleet.enter(page_at(address, name, members.authority.certificates_pem))
+        assert not direct.fleet.enter(page_at(address, name, members.authority.certificates_pem), await_all)
 
 
 @pytest.mark.parametrize("address", ["127..1:5", "localhost..x:5", "x" * 300 + ":5", "nowhere"])
 def test_addresses_that_are_none_are_nobodys(direct: DirectReads, members: Members, address: str) -> None:
-    assert not direct.fleet.enter(page_at(address, "w1", members.authority.certificates_pem))
+    assert not direct.fleet.enter(page_at(address, "w1", members.authority.certificates_pem), await_all)
 
 
 def test_authorities_that_are_none_vouch_for_nobody(direct: DirectReads) -> None:
     for authorities in (b"no certificate", b"\xff"):
-        assert not direct.fleet.enter(page_at("127.0.0.1:1", "w1", authorities))
+        assert not direct.fleet.enter(page_at("127.0.0.1:1", "w1", authorities), await_all)

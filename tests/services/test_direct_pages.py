@@ -14,9 +14,12 @@ from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.direct import fetch
 from taskworker.client.direct.fetch import DirectFetch
+from taskworker.client.direct.fleet import AwaitAll, Entered
 from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
 from taskworker.client.fetching import Wanted
+from taskworker.client.scope import CallScope
 
 CHUNK = 64 << 10
 PAGES, EACH = 4, 3
@@ -48,14 +51,11 @@ class World:
             authorities=b"",
         )
 
-    def located(self, _channel: Channel, wanted: Wanted, _deadline: Deadline) -> Page:
+    def located(self, _channel: Channel, wanted: Wanted, _deadline: Deadline, _scope: CallScope | None = None) -> Page:
         return self.page(wanted.offset // CHUNK)
 
-    def enter(self, _page: Page) -> bool:
-        return True
-
-    def leave(self, _page: Page) -> None:
-        pass
+    def enter(self, page: Page, _await_all: AwaitAll) -> Entered:
+        return Entered(page, {})
 
     def together(self, _chunk_bytes: int) -> int:
         return 1
@@ -65,7 +65,8 @@ class World:
         done.set_result(work(*arguments))
         return done
 
-    def read(self, page: Page, first: int, targets: Sequence[memoryview]) -> None:
+    def read(self, _reader: Reader, entered: Entered, first: int, targets: Sequence[memoryview]) -> None:
+        page = entered.page
         self.refused += self.now_s > self.issued[page.ticket] + page.valid_s
         for at, target in enumerate(targets):
             target[:] = bytes([page.first + first + at]) * len(target)

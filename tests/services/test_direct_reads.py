@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,11 +20,9 @@ from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
 from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
-from taskworker.client.direct import fleet, reads
 from taskworker.client.direct.page import page_of
 from taskworker.client.pool import PoolClient
 from taskworker.errors import CallNotOffered, ServerFault
-from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
 from taskworker.worker.member import enroll
 from taskworker.worker.volume import VolumeWorker
@@ -318,32 +314,3 @@ def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: 
             assert reading.through_pool == times
             assert reading.client._direct is not None
             assert not reading.client._direct.is_on
-
-
-def test_workers_that_are_killed_meanwhile_are_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers in processes of their own, without encryption or TLS."""
-    for module, limit in ((reads, "_SILENT_S"), (reads, "CONNECT_S"), (fleet, "CONNECT_S")):
-        monkeypatch.setattr(module, limit, 60.0)  # on a busy machine, the others are slow but not away
-    server = PoolServer(tmp_path / "pool", profile=ErasureProfile(2, 3), options=PoolOptions(encrypts=False))
-    address = f"127.0.0.1:{server.start('127.0.0.1:0')}"
-    workers = [worker_process(tmp_path / f"w{number}", address) for number in range(3)]
-    try:
-        await_members(server, 3)
-        content = random.Random(4).randbytes(34 * MIB)
-        with Counted(Client(address)) as reading:
-            file = reading.client.push(content, user_id="ann", filename="a", chunk_size=CHUNK).file_id
-            target = Ending(workers[0].kill)
-            reading.client.download(file, target, user_id="ann")
-            assert target.getvalue() == content
-            assert reading.through_pool == 0
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-        server.stop(0.0)
-
-
-def worker_process(directory: Path, pool: str) -> subprocess.Popen[bytes]:
-    options = ["--no-functions", "--scrub-rate", "0", "--listen", "127.0.0.1:0", "--capacity", "1000"]
-    command = ["worker", "--pool", pool, "--id", directory.name, "--dir", str(directory), *options]
-    return subprocess.Popen([sys.executable, "-m", "taskworker", *command], stdout=subprocess.DEVNULL)

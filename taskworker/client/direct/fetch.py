@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import nullcontext, suppress
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from storage import Version
 from storage.errors import StorageError
 from storage.reports import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
+from taskworker.client.direct.fleet import Entered
 from taskworker.client.direct.page import Page, page_of
+from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
 from taskworker.client.fetching import Fetch, Fetched, Wanted
-from taskworker.client.scope import current_scope
+from taskworker.client.scope import CallScope, current_scope
 from taskworker.errors import CallAbandoned, CallNotOffered
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
@@ -46,7 +48,7 @@ class _Batch(NamedTuple):
     reading: Future[None]
 
     def content(self) -> memoryview:
-        """Wait for it, and return it.
+        """Return it, once it was read.
 
         Raises:
             StorageError: it could not be read.
@@ -105,6 +107,7 @@ class DirectFetch:
         self.size = self._stop - wanted.offset
         self._done = 0
         self._cancelled = False
+        self._reader = Reader(deadline, clock_s)
         self._next: _Located | None = _Located.since(page, clock_s())
         self._asked: Future[_Located | None] | None = None
         self._rest: Fetched | None = None
@@ -145,13 +148,14 @@ class DirectFetch:
 
     def close(self) -> None:
         """Cancel the rest."""
-        self._cancelled = True
+        self.cancel()
         if self._rest is not None:
             self._rest.close()
 
     def cancel(self) -> None:
         """See :class:`taskworker.client.scope.CallScope`."""
         self._cancelled = True
+        self._reader.give_up()
 
     # -- pieces, in order ------------------------------------------------------------------------
 
@@ -174,49 +178,61 @@ class DirectFetch:
 
     def _from_workers(self, place: Place) -> Iterator[memoryview]:
         under_way: deque[_Batch] = deque()
-        entered: list[Page] = []
         try:
-            for batch in self._batches(place, entered):
+            for batch in self._batches(place):
                 under_way.append(batch)
                 if len(under_way) > _BATCHES_AHEAD:
                     yield self._ended(under_way)
             while under_way:
                 yield self._ended(under_way)
         finally:
-            wait([batch.reading for batch in under_way])  # nothing is written to the caller's memory after this
-            for page in entered:
-                self._reads.fleet.leave(page)
+            self._reader.give_up()
+            # Nothing is written to the caller's memory after this. Those that have not begun never will.
+            wait([batch.reading for batch in under_way if not batch.reading.cancel()])
 
     def _ended(self, under_way: deque[_Batch]) -> memoryview:
         self._check()
-        scope = current_scope.get()
-        with nullcontext() if scope is None else scope.holding(self):
-            content = under_way[0].content()
-        under_way.popleft()
+        self._await_all([under_way[0].reading])
+        content = under_way.popleft().content()
         self._done += len(content)
         return content
+
+    def _await_all(self, futures: Collection[Future[Any]], within_s: float | None = None) -> None:
+        """Wait until they have ended, or for so long.
+
+        Raises:
+            DeadlineExceeded, CallAbandoned: the deadline came before, or the get was cancelled.
+        """
+        scope = current_scope.get()
+        with nullcontext() if scope is None else scope.holding(self):
+            self._reader.await_all(futures, within_s)
+        if not all(future.done() for future in futures):
+            self._check()
 
     def _check(self) -> None:
         self._deadline.remaining_s()
         if self._cancelled:
             raise CallAbandoned("the call was cancelled")
 
-    def _batches(self, place: Place, entered: list[Page]) -> Iterator[_Batch]:
+    def _batches(self, place: Place) -> Iterator[_Batch]:
         """Begin to read all chunks; ends early where the pool has no page."""
         size, offset = self.version.chunk_size, self._wanted.offset
         index, last = offset // size, (self._stop - 1) // size
         together = self._reads.together(size)
         while index <= last:
             located = self._page_from(index)
-            if located is None or not self._enter(located.page, entered):
+            if located is None:
                 return
             page = located.page
+            entered = self._reads.fleet.enter(page, self._await_all)
+            if entered is None:
+                return
             end = min(page.first + len(page.stripes) - 1, last)
             if end < last:
-                self._asked = self._reads.submit(self._locate, end + 1)
+                self._asked = self._reads.submit(self._locate, end + 1, self._reader.scope)
             while index <= end and self._clock_s() < located.until_s:
                 count = min(together, end + 1 - index)
-                yield self._begin(page, index, count, place)
+                yield self._begin(entered, index, count, place)
                 index += count
 
     def _part(self, index: int) -> Wanted:
@@ -229,23 +245,18 @@ class DirectFetch:
         located, self._next = self._next, None
         if located is None and self._asked is not None:
             asked, self._asked = self._asked, None
+            self._await_all([asked])
             located = asked.result()
         if located is None or located.page.first != index or located.until_s <= self._clock_s():
             located = self._locate(index)  # as the former one's time was over, or that of one that was fetched ahead
         return located
 
-    def _locate(self, index: int) -> _Located | None:
+    def _locate(self, index: int, scope: CallScope | None = None) -> _Located | None:
         asked_s = self._clock_s()
-        page = locate_page(self._channel, self._part(index), self._deadline)
+        page = locate_page(self._channel, self._part(index), self._deadline, scope)
         return None if page is None else _Located.since(page, asked_s)
 
-    def _enter(self, page: Page, entered: list[Page]) -> bool:
-        entered.append(page)
-        while len(entered) > 2 + _BATCHES_AHEAD:
-            self._reads.fleet.leave(entered.pop(0))
-        return self._reads.fleet.enter(page)
-
-    def _begin(self, page: Page, index: int, count: int, place: Place) -> _Batch:
+    def _begin(self, entered: Entered, index: int, count: int, place: Place) -> _Batch:
         size, offset = self.version.chunk_size, self._wanted.offset
         start, stop = max(index * size, offset), min((index + count) * size, self._stop)
         memory = place(start - offset, stop - start)
@@ -261,7 +272,7 @@ class DirectFetch:
             content = memoryview(bytearray(end - begin))
             targets.append(content)
             cut.append((content[first - begin : last - begin], part))
-        reading = self._reads.submit(self._reads.read, page, index - page.first, targets)
+        reading = self._reads.submit(self._reads.read, self._reader, entered, index - entered.page.first, targets)
         return _Batch(start - offset, memory, cut, reading)
 
 
@@ -292,15 +303,17 @@ def fetch_directly(
     return DirectFetch(reads, channel, wanted, version, page, deadline, retries), version.version_id
 
 
-def locate_page(channel: Channel, wanted: Wanted, deadline: Deadline) -> Page | None:
-    """The page that begins with the first chunk of a range; None: the pool has none."""
-    response = _located(channel, wanted, deadline)
+def locate_page(channel: Channel, wanted: Wanted, deadline: Deadline, scope: CallScope | None = None) -> Page | None:
+    """The page that begins with the first chunk of a range; None: the pool has none. ``scope`` can cancel the call."""
+    response = _located(channel, wanted, deadline, scope)
     if not response.HasField("page"):
         return None
     return page_of(response.page, version_from_proto(response.version), wanted.offset)
 
 
-def _located(channel: Channel, wanted: Wanted, deadline: Deadline) -> store_pb2.LocateShardsResponse:
+def _located(
+    channel: Channel, wanted: Wanted, deadline: Deadline, scope: CallScope | None = None
+) -> store_pb2.LocateShardsResponse:
     request = store_pb2.LocateShardsRequest(
         file_id=wanted.file_id,
         user_id=wanted.user_id,
@@ -308,4 +321,4 @@ def _located(channel: Channel, wanted: Wanted, deadline: Deadline) -> store_pb2.
         offset=wanted.offset,
         length=wanted.length,
     )
-    return channel.unary(channel.store.LocateShards, request, deadline)
+    return channel.unary(channel.store.LocateShards, request, deadline, scope)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage.clocks import monotonic_s
 from storage.erasure import ErasureProfile
-from storage.errors import StorageError, StoreReadOnly
+from storage.errors import StorageError, StoreClosed, StoreReadOnly
 from storage.fleet.fleet import Fleet, Placement
 from storage.keys import StripeKey, data_shards, shard_count
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.reader import Granting, granted_now
 from taskworker.transport.ticketed_volume import Granted, TicketedVolume
 
 NOBODY = -1
@@ -26,6 +26,23 @@ _PAUSE_S_MAX = 900.0
 
 Connect = Callable[[Holder, int, Page], TicketedVolume]
 """Makes the volume of a worker, which is not connected yet; takes the worker's number, and a page that names it."""
+
+AwaitAll = Callable[[Collection[Future[None]], float], None]
+"""Waits until all have ended, for so many seconds at most."""
+
+
+class Entered(NamedTuple):
+    """A page of which enough workers are reached, and what a get may read by it."""
+
+    page: Page
+    granted: Granting
+
+
+class _Attempt(NamedTuple):
+    """Connecting to a worker, for all gets that need it, and since when."""
+
+    ends: Future[None]
+    since_s: float
 
 
 class TicketedFleet(Fleet[Any]):
@@ -45,42 +62,29 @@ class TicketedFleet(Fleet[Any]):
         super().__init__(clock_s)
         self._connect = connect
         self._connecting = connecting
+        # The lock of the base class guards these.
         self._numbers: dict[Holder, int] = {}
-        self._granted: dict[StripeKey, list[Granted]] = {}  # the latest last, as several gets may read the same
         self._tries: dict[int, tuple[int, float]] = {}  # by slot: failures, and from when on to try again
-        self._joining = threading.Lock()
+        self._attempts: dict[int, _Attempt] = {}  # by slot
 
     # -- what may be read ------------------------------------------------------------------------
 
-    def find(self, stripe: StripeKey) -> Granted | None:
-        """What is known of an object."""
-        found = self._granted.get(stripe)
-        return found[-1] if found else None
+    def enter(self, page: Page, await_all: AwaitAll) -> Entered | None:
+        """Connect to the workers of a page; return what a get may read by it, or None if too few are reached.
 
-    def enter(self, page: Page) -> bool:
-        """Let the chunks of a page be read; return whether enough of their workers are reached."""
-        with self._joining:
-            slots = [self._slot_of(holder) for holder in page.holders]
-            self._connect_all(slots, page)
-        there = [slots[at] if self.volume(slots[at]) is not None else NOBODY for at in range(len(slots))]
+        Raises:
+            StoreClosed: the client is closed.
+            StorageError: whatever ``await_all`` raises.
+        """
+        slots = self._connect_all(page, await_all)
+        there = [slot if self.volume(slot) is not None else NOBODY for slot in slots]
+        granted: dict[StripeKey, Granted] = {}
         for stripe, length, placed in zip(page.stripes, page.lengths, page.placed, strict=True):
             holders = tuple(NOBODY if at is None else there[at] for at in placed)
-            k = data_shards(stripe)
-            if len(holders) - holders.count(NOBODY) < k:
-                return False
-            with self._lock:
-                self._granted[stripe] = [*self._granted.get(stripe, ()), Granted(length, page.ticket, holders)]
-        return True
-
-    def leave(self, page: Page) -> None:
-        """Forget what was said about the chunks of a page."""
-        with self._lock:
-            for stripe in page.stripes:
-                left = [one for one in self._granted.get(stripe, ()) if one.ticket != page.ticket]
-                if left:
-                    self._granted[stripe] = left  # at once, as others look it up meanwhile
-                else:
-                    self._granted.pop(stripe, None)
+            if len(holders) - holders.count(NOBODY) < data_shards(stripe):
+                return None
+            granted[stripe] = Granted(length, page.ticket, holders)
+        return Entered(page, granted)
 
     def _slot_of(self, holder: Holder) -> int:
         number = self._numbers.get(holder)
@@ -89,25 +93,45 @@ class TicketedFleet(Fleet[Any]):
             self._stores[number], self._moves[number] = None, 0
         return number
 
-    def _connect_all(self, slots: Sequence[int], page: Page) -> None:
+    def _connect_all(self, page: Page, await_all: AwaitAll) -> list[int]:
+        """Wait for connections to a page's workers, which others may need as well; return their slots."""
+        with self._lock:
+            slots = [self._slot_of(holder) for holder in page.holders]
+            coming = [self._attempt(slot, holder, page) for slot, holder in zip(slots, page.holders, strict=True)]
+        attempts = [attempt for attempt in coming if attempt is not None]
+        if attempts:  # nobody waits for longer because others have begun to wait before
+            left_s = max(attempt.since_s for attempt in attempts) + CONNECT_S - self._clock_s()
+            await_all([attempt.ends for attempt in attempts], left_s)
+        return slots
+
+    def _attempt(self, slot: int, holder: Holder, page: Page) -> _Attempt | None:
+        """Connecting to a worker; None: it is connected, or is not to be tried now. The caller holds the lock."""
         now_s = self._clock_s()
-        due = [
-            (slot, holder)
-            for slot, holder in zip(slots, page.holders, strict=True)
-            if self._stores[slot] is None and self._tries.get(slot, (0, now_s))[1] <= now_s
-        ]
-        made = {self._connecting.submit(self._connected, holder, slot, page): slot for slot, holder in due}
-        done, _late = wait(made, timeout=CONNECT_S)
-        for future, slot in made.items():
-            volume = future.result() if future in done else None
+        if self._stores[slot] is not None or self._tries.get(slot, (0, now_s))[1] > now_s:
+            return None
+        attempt = self._attempts.get(slot)
+        if attempt is None:
+            try:
+                ends = self._connecting.submit(self._join, holder, slot, page)
+            except RuntimeError as error:
+                raise StoreClosed("the client was closed while a file was being read") from error
+            attempt = self._attempts[slot] = _Attempt(ends, now_s)
+        return attempt
+
+    def _join(self, holder: Holder, slot: int, page: Page) -> None:
+        """Connect to a worker, in a thread of its own."""
+        volume = self._connected(holder, slot, page)
+        with self._lock:
+            del self._attempts[slot]
             if volume is None:
-                future.add_done_callback(_close_late)
                 self._note_failure(slot)
-                continue
-            with self._lock:
+                return
+            if not self._closed:
                 self._stores[slot] = volume
                 self._moves[slot] += 1
-            self._tries.pop(slot, None)
+                self._tries.pop(slot, None)
+                return
+        volume.close()
 
     def _connected(self, holder: Holder, slot: int, page: Page) -> TicketedVolume | None:
         try:
@@ -130,7 +154,7 @@ class TicketedFleet(Fleet[Any]):
     @property
     def placement(self) -> Placement:
         """Where the pool says that shards are."""
-        return _Placed(self.find)
+        return _Placed()
 
     def name(self, slot: int) -> str:
         """The worker's address."""
@@ -200,19 +224,17 @@ class TicketedFleet(Fleet[Any]):
 
     def close(self) -> None:
         """Close all connections."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._close_stores()
 
 
 class _Placed:
     """See :class:`storage.fleet.fleet.Placement`."""
 
-    def __init__(self, find: Callable[[StripeKey], Granted | None]) -> None:
-        self._find = find
-
     def volumes(self, object_id: bytes, n: int) -> tuple[int, ...]:
         """The slot of the worker of each shard of a stripe; of no worker for those that nobody has."""
-        granted = self._find(StripeKey(object_id))
+        granted = granted_now(StripeKey(object_id))
         return (NOBODY,) * n if granted is None or shard_count(object_id) != n else granted.holders
 
 
@@ -220,12 +242,6 @@ def pause_s(failures: int) -> float:
     """How long not to try again what has failed this often in a row, at least once."""
     doublings = min(failures - 1, 4)  # the longest pause is shorter than that
     return min(_PAUSE_S * (1 << doublings), _PAUSE_S_MAX)
-
-
-def _close_late(connected: Future[TicketedVolume | None]) -> None:
-    """Close a connection for which nobody waits any more."""
-    if not connected.cancelled() and (volume := connected.result()) is not None:
-        volume.close()
 
 
 def _read_only() -> StoreReadOnly:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TypeVar
 
 from storage.errors import StorageError, StoreClosed
 from storage.keys import object_id_of
 from storage.runtime import Runtime
+from storage.shards import VolumeUnavailable
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
-from taskworker.client.direct.fleet import CONNECT_S, TicketedFleet, pause_s
+from taskworker.client.direct.fleet import CONNECT_S, Entered, TicketedFleet, pause_s
 from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.reader import Reader, current_reader, reading
+from taskworker.client.direct.volume import WorkerVolume
 from taskworker.transport.ticketed_volume import TicketedVolume
 from taskworker.transport.wire.secure import dial_secure
 from taskworker.transport.wire.streams import Dial, Stream, dial, split_address
@@ -84,23 +88,26 @@ class DirectReads:
         except RuntimeError as error:
             raise StoreClosed("the client was closed while a file was being read") from error
 
-    def read(self, page: Page, first: int, targets: Sequence[memoryview]) -> None:
-        """Read chunks of a page that the fleet was told of.
+    def read(self, reader: Reader, entered: Entered, first: int, targets: Sequence[memoryview]) -> None:
+        """Read chunks of a page.
 
         Args:
-            page: the page.
+            reader: for whom.
+            entered: the page.
             first: position of the first chunk in it.
             targets: memory for the content of each, of exactly its size.
 
         Raises:
             StorageError: one of them cannot be read.
         """
-        self._contents.read_all(
-            [
-                ContentRead(stripe, object_id_of(stripe), page.keys, target)
-                for stripe, target in zip(page.stripes[first : first + len(targets)], targets, strict=True)
-            ]
-        )
+        page = entered.page
+        with reading(reader, entered.granted):
+            self._contents.read_all(
+                [
+                    ContentRead(stripe, object_id_of(stripe), page.keys, target)
+                    for stripe, target in zip(page.stripes[first : first + len(targets)], targets, strict=True)
+                ]
+            )
 
     def close(self) -> None:
         """Close the connections, and end threads. Running reads fail."""
@@ -113,11 +120,10 @@ class DirectReads:
         self._connecting.shutdown(wait=False)
 
     def _volume(self, holder: Holder, slot: int, page: Page) -> TicketedVolume:
-        return TicketedVolume(
+        return WorkerVolume(
             holder.address,
             holder.address,
             slot,
-            self.fleet.find,
             timeout_s=_SILENT_S,
             dial=_dial_of(holder, page.authorities),
             clock_s=self._clock_s,
@@ -139,7 +145,8 @@ def _dial_of(holder: Holder, authorities: bytes) -> Dial:
 
 
 def _dial_plainly(address: str, within_s: float) -> Stream:
-    return dial(address, min(within_s, CONNECT_S))
+    with _connecting_in_time(within_s) as left_s:
+        return dial(address, left_s)
 
 
 def _dial_secure(name: str, authorities: bytes, address: str, within_s: float) -> Stream:
@@ -147,7 +154,27 @@ def _dial_secure(name: str, authorities: bytes, address: str, within_s: float) -
         context = _context(authorities)
     except ssl.SSLError as error:
         raise ConnectionError(f"the pool's certificates are malformed: {error}") from None
-    return dial_secure(address, min(within_s, CONNECT_S), context, name, _known_by_name)
+    with _connecting_in_time(within_s) as left_s:
+        return dial_secure(address, left_s, context, name, _known_by_name)
+
+
+@contextmanager
+def _connecting_in_time(within_s: float) -> Iterator[float]:
+    """How long connecting may take, in seconds. A worker is not blamed for a get that has less time.
+
+    Raises:
+        VolumeUnavailable: the get's time was over.
+    """
+    reader, limit_s = current_reader(), min(within_s, CONNECT_S)
+    left_s = limit_s if reader is None else reader.within_s(limit_s)
+    try:
+        if left_s <= 0:
+            raise TimeoutError("no time is left")
+        yield left_s
+    except OSError:
+        if left_s < limit_s:
+            raise VolumeUnavailable("the time of the get was over before it was connected to the worker") from None
+        raise
 
 
 @lru_cache(maxsize=4)

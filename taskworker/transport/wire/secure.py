@@ -308,7 +308,12 @@ def accept_secure(accepted: socket.socket, context: ssl.SSLContext, authorize: A
 
 
 def dial_secure(
-    address: str, within_s: float, context: ssl.SSLContext, server_name: str, authorize: Authorize
+    address: str,
+    within_s: float,
+    context: ssl.SSLContext,
+    server_name: str,
+    authorize: Authorize,
+    clock_s: Callable[[], float] = time.monotonic,
 ) -> Stream:
     """Connect like :func:`taskworker.transport.wire.streams.dial`, with TLS.
 
@@ -317,14 +322,15 @@ def dial_secure(
         OSError: nobody answers there within ``within_s`` seconds, or not who was expected.
     """
     _check_name(server_name)
+    until_s = clock_s() + within_s
     connected = dial_socket(address, within_s)
     try:
-        stream = SecureStream(connected, context, server_name, authorize)
+        stream = SecureStream(connected, context, server_name, authorize, clock_s)
     except BaseException:
         connected.close()
         raise
     try:
-        stream.shake_hands(within_s)
+        stream.shake_hands(until_s - clock_s())
     except BaseException:
         stream.close()
         raise

@@ -1,0 +1,240 @@
+"""Gets that read from workers at the same time, and ones that end before the workers have answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from storage import ErasureProfile
+from storage.errors import StorageError
+from storage.keys import Kind, shard_key, stripe_key
+from storage.shards import Shard
+from taskworker import Client
+from taskworker.apps.pool_server import PoolServer
+from taskworker.auth.tickets import TicketIssuer
+from taskworker.client.deadline import Deadline
+from taskworker.client.direct import fleet, reads
+from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.reader import Reader
+from taskworker.client.direct.reads import DirectReads
+from taskworker.client.scope import CallScope, current_scope
+from taskworker.errors import CallAbandoned, DeadlineExceeded
+from taskworker.pool.options import PoolOptions
+from taskworker.protos import store_pb2
+from taskworker.worker.clients_port import ClientsPort
+from tests.auth.members import POOL, Members, worker
+from tests.pool.helpers import open_volume
+from tests.services.test_direct_reads import Counted, Ending, await_members
+
+WAIT_S = 60.0
+FOREVER_S = 3600.0
+CONTENT = os.urandom(100_000)
+STRIPE = stripe_key(Kind.CHUNK, blake3(CONTENT).digest(), 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have more time than any test."""
+    for module, limit in ((reads, "_SILENT_S"), (reads, "CONNECT_S"), (fleet, "CONNECT_S")):
+        monkeypatch.setattr(module, limit, FOREVER_S)
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return Members.in_directory(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def direct() -> Iterator[DirectReads]:
+    direct = DirectReads()
+    yield direct
+    direct.close()
+
+
+@pytest.fixture
+def address(members: Members, tmp_path: Path) -> Iterator[str]:
+    """Where a worker serves clients that has the content, without TLS."""
+    volume = open_volume(tmp_path / "volume")
+    volume.append([Shard(shard_key(STRIPE, 0), len(CONTENT), blake3(CONTENT).digest(), CONTENT)])
+    port = ClientsPort("w1", lambda: (volume, "i1"), None)
+    port.trust(members.authority.certificates_pem)
+    port.start("127.0.0.1:0", POOL, 0)
+    yield port.address
+    port.stop(0.0)
+    volume.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Where nobody says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def page(address: str, ticket: bytes, authorities: bytes = b"") -> Page:
+    name = worker("w1").dns_name
+    return Page(0, [STRIPE], [len(CONTENT)], None, [Holder(address, name)], [(0,)], ticket, 300.0, authorities)
+
+
+def in_time(work: Callable[[], Any]) -> Any:
+    """What a call returns that does not wait for workers."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(timeout=WAIT_S)
+
+
+def test_each_get_reads_with_a_ticket_of_its_own(direct: DirectReads, members: Members, address: str) -> None:
+    """Though others, which began later, have tickets for the same chunks, and have used them up."""
+    issuer = TicketIssuer(lambda: members.authority)
+    getting = []
+    for _ in range(3):
+        ticket = issuer.issue("ann", [worker("w1").dns_name], 1, 1, [blake3(CONTENT).digest()], len(CONTENT))
+        reader = Reader(Deadline(None))
+        entered = direct.fleet.enter(page(address, ticket), reader.await_all)
+        assert entered is not None
+        getting.append((reader, entered))
+    for reader, entered in getting:
+        target = bytearray(len(CONTENT))
+        direct.submit(direct.read, reader, entered, 0, [memoryview(target)]).result(timeout=WAIT_S)
+        assert target == CONTENT
+    with pytest.raises(StorageError):  # a ticket was for this much
+        direct.read(*getting[0], 0, [memoryview(bytearray(len(CONTENT)))])
+
+
+def test_nobody_waits_while_another_get_connects(
+    direct: DirectReads, members: Members, address: str, silent: str
+) -> None:
+    waits, ends = threading.Event(), threading.Event()
+
+    def await_all(_futures: Collection[Future[None]], _within_s: float) -> None:
+        waits.set()
+        assert ends.wait(WAIT_S)
+
+    with ThreadPoolExecutor(1) as threads:
+        other = page(silent, b"ticket", members.authority.certificates_pem)
+        entering = threads.submit(direct.fleet.enter, other, await_all)
+        assert waits.wait(WAIT_S)
+        try:
+            assert in_time(lambda: direct.fleet.enter(page(address, b"ticket"), Reader(Deadline(None)).await_all))
+        finally:
+            ends.set()
+        assert entering.result() is None
+
+
+def test_connecting_ends_at_the_deadline_and_when_it_is_given_up(
+    direct: DirectReads, members: Members, silent: str
+) -> None:
+    there = page(silent, b"ticket", members.authority.certificates_pem)
+    assert in_time(lambda: direct.fleet.enter(there, Reader(Deadline(0.1)).await_all)) is None
+    reader = Reader(Deadline(None))
+    threading.Timer(0.1, reader.give_up).start()
+    assert in_time(lambda: direct.fleet.enter(there, reader.await_all)) is None
+
+
+class Processes:
+    """A pool of 2-of-3 without encryption or TLS, with workers in processes of their own, and a client of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._server = PoolServer(directory, profile=ErasureProfile(2, 3), options=PoolOptions(encrypts=False))
+        address = f"127.0.0.1:{self._server.start('127.0.0.1:0')}"
+        self.workers = [_worker_process(directory / f"w{number}", address) for number in range(3)]
+        await_members(self._server, 3)
+        self.reading = Counted(Client(address))
+        self.content = os.urandom(34 << 20)  # three pages
+        pushed = self.reading.client.push(self.content, user_id="ann", filename="a", chunk_size=64 << 10)
+        self.file = pushed.file_id
+
+    def await_pages(self) -> None:
+        """Wait until the pool lets the file be read from workers."""
+        give_up = time.monotonic() + WAIT_S
+        request = store_pb2.LocateShardsRequest(file_id=self.file, user_id="ann")
+        while not self.reading.client._channel.store.LocateShards(request).HasField("page"):
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self.reading.client.close()
+        for process in self.workers:
+            process.kill()
+            process.wait()
+        self._server.stop(0.0)
+
+
+def _worker_process(directory: Path, pool: str) -> subprocess.Popen[bytes]:
+    options = ["--no-functions", "--scrub-rate", "0", "--listen", "127.0.0.1:0", "--capacity", "1000"]
+    command = ["worker", "--pool", pool, "--id", directory.name, "--dir", str(directory), *options]
+    return subprocess.Popen([sys.executable, "-m", "taskworker", *command], stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    pool = Processes(tmp_path_factory.mktemp("pool"))
+    yield pool
+    pool.close()
+
+
+def test_workers_that_are_killed_meanwhile_are_not_missed(pool: Processes) -> None:
+    target = Ending(pool.workers[0].kill)
+    pool.reading.client.download(pool.file, target, user_id="ann")
+    assert target.getvalue() == pool.content
+    assert pool.reading.through_pool == 0
+
+
+@contextmanager
+def frozen(pool: Processes) -> Iterator[Callable[[], None]]:
+    """What stops the workers' processes, which go on afterwards."""
+
+    def freeze() -> None:
+        for process in pool.workers:
+            process.send_signal(signal.SIGSTOP)
+
+    try:
+        yield freeze
+    finally:
+        for process in pool.workers:
+            process.send_signal(signal.SIGCONT)
+        pool.await_pages()
+
+
+def test_a_get_ends_at_its_deadline_though_workers_are_silent(pool: Processes) -> None:
+    client = pool.reading.client
+    with frozen(pool) as freeze, pytest.raises(DeadlineExceeded):
+        in_time(lambda: client.download(pool.file, Ending(freeze), user_id="ann", timeout_s=4.0))
+    assert client.get(pool.file, user_id="ann") == pool.content
+    assert pool.reading.through_pool == 0
+
+
+def test_a_get_ends_when_it_is_cancelled_though_workers_are_silent(pool: Processes) -> None:
+    scope = CallScope()
+
+    def get() -> None:
+        current_scope.set(scope)
+        pool.reading.client.download(pool.file, Ending(freeze_and_cancel), user_id="ann")
+
+    def freeze_and_cancel() -> None:
+        freeze()
+        threading.Timer(1.0, scope.cancel).start()
+
+    with frozen(pool) as freeze, pytest.raises(CallAbandoned):
+        in_time(get)
+    assert pool.reading.through_pool == 0
