@@ -1,8 +1,8 @@
 """Recovery keys: a master key as text that people can write on paper and type in again.
 
 A recovery key has four rows of four groups of four characters, in Crockford's base32, which has no I, L, O and U. A
-row has 8 bytes of the key, and 2 bytes that check them and the number of the row. So a slip of the pen is found, and
-the row that it is in.
+row has 8 bytes of the key, and 2 bytes that check them and the number of the row. So all but one in 65,536 slips of the
+pen are found, and the row that they are in.
 """
 
 from __future__ import annotations

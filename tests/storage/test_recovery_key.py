@@ -47,9 +47,16 @@ def test_a_wrong_character_is_found_with_its_row(key: MasterKey, row: int, at: i
     if rows[row][at] == other:
         return
     rows[row] = rows[row][:at] + other + rows[row][at + 1 :]
-    with pytest.raises(InvalidArgument, match=f"wrong in row {row + 1}:") as told:
-        key_of_recovery_text("\n".join(rows))
-    assert rows[0] not in str(told.value)
+    told = ""
+    try:
+        found = key_of_recovery_text("\n".join(rows))
+    except InvalidArgument as error:
+        told = str(error)
+    if told:
+        assert f"wrong in row {row + 1}:" in told
+        assert rows[0] not in told
+    else:  # once in 65,536 times, the check of another row is right
+        assert [line.replace("-", "") for line in recovery_rows(found)] == rows
 
 
 def test_rows_in_another_order_and_missing_characters_are_found() -> None:
