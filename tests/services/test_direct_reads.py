@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +23,7 @@ from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.direct.page import page_of
 from taskworker.client.pool import PoolClient
-from taskworker.errors import CallNotOffered, ServerFault
+from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.worker.member import enroll
 from taskworker.worker.volume import VolumeWorker
@@ -260,6 +261,25 @@ def test_an_older_pool_is_asked_once(client: Client, monkeypatch: pytest.MonkeyP
     for _ in range(2):
         assert client.get(stored.file_id, user_id="ann") == CONTENT
     assert len(asked) == 1
+
+
+def test_a_get_begins_again_while_the_pool_restarts(
+    stand: Stand, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = [1, 2]
+
+    def unavailable_at_first(request: object, *arguments: Any, **options: Any) -> object:
+        if refused:
+            refused.pop()
+            raise StorageUnavailable("the pool restarts")
+        return locate(request, *arguments, **options)
+
+    with stand.client() as reading:
+        locate = reading.client._channel.store.LocateShards
+        monkeypatch.setattr(reading.client._channel.store, "LocateShards", unavailable_at_first)
+        assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+        assert not refused
+        assert reading.through_pool == 0
 
 
 def page_and_version(stand: Stand, version: Version) -> store_pb2.ShardsPage:

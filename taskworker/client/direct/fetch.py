@@ -14,7 +14,7 @@ from storage import Version
 from storage.errors import StorageError
 from storage.reports import Progress
 from taskworker.client.channel import Channel
-from taskworker.client.deadline import Deadline
+from taskworker.client.deadline import Deadline, retried
 from taskworker.client.direct.fleet import Entered
 from taskworker.client.direct.page import Page, page_of
 from taskworker.client.direct.reader import Reader
@@ -288,7 +288,7 @@ def fetch_directly(
         StorageError: the pool refuses; as when the range is fetched from it.
     """
     try:
-        response = _located(channel, wanted, deadline)
+        response = retried(lambda: _located(channel, wanted, deadline), deadline, retries)
     except CallNotOffered:  # an older pool
         reads.never()
         return None, wanted.version_id or ""
