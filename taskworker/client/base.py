@@ -125,7 +125,7 @@ class ClientBase:
         with self._making_direct:
             if self._direct is None:
                 self._direct = DirectReads()
-        if not self._direct.is_on:
+        if not self._direct.may_read(wanted.file_id):
             return None, ""
         fetch, version_id = fetch_directly(self._direct, self._channel, wanted, deadline, RETRIES, _DIRECT_BYTES_MIN)
         if fetch is not None:

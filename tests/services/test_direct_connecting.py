@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, wait
+from functools import partial
 
 import pytest
 
@@ -61,25 +62,36 @@ def page_at(address: str, name: str = "", authorities: bytes = b"") -> Page:
 
 
 def test_after_any_number_of_failures_direct_reads_are_tried_again(direct: DirectReads, clock: Clock) -> None:
-    for _ in range(1100):
-        before = direct.is_on
-        direct.note_failed()
-        assert (before, direct.is_on) == (True, False)
-        clock.now_s += 900
+    for note_failed in (direct.note_pool_failed, partial(direct.note_failed, "file")):
+        for _ in range(1100):
+            before = direct.may_read("file")
+            note_failed()
+            assert (before, direct.may_read("file")) == (True, False)
+            clock.now_s += 900
 
 
 def test_one_outage_is_one_failure_for_all_gets_under_way(direct: DirectReads, clock: Clock) -> None:
     for _ in range(10):
-        direct.note_failed()
+        direct.note_pool_failed()
+        direct.note_failed("file")
     clock.now_s += 60
-    assert direct.is_on
+    assert direct.may_read("file")
+
+
+def test_the_failure_of_a_file_is_that_of_no_other(direct: DirectReads) -> None:
+    direct.note_failed("file")
+    assert [direct.may_read(file) for file in ("file", "other")] == [False, True]
+    for number in range(5000):
+        direct.note_failed(str(number))
+    assert direct.may_read("file")  # few are remembered
 
 
 def test_direct_reads_that_were_given_up_stay_so(direct: DirectReads, clock: Clock) -> None:
     direct.never()
-    direct.note_failed()
+    direct.note_pool_failed()
+    direct.note_worked("file")
     clock.now_s += 1e9
-    assert not direct.is_on
+    assert not direct.may_read("file")
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ class World:
         for at, target in enumerate(targets):
             target[:] = bytes([page.first + first + at]) * len(target)
 
-    def note_worked(self) -> None:
+    def note_worked(self, _file_id: str) -> None:
         pass
 
-    def note_failed(self) -> None:
+    def note_failed(self, _file_id: str) -> None:
         self.failed = True
 
 

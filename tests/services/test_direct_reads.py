@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
-from storage import ErasureProfile, FileNotFound, Version
+from storage import ErasureProfile, FileNotFound, FileReader, Version
 from storage.errors import KeyRequired, PermissionDenied
 from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
@@ -24,6 +24,7 @@ from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.direct.page import page_of
 from taskworker.client.pool import PoolClient
 from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
+from taskworker.pool.direct_reads import DirectReads, Page
 from taskworker.protos import store_pb2
 from taskworker.worker.member import enroll
 from taskworker.worker.volume import VolumeWorker
@@ -268,7 +269,7 @@ def test_a_get_begins_again_while_the_pool_restarts(
 ) -> None:
     refused = [1, 2]
 
-    def unavailable_at_first(request: object, *arguments: Any, **options: Any) -> object:
+    def unavailable_at_first(request: store_pb2.LocateShardsRequest, *arguments: Any, **options: Any) -> object:
         if refused:
             refused.pop()
             raise StorageUnavailable("the pool restarts")
@@ -323,14 +324,38 @@ def test_a_wrong_page_is_refused(stand: Stand, version: Version, data: st.DataOb
         assert page.valid_s >= 1
 
 
-def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: Version) -> None:
-    """Three of four do not let clients in; the pool itself reaches them. Nobody waits for them again."""
-    for worker in stand.workers[:3]:
-        assert worker._clients is not None
-        worker._clients.stop(0.0)
+def test_a_file_without_pages_keeps_no_other_from_being_read_directly(
+    stand: Stand, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, asked = DirectReads.page, []
+
+    def page_at_first(direct: DirectReads, reader: FileReader, user: str, start: int, stop: int) -> Page | None:
+        asked.append(reader.version.file_id)
+        found = page(direct, reader, user, start, stop)
+        return found if reader.version.file_id == version.file_id or not start else None
+
+    content = random.Random(7).randbytes(18 * MIB)  # two pages
     with stand.client() as reading:
+        other = reading.client.push(content, user_id="ann", filename="without pages").file_id
+        monkeypatch.setattr(DirectReads, "page", page_at_first)
         for times in (1, 2):
+            assert reading.client.get(other, user_id="ann") == content
+            assert reading.through_pool == times
             assert reading.client.get(version.file_id, user_id="ann") == CONTENT
             assert reading.through_pool == times
+        assert asked.count(other) == 2  # only the first get of it has asked
+
+
+def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: Version) -> None:
+    """Some of four, then all, do not let clients in; the pool itself reaches them. Nobody waits for them again."""
+    for stopped in (stand.workers[:3], stand.workers[3:]):
+        for worker in stopped:
+            assert worker._clients is not None
+            worker._clients.stop(0.0)
+        with stand.client() as reading:
+            for times in (1, 2):
+                assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+                assert reading.through_pool == times
             assert reading.client._direct is not None
-            assert not reading.client._direct.is_on
+            assert not reading.client._direct.may_read(version.file_id)
+            assert reading.client._direct.may_read("another") == (len(stopped) == 3)

@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from storage import Version
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreClosed
 from storage.reports import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline, retried
@@ -21,12 +21,15 @@ from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
 from taskworker.client.fetching import Fetch, Fetched, Wanted
 from taskworker.client.scope import CallScope, current_scope
-from taskworker.errors import CallAbandoned, CallNotOffered
+from taskworker.errors import CallAbandoned, CallNotOffered, DeadlineExceeded, ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
 
 _BATCHES_AHEAD = 2  # besides the one that is waited for
 _RENEWED_S = 60.0  # a page is asked for again so long before its ticket expires
+
+# The file may be read from workers another time.
+_PASSING = (StorageUnavailable, StoreClosed, DeadlineExceeded, CallAbandoned)
 
 Place = Callable[[int, int], memoryview]
 """Returns memory for bytes of the range: where they begin, and how many they are."""
@@ -161,20 +164,28 @@ class DirectFetch:
 
     def _pieces(self, place: Place) -> Iterator[tuple[memoryview, bool]]:
         """The bytes in order, and whether they are in the memory that was given for them."""
-        with suppress(StorageError):  # whatever it is, the pool can do without, or knows better what it is
+        with self._noting_failures():
             for piece in self._from_workers(place):
                 yield piece, True
-            if self._done == self.size:
-                self._reads.note_worked()
-                return
+        if self._done == self.size:
+            self._reads.note_worked(self.version.file_id)
+            return
         self._check()
-        self._reads.note_failed()
         version, offset = self.version, self._wanted.offset + self._done
         left = Wanted(version.file_id, self._wanted.user_id, version.version_id, offset, self.size - self._done)
         self._rest = rest = Fetch(self._channel, left, deadline=self._deadline, retries=self._retries)
         with rest:
             for piece in rest:
                 yield piece, False
+
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        """A context that ends early with whatever fails: the pool can do without, or knows better what it is."""
+        try:
+            yield
+        except StorageError as error:
+            if not isinstance(error, _PASSING):
+                self._reads.note_failed(self.version.file_id)
 
     def _from_workers(self, place: Place) -> Iterator[memoryview]:
         under_way: deque[_Batch] = deque()
@@ -215,17 +226,19 @@ class DirectFetch:
             raise CallAbandoned("the call was cancelled")
 
     def _batches(self, place: Place) -> Iterator[_Batch]:
-        """Begin to read all chunks; ends early where the pool has no page."""
+        """Begin to read all chunks; ends early, and notes why, where that is not possible."""
         size, offset = self.version.chunk_size, self._wanted.offset
         index, last = offset // size, (self._stop - 1) // size
         together = self._reads.together(size)
         while index <= last:
             located = self._page_from(index)
             if located is None:
+                self._reads.note_failed(self.version.file_id)
                 return
             page = located.page
             entered = self._reads.fleet.enter(page, self._await_all)
             if entered is None:
+                self._note_unreached(page)
                 return
             end = min(page.first + len(page.stripes) - 1, last)
             if end < last:
@@ -234,6 +247,13 @@ class DirectFetch:
                 count = min(together, end + 1 - index)
                 yield self._begin(entered, index, count, place)
                 index += count
+
+    def _note_unreached(self, page: Page) -> None:
+        """Note that too few workers are reached: if it is none at all, this client is likely to reach no others."""
+        if self._reads.fleet.reaches_any(page):
+            self._reads.note_failed(self.version.file_id)
+        else:
+            self._reads.note_pool_failed()
 
     def _part(self, index: int) -> Wanted:
         """The rest of the range from a chunk on."""
@@ -247,6 +267,8 @@ class DirectFetch:
             asked, self._asked = self._asked, None
             self._await_all([asked])
             located = asked.result()
+            if located is None:
+                return None
         if located is None or located.page.first != index or located.until_s <= self._clock_s():
             located = self._locate(index)  # as the former one's time was over, or that of one that was fetched ahead
         return located
@@ -293,12 +315,15 @@ def fetch_directly(
         reads.never()
         return None, wanted.version_id or ""
     version = version_from_proto(response.version)
-    if not response.HasField("page") or wanted.stop_in(version.size) - wanted.offset < bytes_min:
+    if wanted.stop_in(version.size) - wanted.offset < bytes_min:
+        return None, version.version_id
+    if not response.HasField("page"):
+        reads.note_failed(version.file_id)
         return None, version.version_id
     try:
         page = page_of(response.page, version, wanted.offset)
-    except StorageError:
-        reads.note_failed()
+    except ServerFault:
+        reads.note_pool_failed()
         return None, version.version_id
     return DirectFetch(reads, channel, wanted, version, page, deadline, retries), version.version_id
 

@@ -14,6 +14,7 @@ from storage.fleet.fleet import Fleet, Placement
 from storage.keys import StripeKey, data_shards, shard_count
 from storage.shards import Shard, ShardStore, VolumeFailed
 from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.pauses import pause_s
 from taskworker.client.direct.reader import Granting, granted_now
 from taskworker.transport.ticketed_volume import Granted, TicketedVolume
 
@@ -21,8 +22,6 @@ NOBODY = -1
 """The slot of no worker."""
 # Over a distant link, a lost packet is sent again after 1 s. Nobody waits longer for a worker that may be out of reach.
 CONNECT_S = 2.0
-_PAUSE_S = 60.0
-_PAUSE_S_MAX = 900.0
 
 Connect = Callable[[Holder, int, Page], TicketedVolume]
 """Makes the volume of a worker, which is not connected yet; takes the worker's number, and a page that names it."""
@@ -85,6 +84,11 @@ class TicketedFleet(Fleet[Any]):
                 return None
             granted[stripe] = Granted(length, page.ticket, holders)
         return Entered(page, granted)
+
+    def reaches_any(self, page: Page) -> bool:
+        """Whether any of a page's workers is reached."""
+        with self._lock:
+            return any(self._stores[self._slot_of(holder)] is not None for holder in page.holders)
 
     def _slot_of(self, holder: Holder) -> int:
         number = self._numbers.get(holder)
@@ -236,12 +240,6 @@ class _Placed:
         """The slot of the worker of each shard of a stripe; of no worker for those that nobody has."""
         granted = granted_now(StripeKey(object_id))
         return (NOBODY,) * n if granted is None or shard_count(object_id) != n else granted.holders
-
-
-def pause_s(failures: int) -> float:
-    """How long not to try again what has failed this often in a row, at least once."""
-    doublings = min(failures - 1, 4)  # the longest pause is shorter than that
-    return min(_PAUSE_S * (1 << doublings), _PAUSE_S_MAX)
 
 
 def _read_only() -> StoreReadOnly:

@@ -19,8 +19,9 @@ from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
-from taskworker.client.direct.fleet import CONNECT_S, Entered, TicketedFleet, pause_s
+from taskworker.client.direct.fleet import CONNECT_S, Entered, TicketedFleet
 from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.pauses import Pauses
 from taskworker.client.direct.reader import Reader, current_reader, reading
 from taskworker.client.direct.volume import WorkerVolume
 from taskworker.transport.ticketed_volume import TicketedVolume
@@ -30,6 +31,7 @@ from taskworker.transport.wire.streams import Dial, Stream, dial, split_address
 T = TypeVar("T")
 
 _READERS = 4
+_FILES_MAX = 4096
 _CONNECTING = 16
 _SILENT_S = 5.0  # as long as the pool waits for a sign of life of a worker
 
@@ -44,34 +46,38 @@ class DirectReads:
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._home = HomeProcess("this client")
         self._clock_s = clock_s
-        self._failures = 0
-        self._off_until_s = 0.0
+        self._is_off = False
+        self._pool: Pauses[None] = Pauses(1, clock_s)
+        self._files: Pauses[str] = Pauses(_FILES_MAX, clock_s)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="direct")
         self._connecting = ThreadPoolExecutor(_CONNECTING, thread_name_prefix="direct-connect")
         self.fleet = TicketedFleet(self._volume, self._connecting, clock_s)
         self._stripes = StripeStore(self.fleet, Runtime())
         self._contents = Contents(self._stripes)
 
-    @property
-    def is_on(self) -> bool:
-        """Whether reading from workers is worth a try: it has not failed lately, nor in a process that was forked."""
-        return self._home.is_here and self._clock_s() >= self._off_until_s
+    def may_read(self, file_id: str) -> bool:
+        """Whether reading a file from workers is worth a try: neither it nor the pool has failed lately.
 
-    def note_failed(self) -> None:
-        """Read through the pool for a while; longer each time."""
-        now_s = self._clock_s()
-        if now_s < self._off_until_s:
-            return  # another read has noted it, or it is off for ever
-        self._failures += 1
-        self._off_until_s = now_s + pause_s(self._failures)
+        In a process that was forked, nothing is.
+        """
+        return self._home.is_here and not (self._is_off or self._pool.has(None) or self._files.has(file_id))
 
-    def note_worked(self) -> None:
+    def note_failed(self, file_id: str) -> None:
+        """Read a file through the pool for a while; longer each time. Others may be on other workers."""
+        self._files.note_failed(file_id)
+
+    def note_pool_failed(self) -> None:
+        """Read all files through the pool for a while; longer each time."""
+        self._pool.note_failed(None)
+
+    def note_worked(self, file_id: str) -> None:
         """Note that a file was read."""
-        self._failures = 0
+        self._files.note_worked(file_id)
+        self._pool.note_worked(None)
 
     def never(self) -> None:
         """Do not try again: the pool does not know how."""
-        self._off_until_s = float("inf")
+        self._is_off = True
 
     def together(self, chunk_bytes: int) -> int:
         """How many chunks of this size to read at a time."""
