@@ -509,6 +509,31 @@ def test_the_cache_is_bounded(make: Make) -> None:
         assert egress.request(url_of(server, "/19"), cache=True).from_cache
 
 
+@pytest.mark.parametrize("large", ["path", "asked", "answered", "revalidated"])
+def test_the_cache_is_bounded_by_all_that_it_keeps(make: Make, large: str) -> None:
+    egress = make(EgressLimits(cache_bytes=64 << 10))
+    text = "x" * 6_000
+    headers = [("X-Large", text)] if large == "asked" else []
+
+    async def behave(request: Received, writer: Writer) -> None:
+        told = "Cache-Control: max-age=600\r\n"
+        if large == "revalidated":
+            told = 'ETag: "1"\r\nCache-Control: max-age=0\r\n'
+        if large == "answered" or request.headers.get("if-none-match"):
+            told += f"X-Large: {text}\r\n"
+        status = "304 Not Modified" if request.headers.get("if-none-match") else "200 OK"
+        answer(writer, status=status, headers=told)
+
+    with Server(behave) as server:
+        egress.allow(f"127.0.0.1:{server.port}")
+        paths = [f"/{number}{text if large == 'path' else ''}" for number in range(20)]
+        for path in paths:
+            for _ in range(1 + (large == "revalidated")):
+                egress.request(url_of(server, path), headers=headers, cache=True)
+        assert not egress.request(url_of(server, paths[0]), headers=headers, cache=True).from_cache
+        assert egress.request(url_of(server, paths[-1]), headers=headers, cache=True).from_cache
+
+
 class Failing:
     """Fails a number of times: by a status, or by hanging up."""
 

@@ -6,6 +6,7 @@ import contextlib
 import random
 import threading
 import time
+import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -524,6 +525,50 @@ def test_results_are_given_again_as_long_as_they_may() -> None:
     clock.s += 1.0
     assert routes.call(Call("f", ("1",), user_id="ann"), None) == "4"
     assert routes.figures("f").figures.cached == 3
+
+
+def test_results_are_kept_without_what_was_asked() -> None:
+    routes = router(Fleet(a=answers()), cache_ttl_s=60.0)
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            text = f'"{number}{"x" * (1_000_000)}"'
+            routes.call(Call("f", (text,)), None)
+            routes.stream(Call("f", (), {"k": text}), None, RunningCall(), nothing)
+        assert tracemalloc.get_traced_memory()[0] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def nothing(item: str, over: Callable[[], bool], /) -> None:
+    """Take an item."""
+
+
+def test_arguments_that_look_alike_have_results_of_their_own() -> None:
+    results = count()
+    routes = router(Fleet(a=lambda call: CallReport(result=str(next(results)))), cache_ttl_s=60.0)
+    calls = [
+        Call("f"),
+        Call("f", ("",)),
+        Call("f", ("", "")),
+        Call("f", ("ab",)),
+        Call("f", ("a", "b")),
+        Call("f", (), {"a": "b"}),
+        Call("f", ("a",), {"b": ""}),
+        Call("f", (), {"a": "b", "b": "a"}),
+        Call("f", ("ab",), user_id="ann"),
+        Call("f", ("\ud800",)),
+    ]
+    assert [routes.call(call, None) for call in calls * 2] == 2 * list(map(str, range(len(calls))))
+    assert routes.call(Call("f", (), {"b": "a", "a": "b"}), None) == "7"  # in whatever order they are named
+
+
+def test_results_are_kept_by_the_memory_that_they_take() -> None:
+    fleet = Fleet(a=answers(f'"{chr(0x1F600) * 300_000}"'))  # which takes four bytes a character
+    routes = router(fleet, cache_ttl_s=60.0)
+    for _ in range(2):
+        routes.call(Call("f"), None)
+    assert fleet.runs["a"] == 2
 
 
 def test_failures_are_not_kept() -> None:

@@ -16,8 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from weakref import WeakValueDictionary
 
+from blake3 import blake3
 from cachetools import LRUCache, TLRUCache
 
 from storage.errors import DataLossError, InsufficientWorkers
@@ -130,7 +132,7 @@ class CallRouter:
                 report = self._run(function, mine, deadline, running, permit)
         if report.error is not None:
             raise report.error
-        if key is not None and len(report.result) <= CACHED_RESULT_BYTES_MAX:
+        if key is not None and item_bytes(report.result) <= CACHED_RESULT_BYTES_MAX:
             self._keep(function, key, (report.result,))
         return report.result
 
@@ -463,4 +465,8 @@ class _Running:
 
 
 def _cache_key(function: RoutedFunction, call: Call) -> object:
-    return function.name, function.version, call.user_id, call.args, tuple(sorted(call.kwargs.items()))
+    """The key of a call's result: of arguments, which may be large, it has a digest."""
+    texts = [str(len(call.args)), *call.args, *chain.from_iterable(sorted(call.kwargs.items()))]
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    digest = blake3(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
+    return function.name, function.version, call.user_id, digest

@@ -16,6 +16,7 @@ from hishel import AsyncBaseStorage, CacheOptions, Entry, Headers, Request, Resp
 _PLACE_CHARS = 2 * hashlib.sha256().digest_size
 _ENTRIES_PER_URL = 8
 _ENTRY_OVERHEAD = 2048
+_HEADER_OVERHEAD = 256  # two strings, a list and a place in a dictionary (measured: 190)
 _TTL_S = 24 * 3600.0
 _CHANGED_MAX = 4096
 """How many changed places are remembered for running requests."""
@@ -53,14 +54,21 @@ class _Kept:
 
     @property
     def cost(self) -> int:
-        return len(self.body) + _ENTRY_OVERHEAD
+        """Bytes that it takes in memory, about."""
+        asked = self.entry.request
+        headers = _bytes_of(asked.headers) + _bytes_of(self.entry.response.headers)
+        return len(self.body) + len(asked.url) + headers + _ENTRY_OVERHEAD
+
+
+def _bytes_of(headers: Headers) -> int:
+    return sum(len(name) + len(value) + _HEADER_OVERHEAD for name, value in headers.items())
 
 
 class MemoryStorage(AsyncBaseStorage):
     """Keeps the most recently used responses, up to a number of bytes. For one event loop.
 
     Args:
-        bytes_max: bytes of all responses.
+        bytes_max: bytes of all responses, with their headers and those of their requests.
         body_bytes_max: bytes of a body; larger ones are passed on but not cached.
         clock_s: monotonic seconds.
     """
@@ -129,7 +137,10 @@ class MemoryStorage(AsyncBaseStorage):
         """See ``AsyncBaseStorage``."""
         kept = self._kept.get(id)
         if kept is not None:
+            self._bytes -= kept.cost
             kept.entry = replace(kept.entry, response=replace(kept.entry.response, headers=headers))
+            self._bytes += kept.cost
+            self._make_room()
 
     async def remove_entry(self, id: uuid.UUID) -> None:  # noqa: A002
         """See ``AsyncBaseStorage``."""
@@ -154,6 +165,9 @@ class MemoryStorage(AsyncBaseStorage):
         self._bytes += kept.cost
         while len(same) > _ENTRIES_PER_URL:
             self._drop(same[0])
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self._bytes > self._bytes_max:
             self._drop(next(iter(self._kept)))
 
