@@ -30,6 +30,7 @@ from taskworker.gateways.s3.multipart import put_part
 from taskworker.gateways.s3.objects import SHORT, put
 from taskworker.gateways.s3.operations import Operation, Takes, operation_of
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
+from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
 from taskworker.metrics.requests import RequestMetrics, Served
 
@@ -142,7 +143,7 @@ class S3App:
         if head.method == "OPTIONS":
             served.operation = "Preflight"
             return await self._preflight(head, bucket)
-        claim = claim_of(head)
+        claim = claim_of(head) or claim_of_url(head)
         now_ms = self._now_ms()
         if claim is None and bucket and not key and posting.is_form(head):
             served.operation = "PostObject"
@@ -153,7 +154,7 @@ class S3App:
         account, signed = await self._caller(head, claim, bucket)
         operation = operation_of(head, bucket, key)
         served.operation = operation.name
-        payload = UNSIGNED if claim is None else claim.payload
+        payload = claim.payload if isinstance(claim, Claim) else UNSIGNED
         takes_body = operation.takes is not Takes.NOTHING
         about_body = expected(head, payload, signed) if takes_body else Expected(size=0)
         call = Call(head, account, bucket, key, about_body, now_ms, scheme)
@@ -164,7 +165,7 @@ class S3App:
             raise
         return reply
 
-    async def _caller(self, head: Head, claim: Claim | None, bucket: str) -> tuple[Account, Signed | None]:
+    async def _caller(self, head: Head, claim: Claim | UrlClaim | None, bucket: str) -> tuple[Account, Signed | None]:
         if claim is None:
             key_id = self._public.get(bucket)
             if key_id is None or head.method not in ("GET", "HEAD"):
@@ -173,6 +174,9 @@ class S3App:
         account = await self._account(claim.access_key_id)
         if "x-amz-security-token" in head.fields or "X-Amz-Security-Token" in head.parameters:
             raise S3Error("InvalidToken", "access keys here have no session tokens")
+        if isinstance(claim, UrlClaim):
+            check_url(claim, head, self._hosted(head), account.secret, now_ms=self._now_ms)
+            return account, None
         return account, checked(claim, head, account.secret, now_ms=self._now_ms)
 
     async def _account(self, access_key_id: str) -> Account:
@@ -182,9 +186,8 @@ class S3App:
     def _target(self, head: Head) -> tuple[str, str]:
         """The bucket and the key that a request is about."""
         path = head.path.removeprefix("/")
-        host = head.fields.get("host", "").lower().rpartition(":")[0] or head.fields.get("host", "").lower()
-        if self._domain and host.endswith(f".{self._domain}"):
-            bucket, raw_key = host.removesuffix(f".{self._domain}"), path
+        if bucket := self._hosted(head):
+            raw_key = path
         else:
             raw_bucket, _, raw_key = path.partition("/")
             bucket = unquote_to_bytes(raw_bucket).decode("utf-8", "replace")
@@ -193,9 +196,18 @@ class S3App:
         head.decoded_path  # noqa: B018  # it must be text
         return bucket, unquote_to_bytes(raw_key).decode()
 
+    def _hosted(self, head: Head) -> str:
+        """The bucket that a request's host names; empty if none."""
+        given = head.fields.get("host", "").lower()
+        host = given.rpartition(":")[0] or given
+        return host.removesuffix(f".{self._domain}") if self._domain and host.endswith(f".{self._domain}") else ""
+
     async def _preflight(self, head: Head, bucket: str) -> Reply:
         """Browsers do not sign what they ask before a request. The key in its URL says whose bucket it is about."""
-        key_id = head.parameters.get("X-Amz-Credential", "").partition("/")[0] or self._public.get(bucket)
+        signed_by = head.parameters.get("X-Amz-Credential", "").partition("/")[0] or head.parameters.get(
+            "AWSAccessKeyId"
+        )
+        key_id = signed_by or self._public.get(bucket)
         if not key_id or not bucket:
             raise S3Error("AccessDenied", "whose bucket this is cannot be told: no access key is named")
         account = await self._account(key_id)

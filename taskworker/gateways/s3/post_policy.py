@@ -12,20 +12,26 @@ from datetime import datetime
 from typing import Any
 
 from storage.clocks import wall_ms
+from taskworker.gateways.s3 import signatures_v2
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.signatures import ALGORITHM, check_scope, signature, signing_key
 
 _POLICY_BYTES_MAX = 20_000
 _CONDITIONS_MAX = 200
-_ALWAYS_ALLOWED = frozenset(("x-amz-signature", "file", "policy"))
+_ALWAYS_ALLOWED = frozenset(("x-amz-signature", "file", "policy", "awsaccesskeyid", "signature"))
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who signed a form's policy, by what it says itself."""
+    """Who signed a form's policy, by what it says itself.
+
+    Attributes:
+        access_key_id: whose key made the signature.
+        scope: of Signature Version 4; None: the signature has Version 2.
+    """
 
     access_key_id: str
-    scope: str
+    scope: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +48,13 @@ def claim_of(form: Mapping[str, str]) -> Claim:
     Raises:
         S3Error: the form lacks fields, or they are malformed.
     """
-    for name in ("policy", "x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature"):
+    is_v2 = "awsaccesskeyid" in form
+    required = ("signature",) if is_v2 else ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature")
+    for name in ("policy", *required):
         if name not in form:
             raise S3Error("AccessDenied", f"the form has no field {name}; only signed forms are accepted")
+    if is_v2:
+        return Claim(form["awsaccesskeyid"], None)
     if form["x-amz-algorithm"] != ALGORITHM:
         raise S3Error("InvalidRequest", f"the form's x-amz-algorithm must be {ALGORITHM}")
     return Claim(*check_scope(form["x-amz-credential"], "InvalidRequest"))
@@ -65,8 +75,11 @@ def checked(
     Raises:
         S3Error: the signature is wrong, the policy has expired, or the form is not what it allows.
     """
-    expected = signature(signing_key(secret, claim.scope), form["policy"])
-    if not hmac.compare_digest(expected.encode(), form["x-amz-signature"].encode()):
+    if claim.scope is None:
+        given, expected = form["signature"], signatures_v2.signature(secret, form["policy"])
+    else:
+        given, expected = form["x-amz-signature"], signature(signing_key(secret, claim.scope), form["policy"])
+    if not hmac.compare_digest(expected.encode(), given.encode()):
         raise S3Error("SignatureDoesNotMatch", "the signature does not match the policy")
     policy = _policy(form["policy"])
     if now_ms() / 1000 > _expiration_s(policy.get("expiration")):
@@ -74,15 +87,15 @@ def checked(
     conditions = policy.get("conditions")
     if not isinstance(conditions, list) or len(conditions) > _CONDITIONS_MAX:
         raise S3Error("InvalidPolicyDocument", f"conditions must be a list of at most {_CONDITIONS_MAX}")
-    given = {**form, "bucket": bucket}
+    filled = {**form, "bucket": bucket}
     limits = Limits()
     covered: set[str] = set()
     for condition in conditions:
         if isinstance(condition, list) and len(condition) == 3 and condition[0] == "content-length-range":
             limits = _limits(condition)
         else:
-            covered.add(_fulfilled(condition, given))
-    extra = [name for name in given if name not in covered | _ALWAYS_ALLOWED and not name.startswith("x-ignore-")]
+            covered.add(_fulfilled(condition, filled))
+    extra = [name for name in filled if name not in covered | _ALWAYS_ALLOWED and not name.startswith("x-ignore-")]
     if extra := [name for name in extra if name != "bucket"]:
         raise S3Error("AccessDenied", f"invalid according to policy: extra input field: {extra[0]}")
     return limits

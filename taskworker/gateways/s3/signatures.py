@@ -83,8 +83,6 @@ def claim_of(head: Head) -> Claim | None:
         return _claim_of_header(head, authorization)
     if presigned:
         return _claim_of_query(head)
-    if "AWSAccessKeyId" in head.parameters or "Signature" in head.parameters:
-        raise _unsupported()
     return None
 
 

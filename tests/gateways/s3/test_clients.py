@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def test_aws_cli(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
     assert run(aws, "s3", "cp", f"s3://{bucket}/aws/small", "-", env=env) == "small"
     run(aws, "s3", "mv", f"s3://{bucket}/aws/small", f"s3://{bucket}/aws/moved", env=env)
     run(aws, "s3api", "head-object", "--bucket", bucket, "--key", "aws/moved", env=env)
+    with urllib.request.urlopen(run(aws, "s3", "presign", f"s3://{bucket}/aws/moved", env=env).strip()) as got:
+        assert got.read() == b"small"
     run(aws, "s3", "rm", "--recursive", f"s3://{bucket}/aws", env=env)
     left = run(aws, "s3api", "list-objects-v2", "--bucket", bucket, "--prefix", "aws/", "--query", "Contents", env=env)
     assert left == "null\n"

@@ -221,8 +221,8 @@ def test_requests_without_a_signature_claim_nothing() -> None:
     assert claim_of(Head("GET", "/")) is None
 
 
-def test_signatures_of_version_2_are_refused() -> None:
-    assert refused(Head("GET", "/", "AWSAccessKeyId=a&Signature=b&Expires=1")) == "InvalidRequest"
+def test_headers_with_signatures_of_version_2_are_refused() -> None:
+    assert refused(Head("GET", "/", "", (("authorization", "AWS a:b"),))) == "InvalidRequest"
 
 
 def test_the_example_of_the_documentation() -> None:
