@@ -21,7 +21,7 @@ from taskworker.errors import TicketRefused
 from taskworker.rpc import status
 from taskworker.transport.frames import COUNT_MAX, MESSAGE_BYTES_MAX, Call
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
-from taskworker.transport.wire.connection import Answer, CallsLost, Connection, Poller, Unused
+from taskworker.transport.wire.connection import IDLE_S, Answer, CallsLost, Connection, Poller, Unused
 from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.reading import ConnectionEnded
@@ -41,6 +41,10 @@ _ANSWER_BYTES_MAX = 128 * KIB
 # Calls that a sound worker may refuse: it keeps few verifications, and one of a former version lacks the others.
 _REFUSABLE = (Call.JUDGE, Call.REST, Call.MAKE, Call.PROVE)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
+class NotAnswered(VolumeUnavailable):
+    """The worker closed a kept connection instead of answering. The call can be made again, on another one."""
 
 
 class Lane(IntEnum):
@@ -66,6 +70,8 @@ class ShardCalls:
         poller: receives for the connections.
         dial: connects to an address.
         clock_s: monotonic seconds.
+        idle_s: see :class:`taskworker.transport.wire.connection.Connection`.
+        repeats: likewise; such calls end with :class:`NotAnswered`.
 
     Attributes:
         misbehaved: how the worker misbehaved; empty: it did not.
@@ -81,7 +87,11 @@ class ShardCalls:
         poller: Poller = SHARED,
         dial: Dial = dial,
         clock_s: Callable[[], float] = time.monotonic,
+        idle_s: float = IDLE_S,
+        repeats: bool = False,
     ) -> None:
+        self._idle_s = idle_s
+        self._repeats = repeats
         self.name = name
         self.timeout_s = timeout_s
         self.misbehaved = ""
@@ -135,7 +145,16 @@ class ShardCalls:
                     raise VolumeFailed(str(self.failure))
                 stream = self._dial(self._address, min(_CONNECT_S_MAX, self.timeout_s))
                 try:
-                    connection = Connection(stream, lane, self.poller, self._on_ended, self._clock_s, self._arrived_s)
+                    connection = Connection(
+                        stream,
+                        lane,
+                        self.poller,
+                        self._on_ended,
+                        self._clock_s,
+                        self._arrived_s,
+                        self._idle_s,
+                        self._repeats,
+                    )
                 except OSError:  # the poller cannot take it
                     stream.close()
                     raise
@@ -315,6 +334,8 @@ class ShardCalls:
             return self._refusal(error.description, call)
         if isinstance(error, WireError):
             return self.broken(error)
+        if isinstance(error, Unused):
+            return NotAnswered(f"worker {self.name} closed the connection before it answered")
         if isinstance(error, CallsLost):
             return VolumeFailed(f"worker {self.name} took longer than {error.waited_s:g} s to answer")
         if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:

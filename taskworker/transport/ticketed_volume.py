@@ -22,6 +22,7 @@ from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.streams import Dial, dial
 
 _LANE = Lane.FETCHES  # the only one: workers give clients few connections, and nothing small is fetched often
+_IDLE_S = 20.0  # workers close idle connections of clients after 30 s
 _NOWHERE = (0, 0)  # segment and offset, which only the worker knows
 
 
@@ -76,7 +77,7 @@ class TicketedVolume:
         self._name = name
         self._number = number
         self._find = find
-        self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s)
+        self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s, idle_s=_IDLE_S, repeats=True)
 
     def connect(self) -> None:
         """Connect, if there is no connection yet.

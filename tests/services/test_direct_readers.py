@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from blake3 import blake3
@@ -37,10 +36,14 @@ from taskworker.protos import store_pb2
 from taskworker.worker.clients_port import ClientsPort
 from tests.auth.members import POOL, Members, worker
 from tests.pool.helpers import open_volume
+from tests.services.proxy import Proxy
 from tests.services.test_direct_reads import Counted, Ending, await_members
+from tests.transport.peers import Peer
+from tests.transport.peers import worker as silent_worker
 
 WAIT_S = 60.0
 FOREVER_S = 3600.0
+FOREVER_BYTES = 1 << 40
 CONTENT = os.urandom(100_000)
 STRIPE = stripe_key(Kind.CHUNK, blake3(CONTENT).digest(), 1, 1)
 
@@ -77,11 +80,26 @@ def address(members: Members, tmp_path: Path) -> Iterator[str]:
     volume.close()
 
 
+class Silent(NamedTuple):
+    """Where nobody says anything, and whether somebody was there."""
+
+    address: str
+    was_called: threading.Event
+
+
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """Where nobody says anything."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
+def silent() -> Iterator[Silent]:
+    was_called = threading.Event()
+
+    def hear(peer: Peer) -> None:
+        peer.socket.settimeout(None)
+        peer.take(1)
+        was_called.set()
+        peer.take(FOREVER_BYTES)
+
+    with silent_worker(hear) as address:
+        yield Silent(address, was_called)
+        assert was_called.wait(WAIT_S)
 
 
 def page(address: str, ticket: bytes, authorities: bytes = b"") -> Page:
@@ -121,8 +139,25 @@ def test_each_get_reads_with_a_ticket_of_its_own(direct: DirectReads, members: M
         direct.read(*getting[0], 0, [memoryview(bytearray(len(CONTENT)))])
 
 
+def test_a_worker_that_closes_a_kept_connection_is_asked_again(
+    direct: DirectReads, members: Members, address: str
+) -> None:
+    issuer = TicketIssuer(lambda: members.authority)
+    ticket = issuer.issue("ann", [worker("w1").dns_name], 1, 1, [blake3(CONTENT).digest()], 9 * len(CONTENT))
+    reader, target = Reader(Deadline(None)), bytearray(len(CONTENT))
+    with Proxy(address) as proxy:
+        entered = direct.fleet.enter(page(proxy.address, ticket), reader.await_all)
+        assert entered is not None
+        for _ in range(3):
+            target[:] = bytes(len(CONTENT))
+            direct.submit(direct.read, reader, entered, 0, [memoryview(target)]).result(timeout=WAIT_S)
+            assert target == CONTENT
+            proxy.cut_after_sent(1)  # when the next request has been sent, so that it is not answered
+        assert direct.fleet.reaches_any(entered.page)
+
+
 def test_nobody_waits_while_another_get_connects(
-    direct: DirectReads, members: Members, address: str, silent: str
+    direct: DirectReads, members: Members, address: str, silent: Silent
 ) -> None:
     waits, ends = threading.Event(), threading.Event()
 
@@ -131,7 +166,7 @@ def test_nobody_waits_while_another_get_connects(
         assert ends.wait(WAIT_S)
 
     with ThreadPoolExecutor(1) as threads:
-        other = page(silent, b"ticket", members.authority.certificates_pem)
+        other = page(silent.address, b"ticket", members.authority.certificates_pem)
         entering = threads.submit(direct.fleet.enter, other, await_all)
         assert waits.wait(WAIT_S)
         try:
@@ -142,9 +177,9 @@ def test_nobody_waits_while_another_get_connects(
 
 
 def test_connecting_ends_at_the_deadline_and_when_it_is_given_up(
-    direct: DirectReads, members: Members, silent: str
+    direct: DirectReads, members: Members, silent: Silent
 ) -> None:
-    there = page(silent, b"ticket", members.authority.certificates_pem)
+    there = page(silent.address, b"ticket", members.authority.certificates_pem)
     assert in_time(lambda: direct.fleet.enter(there, Reader(Deadline(0.1)).await_all)) is None
     reader = Reader(Deadline(None))
     threading.Timer(0.1, reader.give_up).start()

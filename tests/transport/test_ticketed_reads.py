@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,8 @@ from taskworker.transport.wire.streams import dial as dial_plainly
 from taskworker.worker.clients_port import ClientsPort
 from tests.auth.members import POOL, Members, worker
 from tests.pool.helpers import key_of, open_volume, served, shard_of
-from tests.transport.peers import Peer, call
+from tests.transport.peers import Peer, call, greeted
+from tests.transport.peers import worker as peers_worker
 
 SIZE = 50_000
 
@@ -232,6 +234,24 @@ def test_many_idle_strangers_keep_nobody_out(members: Members, volume: LocalVolu
             open_.enter_context(contextlib.closing(socket.create_connection((host, int(port)), 10.0)))
         with seen(address, ticket_for(members, key), key, dial=dial_of(members)) as remote:
             assert remote.read(key) == shard_of(0, SIZE)
+
+
+def test_a_client_closes_idle_connections_before_workers_do() -> None:
+    now_s = [0.0]
+    closed = threading.Event()
+
+    def behave(peer: Peer) -> None:
+        greeted(peer)
+        peer.socket.settimeout(None)
+        peer.take(1)
+        closed.set()
+
+    with peers_worker(behave) as address:
+        remote = TicketedVolume(address, "w1", 0, lambda _: None, timeout_s=5.0, clock_s=lambda: now_s[0])
+        with contextlib.closing(remote):
+            remote.connect()
+            now_s[0] += CLIENTS_LIMITS.idle_s - 5.0
+            assert closed.wait(60.0)
 
 
 @given(ticket=st.binary(min_size=1, max_size=100), lengths=st.lists(st.integers(0, 1000), max_size=5))

@@ -130,6 +130,7 @@ class DirectReads:
             holder.address,
             holder.address,
             slot,
+            self._connecting,
             timeout_s=_SILENT_S,
             dial=_dial_of(holder, page.authorities),
             clock_s=self._clock_s,

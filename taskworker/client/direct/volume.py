@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from storage.errors import StorageError
 from storage.keys import ShardKey
-from taskworker.client.direct.reader import current_reader, granted_now
+from taskworker.client.direct.reader import Cancel, Done, current_reader, granted_now
 from taskworker.transport.fetches import Outcome
+from taskworker.transport.shard_calls import NotAnswered
 from taskworker.transport.ticketed_volume import TicketedVolume
 
 
 class WorkerVolume(TicketedVolume):
     """Fetches for the get for which the calling thread reads, with that get's ticket.
 
+    If the worker closes a kept connection instead of answering, the fetch is tried once more, on another connection.
+
     Args:
         address: see :class:`TicketedVolume`, as all others.
+        threads: threads in which fetches are tried again.
     """
 
-    def __init__(self, address: str, name: str, number: int, **options: Any) -> None:
+    def __init__(self, address: str, name: str, number: int, threads: Executor, **options: Any) -> None:
         super().__init__(address, name, number, granted_now, **options)
+        self._threads = threads
 
     def begin_fetch(
         self,
@@ -33,7 +42,65 @@ class WorkerVolume(TicketedVolume):
         Raises:
             StorageError: as there, and if the get was given up.
         """
-        reader = current_reader()
-        if reader is None:
-            return super().begin_fetch(wanted, into, done)
-        return reader.begin(partial(super().begin_fetch, wanted, into), done)
+
+        def begin(done: Done) -> Cancel:
+            return _Repeated(partial(fetch, wanted, into), done, self._threads).begin()
+
+        fetch, reader = super().begin_fetch, current_reader()
+        return begin(done) if reader is None else reader.begin(begin, done)
+
+
+class _Repeated:
+    """A fetch that is tried once more if it was not answered.
+
+    Args:
+        fetch: begins it.
+        done: see :meth:`TicketedVolume.begin_fetch`.
+        threads: threads in which it is tried again.
+    """
+
+    def __init__(self, fetch: Callable[[Done], Cancel], done: Done, threads: Executor) -> None:
+        self._fetch = fetch
+        self._done = done
+        self._threads = threads
+        self._context = copy_context()  # for whom it is
+        self._lock = threading.Lock()  # held while it begins: what is cancelled must not begin afterwards
+        self._cancelled = False
+        self._cancel: Cancel | None = None
+
+    def begin(self) -> Cancel:
+        """Begin it; return what cancels it."""
+        with self._lock:
+            self._cancel = self._fetch(self._ended)
+        return self.cancel
+
+    def cancel(self) -> None:
+        """Give it up. Once this returns, nothing is written to its memory any more."""
+        self._cancelled = True
+        with self._lock:
+            cancel = self._cancel
+        if cancel is not None:
+            cancel()
+
+    def _ended(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, NotAnswered):
+            self._done(outcome)
+            return
+        try:
+            self._threads.submit(self._context.run, self._again, outcome)
+        except RuntimeError:  # the client was closed
+            self._done(outcome)
+
+    def _again(self, former: NotAnswered) -> None:
+        outcome: StorageError = former
+        with self._lock:
+            if self._cancel is None:
+                return  # it could not begin, and its caller knows
+            self._cancel()  # a part of it may be under way on another connection
+            if not self._cancelled:
+                try:
+                    self._cancel = self._fetch(self._done)
+                    return
+                except StorageError as error:
+                    outcome = error
+        self._done(outcome)

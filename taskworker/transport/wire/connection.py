@@ -44,7 +44,7 @@ from taskworker.transport.wire.streams import Stream, milliseconds
 _BYTES_PER_S_MIN = 16 * KIB
 _NUMBERS = 1 << 32
 _BEFORE_WELCOME = Welcome(BODY_BYTES_MAX, CALLS_MIN)
-_IDLE_S = 60.0
+IDLE_S = 60.0
 _LOSSES_IN_A_ROW_S = 1 + 2 + 4  # three retransmissions are lost, in multiples of the first wait for one
 _PATIENCE_TIMES_MAX = 2.0  # a peer that confirms slowly on purpose gains no more
 _RECEIVED_TOGETHER_BYTES = MIB
@@ -132,7 +132,7 @@ class _Call:
 
 
 class Unused(ConnectionEnded):
-    """The connection ended while nobody used it. Another one can be made."""
+    """The connection ended while nobody used it, or before anything was answered. Another one can be made."""
 
 
 class CallsLost(ConnectionError):
@@ -144,7 +144,7 @@ class CallsLost(ConnectionError):
 
 
 class Connection:
-    """Makes calls over one stream. Thread-safe. Closes itself after a minute without calls.
+    """Makes calls over one stream. Thread-safe. Closes itself after some time without calls.
 
     Args:
         stream: the stream; the connection owns it.
@@ -154,6 +154,9 @@ class Connection:
         clock_s: monotonic seconds.
         others_s: when something of another connection to the same peer last arrived, at either end, by the clock. Over
             a slow link, a small call waits for that.
+        idle_s: seconds without calls after which it closes itself.
+        repeats: whether all calls may be made twice. Then they end with :class:`Unused` if the other end closes a kept
+            connection instead of answering, as it may have closed it before they arrived.
 
     Attributes:
         arrived_s: when something of this connection last arrived, at either end.
@@ -167,8 +170,13 @@ class Connection:
         on_ended: Callable[[Exception], None] = lambda error: None,
         clock_s: Callable[[], float] = time.monotonic,
         others_s: Callable[[], float] = lambda: -math.inf,
+        idle_s: float = IDLE_S,
+        repeats: bool = False,
     ) -> None:
         self.stream = stream
+        self._idle_s = idle_s
+        self._repeats = repeats
+        self._kept_at = 0  # bytes received when it was used again; 0: it was not used before
         self._others_s = others_s
         self._welcome = _BEFORE_WELCOME
         self._poller = poller
@@ -242,6 +250,7 @@ class Connection:
             now_s = self.used_s = self._clock_s()
             if not self._calls:
                 self._progress_s = now_s
+                self._kept_at = self._reader.received
             number = self._next_number()
             self._calls[number] = _Call(answer, size, now_s, patience_s, limit_s)
         header = pack_header(Kind.CALL, number, size, method=method, value=milliseconds(limit_s))
@@ -352,7 +361,7 @@ class Connection:
         with self._lock:
             if self._ended is not None:
                 return
-            if not self._calls and now_s - self.used_s > _IDLE_S:
+            if not self._calls and now_s - self.used_s > self._idle_s:
                 self._ended = Unused("the connection was not used for a while")
             progress = (self._reader.received, self._outbox.size + self.stream.unsent())
             if progress[0] > self._progress[0] or progress[1] < self._progress[1]:
@@ -379,10 +388,15 @@ class Connection:
         with self._lock:
             if self._ended is not None:
                 return
-            if not self._calls and isinstance(error, OSError):
+            if isinstance(error, OSError) and (not self._calls or self._was_closed_before(error)):
                 error = Unused(str(error))
             self._ended = error
         self._wind_up(error)
+
+    def _was_closed_before(self, error: OSError) -> bool:
+        """Whether the other end may have closed a kept connection before the calls under way arrived."""
+        is_kept = self._kept_at >= WELCOME_BYTES and self._kept_at == self._reader.received
+        return self._repeats and is_kept and not isinstance(error, CallsLost)
 
     def _wind_up(self, error: Exception) -> None:
         """Let everybody know of the end, who has just noted it."""
