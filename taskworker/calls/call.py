@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage.errors import InvalidArgument, StorageError
+
+log = logging.getLogger(__name__)
 
 DEPTH_MAX = 16
 LOOPS_MAX = 4
@@ -106,11 +109,11 @@ class RunningCall:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """End what the call is doing now, and whatever it would do next."""
+        """End what the call is doing now, and whatever it would do next; all of it, even if some cannot be ended."""
         with self._lock:
             self.cancelled, ends = True, list(self._ends)
         for end in reversed(ends):
-            end()
+            _try(end)
 
     @contextmanager
     def ended_by(self, end: Callable[[], object]) -> Iterator[None]:
@@ -119,9 +122,16 @@ class RunningCall:
             self._ends.append(end)
             cancelled = self.cancelled
         if cancelled:
-            end()
+            _try(end)
         try:
             yield
         finally:
             with self._lock:
                 self._ends.remove(end)
+
+
+def _try(end: Callable[[], object]) -> None:
+    try:
+        end()
+    except Exception:
+        log.exception("something that a cancelled call does could not be ended")

@@ -395,22 +395,25 @@ class SandboxHost:
 
     def _tick(self) -> None:
         for call in list(self._calls):
-            call.watch()
+            _despite_faults(call.watch)
         self._unfenced = [function for function in self._unfenced if not function.fenced_off()]
         for function in list(self._functions.values()):
-            function.drop_spent()
-            if function.ended_unused(self._idle_s):
-                continue
-            if function.idle_s > SPARES_IDLE_S:
-                function.rest()
-            else:
-                function.refill()
-        self._bound_kept()
+            _despite_faults(lambda function=function: self._look_after(function))  # type: ignore[misc]
+        _despite_faults(self._bound_kept)
         self._loop.call_later(_TICK_S, self._tick)
+
+    def _look_after(self, function: FunctionSandbox) -> None:
+        function.drop_spent()
+        if function.ended_unused(self._idle_s):
+            return
+        if function.idle_s > SPARES_IDLE_S:
+            function.rest()
+        else:
+            function.refill()
 
     def _inspect(self) -> None:
         for function in list(self._functions.values()):
-            function.inspect()
+            _despite_faults(function.inspect)
         self._loop.call_later(_INSPECT_S, self._inspect)
 
     def _end_all(self) -> None:
@@ -422,6 +425,14 @@ class SandboxHost:
             self._base.end()
             self._base.await_end()
             self._base = None
+
+
+def _despite_faults(act: Callable[[], object]) -> None:
+    """Do something for one call or function; whatever happens, the others come next, and this one again later."""
+    try:
+        act()
+    except Exception:
+        _log.exception("looking after a sandbox failed; trying again")
 
 
 def _waits_longest(loads: Mapping[FunctionSandbox, KeptLoad]) -> FunctionSandbox:

@@ -503,6 +503,19 @@ def test_a_function_that_calls_itself_does_not_wait_for_itself() -> None:
     assert routes.call(Call("f"), 5) == "2"
 
 
+def test_all_that_a_call_does_is_ended_even_if_some_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
+    running, ended = RunningCall(), []
+
+    def fails() -> None:
+        raise RuntimeError("can't start new thread")
+
+    with running.ended_by(lambda: ended.append("outer")), running.ended_by(fails):
+        running.cancel()
+        with running.ended_by(fails), running.ended_by(lambda: ended.append("later")):
+            assert ended == ["outer", "later"]
+    assert len(caplog.records) == 2
+
+
 def test_calls_without_end_are_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"too deeply \(.*f -> f"):
         Call("f", chain=("f",) * 4).checked()

@@ -49,6 +49,7 @@ def begin(
     item: Callable[[bytes, Callable[[], bool]], None] | None = None,
     check: Callable[[bytes], object] = lambda _result: None,
     owner: str = "",
+    stopped: Callable[[], object] = lambda: None,
 ) -> SandboxCall:
     """Begin a call; asks are echoed and output is dropped unless told otherwise."""
     return host.begin(
@@ -60,4 +61,5 @@ def begin(
         item=item,
         check=check,
         owner=owner,
+        stopped=stopped,
     )

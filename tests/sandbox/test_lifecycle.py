@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -317,6 +318,28 @@ def test_a_function_that_was_not_used_for_long_is_ended(bundles: Path) -> None:
         eventually(lambda: not host.views())
         eventually(lambda: gone(pids))
         assert begin(host, image, b"again").result() == b"again"
+    finally:
+        host.close()
+
+
+def test_a_fault_in_ending_one_call_leaves_the_others_looked_after(bundles: Path) -> None:
+    clock, told = Clock(), threading.Event()
+
+    def stopped() -> None:
+        told.set()
+        raise RuntimeError("can't start new thread")
+
+    host = SandboxHost(bundles, idle_s=600.0, clock_s=clock)
+    host.start()
+    try:
+        image = program(bundles, TROUBLE)
+        call = begin(host, image, b"hang", timeout_s=60.0, stopped=stopped)
+        clock.ahead_s += 60.1
+        assert told.wait(PATIENCE_S)
+        with pytest.raises(CallDeadline):
+            call.result()
+        clock.ahead_s += 600.1
+        eventually(lambda: not host.views())
     finally:
         host.close()
 
