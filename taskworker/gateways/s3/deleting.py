@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
-from storage import Version
+from storage import DeleteOutcome, Version
 from storage.errors import FileNotFound, InvalidArgument, StorageError, VersionNotFound
 from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
@@ -35,6 +36,18 @@ def removed(
     Raises:
         S3Error: it cannot be deleted.
     """
+    told = _begun(call, key, version_id, buckets, match)
+    if not isinstance(told, Version):
+        return told
+    with contextlib.suppress(FileNotFound):  # somebody else was faster
+        call.client.delete(told.file_id, user_id=call.user)
+    return []
+
+
+def _begun(
+    call: Call, key: str, version_id: str | None, buckets: Buckets, match: str | None
+) -> list[tuple[str, str]] | Version:
+    """Like :func:`removed`, but if all of a file is to be deleted, its head is returned and nothing is done yet."""
     bucket = buckets.get(call)
     name = filename(call.bucket, key)
     head = call.client.find(name, user_id=call.user)
@@ -50,12 +63,7 @@ def removed(
         return _removed_version(call, head, version_id)
     if bucket.versioning:
         return marked(call, name, bucket.versioning)
-    if head is not None:
-        try:
-            call.client.delete(head.file_id, user_id=call.user)
-        except FileNotFound:
-            return []  # somebody else was faster
-    return []
+    return [] if head is None else head
 
 
 def _certain(call: Call, buckets: Buckets, bucket: Bucket, head: Version) -> Bucket:
@@ -130,6 +138,8 @@ def _versions_called(call: Call, head: Version, version_id: str) -> list[Version
 def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """DeleteObjects: each has an outcome of its own, whatever becomes of the others.
 
+    Files that are deleted with all of their versions share messages and flushes.
+
     Raises:
         S3Error: the request is not what it should be; nothing was deleted.
     """
@@ -142,22 +152,39 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
         raise S3Error("MalformedXML", f"from 1 to {_KEYS_MAX} objects must be listed")
     quiet = (text_of(root, "Quiet") or "").strip().lower() == "true"
     asked = [(needed(one, "Key"), text_of(one, "VersionId"), text_of(one, "ETag")) for one in objects]
+    begun = [_begun_or_failed(call, *one, buckets) for one in asked]
+    whole = [one.file_id for one in begun if isinstance(one, Version)]
+    outcomes = call.client.delete_many(whole, user_id=call.user)
     nodes: list[Node] = []
-    for key, version_id, match in asked:
+    for (key, version_id, _), told in zip(asked, begun, strict=True):
         named: list[Node] = [("Key", key)]
         if version_id is not None:
             named.append(("VersionId", version_id))
-        try:
-            told = dict(removed(call, key, version_id, buckets, match))
-        except Exception as error:
-            problem = _problem(error)
-            nodes.append(("Error", [*named, ("Code", problem.code), ("Message", problem.message)]))
+        ended = _outcome_of(next(outcomes)) if isinstance(told, Version) else told
+        if isinstance(ended, S3Error):
+            nodes.append(("Error", [*named, ("Code", ended.code), ("Message", ended.message)]))
             continue
-        if "x-amz-delete-marker" in told:
-            named += [("DeleteMarker", True), ("DeleteMarkerVersionId", told["x-amz-version-id"])]
+        headers = dict(ended)
+        if "x-amz-delete-marker" in headers:
+            named += [("DeleteMarker", True), ("DeleteMarkerVersionId", headers["x-amz-version-id"])]
         if not quiet:
             nodes.append(("Deleted", named))
     return document(("DeleteResult", nodes))
+
+
+def _begun_or_failed(
+    call: Call, key: str, version_id: str | None, match: str | None, buckets: Buckets
+) -> list[tuple[str, str]] | Version | S3Error:
+    try:
+        return _begun(call, key, version_id, buckets, match)
+    except Exception as error:
+        return _problem(error)
+
+
+def _outcome_of(outcome: DeleteOutcome) -> list[tuple[str, str]] | S3Error:
+    if outcome.error is None or isinstance(outcome.error, FileNotFound):  # somebody else was faster
+        return []
+    return _problem(outcome.error)
 
 
 def _problem(error: Exception) -> S3Error:

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from taskworker.gateways.s3 import deleting
-from taskworker.gateways.s3.calls import Call
-from taskworker.gateways.s3.deleting import removed
+from taskworker.client import Client
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER, send
 
@@ -227,8 +225,8 @@ def test_many_are_deleted_at_once(s3: Any, new_bucket: Callable[[], str]) -> Non
     bucket = new_bucket()
     for key in "abc":
         s3.put_object(Bucket=bucket, Key=key, Body=b"")
-    gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in "abx"]})
-    assert sorted(one["Key"] for one in gone["Deleted"]) == ["a", "b", "x"]
+    gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in "abxa"]})
+    assert sorted(one["Key"] for one in gone["Deleted"]) == ["a", "a", "b", "x"]
     assert [one["Key"] for one in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["c"]
     assert "Deleted" not in s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "c"}], "Quiet": True})
     s3.delete_bucket(Bucket=bucket)
@@ -246,12 +244,14 @@ def test_a_malformed_list_of_objects_deletes_none(s3: Any, url: str, bucket: str
 def test_an_object_that_cannot_be_deleted_keeps_no_others(
     s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(call: Call, key: str, *arguments: Any) -> list[tuple[str, str]]:
-        if key == "second":
-            raise RuntimeError("no error of the store")
-        return removed(call, key, *arguments)
+    find = Client.find
 
-    monkeypatch.setattr(deleting, "removed", failing)
+    def failing(self: Client, name: str, **how: Any) -> Any:
+        if name.endswith("/second"):
+            raise RuntimeError("no error of the store")
+        return find(self, name, **how)
+
+    monkeypatch.setattr(Client, "find", failing)
     keys = ["first", "second", "third"]
     for key in keys:
         s3.put_object(Bucket=bucket, Key=key, Body=b"")
