@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,82 @@ def test_duckdb(gateway: HttpServer, s3: Any, bucket: str) -> None:
     assert database.execute(f"SELECT sum(y) FROM 's3://{bucket}/duck/*.csv'").fetchall() == [(6,)]
     database.execute(f"COPY (SELECT 1 AS z) TO 's3://{bucket}/duck/out.parquet'")
     assert database.execute(f"SELECT z FROM 's3://{bucket}/duck/out.parquet'").fetchall() == [(1,)]
+
+
+def test_s5cmd(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
+    s5cmd = [program("s5cmd"), "--endpoint-url", url]
+    env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+    run(*s5cmd, "cp", f"{tree}/", f"s3://{bucket}/s5cmd/", env=env)
+    assert "small" in run(*s5cmd, "ls", f"s3://{bucket}/s5cmd/", env=env)
+    assert run(*s5cmd, "cat", f"s3://{bucket}/s5cmd/small", env=env) == "small"
+    run(*s5cmd, "cp", f"s3://{bucket}/s5cmd/*", f"{tmp_path / 'back'}/", env=env)
+    same(tree, tmp_path / "back")
+    run(*s5cmd, "mv", f"s3://{bucket}/s5cmd/small", f"s3://{bucket}/s5cmd/moved", env=env)
+    run(*s5cmd, "rm", f"s3://{bucket}/s5cmd/*", env=env)
+    assert " 0 objects" in run(*s5cmd, "du", f"s3://{bucket}/s5cmd/*", env=env)
+
+
+def _object_store_options(url: str) -> dict[str, str]:
+    """Settings of the Rust crate ``object_store``, which many programs use."""
+    return {
+        "aws_endpoint": url,
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": SECRET,
+        "aws_region": "us-east-1",
+        "aws_allow_http": "true",
+    }
+
+
+def test_delta_lake(url: str, bucket: str) -> None:
+    delta, arrow = pytest.importorskip("deltalake"), pytest.importorskip("pyarrow")
+    table, where, options = arrow.table({"x": list(range(1000))}), f"s3://{bucket}/delta", _object_store_options(url)
+    delta.write_deltalake(where, table, storage_options=options)
+    with ThreadPoolExecutor(4) as writers:  # each commit is a put that must find nothing there
+        writing = [
+            writers.submit(delta.write_deltalake, where, table, mode="append", storage_options=options)
+            for _ in range(4)
+        ]
+    for one in writing:
+        one.result()
+    found = delta.DeltaTable(where, storage_options=options)
+    found.delete("x < 500")
+    assert (found.to_pyarrow_table().num_rows, found.version()) == (2500, 5)
+    assert delta.DeltaTable(where, version=4, storage_options=options).to_pyarrow_table().num_rows == 5000
+    found.optimize.compact()
+    found.vacuum(0, enforce_retention_duration=False, dry_run=False)
+    found.create_checkpoint()
+    assert delta.DeltaTable(where, storage_options=options).to_pyarrow_table().num_rows == 2500
+
+
+def test_lance(url: str, bucket: str) -> None:
+    lance, arrow = pytest.importorskip("lance"), pytest.importorskip("pyarrow")
+    table, where, options = arrow.table({"x": list(range(1000))}), f"s3://{bucket}/l.lance", _object_store_options(url)
+    lance.write_dataset(table, where, storage_options=options)
+    lance.write_dataset(table, where, mode="append", storage_options=options)
+    found = lance.dataset(where, storage_options=options)
+    found.delete("x < 500")
+    assert found.count_rows() == 1000
+    assert lance.dataset(where, version=1, storage_options=options).count_rows() == 1000
+
+
+def test_s3fs_with_fuse(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
+    s3fs = program("s3fs")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this process may not use /dev/fuse")
+    keys, mounted = tmp_path / "keys", tmp_path / "mounted"
+    keys.touch(0o600)
+    keys.write_text(f"{KEY}:{SECRET}\n")
+    mounted.mkdir()
+    run(s3fs, bucket, mounted, "-o", f"passwd_file={keys},url={url},use_path_request_style")
+    try:
+        shutil.copytree(tree, mounted / "tree")
+        same(tree, mounted / "tree")
+        (mounted / "tree" / "small").rename(mounted / "moved")
+        with (mounted / "moved").open("ab") as file:
+            file.write(b" and more")
+        assert (mounted / "moved").read_bytes() == b"small and more"
+        (mounted / "moved").unlink()
+        shutil.rmtree(mounted / "tree")
+        assert not {"tree", "moved"} & {path.name for path in mounted.iterdir()}
+    finally:
+        run("fusermount", "-u", mounted)
