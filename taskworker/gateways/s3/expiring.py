@@ -71,9 +71,11 @@ class Lifecycles:
             stopped: whether to end before all is done.
         """
         told = Expired()
-        done: set[tuple[str, str]] = set()
+        user, done = "", set[str]()
         try:
             for account in self._accounts.every():
+                if account.user != user:
+                    user, done = account.user, set()
                 self._apply_to(account, done, told, stopped)
                 if stopped():
                     break
@@ -86,15 +88,14 @@ class Lifecycles:
             )
         return told
 
-    def _apply_to(
-        self, account: Account, done: set[tuple[str, str]], told: Expired, stopped: Callable[[], bool]
-    ) -> None:
+    def _apply_to(self, account: Account, done: set[str], told: Expired, stopped: Callable[[], bool]) -> None:
+        """Apply the rules of a user's buckets, but of those that are done by another key of the user."""
         try:
             for name in _buckets_of(account):
                 if stopped():
                     return
-                if (account.user, name) not in done and self._apply_to_bucket(account, name, told, stopped):
-                    done.add((account.user, name))
+                if name not in done and self._apply_to_bucket(account, name, told, stopped):
+                    done.add(name)
         except PermissionDenied:
             _log.debug("the access key %s may not read settings of buckets", account.access_key_id)
         except StorageError as error:
@@ -106,7 +107,7 @@ class Lifecycles:
             kept = read_settings(account.client, account.user, name)
             rules = [] if kept is None else enabled(kept[1].lifecycle)
             if kept is not None and rules:
-                _Pass(account, name, kept[1], rules, self._now_ms(), told, stopped).run()
+                _Pass(account, name, kept, rules, self._now_ms(), told, stopped).run()
         except PermissionDenied:
             return False
         except (StorageError, S3Error) as error:
@@ -155,7 +156,7 @@ class _Pass:
         self,
         account: Account,
         name: str,
-        bucket: Bucket,
+        settings: tuple[str, Bucket],
         rules: Sequence[Rule],
         now_ms: int,
         told: Expired,
@@ -163,7 +164,7 @@ class _Pass:
     ) -> None:
         self._account = account
         self._name = name
-        self._bucket = bucket
+        self._settings_id, self._bucket = settings
         self._rules = rules
         self._now_ms = now_ms
         self._told = told
@@ -184,6 +185,8 @@ class _Pass:
         lone: Version | None = None  # a delete marker that may be all there is of its file
         former = 0
         for page in pages:
+            if not self._is_as_set():
+                return  # the next pass goes by what was set meanwhile
             for version in page.versions:
                 if self._stopped():
                     return
@@ -202,6 +205,10 @@ class _Pass:
                 newer = version
         if lone is not None:
             self._clean(lone, rules)
+
+    def _is_as_set(self) -> bool:
+        kept = read_settings(self._account.client, self._account.user, self._name)
+        return kept is not None and kept[0] == self._settings_id
 
     def _expire(self, version: Version, rules: Sequence[Rule]) -> None:
         metadata, key = metadata_of(version), self._key_of(version)

@@ -21,7 +21,7 @@ from botocore.credentials import Credentials
 
 from taskworker.client import Client
 from taskworker.gateways.http_server import HttpServer
-from taskworker.gateways.s3.accounts import FileAccounts
+from taskworker.gateways.s3.accounts import FileAccounts, PoolAccounts
 from taskworker.gateways.s3.app import S3App
 from tests.functions.processes import FunctionPool
 
@@ -97,6 +97,17 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
 @pytest.fixture(scope="session")
 def url(gateway: HttpServer) -> str:
     return f"http://{gateway.address}"
+
+
+@pytest.fixture(scope="session")
+def pool_url(pool: FunctionPool) -> Iterator[str]:
+    """A gateway with the access keys of the pool."""
+    server = HttpServer(S3App(PoolAccounts(pool.address)), "127.0.0.1:0", half_close=True)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield f"http://{server.address}"
+    server.stop()
+    thread.join(30)
 
 
 @pytest.fixture(scope="session")

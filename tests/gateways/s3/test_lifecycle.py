@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from taskworker.gateways.s3.lifecycle_rules import after_days, enabled
 from taskworker.gateways.s3.names import settings_name
 from taskworker.gateways.s3.times import DAY_MS
 from tests.functions.processes import FunctionPool
-from tests.gateways.s3.conftest import USER, keys_file, send
+from tests.gateways.s3.conftest import OTHER_KEY, OTHER_SECRET, OTHER_USER, connect, send
 from tests.gateways.s3.test_objects import refused
 
 NewBucket = Callable[[], str]
@@ -26,8 +27,18 @@ EVERYTHING = {"Prefix": ""}
 
 
 @pytest.fixture(scope="module")
+def s3(other_s3: Any) -> Any:
+    """A client of a user who has no other buckets, through all of which each pass goes."""
+    return other_s3
+
+
+@pytest.fixture(scope="module")
 def accounts(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileAccounts]:
-    made = FileAccounts(keys_file(tmp_path_factory.mktemp("keys")), Client(pool.address))
+    """The same user, for passes."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    path.touch(0o600)
+    path.write_text(json.dumps({OTHER_KEY: {"secret": OTHER_SECRET, "user": OTHER_USER}}))
+    made = FileAccounts(path, Client(pool.address))
     yield made
     made.close()
 
@@ -105,6 +116,14 @@ def test_rules_get_names_that_differ(s3: Any, new_bucket: NewBucket) -> None:
     assert len({one["ID"] for one in kept}) == 2
 
 
+@pytest.fixture(scope="module")
+def signed_bucket(url: str) -> str:
+    """A bucket of the user who signs documents."""
+    name = f"bucket-{time.monotonic_ns()}"
+    connect(url).create_bucket(Bucket=name)
+    return name
+
+
 DAYS = "<Expiration><Days>1</Days></Expiration>"
 
 
@@ -154,19 +173,19 @@ DAYS = "<Expiration><Days>1</Days></Expiration>"
         ),
     ],
 )
-def test_rules_that_are_refused(url: str, bucket: str, inner: str, code: str) -> None:
+def test_rules_that_are_refused(url: str, signed_bucket: str, inner: str, code: str) -> None:
     document = f"<LifecycleConfiguration><Rule><Status>Enabled</Status>{inner}</Rule></LifecycleConfiguration>"
-    status, answer = send(url, "PUT", f"/{bucket}?lifecycle", document.encode())
+    status, answer = send(url, "PUT", f"/{signed_bucket}?lifecycle", document.encode())
     assert (status, code) == (501 if code == "NotImplemented" else 400, answer.decode().split("Code>")[1][:-2])
 
 
-def test_documents_that_are_refused(url: str, s3: Any, bucket: str) -> None:
+def test_documents_that_are_refused(url: str, s3: Any, bucket: str, signed_bucket: str) -> None:
     one = f"<Rule><ID>a</ID><Status>Enabled</Status><Filter/>{DAYS}</Rule>"
     unknown = one.replace("Enabled", "enabled")
     bomb = '<!DOCTYPE a [<!ENTITY b "cc">]>'
     for inner, before in ((one + one, ""), (one * 1001, ""), ("", ""), (unknown, ""), (one, bomb)):
         document = f"{before}<LifecycleConfiguration>{inner}</LifecycleConfiguration>"
-        assert send(url, "PUT", f"/{bucket}?lifecycle", document.encode())[0] == 400
+        assert send(url, "PUT", f"/{signed_bucket}?lifecycle", document.encode())[0] == 400
     least = "TransitionDefaultMinimumObjectSize"
     kept = {"Rules": [rule({"Expiration": {"Days": 1}})]}
     varies = {least: "varies_by_storage_class"}
@@ -296,8 +315,8 @@ def test_uploads_that_are_not_completed_are_aborted(
     assert apply(3.1) == Expired(uploads=1)
     assert [one["Key"] for one in s3.list_multipart_uploads(Bucket=bucket)["Uploads"]] == ["b"]
     client = next(accounts.every()).client
-    assert client.list_files(user_id=USER, prefix=f".s3/parts/{ids['a']}/") == []
-    assert len(client.list_files(user_id=USER, prefix=f".s3/parts/{ids['b']}/")) == 1
+    assert client.list_files(user_id=OTHER_USER, prefix=f".s3/parts/{ids['a']}/") == []
+    assert len(client.list_files(user_id=OTHER_USER, prefix=f".s3/parts/{ids['b']}/")) == 1
 
 
 def test_a_pass_of_many_pages_that_is_ended_half_way(
@@ -346,7 +365,7 @@ def test_settings_that_others_wrote_expire_nothing(s3: Any, new_bucket: NewBucke
         b"\xff",
         b'{"created_ms":1,"region":"","versioning":"","tags":[],"cors":[],"lifecycle":[1]}',
     ):
-        client.push(junk, user_id=USER, filename=settings_name(bucket))
+        client.push(junk, user_id=OTHER_USER, filename=settings_name(bucket))
         apply(1000)
     assert keys(s3, bucket) == ["k"]
     forms: list[Any] = [

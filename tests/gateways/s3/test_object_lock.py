@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,9 +12,6 @@ import pytest
 
 from taskworker.client import Client
 from taskworker.client.users import UserClient
-from taskworker.gateways.http_server import HttpServer
-from taskworker.gateways.s3.accounts import PoolAccounts
-from taskworker.gateways.s3.app import S3App
 from taskworker.gateways.s3.locks import Lock
 from taskworker.gateways.s3.names import lock_name
 from tests.functions.processes import FunctionPool
@@ -234,8 +230,9 @@ def test_tags_keep_the_lock_and_copies_have_none(s3: Any, locked_bucket: NewBuck
     assert s3.get_object_legal_hold(Bucket=bucket, Key="copy")["LegalHold"]["Status"] == "ON"
 
 
-def test_lifecycle_rules_do_not_delete_what_is_locked(s3: Any, locked_bucket: NewBucket, apply: Apply) -> None:
-    bucket = locked_bucket()
+def test_lifecycle_rules_do_not_delete_what_is_locked(other_s3: Any, apply: Apply) -> None:
+    s3, bucket = other_s3, f"locked-{time.monotonic_ns()}"
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
     put_rules(s3, bucket, rule({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}, "Expiration": {"Days": 1}}))
     held = put(s3, bucket, ObjectLockLegalHoldStatus="ON")
     ended = put(s3, bucket, **retained("COMPLIANCE", later(24)))
@@ -342,17 +339,6 @@ def test_what_others_wrote_in_place_of_a_lock_takes_none_away(
 
 
 # -- keys that are limited ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pool_url(pool: FunctionPool) -> Iterator[str]:
-    """A gateway with the access keys of the pool."""
-    server = HttpServer(S3App(PoolAccounts(pool.address)), "127.0.0.1:0", half_close=True)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield f"http://{server.address}"
-    server.stop()
-    thread.join(30)
 
 
 def test_a_limited_key_deletes_nothing_that_may_be_locked(pool: FunctionPool, pool_url: str) -> None:
