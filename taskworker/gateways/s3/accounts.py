@@ -41,6 +41,8 @@ class Account:
         user: whose files it opens.
         client: the connection to act for the user.
         is_whole: whether the key may change all files of the user, not only some.
+        is_bound: whether the connection is the user's own, so that the pool knows who asks.
+        is_guest: whether ``user`` is another one, who has shared something with the key's user.
     """
 
     access_key_id: str
@@ -48,6 +50,8 @@ class Account:
     user: str
     client: Client
     is_whole: bool = True
+    is_bound: bool = False
+    is_guest: bool = False
 
 
 class Accounts(Protocol):
@@ -68,7 +72,7 @@ class Accounts(Protocol):
         """Look this key up anew, as the pool does not know it any more."""
 
     def every(self) -> Iterator[Account]:
-        """All accounts, for work that nobody asks for; of each user those first that are for all files.
+        """All accounts, for work that nobody asks for; those of one user follow each other.
 
         An account may be used until the next one is taken.
 
@@ -113,7 +117,7 @@ class FileAccounts:
 
     def every(self) -> Iterator[Account]:
         """All accounts; see :class:`Accounts`."""
-        yield from self._accounts.values()
+        yield from sorted(self._accounts.values(), key=lambda account: account.user)
 
     def close(self) -> None:
         """Close the connection."""
@@ -172,8 +176,8 @@ class PoolAccounts:
             if {"files:read", "files:write"}.issubset(listed.scopes):
                 best.setdefault(listed.user, listed.access_key_id)
             else:
-                limited.append((listed.access_key_id, listed.user))
-        for access_key_id in [*best.values(), *(one for one, user in limited if user not in best)]:
+                limited.append((listed.user, listed.access_key_id))
+        for access_key_id in [*best.values(), *(one for user, one in sorted(limited) if user not in best)]:
             account = self.known(access_key_id)
             if account is not None:
                 yield account
@@ -220,7 +224,7 @@ def unknown_key(access_key_id: str) -> S3Error:
 
 
 def _account(key: AccessKey, client: Client) -> Account:
-    return Account(key.access_key_id, key.secret, key.user, client, is_whole="files:write" in key.scopes)
+    return Account(key.access_key_id, key.secret, key.user, client, is_whole="files:write" in key.scopes, is_bound=True)
 
 
 def _keys_in(path: Path) -> dict[str, tuple[str, str]]:

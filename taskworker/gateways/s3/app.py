@@ -28,7 +28,7 @@ from taskworker.gateways.s3.failures import as_s3_error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.multipart import put_part
 from taskworker.gateways.s3.objects import SHORT, put
-from taskworker.gateways.s3.operations import Operation, Takes, operation_of
+from taskworker.gateways.s3.operations import Operation, Takes, operation_of, visiting
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
 from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
@@ -154,6 +154,7 @@ class S3App:
         account, signed = await self._caller(head, claim, bucket)
         operation = operation_of(head, bucket, key)
         served.operation = operation.name
+        account = visiting(account, operation, head.fields, is_signed=claim is not None)
         payload = claim.payload if isinstance(claim, Claim) else UNSIGNED
         takes_body = operation.takes is not Takes.NOTHING
         about_body = expected(head, payload, signed) if takes_body else Expected(size=0)

@@ -45,6 +45,9 @@ class Bucket:
         lifecycle: likewise.
         object_lock: the default retention of new versions, as it is in XML, empty: none; None: versions cannot be
             locked.
+        policy: JSON; empty: none.
+        public_block: what shall not be made public; None: nothing was said.
+        ownership: what was said about who owns objects; empty: nothing.
         is_known: whether the access key may read what was set; False: nothing above is known.
     """
 
@@ -55,6 +58,9 @@ class Bucket:
     cors: tuple[dict[str, Any], ...] = ()
     lifecycle: tuple[dict[str, Any], ...] = ()
     object_lock: dict[str, Any] | None = None
+    policy: str = ""
+    public_block: tuple[str, ...] | None = None
+    ownership: str = ""
     is_known: bool = True
 
     def encoded(self) -> bytes:
@@ -68,6 +74,9 @@ class Bucket:
                 "cors": self.cors,
                 "lifecycle": self.lifecycle,
                 "object_lock": self.object_lock,
+                "policy": self.policy,
+                "public_block": self.public_block,
+                "ownership": self.ownership,
             },
             ensure_ascii=False,
         ).encode("utf-8", "surrogatepass")
@@ -85,6 +94,9 @@ class Bucket:
                 tuple(dict(rule) for rule in found["cors"]),
                 tuple(dict(rule) for rule in found.get("lifecycle", ())),
                 None if found.get("object_lock") is None else dict(found["object_lock"]),
+                str(found.get("policy", "")),
+                None if found.get("public_block") is None else tuple(map(str, found["public_block"])),
+                str(found.get("ownership", "")),
             )
         except (ValueError, TypeError, KeyError, OverflowError):
             return cls(created_ms=1)
@@ -113,7 +125,9 @@ class Buckets:
         return found
 
     def find(self, call: Call, name: str) -> Bucket | None:
-        """A bucket of the caller; None if there is none."""
+        """A bucket of the caller; None if there is none. Guests are not told what was set, nor whether it exists."""
+        if call.account.is_guest:
+            return Bucket(is_known=False)
         which = (call.account.access_key_id, call.user, name)
         with self._lock:
             kept = self._kept.get(which)
@@ -183,13 +197,17 @@ class Buckets:
         )
         self._forget(call)
 
-    def remove(self, call: Call) -> None:
+    def remove(self, call: Call, before: Callable[[Bucket], None]) -> None:
         """Remove the bucket of a call.
+
+        Args:
+            call: whose bucket it is about.
+            before: called with the bucket when it is known that it can be removed.
 
         Raises:
             S3Error: there is none, or it has objects or versions.
         """
-        self.get(call)
+        bucket = self.reread(call)
         page = call.client.list_page(user_id=call.user, prefix=f"{call.bucket}/", limit=1)
         if page.files:
             raise S3Error(
@@ -197,6 +215,7 @@ class Buckets:
                 "the bucket has objects, or former versions of objects; delete them first",
                 BucketName=call.bucket,
             )
+        before(bucket)
         for name in (settings_name(call.bucket), *_names_below(call, locks_prefix(call.bucket))):
             kept = call.client.find(name, user_id=call.user)
             if kept is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from storage.errors import ConflictError, FileNotFound
+from taskworker.gateways.s3.access import checked_ownership
 from taskworker.gateways.s3.buckets import ENABLED, SUSPENDED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of, texts_of
@@ -14,14 +15,11 @@ from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.listing import count_of, owner
 from taskworker.gateways.s3.locks import lock_of
 from taskworker.gateways.s3.metadata import checked_tags
-from taskworker.gateways.s3.objects import _ACLS as ACLS
-from taskworker.gateways.s3.objects import found, version_header, version_id_of
+from taskworker.gateways.s3.objects import check_private, found, version_header, version_id_of
 from taskworker.gateways.s3.times import iso
 
 _BUCKET_TAGS_MAX = 50
 _CORS_RULES_MAX = 100
-_FULL = "FULL_CONTROL"
-_GRANTEE = 'Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"'
 _METHODS = frozenset(("GET", "PUT", "POST", "DELETE", "HEAD"))
 
 
@@ -46,25 +44,21 @@ def list_buckets(call: Call, buckets: Buckets) -> Reply:
 def create_bucket(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """CreateBucket."""
     has_lock = call.fields.get("x-amz-bucket-object-lock-enabled", "").lower() == "true"
-    if call.fields.get("x-amz-acl", "private") not in ACLS:
-        raise S3Error("NotImplemented", "buckets are private", Header="x-amz-acl")
+    check_private(call)
+    ownership = call.fields.get("x-amz-object-ownership")
+    if ownership is not None:
+        checked_ownership(ownership)
     region = (text_of(parsed(body, "CreateBucketConfiguration"), "LocationConstraint") or "") if body.strip() else ""
     if len(region) > 64 or not region.isascii():
         raise S3Error("InvalidArgument", "LocationConstraint must be the name of a region")
     lockable = Bucket(versioning=ENABLED, object_lock={}) if has_lock else Bucket()
-    buckets.make(call, replace(lockable, region=region))
+    buckets.make(call, replace(lockable, region=region, ownership=ownership or ""))
     return Reply(200, [("location", f"/{call.bucket}")])
 
 
 def head_bucket(call: Call, buckets: Buckets) -> Reply:
     """HeadBucket."""
     return Reply(200, [("x-amz-bucket-region", buckets.get(call).region or "us-east-1")])
-
-
-def delete_bucket(call: Call, buckets: Buckets) -> Reply:
-    """DeleteBucket."""
-    buckets.remove(call)
-    return Reply(204)
 
 
 def location(call: Call, buckets: Buckets) -> Reply:
@@ -158,32 +152,6 @@ def delete_cors(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucketCors."""
     buckets.change(call, lambda bucket: replace(bucket, cors=()))
     return Reply(204)
-
-
-def get_acl(call: Call, buckets: Buckets) -> Reply:
-    """GetBucketAcl and GetObjectAcl: all is the owner's."""
-    buckets.get(call)
-    if call.key:
-        found(call, call.filename, call.parameters.get("versionId"))
-    grant: list[Node] = [(_GRANTEE, owner(call)[1]), ("Permission", _FULL)]
-    return document(("AccessControlPolicy", [owner(call), ("AccessControlList", [("Grant", grant)])]))
-
-
-def put_acl(call: Call, buckets: Buckets, body: bytes) -> Reply:
-    """PutBucketAcl and PutObjectAcl: only what is so anyway."""
-    buckets.get(call)
-    given = [name for name in call.fields if name.startswith("x-amz-grant-")]
-    is_so = _is_the_owners(call, body) if body.strip() else call.fields.get("x-amz-acl", "") in ACLS
-    if given or not is_so:
-        raise S3Error(
-            "NotImplemented", "buckets and objects are private; share files with `taskworker share`, or presign a URL"
-        )
-    return Reply(200)
-
-
-def _is_the_owners(call: Call, body: bytes) -> bool:
-    grants = parsed(body, "AccessControlPolicy").findall("AccessControlList/Grant")
-    return all(text_of(grant, "Permission") == _FULL and grant.findtext("Grantee/ID") == call.user for grant in grants)
 
 
 def _tagging(tags: Any, *headers: tuple[str, str]) -> Reply:

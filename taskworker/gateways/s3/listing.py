@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from storage import Version
+from storage.errors import FileNotFound
 from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node
@@ -80,6 +82,15 @@ def count_of(text: str | None, name: str, most: int) -> int:
     return min(int(text), most)
 
 
+@contextlib.contextmanager
+def _as_guest() -> Iterator[None]:
+    """Within this context, tell a guest who lists more than is shared what is wrong."""
+    try:
+        yield
+    except FileNotFound:
+        raise S3Error("AccessDenied", "the owner shares no list of this; name a prefix that is shared") from None
+
+
 def list_objects(call: Call, buckets: Buckets) -> Reply:
     """ListObjects, the former version."""
     buckets.get(call)
@@ -147,15 +158,16 @@ def _find(call: Call, wanted: _Wanted, after: str | None) -> _Found:
     if not wanted.limit:
         return _Found([], [], None)
     for _ in range(_PAGES_MAX):
-        page = call.client.list_page(
-            user_id=call.user,
-            prefix=start + wanted.prefix,
-            delimiter=wanted.delimiter,
-            after=None if after is None else start + after,
-            limit=wanted.limit - len(files) - len(prefixes),
-            with_attributes=LISTED,
-            hidden=MARKER,
-        )
+        with _as_guest():
+            page = call.client.list_page(
+                user_id=call.user,
+                prefix=start + wanted.prefix,
+                delimiter=wanted.delimiter,
+                after=None if after is None else start + after,
+                limit=wanted.limit - len(files) - len(prefixes),
+                with_attributes=LISTED,
+                hidden=MARKER,
+            )
         files += page.files
         prefixes += (one.removeprefix(start) for one in page.prefixes)
         after = None if page.next_after is None else page.next_after.removeprefix(start)
@@ -194,14 +206,15 @@ def _versions(
     if not wanted.limit:
         return [], None, None
     for _ in range(_PAGES_MAX):
-        page = call.client.list_versions(
-            user_id=call.user,
-            prefix=start + wanted.prefix,
-            delimiter=wanted.delimiter,
-            after=after,
-            before=before,
-            limit=wanted.limit - len(nodes),
-        )
+        with _as_guest():
+            page = call.client.list_versions(
+                user_id=call.user,
+                prefix=start + wanted.prefix,
+                delimiter=wanted.delimiter,
+                after=after,
+                before=before,
+                limit=wanted.limit - len(nodes),
+            )
         for version in page.versions:
             is_latest = version.version_id in page.latest
             if has_versions or is_latest:

@@ -42,7 +42,7 @@ UNSUPPORTED_HEADERS = (
     "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
-_ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
+ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
 
 
 # -- finding ------------------------------------------------------------------------------------------
@@ -102,6 +102,8 @@ def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
     Raises:
         S3Error: it is malformed, or there is no such object, or a condition is not fulfilled.
     """
+    if call.fields.get("x-amz-source-expected-bucket-owner", call.user) != call.user:
+        raise S3Error("AccessDenied", "the source is in a bucket of another owner")
     source, _, query = call.fields["x-amz-copy-source"].partition("?versionId=")
     try:
         bucket, slash, key = unquote(source, errors="strict").removeprefix("/").partition("/")
@@ -337,13 +339,21 @@ def check_supported(call: Call) -> None:
     for name in UNSUPPORTED_HEADERS:
         if name in call.fields:
             raise S3Error("NotImplemented", f"the header {name} is not supported", Header=name)
-    if call.fields.get("x-amz-acl", "private") not in _ACLS or any(
-        one.startswith("x-amz-grant-") for one in call.fields
-    ):
+    check_private(call)
+
+
+def check_private(call: Call) -> None:
+    """Refuse headers of a request that let others use what it makes.
+
+    Raises:
+        S3Error: there are some.
+    """
+    given = [name for name in call.fields if name.startswith("x-amz-grant-")]
+    if given or call.fields.get("x-amz-acl", "private") not in ACLS:
         raise S3Error(
             "NotImplemented",
-            "objects are private; share files with `taskworker share`, or presign a URL",
-            Header="x-amz-acl",
+            "buckets and objects are private; let users read them by put-bucket-policy, or presign a URL",
+            Header=given[0] if given else "x-amz-acl",
         )
 
 

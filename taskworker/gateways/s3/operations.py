@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
+from taskworker.gateways.s3 import access, deleting, lifecycle, listing, locking, multipart, objects
 from taskworker.gateways.s3 import configuration as conf
-from taskworker.gateways.s3 import deleting, lifecycle, listing, locking, multipart, objects
+from taskworker.gateways.s3.accounts import Account
 from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply
 from taskworker.gateways.s3.errors import S3Error
@@ -28,6 +30,15 @@ class Takes(Enum):
 
 _LONG = frozenset(("CompleteMultipartUpload", "CopyObject", "UploadPartCopy"))
 """Those whose error may follow a status of 200: of others, programs do not look for it there."""
+
+
+_FOR_GUESTS = frozenset(
+    (
+        *("GetObject", "HeadObject", "GetObjectAttributes", "GetObjectTagging"),
+        *("ListObjects", "ListObjectsV2", "ListObjectVersions", "HeadBucket", "GetBucketLocation"),
+    )
+)
+"""Those that grants let other users do."""
 
 
 class Operation(NamedTuple):
@@ -83,8 +94,9 @@ _BUCKET = {
     ("GET", "versioning"): _reading("GetBucketVersioning", conf.get_versioning),
     ("GET", "tagging"): _reading("GetBucketTagging", conf.get_bucket_tags),
     ("GET", "cors"): _reading("GetBucketCors", conf.get_cors),
-    ("GET", "acl"): _reading("GetBucketAcl", conf.get_acl),
-    ("GET", "policy"): Operation("GetBucketPolicy", Takes.NOTHING, _missing("NoSuchBucketPolicy", "policy")),
+    ("GET", "acl"): _reading("GetBucketAcl", access.get_acl),
+    ("GET", "policy"): _reading("GetBucketPolicy", access.get_policy),
+    ("GET", "policyStatus"): _reading("GetBucketPolicyStatus", access.get_policy_status),
     ("GET", "lifecycle"): _reading("GetBucketLifecycleConfiguration", lifecycle.get_lifecycle),
     ("GET", "encryption"): Operation(
         "GetBucketEncryption",
@@ -96,12 +108,8 @@ _BUCKET = {
         "GetBucketReplication", Takes.NOTHING, _missing("ReplicationConfigurationNotFoundError", "replication")
     ),
     ("GET", "website"): Operation("GetBucketWebsite", Takes.NOTHING, _missing("NoSuchWebsiteConfiguration", "website")),
-    ("GET", "publicAccessBlock"): Operation(
-        "GetPublicAccessBlock", Takes.NOTHING, _missing("NoSuchPublicAccessBlockConfiguration", "public access")
-    ),
-    ("GET", "ownershipControls"): Operation(
-        "GetBucketOwnershipControls", Takes.NOTHING, _missing("OwnershipControlsNotFoundError", "other owners")
-    ),
+    ("GET", "publicAccessBlock"): _reading("GetPublicAccessBlock", access.get_public_block),
+    ("GET", "ownershipControls"): _reading("GetBucketOwnershipControls", access.get_ownership),
     ("HEAD", ""): _reading("HeadBucket", conf.head_bucket),
     ("PUT", ""): _setting("CreateBucket", conf.create_bucket),
     ("PUT", "versioning"): _setting("PutBucketVersioning", conf.put_versioning),
@@ -109,9 +117,15 @@ _BUCKET = {
     ("PUT", "cors"): _setting("PutBucketCors", conf.put_cors),
     ("PUT", "lifecycle"): _setting("PutBucketLifecycleConfiguration", lifecycle.put_lifecycle),
     ("PUT", "object-lock"): _setting("PutObjectLockConfiguration", locking.put_configuration),
-    ("PUT", "acl"): _setting("PutBucketAcl", conf.put_acl),
-    ("DELETE", ""): _reading("DeleteBucket", conf.delete_bucket),
+    ("PUT", "acl"): _setting("PutBucketAcl", access.put_acl),
+    ("DELETE", ""): _reading("DeleteBucket", access.delete_bucket),
     ("DELETE", "tagging"): _reading("DeleteBucketTagging", conf.delete_bucket_tags),
+    ("PUT", "policy"): _setting("PutBucketPolicy", access.put_policy),
+    ("PUT", "publicAccessBlock"): _setting("PutPublicAccessBlock", access.put_public_block),
+    ("PUT", "ownershipControls"): _setting("PutBucketOwnershipControls", access.put_ownership),
+    ("DELETE", "policy"): _reading("DeleteBucketPolicy", access.delete_policy),
+    ("DELETE", "publicAccessBlock"): _reading("DeletePublicAccessBlock", access.delete_public_block),
+    ("DELETE", "ownershipControls"): _reading("DeleteBucketOwnershipControls", access.delete_ownership),
     ("DELETE", "lifecycle"): _reading("DeleteBucketLifecycle", lifecycle.delete_lifecycle),
     ("DELETE", "cors"): _reading("DeleteBucketCors", conf.delete_cors),
     ("POST", "delete"): _setting("DeleteObjects", deleting.delete_objects),
@@ -121,7 +135,7 @@ _OBJECT = {
     ("HEAD", ""): _reading("HeadObject", objects.get),
     ("GET", "attributes"): _reading("GetObjectAttributes", objects.attributes),
     ("GET", "tagging"): _reading("GetObjectTagging", conf.get_object_tags),
-    ("GET", "acl"): _reading("GetObjectAcl", conf.get_acl),
+    ("GET", "acl"): _reading("GetObjectAcl", access.get_acl),
     ("GET", "retention"): _reading("GetObjectRetention", locking.get_retention),
     ("GET", "legal-hold"): _reading("GetObjectLegalHold", locking.get_hold),
     ("GET", "uploadId"): Operation("ListParts", Takes.NOTHING, _alone(multipart.list_parts)),
@@ -132,7 +146,7 @@ _OBJECT = {
     ("PUT", "tagging"): _setting("PutObjectTagging", conf.put_object_tags),
     ("PUT", "retention"): _setting("PutObjectRetention", locking.put_retention),
     ("PUT", "legal-hold"): _setting("PutObjectLegalHold", locking.put_hold),
-    ("PUT", "acl"): _setting("PutObjectAcl", conf.put_acl),
+    ("PUT", "acl"): _setting("PutObjectAcl", access.put_acl),
     ("POST", "uploads"): _reading("CreateMultipartUpload", multipart.create),
     ("POST", "uploadId"): _setting("CompleteMultipartUpload", multipart.complete),
     ("DELETE", ""): _reading("DeleteObject", deleting.delete),
@@ -173,3 +187,17 @@ def operation_of(head: Head, bucket: str, key: str) -> Operation:
         with_what = f" with ?{asked[0]}" if asked else ""
         raise S3Error("NotImplemented", f"{what}{with_what} is not supported")
     raise S3Error("MethodNotAllowed", f"the method {head.method[:20]} is not one of S3's")
+
+
+def visiting(account: Account, operation: Operation, fields: Mapping[str, str], *, is_signed: bool) -> Account:
+    """The account to act by: that of the caller, who may be a guest of the bucket's owner, if the request names one.
+
+    Raises:
+        S3Error: the bucket is not the named owner's, and no guest can do this, or be sure who is let in.
+    """
+    owner = fields.get("x-amz-expected-bucket-owner", account.user)
+    if owner == account.user:
+        return account
+    if not is_signed or not account.is_bound or operation.name not in _FOR_GUESTS:
+        raise S3Error("AccessDenied", "the bucket is not of this owner, or lets other users do no such thing")
+    return replace(account, user=owner, is_whole=False, is_guest=True)

@@ -168,7 +168,6 @@ def test_what_buckets_do_not_have(s3: Any, bucket: str, call: str, code: str) ->
         "get_bucket_accelerate_configuration",
         "get_bucket_notification_configuration",
         "get_bucket_request_payment",
-        "delete_bucket_policy",
         "delete_bucket_website",
         "list_bucket_metrics_configurations",
         "list_bucket_inventory_configurations",

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,32 @@ def test_aws_cli(url: str, bucket: str, tree: Path, tmp_path: Path) -> None:
     run(aws, "s3", "rm", "--recursive", f"s3://{bucket}/aws", env=env)
     left = run(aws, "s3api", "list-objects-v2", "--bucket", bucket, "--prefix", "aws/", "--query", "Contents", env=env)
     assert left == "null\n"
+
+
+def test_aws_cli_sets_rules_locks_and_policies(url: str, s3: Any) -> None:
+    bucket = f"records-{uuid.uuid4().hex[:12]}"
+    env = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    env |= {"AWS_ENDPOINT_URL": url, "AWS_CONFIG_FILE": "/dev/null"}
+
+    def aws(call: str, *more: str) -> None:
+        run(program("aws"), "s3api", call, "--bucket", bucket, *more, env=env)
+
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    lock = '{"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 9}}}'
+    aws("put-object-lock-configuration", "--object-lock-configuration", lock)
+    rules = '{"Rules": [{"ID": "r", "Status": "Enabled", "Filter": {"Prefix": "a"}, "Expiration": {"Days": 3}}]}'
+    aws("put-bucket-lifecycle-configuration", "--lifecycle-configuration", rules)
+    policy = (
+        '{"Statement": {"Effect": "Allow", "Principal": {"AWS": "ben"}, "Action": ["s3:GetObject", '
+        f'"s3:GetObjectVersion"], "Resource": "arn:aws:s3:::{bucket}/k"}}}}'
+    )
+    aws("put-bucket-policy", "--policy", policy)
+    put = s3.put_object(Bucket=bucket, Key="a", Body=b"")
+    assert 'rule-id="r"' in put["Expiration"]
+    assert s3.head_object(Bucket=bucket, Key="a")["ObjectLockMode"] == "GOVERNANCE"
+    assert s3.get_bucket_policy(Bucket=bucket)["Policy"] == policy
+    aws("delete-object", "--key", "a", "--version-id", put["VersionId"], "--bypass-governance-retention")
+    s3.delete_bucket(Bucket=bucket)
 
 
 def test_s3cmd(gateway: HttpServer, bucket: str, tree: Path, tmp_path: Path) -> None:

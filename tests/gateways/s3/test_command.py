@@ -104,18 +104,19 @@ def test_rules_are_applied_by_a_gateway_that_nobody_asks(pool: FunctionPool, tmp
         s3.create_bucket(Bucket="rules")
         expired = {"ID": "r", "Status": "Enabled", "Filter": {}, "Expiration": {"Date": "2020-01-01T00:00:00Z"}}
         s3.put_bucket_lifecycle_configuration(Bucket="rules", LifecycleConfiguration={"Rules": [expired]})
-        s3.put_object(Bucket="rules", Key="k", Body=b"")
-    finally:
-        gateway.kill()
-    gateway = Process([*arguments, "0.1"], tmp_path / "second.log")
-    try:
         with Client(pool.address, token=key.token) as client:
-            give_up = time.monotonic() + 60
-            while client.find("rules/k", user_id="s3-rules") is not None:
-                assert time.monotonic() < give_up, "the object did not expire"
-                time.sleep(0.05)
+            list(client.push_many(((f"rules/{n}", b"") for n in range(100)), user_id="s3-rules"))
     finally:
         gateway.kill()
+    for left in (90, 0):  # the first one is killed half way
+        gateway = Process([*arguments, "0.1"], tmp_path / f"until-{left}.log")
+        try:
+            with Client(pool.address, token=key.token) as client:
+                give_up = time.monotonic() + 60
+                while len(client.list_files(user_id="s3-rules", prefix="rules/")) > left:
+                    assert time.monotonic() < give_up, "the objects did not expire"
+        finally:
+            gateway.kill()
 
 
 def test_keys_that_there_are_not_are_not_asked_for_again_and_again(pool: FunctionPool) -> None:
