@@ -60,6 +60,7 @@ class Scan:
         xattrs: whether to note extended attributes.
         former: what there was at an earlier time, to find what is unchanged since.
         left_out: told of each path that is there, but is left out with all that is below it.
+        ruled: told of each directory with a ``.twignore``, and which rules hold in it.
     """
 
     root: Path
@@ -68,6 +69,7 @@ class Scan:
     xattrs: bool = False
     former: Former | None = None
     left_out: Callable[[bytes], object] | None = None
+    ruled: Callable[[bytes, Rules], object] | None = None
     skipped: int = 0
     """Sockets and devices, which are never taken."""
     _device: int = field(default=0, init=False)
@@ -144,6 +146,8 @@ class Scan:
         if IGNORE_FILE.encode() in names:
             try:
                 rules = rules.deeper(os.fsdecode(above), ignored_in(descriptor))
+                if self.ruled is not None:
+                    self.ruled(above.removesuffix(b"/"), rules)
             except (OSError, InvalidArgument) as error:
                 self.problem(above + IGNORE_FILE.encode(), error)  # all is taken rather than too little
         return rules, self.exclusions.caches and is_cache(descriptor)

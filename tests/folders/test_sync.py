@@ -221,6 +221,29 @@ def test_what_is_left_out_is_left_alone(here: tuple[Machine, Machine]) -> None:
     assert "c.tmp" not in {head.filename for head in one.files.heads("folder/c")}
 
 
+def test_what_is_left_out_and_deleted_here_stays_in_the_store(here: tuple[Machine, Machine]) -> None:
+    one, two = here
+    for name in ("a.tmp", "d/b.tmp", "d/kept", "e/f/g", "plain"):
+        one.write(name, "1")
+    one.sync()
+    two.sync()
+    one.write(".twignore", "*.tmp\n")
+    one.write("e/.twignore", "/f/\n")
+    one.write("d/.twignore", "!b.tmp\n")
+    for name in ("a.tmp", "d/b.tmp", "e/f/g", "plain"):
+        (one.root / name).unlink()
+    (one.root / "e" / "f").rmdir()
+    assert one.sync().deleted_there == 2  # d/b.tmp and plain
+    assert one.sync().fetched == 0
+    two.sync()
+    assert two.texts().keys() == {"a.tmp", "d/kept", "e/f/g", ".twignore", "d/.twignore", "e/.twignore"}
+    (one.root / ".twignore").unlink()
+    assert one.sync().deleted_there == 2  # without the rule, the deletion counts
+    two.sync()  # which has the rule until then
+    two.sync()
+    assert "a.tmp" not in two.texts()
+
+
 def test_nothing_is_written_through_links(here: tuple[Machine, Machine], tmp_path: Path) -> None:
     one, two = here
     one.write("d/a", "1")

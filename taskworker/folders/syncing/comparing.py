@@ -63,20 +63,24 @@ class Comparing:
 
     def _scope(self) -> Callable[[bytes], bool]:
         """Whether a path is one that is synced: not left out, and no problem with it or what it is in."""
-        rules = Rules.of(self.exclusions.patterns)
+        given, ruled = Rules.of(self.exclusions.patterns), self._replica.rules
         out = self._replica.left_out | self._stored.told | self._unstorable()
 
         def in_scope(path: bytes) -> bool:
             if path in out or not out.isdisjoint(above_of(path)):
                 return False
-            if not rules:
+            if not given and not ruled:
                 return True
             is_directory = any(
                 path in side and side[path].kind is Kind.DIRECTORY for side in (self._local, self._stored.entries)
             )
-            return not rules.excludes(os.fsdecode(path), is_directory=is_directory) and not any(
-                rules.excludes(os.fsdecode(above), is_directory=True) for above in above_of(path)
+            return not excluded(path, is_directory=is_directory) and not any(
+                excluded(above, is_directory=True) for above in above_of(path)
             )
+
+        def excluded(path: bytes, *, is_directory: bool) -> bool:
+            rules = next((ruled[above] for above in (*above_of(path), b"") if above in ruled), given)
+            return rules.excludes(os.fsdecode(path), is_directory=is_directory)
 
         return in_scope
 

@@ -19,7 +19,7 @@ from taskworker.folders.entries import Entry, Kind, parts_of
 from taskworker.folders.ports import Content
 from taskworker.folders.problems import Problem
 from taskworker.folders.restoring import PART_PREFIX, PART_SUFFIX, Target
-from taskworker.folders.rules import Exclusions
+from taskworker.folders.rules import Exclusions, Rules
 from taskworker.folders.scanning import Found, Scan
 
 MODE_BITS = 0o777
@@ -48,6 +48,8 @@ class Replica:
         self.target = Target(root, problem)
         self.left_out: set[bytes] = set()
         """Paths that are left alone, with all that is below them."""
+        self.rules: dict[bytes, Rules] = {}
+        """The rules that hold in directories with a ``.twignore``, and below them."""
         self._scan_root = root
 
     def close(self) -> None:
@@ -57,12 +59,13 @@ class Replica:
     def scan(self) -> dict[bytes, Entry]:
         """What is in the directory, by path."""
         self.left_out.clear()
+        self.rules.clear()
 
         def failed(path: bytes, error: Exception) -> None:
             self.left_out.add(path)
             self._problem(path, error)
 
-        scan = Scan(self._scan_root, self._exclusions, failed, left_out=self.left_out.add)
+        scan = Scan(self._scan_root, self._exclusions, failed, left_out=self.left_out.add, ruled=self.rules.__setitem__)
         found = {}
         for each in scan.found():
             path, name = each.path, each.path.rpartition(b"/")[2]
