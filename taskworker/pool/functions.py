@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from taskworker.functions.routing.statistics import StatisticsByFunction
 from taskworker.pool.deployed import DeployedFunctions
 from taskworker.pool.hosting import Hosting, Transport
 from taskworker.pool.membership import Membership
+
+log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25
 
@@ -75,4 +78,7 @@ class PoolFunctions:
 
     def _watch(self) -> None:
         while not self._closing.wait(_LOOK_S):
-            self.hosting.look()
+            try:
+                self.hosting.look()
+            except Exception:
+                log.exception("looking for workers that are gone failed; trying again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from taskworker.calls.redaction import CallRedactors
 from taskworker.errors import FunctionsUnavailable, NotJoined, ServerBusy, WorkerRefused
 from taskworker.functions.routing.port import RoutedFunction, WorkerGone
 from taskworker.pool.membership import Membership
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,10 @@ class Hosting:
                 del self._offers[offer.worker]
                 self._leases.pop(offer.worker, None)
         for offer in gone:
-            self._transport.abandon(offer.worker)
+            try:
+                self._transport.abandon(offer.worker)
+            except Exception:
+                log.exception("the calls of worker %s could not be moved", offer.worker)
 
     def offered(self, name: str) -> RoutedFunction | None:
         """The function that workers' own programs declare under ``name``."""

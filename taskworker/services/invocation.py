@@ -296,10 +296,10 @@ class GrpcTransport:
             chain=call.chain,
             token=call.token,
         )
-        with self._lock:
-            self._under_way[worker].add(call.token)
-            stub = self._stub(worker, address)
         try:
+            with self._lock:
+                self._under_way[worker].add(call.token)
+                stub = self._stub(worker, address)
             with running.ended_by(lambda: _tell_to_end(stub, call.token)):
                 if items is not None:
                     events = stub.InvokeStream(request, timeout=timeout_s)

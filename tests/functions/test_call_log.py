@@ -178,6 +178,35 @@ def test_damage_found_while_it_is_written_is_put_aside(tmp_path: Path, caplog: p
     assert "is damaged" in caplog.text
 
 
+def test_damage_that_cannot_be_put_aside_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path / "calls") as log:
+        printed(log, "before")
+    changed(tmp_path / "calls", "functions", b"f", b"\xff")
+    (tmp_path / "calls.damaged").write_bytes(b"something else")  # no directory can take its place
+    with opened(tmp_path / "calls") as log:
+        printed(log, "lost")
+        assert texts(log, LineQuery("", call_id="c")) == ["before"]
+        (tmp_path / "calls.damaged").unlink()
+        printed(log, "after")
+        assert texts(log) == ["after"]
+    assert caplog.text.count("cannot be saved") == 1
+
+
+def test_a_fault_in_writing_does_not_end_the_writing(caplog: pytest.LogCaptureFixture) -> None:
+    with opened() as log:
+        lines = log.read(LineQuery("", call_id="c"), follow=True)
+        assert next(lines) is None
+        printed(log, "lost", function="\ud800")  # no name of a function
+        give_up = time.monotonic() + 60
+        while "failed" not in caplog.text:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        printed(log, "after")
+        while (line := next(lines)) is None:
+            assert time.monotonic() < give_up
+        assert line.text == "after"
+
+
 def test_figures_that_cannot_be_read_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     statistics = StatisticsByFunction()
     with opened(tmp_path / "calls", statistics=statistics):

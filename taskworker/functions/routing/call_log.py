@@ -135,14 +135,17 @@ class CallLog:
             if self._closing.wait(pause_s):
                 return
             begun = self._clock_s()
-            self._flush()
-            if begun >= figures_at:
-                self._save_figures()
-                figures_at = begun + _FIGURES_EVERY_S
+            try:
+                self._flush()
+                if begun >= figures_at:
+                    figures_at = begun + _FIGURES_EVERY_S
+                    self._save_figures()
+                if begun >= old_at:
+                    old_at = begun + _DROP_OLD_EVERY_S
+                    self._try(self._records.drop_old)
+            except Exception:
+                log.exception("writing what calls printed failed; going on with what comes next")
             pause_s = min(_WRITE_AFTER_S_MAX, max(_WRITE_AFTER_S, _OF_DISK_TIME * (self._clock_s() - begun)))
-            if begun >= old_at:
-                self._try(self._records.drop_old)
-                old_at = begun + _DROP_OLD_EVERY_S
 
     def _flush(self) -> None:
         with self._writing:  # so that a reader sees what another thread is writing now

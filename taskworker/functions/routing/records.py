@@ -10,7 +10,6 @@ grow beyond what is kept, whatever the lengths of lines.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ import msgspec
 from storage.clocks import wall_ms
 from storage.errors import FormatError
 from storage.system.lmdb_env import Environment, Transaction
+from storage.system.lmdb_errors import unavailable
 from taskworker.functions.routing.record_formats import (
     _PIECE_BYTES,
     Entry,
@@ -100,6 +100,7 @@ class CallRecords:
         self._temporary = None if path is not None else tempfile.TemporaryDirectory(prefix="taskworker-calls-")
         self._path = path if path is not None else Path(self._temporary.name)  # type: ignore[union-attr]
         self._lock = threading.Lock()
+        self._is_aside = False  # a damaged environment, in whose place no new one could be opened yet
         try:
             self._env = _opened(self._path)
         except FormatError as error:
@@ -161,13 +162,23 @@ class CallRecords:
 
     def _write(self, work: Callable[[Environment, Transaction], T]) -> T:
         with self._lock:
+            if self._is_aside:
+                self._open_anew()
             try:
                 return self._env.write(lambda txn: work(self._env, txn))
             except FormatError as error:
+                try:
+                    _put_aside(self._path, error)
+                except OSError as problem:
+                    raise unavailable(problem, self._path) from error
+                self._is_aside = True
                 self._env.close()
-                _put_aside(self._path, error)
-                self._env = _opened(self._path)
+                self._open_anew()
                 return self._env.write(lambda txn: work(self._env, txn))
+
+    def _open_anew(self) -> None:
+        self._env = _opened(self._path)
+        self._is_aside = False
 
 
 class _Writing:
@@ -434,6 +445,6 @@ def _check_format(env: Environment) -> None:
 def _put_aside(path: Path, error: FormatError) -> None:
     aside = path.with_name(f"{path.name}.damaged")
     log.warning("%s is damaged (%s): it is set aside as %s, and a new one is started", path.name, error, aside.name)
-    with contextlib.suppress(FileNotFoundError):
+    if aside.is_dir():
         shutil.rmtree(aside)
     path.replace(aside)
