@@ -87,6 +87,11 @@ class DirectReads:
         self._pool_id = pool_id
         self._uses_tls = uses_tls
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether any worker lets clients in."""
+        return any(record.clients_address for record in self._membership.records)
+
     def page(self, reader: FileReader, user: str, start: int, stop: int) -> Page | None:
         """How to read the first chunks of a range of a version.
 

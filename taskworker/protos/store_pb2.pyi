@@ -721,6 +721,9 @@ class LocateShardsResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     PAGE_FIELD_NUMBER: _builtins.int
+    ALL_ABSENT_FIELD_NUMBER: _builtins.int
+    all_absent: _builtins.bool
+    """no file has pages now, as no worker lets clients in: read all with GetStream for a while"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -732,10 +735,11 @@ class LocateShardsResponse(_message.Message):
         *,
         version: Global___Version | None = ...,
         page: Global___ShardsPage | None = ...,
+        all_absent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_absent", b"all_absent", "page", b"page", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

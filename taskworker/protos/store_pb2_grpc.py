@@ -215,7 +215,7 @@ class StoreServiceServicer:
 
     def LocateShards(self, request, context):
         """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
-        for what comes after them.
+        for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

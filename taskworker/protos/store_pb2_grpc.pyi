@@ -53,7 +53,7 @@ class StoreServiceStub:
     """Returns bytes of one version: the version in the first message, then data."""
     LocateShards: _grpc.UnaryUnaryMultiCallable[_store_pb2.LocateShardsRequest, _store_pb2.LocateShardsResponse]
     """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
-    for what comes after them.
+    for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
     """
     GetFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
@@ -115,7 +115,7 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Returns bytes of one version: the version in the first message, then data."""
     LocateShards: _aio.UnaryUnaryMultiCallable[_store_pb2.LocateShardsRequest, _store_pb2.LocateShardsResponse]  # type: ignore[assignment]
     """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
-    for what comes after them.
+    for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
     """
     GetFile: _aio.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]  # type: ignore[assignment]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
@@ -216,7 +216,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_store_pb2.LocateShardsResponse, _abc.Awaitable[_store_pb2.LocateShardsResponse]]:
         """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
-        for what comes after them.
+        for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
         """
 
     @_abc_1.abstractmethod

@@ -12,6 +12,7 @@ from typing import TypeVar
 from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from storage.batching import batched
 from taskworker.auth.rights import CANDIDATE_OWNER
+from taskworker.errors import CallNotOffered
 from taskworker.pool.candidates import drop_old_candidates
 from taskworker.pool.direct_reads import DirectReads
 from taskworker.protos import store_pb2
@@ -211,13 +212,14 @@ class StoreService(ManyFilesService):
                 request.file_id, user_id=request.user_id, version_id=request.version_id or None
             ) as reader,
         ):
+            if self._direct is None:
+                raise CallNotOffered("nothing is read from workers here; read it with GetStream")
             start, stop = _range(request, reader.size)
             response = store_pb2.LocateShardsResponse(version=version_to_proto(reader.version))
-            page = (
-                self._direct.page(reader, user or "", start, stop)
-                if self._direct is not None and start < stop
-                else None
-            )
+            if not self._direct.is_possible:
+                response.all_absent = True
+                return response
+            page = self._direct.page(reader, user or "", start, stop) if start < stop else None
             if page is not None:
                 response.page.CopyFrom(shards_page_to_proto(page))
             return response

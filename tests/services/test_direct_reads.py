@@ -23,9 +23,11 @@ from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
 from taskworker.client.direct.page import page_of
 from taskworker.client.pool import PoolClient
-from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
+from taskworker.errors import ServerFault, StorageUnavailable
 from taskworker.pool.direct_reads import DirectReads, Page
+from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
+from taskworker.worker.clients_port import ClientsOptions
 from taskworker.worker.member import enroll
 from taskworker.worker.volume import VolumeWorker
 
@@ -245,23 +247,52 @@ def test_a_download_by_a_link_stays_on_its_version_when_a_newer_one_is_stored(st
             assert reading.client.get(file, user_id="ann") == b"newer"
 
 
-def test_a_server_without_workers_is_read_as_before(client: Client) -> None:
-    stored = client.push(CONTENT, user_id="ann", filename="a")
-    assert client.get(stored.file_id, user_id="ann") == CONTENT
+@contextmanager
+def counted_questions(client: Client) -> Iterator[list[store_pb2.LocateShardsRequest]]:
+    """What the client asks for where shards are."""
+    asked: list[store_pb2.LocateShardsRequest] = []
+    locate = client._channel.store.LocateShards
 
-
-def test_an_older_pool_is_asked_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = client.push(CONTENT, user_id="ann", filename="a")
-    asked: list[object] = []
-
-    def unknown(request: object, *_: object, **__: object) -> None:
+    def noted(request: store_pb2.LocateShardsRequest, *arguments: Any, **options: Any) -> object:
         asked.append(request)
-        raise CallNotOffered("an older server")
+        return locate(request, *arguments, **options)
 
-    monkeypatch.setattr(client._channel.store, "LocateShards", unknown)
-    for _ in range(2):
-        assert client.get(stored.file_id, user_id="ann") == CONTENT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client._channel.store, "LocateShards", noted)
+        yield asked
+
+
+def test_a_server_without_workers_is_asked_once(client: Client) -> None:
+    files = [client.push(CONTENT, user_id="ann", filename=name).file_id for name in "ab"]
+    with counted_questions(client) as asked:
+        for file in files:
+            assert client.get(file, user_id="ann") == CONTENT
     assert len(asked) == 1
+    assert client._direct is not None
+    assert not client._direct.may_read(files[0])
+
+
+def test_a_pool_whose_workers_let_no_clients_in_is_asked_once_for_a_while(tmp_path: Path) -> None:
+    server = PoolServer(tmp_path / "pool", profile=ErasureProfile(1, 2), options=PoolOptions(encrypts=False))
+    address = f"127.0.0.1:{server.start('127.0.0.1:0')}"
+    workers = []
+    for name in ("w1", "w2"):
+        (tmp_path / name).mkdir()
+        options = ClientsOptions(offered=False)
+        workers.append(VolumeWorker(name, address, tmp_path / name, scrub_bytes_per_s=0, clients=options))
+        workers[-1].start("127.0.0.1:0")
+    try:
+        await_members(server, 2)
+        with Client(address) as client:
+            files = [client.push(CONTENT, user_id="ann", filename=name).file_id for name in "ab"]
+            with counted_questions(client) as asked:
+                for file in files:
+                    assert client.get(file, user_id="ann") == CONTENT
+            assert len(asked) == 1
+    finally:
+        for worker in workers:
+            worker.stop(0.0)
+        server.stop(0.0)
 
 
 def test_a_get_begins_again_while_the_pool_restarts(
@@ -281,6 +312,18 @@ def test_a_get_begins_again_while_the_pool_restarts(
         assert reading.client.get(version.file_id, user_id="ann") == CONTENT
         assert not refused
         assert reading.through_pool == 0
+
+
+def test_a_pool_that_fails_to_say_where_shards_are_is_read_from_itself(
+    stand: Stand, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DirectReads, "page", fail)
+    with stand.client() as reading:
+        assert reading.client.get(version.file_id, user_id="ann") == CONTENT
+        assert reading.through_pool == 1
 
 
 def page_and_version(stand: Stand, version: Version) -> store_pb2.ShardsPage:

@@ -311,10 +311,16 @@ def fetch_directly(
     """
     try:
         response = retried(lambda: _located(channel, wanted, deadline), deadline, retries)
-    except CallNotOffered:  # an older pool
+    except CallNotOffered:  # an older pool, or one that offers no direct reads
         reads.never()
         return None, wanted.version_id or ""
+    except ServerFault:
+        reads.note_failed(wanted.file_id)
+        return None, wanted.version_id or ""
     version = version_from_proto(response.version)
+    if response.all_absent:
+        reads.note_pool_failed()
+        return None, version.version_id
     if wanted.stop_in(version.size) - wanted.offset < bytes_min:
         return None, version.version_id
     if not response.HasField("page"):
