@@ -32,7 +32,7 @@ CLIENTS_LIMITS = WireLimits(
     answers_bytes=16 * MIB,
     body_bytes_max=TAKING_BYTES_MAX,
     idle_s=30.0,
-    strangers=StrangersLimits(connections=128, of_host=32, proving_s=15.0),
+    strangers=StrangersLimits(connections=256, of_host=128, proving_s=15.0),  # a host may start as many readers at once
     spares=0.25,
 )
 _COUNTED_MAX = 4096

@@ -124,18 +124,21 @@ class TicketedFleet(Fleet[Any]):
 
     def _join(self, holder: Holder, slot: int, page: Page) -> None:
         """Connect to a worker, in a thread of its own."""
-        volume = self._connected(holder, slot, page)
-        with self._lock:
-            del self._attempts[slot]
-            if volume is None:
-                self._note_failure(slot)
-                return
-            if not self._closed:
-                self._stores[slot] = volume
-                self._moves[slot] += 1
-                self._tries.pop(slot, None)
-                return
-        volume.close()
+        volume: TicketedVolume | None = None
+        try:
+            volume = self._connected(holder, slot, page)
+        finally:  # whatever happened, others try again
+            with self._lock:
+                del self._attempts[slot]
+                is_closed = self._closed
+                if volume is None:
+                    self._note_failure(slot)
+                elif not is_closed:
+                    self._stores[slot] = volume
+                    self._moves[slot] += 1
+                    self._tries.pop(slot, None)
+        if is_closed and volume is not None:
+            volume.close()
 
     def _connected(self, holder: Holder, slot: int, page: Page) -> TicketedVolume | None:
         try:
