@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from dataclasses import replace
 
-from storage.errors import InvalidArgument
+from storage.errors import InvalidArgument, StorageError
 from taskworker.gateways.s3.bucket_policies import Grant, grants_in
 from taskworker.gateways.s3.buckets import Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
@@ -71,17 +70,24 @@ def get_policy_status(call: Call, buckets: Buckets) -> Reply:
 
 
 def put_policy(call: Call, buckets: Buckets, body: bytes) -> Reply:
-    """PutBucketPolicy."""
+    """PutBucketPolicy.
+
+    What may be granted is noted before it is, so that whatever is granted when the gateway is killed can be taken back.
+    """
     buckets.get(call)
-    made = grants_in(body, call.bucket, call.user)
+    wanted = grants_in(body, call.bucket, call.user)
     with _alone_with(call):
-        former = _grants(call, buckets.reread(call))
-        _take_back(call, former - made)
-        buckets.change(call, lambda bucket: replace(bucket, policy=body.decode()))
-        shares = call.client.shares(user_id=call.user).given
-        shared = {Grant(one.with_user, one.name) for one in shares if one.expires_ms is None}
-        for grant in sorted(made - shared):
-            _share(call, grant)
+        former = buckets.reread(call)
+        granted = _granted(former)
+        made = wanted - (_given(call, for_good=True) - granted)  # what the owner shared by other means is left alone
+        _note(call, buckets, body.decode(), granted | made)
+        try:
+            _take_back(call, granted - made)
+            _share(call, made)
+        except (StorageError, S3Error):
+            _restore(call, buckets, former, made)
+            raise
+        _note(call, buckets, body.decode(), made)
     return Reply(204)
 
 
@@ -89,15 +95,15 @@ def delete_policy(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucketPolicy."""
     buckets.get(call)
     with _alone_with(call):
-        _take_back(call, _grants(call, buckets.reread(call)))
-        buckets.change(call, lambda bucket: replace(bucket, policy=""))
+        _take_back(call, _granted(buckets.reread(call)))
+        _note(call, buckets, "", set())
     return Reply(204)
 
 
 def delete_bucket(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucket, with what its policy granted."""
     with _alone_with(call):
-        buckets.remove(call, lambda bucket: _take_back(call, _grants(call, bucket)))
+        buckets.remove(call, lambda bucket: _take_back(call, _granted(bucket)))
     return Reply(204)
 
 
@@ -113,26 +119,39 @@ def _policy(call: Call, buckets: Buckets) -> str:
     return policy
 
 
-def _grants(call: Call, bucket: Bucket) -> set[Grant]:
-    """What a policy that is kept grants; nothing, if others wrote one that makes no sense."""
-    try:
-        return grants_in(bucket.policy.encode("utf-8", "surrogatepass"), call.bucket, call.user)
-    except S3Error:
-        return set()
+def _note(call: Call, buckets: Buckets, policy: str, granted: set[Grant]) -> None:
+    buckets.change(call, lambda bucket: replace(bucket, policy=policy, granted=tuple(sorted(granted))))
 
 
-def _share(call: Call, grant: Grant) -> None:
-    try:
-        call.client.share(grant.name, with_user=grant.user, user_id=call.user)
-    except InvalidArgument as error:
-        raise S3Error(
-            "MalformedPolicy", f"{grant.user[:80]!r} cannot be let read {grant.name[:80]!r}: {error}"
-        ) from None
+def _restore(call: Call, buckets: Buckets, former: Bucket, made: set[Grant]) -> None:
+    """Undo a change of a policy of which not all could be done."""
+    granted = _granted(former)
+    _take_back(call, made - granted)
+    _share(call, granted - made)
+    _note(call, buckets, former.policy, granted)
 
 
-def _take_back(call: Call, grants: Iterable[Grant]) -> None:
-    given = {Grant(one.with_user, one.name) for one in call.client.shares(user_id=call.user).given} if grants else set()
-    for grant in given.intersection(grants):
+def _granted(bucket: Bucket) -> set[Grant]:
+    return {Grant(*one) for one in bucket.granted}
+
+
+def _given(call: Call, *, for_good: bool) -> set[Grant]:
+    """What the owner has shared, by policies or otherwise; with ``for_good``, only what does not end by itself."""
+    shares = call.client.shares(user_id=call.user).given
+    return {Grant(one.with_user, one.name) for one in shares if one.expires_ms is None or not for_good}
+
+
+def _share(call: Call, grants: set[Grant]) -> None:
+    for grant in sorted(grants - _given(call, for_good=True)) if grants else ():
+        try:
+            call.client.share(grant.name, with_user=grant.user, user_id=call.user)
+        except InvalidArgument as error:
+            message = f"{grant.user[:80]!r} cannot be let read {grant.name[:80]!r}: {error}"
+            raise S3Error("MalformedPolicy", message) from None
+
+
+def _take_back(call: Call, grants: set[Grant]) -> None:
+    for grant in _given(call, for_good=False).intersection(grants) if grants else ():
         try:
             call.client.unshare(grant.name, with_user=grant.user, user_id=call.user)
         except InvalidArgument:

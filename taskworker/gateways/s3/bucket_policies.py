@@ -85,7 +85,7 @@ def _statements(body: bytes) -> list[dict[str, Any]]:
     if len(body) > POLICY_BYTES_MAX:
         raise _malformed(f"a policy may have at most {POLICY_BYTES_MAX} bytes")
     try:
-        policy = json.loads(body)
+        policy = json.loads(body.decode())  # no other encoding
     except (ValueError, RecursionError):
         raise _malformed("the policy is no valid JSON") from None
     if not isinstance(policy, dict) or not {*policy} <= {"Version", "Id", "Statement"}:
@@ -185,6 +185,8 @@ def _texts(given: Any, what: str) -> list[str]:
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(one, str) for one in texts):
         raise _malformed(f"{what} must be a text, or a list of these")
+    if any("\ud800" <= letter <= "\udfff" for one in texts for letter in one):
+        raise _malformed(f"{what} has half of a character")
     return texts
 
 

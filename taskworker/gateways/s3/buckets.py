@@ -46,6 +46,7 @@ class Bucket:
         object_lock: the default retention of new versions, as it is in XML, empty: none; None: versions cannot be
             locked.
         policy: JSON; empty: none.
+        granted: what the policy granted, or may have: users, and names that they may read.
         public_block: what shall not be made public; None: nothing was said.
         ownership: what was said about who owns objects; empty: nothing.
         is_known: whether the access key may read what was set; False: nothing above is known.
@@ -59,6 +60,7 @@ class Bucket:
     lifecycle: tuple[dict[str, Any], ...] = ()
     object_lock: dict[str, Any] | None = None
     policy: str = ""
+    granted: tuple[tuple[str, str], ...] = ()
     public_block: tuple[str, ...] | None = None
     ownership: str = ""
     is_known: bool = True
@@ -75,6 +77,7 @@ class Bucket:
                 "lifecycle": self.lifecycle,
                 "object_lock": self.object_lock,
                 "policy": self.policy,
+                "granted": self.granted,
                 "public_block": self.public_block,
                 "ownership": self.ownership,
             },
@@ -95,6 +98,7 @@ class Bucket:
                 tuple(dict(rule) for rule in found.get("lifecycle", ())),
                 None if found.get("object_lock") is None else dict(found["object_lock"]),
                 str(found.get("policy", "")),
+                tuple((str(user), str(granted)) for user, granted in found.get("granted", ())),
                 None if found.get("public_block") is None else tuple(map(str, found["public_block"])),
                 str(found.get("ownership", "")),
             )

@@ -13,7 +13,9 @@ from botocore.exceptions import ClientError
 from storage.errors import StorageError
 from taskworker.client import Client
 from taskworker.client.users import UserClient
+from taskworker.gateways.s3 import access
 from taskworker.gateways.s3.bucket_policies import Grant, grants_in
+from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import OTHER_USER, USER, connect, send
@@ -88,6 +90,7 @@ def test_what_policies_grant(given: str, grants: set[tuple[str, str]]) -> None:
         (policy(statement(READS, "b/k", Principal={})), "MalformedPolicy"),
         (policy(statement(READS, "b/k", user="arn:aws:sts::1:x")), "MalformedPolicy"),
         (policy(statement(READS, "b/k", user="")), "MalformedPolicy"),
+        (policy(statement(READS, "b/k", user="\ud800")), "MalformedPolicy"),
         (policy(statement(READS, "b/k", Effect="Deny")), "NotImplemented"),
         (policy(statement(READS, "b/k", Principal="*")), "NotImplemented"),
         (policy(statement(READS, "b/k", user="*")), "NotImplemented"),
@@ -149,10 +152,44 @@ def test_policies_become_grants_and_end_with_them(s3: Any, new_bucket: NewBucket
     assert given(pool, bucket) == set()
 
 
-def test_a_name_that_no_user_has(s3: Any, new_bucket: NewBucket) -> None:
+def test_a_name_that_no_user_has(s3: Any, new_bucket: NewBucket, pool: FunctionPool) -> None:
     bucket = new_bucket()
-    nobody = policy(*folder("", "not a name", bucket))
+    nobody = policy(*folder("a/", "ann", bucket), *folder("", "not a name", bucket))
     assert refused(lambda: s3.put_bucket_policy(Bucket=bucket, Policy=nobody)) == ("MalformedPolicy", 400)
+    assert refused(lambda: s3.get_bucket_policy(Bucket=bucket))[1] == 404
+    former = policy(*folder("b/", "ben", bucket))
+    s3.put_bucket_policy(Bucket=bucket, Policy=former)
+    assert refused(lambda: s3.put_bucket_policy(Bucket=bucket, Policy=nobody)) == ("MalformedPolicy", 400)
+    assert s3.get_bucket_policy(Bucket=bucket)["Policy"] == former
+    assert given(pool, bucket) == {("ben", f"{bucket}/b/")}
+
+
+def test_what_was_granted_before_a_gateway_ended_can_be_taken_back(
+    s3: Any, new_bucket: NewBucket, pool: FunctionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = new_bucket()
+
+    def ended(_call: Call, _grants: set[Grant]) -> None:
+        share(_call, _grants)
+        raise RuntimeError("no error that is expected")
+
+    share = access._share
+    monkeypatch.setattr(access, "_share", ended)
+    with pytest.raises(ClientError, match="InternalError"):
+        s3.put_bucket_policy(Bucket=bucket, Policy=policy(*folder("a/", "ann", bucket)))
+    monkeypatch.undo()
+    assert given(pool, bucket) == {("ann", f"{bucket}/a/")}
+    s3.delete_bucket_policy(Bucket=bucket)
+    assert given(pool, bucket) == set()
+
+
+def test_what_the_owner_shared_by_other_means_stays(s3: Any, new_bucket: NewBucket, pool: FunctionPool) -> None:
+    bucket = new_bucket()
+    pool.client.share(f"{bucket}/a/", with_user="ann", user_id=USER)
+    s3.put_bucket_policy(Bucket=bucket, Policy=policy(*folder("a/", ["ann", "ben"], bucket)))
+    assert given(pool, bucket) == {("ann", f"{bucket}/a/"), ("ben", f"{bucket}/a/")}
+    s3.delete_bucket(Bucket=bucket)
+    assert given(pool, bucket) == {("ann", f"{bucket}/a/")}
 
 
 @pytest.fixture(scope="module")
