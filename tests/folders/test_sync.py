@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from storage.errors import InvalidArgument, StoreLocked, StoreUnavailable
 from taskworker.folders import get_tree, push_tree
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.ports import Files
-from taskworker.folders.syncing import SyncReport, sync_tree
+from taskworker.folders.syncing import SyncReport, replica, sync_tree
 from taskworker.folders.syncing.planning import conflict_name
 from taskworker.folders.syncing.replica import Replica
 from taskworker.folders.syncing.state import SyncState
@@ -490,6 +491,26 @@ def test_an_interrupted_sync_goes_on(
         one.sync()
         wanted = {"0": "of one", "2-moved": "first 2", "3": "first 3", "new": "new"}
         assert one.texts() == two.texts() == wanted | {f"0 {MARK.format('two')}": "of two"}
+
+
+def test_what_is_not_durable_here_does_not_count_as_synced(
+    here: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = here
+    one.write("a", "content")
+    one.sync()
+
+    def failing(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(replica, "flush_file_system", failing)
+        with pytest.raises(OSError, match="the disk is broken"):
+            two.sync()
+    (two.root / "a").write_text("")  # what a power cut leaves of it
+    two.sync()
+    one.sync()
+    assert one.texts()["a"] == "content"
 
 
 @pytest.mark.parametrize("call", ["push_after", "push_many", "delete", "get_many"])

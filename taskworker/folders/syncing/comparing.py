@@ -56,6 +56,8 @@ class Comparing:
     _unlisted: dict[bytes, Entry | None] = field(default_factory=dict, init=False)
     """Directories and links that both sides have, or have no more, once the store has the folder's listing."""
     _unsaved: int = field(default=0, init=False)
+    _unflushed: bool = field(default=False, init=False)
+    """Whether something was fetched since the directory was flushed."""
     _began_ns: int = field(default=0, init=False)
 
     def _failure(self, path: bytes, error: Exception) -> None:

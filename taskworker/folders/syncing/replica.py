@@ -21,6 +21,7 @@ from taskworker.folders.problems import Problem
 from taskworker.folders.restoring import PART_PREFIX, PART_SUFFIX, Target
 from taskworker.folders.rules import Exclusions, Rules
 from taskworker.folders.scanning import Found, Scan
+from taskworker.folders.syncing.flushing import flush_file_system
 
 MODE_BITS = 0o777
 _KINDS = (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK)
@@ -210,6 +211,15 @@ class Replica:
                 os.fchmod(descriptor, entry.mode & ~MODE_BITS | mode & MODE_BITS)
             finally:
                 os.close(descriptor)
+
+    def flush(self) -> None:
+        """Make durable what was written to the directory.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        with self.target.opened(()) as directory:
+            flush_file_system(directory)
 
     def ignores_case(self) -> bool:
         """Whether names that differ only in case are the same file here."""

@@ -115,9 +115,11 @@ class _Sync(Transferring):
                 if not self._passing:
                     break
         finally:
-            self._replica.close()
-            if not self.dry_run:
-                self._save()
+            try:
+                if not self.dry_run:
+                    self._save()
+            finally:
+                self._replica.close()
         for path, error in self._passing.items():
             self._failure(path, error)
         for path, error in self._failed.items():

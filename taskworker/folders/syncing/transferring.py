@@ -45,11 +45,16 @@ class Transferring(Comparing):
             self._save()
 
     def _save(self) -> None:
-        """Keep what both sides have in common.
+        """Keep what both sides have in common, once that is durable here.
+
+        After a power cut, a file that is shorter than what was noted of it would count as changed, and would be sent.
 
         A file that was written just before it was read may have been written once more within the same tick of the
         clock, which nothing would show: it is read the next time.
         """
+        if self._unflushed:
+            self._replica.flush()
+            self._unflushed = False
         settled_ns = self._began_ns - _SETTLING_NS
         self.state.save(
             entry
@@ -189,6 +194,7 @@ class Transferring(Comparing):
                     yield piece
                 self._replica.require(to, local)  # last of all, before it takes the place of what is there
 
+            self._unflushed = True
             mode = self._mode_for(path, local)
             stored = msgspec.structs.replace(stored, mode=mode, xattrs=())
             self._replica.target.add_file(parts_of(to), stored, content())
