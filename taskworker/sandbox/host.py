@@ -116,6 +116,10 @@ class SandboxHost:
             self._thread.start()
             self._in_loop(self._started_base)
             self.check()
+        except (OSError, RuntimeError) as error:  # no processes, threads or descriptors are left for the moment
+            self.close()
+            why = str(error) or type(error).__name__
+            raise SandboxUnavailable(f"the sandbox could not be started: {why}") from error
         except BaseException:
             self.close()
             raise

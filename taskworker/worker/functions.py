@@ -217,21 +217,27 @@ class HostedFunctions:
     def _keep_offering(self) -> None:
         while not self._closing.is_set():
             try:
-                answer = self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
-            except grpc.RpcError as error:
-                self._not_taken(status.decode(error, self._pool_address))
-            else:
-                self._taken.set()
-                self._knows_calls = answer.knows_calls
-                self.host.end_versions(answer.ended_versions)
-                if self._address:  # a worker with a volume renews its certificate itself
-                    self._renewal.look(told=answer.renew)
-                if self._address and answer.lease_ms:
-                    self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
-                if answer.functions_deployed and self._clock_s() >= self._try_at:
-                    self._bring_up()
+                self._offer_now()
+            except Exception:  # must not end the thread: the pool would send no more calls
+                log.exception("the pool was not told what this worker can run, and is told again")
             self._wanted.wait(self._every_s)
             self._wanted.clear()
+
+    def _offer_now(self) -> None:
+        try:
+            answer = self._hosting.Offer(self._offer(), timeout=_OFFER_TIMEOUT_S)
+        except grpc.RpcError as error:
+            self._not_taken(status.decode(error, self._pool_address))
+            return
+        self._taken.set()
+        self._knows_calls = answer.knows_calls
+        self.host.end_versions(answer.ended_versions)
+        if self._address:  # a worker with a volume renews its certificate itself
+            self._renewal.look(told=answer.renew)
+        if self._address and answer.lease_ms:
+            self._every_s = answer.lease_ms / 1000 / _OFFERS_PER_LEASE
+        if answer.functions_deployed and self._clock_s() >= self._try_at:
+            self._bring_up()
 
     def _not_taken(self, error: StorageError) -> None:
         if not self._address:

@@ -14,6 +14,7 @@ from taskworker.calls.spec import FunctionSpec
 from taskworker.errors import FunctionBroken
 from taskworker.functions.hosting.host import FunctionHost
 from taskworker.functions.hosting.user_files import EmbeddedFiles
+from taskworker.sandbox import SandboxUnavailable
 
 WAIT_S = 30.0
 CODE = b"def f(): return 1\n"
@@ -95,3 +96,15 @@ def test_a_late_call_of_a_version_that_was_ended_does_not_keep_its_processes(tmp
             assert time.monotonic() < until, warm(host)
             time.sleep(0.01)
         assert warm(host) == [("f", ("deployed",))]
+
+
+def test_a_sandbox_that_cannot_be_started_now_is_started_later(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        host = opened(tmp_path, stack)
+        (tmp_path / "functions").rename(tmp_path / "away")
+        for _ in range(2):
+            with pytest.raises(SandboxUnavailable, match="could not be started"):
+                host.start()
+        (tmp_path / "away").rename(tmp_path / "functions")
+        bring_up(host, "later", CODE)
+        assert warm(host) == [("f", ("later",))]

@@ -154,7 +154,7 @@ class FunctionHost:
             if not self._started:
                 try:
                     self._sandbox.start()
-                except sandbox_errors.SandboxUnavailable:
+                except BaseException:
                     # For the next attempt: this one is closed.
                     self._sandbox = SandboxHost(self._bundles.directory, clock_s=self._clock_s)
                     raise
