@@ -32,7 +32,8 @@ CLIENTS_LIMITS = WireLimits(
     answers_bytes=16 * MIB,
     body_bytes_max=TAKING_BYTES_MAX,
     idle_s=30.0,
-    strangers=StrangersLimits(connections=256, of_host=128, proving_s=15.0),  # a host may start as many readers at once
+    # A host may start as many readers at once.
+    strangers=StrangersLimits(connections=256, of_host=128, bodies_bytes=2 * MIB, proving_s=15.0),
     spares=0.25,
 )
 _COUNTED_MAX = 4096

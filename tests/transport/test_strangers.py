@@ -21,7 +21,7 @@ from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_dro
 from tests.transport.echo import METHODS, Do, describe, echo_server
 from tests.transport.peers import Peer, call, caller, connect
 
-LIMITS = CLIENTS_LIMITS.strangers or StrangersLimits(0, 0, 0.0)
+LIMITS = CLIENTS_LIMITS.strangers or StrangersLimits(0, 0, 0, 0.0)
 # Waits for a line, connects from addresses of its own, prints a line, and stays connected until it is told to end.
 FLOOD = """
 import socket, sys
@@ -111,6 +111,21 @@ def test_who_proves_nothing_in_time_is_closed_and_who_does_is_not() -> None:
         assert answers(proven, 3) is Kind.ANSWER
 
 
+def test_who_proves_nothing_takes_no_memory_from_others() -> None:
+    """However many begin to send large calls, and never end."""
+    size = CLIENTS_LIMITS.body_bytes_max
+    large = call(2, bytes(size))
+    with clients_port(Clock()) as address, caller(address) as proven, ExitStack() as stack:
+        assert answers(proven, 1) is Kind.ANSWER
+        strangers = [stack.enter_context(caller(address)) for _ in range(CLIENTS_LIMITS.bodies_bytes // size + 4)]
+        for peer in strangers:
+            peer.send(large[:1000])
+        proven.send(large)
+        frame = proven.frame()
+        assert frame is not None
+        assert len(frame[1]) == size
+
+
 def test_some_descriptors_are_left_to_other_ports() -> None:
     """Whatever connects to the port for clients, members can connect to theirs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -142,7 +157,7 @@ class One:
 @given(st.lists(st.sampled_from("abc")), st.sampled_from("abcd"), st.integers(1, 9), st.integers(1, 9))
 def test_the_oldest_of_the_most_crowded_host_makes_way(hosts: list[str], host: str, in_all: int, of_host: int) -> None:
     strangers = [(each, One(at)) for at, each in enumerate(hosts)]
-    dropped = to_drop(strangers, host, StrangersLimits(in_all, of_host, 1.0))
+    dropped = to_drop(strangers, host, StrangersLimits(in_all, of_host, 0, 1.0))
     assert (dropped is not None) == (len(hosts) >= in_all or hosts.count(host) >= of_host)
     if dropped is not None:
         of = hosts[int(dropped.began_s)]

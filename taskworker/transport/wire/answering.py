@@ -111,7 +111,7 @@ class AnsweringConnection:
         self._methods = methods
         self._describe = describe
         self._server = server
-        self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max = resources
+        self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max, self._spared = resources
         self._reader = FrameReader(stream, self._open_body)
         self._outgoing = Outgoing(stream, answers, lambda: server.is_crowded, self._clock_s)
         self._lock = threading.Lock()  # guards the state below, except what only the running thread uses
@@ -311,7 +311,7 @@ class AnsweringConnection:
             raise WireError(f"a call of {header.length:,} bytes; at most {self._body_bytes_max:,} are taken here")
         if header.call in self._serving or len(self._serving) >= _CALLS_TAKEN_MAX:
             raise WireError(f"call {header.call} is under way already, or one of more than {CALLS_MAX}")
-        if not self._memory.take(header.length + CALL_BYTES):
+        if not self._memory.take(header.length + CALL_BYTES, leaving=0 if self.is_proven else self._spared):
             raise NotNow
         kept, self._kept = self._kept, None
         if kept is None or len(kept) < header.length:

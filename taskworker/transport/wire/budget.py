@@ -17,10 +17,10 @@ class Budget:
         self._lock = threading.Lock()
         self._refused = False
 
-    def take(self, count: int) -> bool:
-        """Take ``count`` bytes; return False if there are not so many now."""
+    def take(self, count: int, leaving: int = 0) -> bool:
+        """Take ``count`` bytes; return False if there are not so many now besides ``leaving``, which are for others."""
         with self._lock:
-            if count > self._left:
+            if count > self._left - leaving:
                 self._refused = True
                 return False
             self._left -= count

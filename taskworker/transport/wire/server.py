@@ -111,7 +111,10 @@ class WireServer:
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="shards-slow")
         self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
         answers = Budget(limits.answers_bytes)
-        self._resources = Resources(self._memory, answers, self._slow, self._streams, clock_s, limits.body_bytes_max)
+        spared = 0 if limits.strangers is None else limits.bodies_bytes - limits.strangers.bodies_bytes
+        self._resources = Resources(
+            self._memory, answers, self._slow, self._streams, clock_s, limits.body_bytes_max, spared
+        )
         self._lock = threading.Lock()
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
         self._counting = threading.Lock()

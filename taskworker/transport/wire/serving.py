@@ -59,6 +59,7 @@ class Resources(NamedTuple):
         streams: runs streams.
         clock_s: monotonic seconds.
         body_bytes_max: the largest body that a call may have.
+        spared_bytes: how much of ``bodies`` callers must leave to others before one of their calls was carried out.
     """
 
     bodies: Budget
@@ -67,6 +68,7 @@ class Resources(NamedTuple):
     streams: Executor
     clock_s: Callable[[], float]
     body_bytes_max: int = BODY_BYTES_MAX
+    spared_bytes: int = 0
 
 
 class Serving:

@@ -16,11 +16,13 @@ class StrangersLimits(NamedTuple):
     Attributes:
         connections: how many connections all of them have at once.
         of_host: how many of these come from one host.
+        bodies_bytes: memory for all of their calls that are being received or carried out.
         proving_s: seconds after which a connection is closed on which no such call was made.
     """
 
     connections: int
     of_host: int
+    bodies_bytes: int
     proving_s: float
 
 
