@@ -249,7 +249,7 @@ class S3App:
         if reply.content is not None and reply.content.length <= _SHORT:
             reply = replace(reply, body=_read(reply.content), content=None)
         if "origin" in call.fields and call.bucket:
-            found = self._buckets.find(call, call.bucket)
+            found = self._buckets.shown(call)
             more = [] if found is None else cors.added(found, call.fields, call.head.method)
             reply = replace(reply, headers=[*reply.headers, *more])
         return reply

@@ -115,7 +115,24 @@ class Buckets:
 
     def __init__(self, *, clock_s: Callable[[], float] = monotonic_s) -> None:
         self._kept: TTLCache[tuple[str, str, str], Bucket] = TTLCache(_KEPT, _KEPT_S, timer=clock_s)
+        self._denied: TTLCache[tuple[str, str, str], bool] = TTLCache(_KEPT, _KEPT_S, timer=clock_s)
         self._lock = threading.Lock()
+
+    def shown(self, call: Call) -> Bucket | None:
+        """The bucket of a call, for replies that show something of its settings; None if it is not known.
+
+        An access key may be for a few objects, and not for what tells whether there is a bucket.
+        """
+        which = (call.account.access_key_id, call.user, call.bucket)
+        with self._lock:
+            if which in self._denied:
+                return None
+        try:
+            return self.find(call, call.bucket)
+        except PermissionDenied:
+            with self._lock:
+                self._denied[which] = True
+            return None
 
     def get(self, call: Call) -> Bucket:
         """The bucket of a call.

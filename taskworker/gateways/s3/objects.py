@@ -132,7 +132,7 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers = dict(object_headers(version, metadata, with_checksum=wants_checksum))
     headers["content-length"] = str(length)
     headers["x-amz-version-id"] = version_id_of(version, metadata)
-    bucket = buckets.find(call, call.bucket)
+    bucket = buckets.shown(call)
     if bucket is not None and bucket.object_lock is not None:
         headers |= lock_of(call, version).headers()
     if "versionId" not in asked:

@@ -362,3 +362,18 @@ def test_a_limited_key_deletes_nothing_that_may_be_locked(pool: FunctionPool, po
     with Client(pool.address, token=keys[0].token) as client:
         assert client.find("locks/of-it", user_id="s3-locks") is None
     owner.delete_object(**named, BypassGovernanceRetention=True)
+
+
+def test_a_key_for_some_objects_reads_these(pool: FunctionPool, pool_url: str) -> None:
+    with UserClient(pool.address) as users:
+        if all(one.user != "s3-part" for one in users.users()):
+            users.add("s3-part")
+        keys = [users.create_access_key("s3-part", scopes=scopes) for scopes in ([], ["files:read:part/open/"])]
+    owner, reader = (connect(pool_url, key.access_key_id, key.secret) for key in keys)
+    owner.create_bucket(Bucket="part", ObjectLockEnabledForBucket=True)
+    for key in ("open/k", "closed/k"):
+        put(owner, "part", key, ObjectLockLegalHoldStatus="ON")
+    for _ in range(2):
+        assert reader.get_object(Bucket="part", Key="open/k")["Body"].read() == b"locked"
+        assert reader.head_object(Bucket="part", Key="open/k")["ContentLength"] == 6
+    assert refused(lambda: reader.get_object(Bucket="part", Key="closed/k")) == DENIED
