@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from taskworker.cli import gateways
@@ -256,12 +258,25 @@ def test_ui_prints_a_link_of_a_page_that_runs(
         ui(Session(Settings(pool=pool.address)), at="http://127.0.0.1:1")
 
 
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/sign-in").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_a_pool_serves_its_page_in_a_process_of_its_own(tmp_path: Path) -> None:
     arguments = ["pool", "--dir", str(tmp_path / "pool"), "--listen", "127.0.0.1:0", "--page", "127.0.0.1:0"]
     pool = Process(arguments, tmp_path / "pool.log")
     try:
         url = str(pool.announced["page"])
         assert "Sign in" in httpx.get(f"{url}/sign-in").text
+        (page,) = [one for one in psutil.Process(pool.pid).children() if "page" in one.cmdline()]
+        page.kill()
+        deadline_s = time.monotonic() + 60
+        while page.is_running() or not _answers(url):
+            assert time.monotonic() < deadline_s, (tmp_path / "pool.log").read_text()
+            time.sleep(0.1)
     finally:
         pool.stop()
     with pytest.raises(httpx.ConnectError):
