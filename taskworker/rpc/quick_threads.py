@@ -8,6 +8,7 @@ threads make all calls as long as calls keep ending, and more help them while no
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
+
+log = logging.getLogger("taskworker.services")
 
 _FEW = 4
 _TICK_S = 0.002
@@ -64,8 +67,13 @@ class QuickThreads(ThreadPoolExecutor):
     def _watch(self) -> None:
         with self._guard:
             if self._watcher is None and not self._ended:
-                self._watcher = threading.Thread(target=self._look, name="quick-watch", daemon=True)
-                self._watcher.start()
+                watcher = threading.Thread(target=self._look, name="quick-watch", daemon=True)
+                try:
+                    watcher.start()
+                except RuntimeError as error:  # with the next call that waits, it is tried again
+                    log.warning("calls wait, and no thread can be started to look after them now: %s", error)
+                    return
+                self._watcher = watcher
         self._crowded.set()
 
     def _look(self) -> None:
@@ -91,7 +99,12 @@ class QuickThreads(ThreadPoolExecutor):
             while len(self._helpers) < self._allowed:
                 helper = threading.Thread(target=self._make_calls, name="quick-helper", daemon=True)
                 self._helpers.add(helper)
-                helper.start()
+                try:
+                    helper.start()
+                except RuntimeError as error:  # the machine has no thread for the moment
+                    self._helpers.discard(helper)
+                    log.warning("calls wait, and no thread can be started for them now: %s", error)
+                    return
 
     def _make_calls(self) -> None:
         while len(self._helpers) <= self._allowed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +23,16 @@ from taskworker.shares import SharedAmount
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
+log = logging.getLogger("taskworker.services")
+
 DELAYED = (ServerBusy, QuotaExceeded, PermissionDenied, Unauthenticated)
 """Refusals of callers who want more than they may have. Other errors are answers, such as that there is no file."""
 LONGEST_S = 5.0
 """No refusal comes later than that: callers wait 30 s for an answer, or longer."""
 HELD_MAX = 256
 """How many calls that get no thread may wait for their refusal; each has some 20 KiB of memory, and what was sent."""
+_USERS_MIN = 1024
+"""Of so many users, and of all who were refused lately, it is known when they were; others are forgotten."""
 _HELD_SHARE = 1 / 3
 """A user may have so many times the free ones of these: 64 of 256."""
 
@@ -54,6 +59,7 @@ class Refusals:
         self._clock_s = clock_s
         self._changed = threading.Condition()
         self._due_s: dict[str, float] = {}  # when the latest refusal of a user came, or comes
+        self._pruned_at = _USERS_MIN
         self._waiting: set[threading.Event] = set()
         self._held: list[tuple[float, int, str, Callable[[], None]]] = []  # a heap, by when they are due
         self._places = SharedAmount(HELD_MAX, times=_HELD_SHARE)
@@ -77,6 +83,9 @@ class Refusals:
             earliest_s = now_s - max(1.0, self._interval_s)  # what was not used by then is not kept for later
             due_s = max(self._due_s.get(user, earliest_s), earliest_s) + self._interval_s
             self._due_s[user] = due_s = min(due_s, now_s + LONGEST_S)
+            if len(self._due_s) > self._pruned_at:
+                self._due_s = {one: due_s for one, due_s in self._due_s.items() if due_s > earliest_s}
+                self._pruned_at = max(_USERS_MIN, 2 * len(self._due_s))
         return max(0.0, due_s - now_s)
 
     def wait(self, delay_s: float, call: Ending) -> None:
@@ -130,7 +139,10 @@ class Refusals:
                     self._changed.wait(self._held[0][0] - self._clock_s() if self._held else None)
                 _, _, user, send = heapq.heappop(self._held)
                 self._places.give_back(user)
-            send()
+            try:
+                send()
+            except Exception:  # must not end the thread, for which all later refusals would wait
+                log.exception("a call could not be refused")
 
 
 class _Later(ThreadPoolExecutor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -28,6 +29,26 @@ def test_calls_that_wait_do_not_hold_up_others() -> None:
     for _ in range(3):
         assert finished([threads.submit(int, number) for number in range(50)]) == list(range(50))
     assert not any(future.done() for future in blocked)
+    gate.set()
+    assert not wait(blocked, TIMEOUT_S).not_done
+    threads.shutdown()
+
+
+def test_threads_that_cannot_be_started_now_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = QuickThreads(16, few=2)
+    start, refused = threading.Thread.start, Counter[str]()
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name in ("quick-watch", "quick-helper") and refused[thread.name] < 2:
+            refused[thread.name] += 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    gate = threading.Event()
+    blocked = [threads.submit(gate.wait, TIMEOUT_S) for _ in range(6)]
+    assert finished([threads.submit(int, number) for number in range(50)]) == list(range(50))
+    assert refused == {"quick-watch": 2, "quick-helper": 2}
     gate.set()
     assert not wait(blocked, TIMEOUT_S).not_done
     threads.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,37 @@ def test_few_threads_wait() -> None:
     paced.wait(3600.0, Endless())
     paced.end()
     waiting.join()
+
+
+def test_a_refusal_that_cannot_be_sent_does_not_keep_the_others() -> None:
+    paced, told = Refusals(10, 1), threading.Event()
+
+    def fails() -> None:
+        raise RuntimeError("the call is gone")
+
+    for _ in range(11):
+        paced.delay_s("mallory")
+    paced.hold("mallory", fails)
+    paced.hold("mallory", told.set)
+    assert told.wait(30)
+    paced.end()
+
+
+def test_users_who_were_refused_long_ago_are_forgotten() -> None:
+    clock = Clock()
+    paced = Refusals(1, 1, clock)
+    paced.delay_s(ANN)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            paced.delay_s(f"user {number}")
+            clock.now_s += 0.01
+            paced.delay_s(ANN)
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
+    assert paced.are_delayed(ANN)
+    assert paced.are_delayed("user 9999")
 
 
 @pytest.fixture
