@@ -104,7 +104,7 @@ def _rule(kept: Mapping[str, Any]) -> Rule:
         str(about.get("Prefix", kept.get("Prefix", ""))),
         tags,
         int(about.get("ObjectSizeGreaterThan", -1)),
-        _positive(about.get("ObjectSizeLessThan")),
+        _positive(about.get("ObjectSizeLessThan"), _SIZE_MAX),
         _positive(expiration.get("Days")),
         None if date is None else _date_ms(str(date)),
         expiration.get("ExpiredObjectDeleteMarker") is True,
@@ -118,10 +118,10 @@ def _listed(one_or_more: Any) -> list[Any]:
     return one_or_more if isinstance(one_or_more, list) else [one_or_more]
 
 
-def _positive(value: Any) -> int | None:
+def _positive(value: Any, most: int = _DAYS_MAX) -> int | None:
     if value is None:
         return None
-    if int(value) < 1:
+    if not 1 <= int(value) <= most:
         raise ValueError(value)
     return int(value)
 
