@@ -18,12 +18,23 @@ settings.register_profile("busy machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy machine")
 
 LONGEST = (
-    "simulation/test_seeds.py",
     "cli/test_files.py",
-    "cluster/test_links.py",
     "cluster/test_cluster.py",
-    "storage/test_layout.py",
+    "functions/test_in_pool.py",
+    "docs/test_documentation.py",
+    "simulation/test_seeds.py",
+    "cli/test_users.py",
+    "cluster/test_crowd.py",
     "cli/test_sync.py",
+    "cli/test_readme.py",
+    "pool/test_shard_store_conformance.py",
+    "functions/test_command_line.py",
+    "sandbox/test_lifecycle.py",
+    "cluster/test_links.py",
+    "gateways/s3/test_clients.py",
+    "transport/test_hostile_callers.py",
+    "cluster/test_hosts.py",
+    "crash/test_crash_states.py",
 )
 """Files of tests that take longest, the longest first; each is run by one process."""
 _TESTS = Path(__file__).parent
