@@ -211,6 +211,8 @@ def test_a_guest_reads_what_is_granted_and_no_more(pool: FunctionPool, users: di
     owner, guest, stranger = users["owner"], users["guest"], users["stranger"]
     named = {"ExpectedBucketOwner": users["owner's name"]}
     owner.create_bucket(Bucket="shared")
+    owner.put_bucket_versioning(Bucket="shared", VersioningConfiguration={"Status": "Enabled"})
+    old = owner.put_object(Bucket="shared", Key="open/1", Body=b"old")["VersionId"]
     for key in ("open/1", "open/2", "closed/1"):
         owner.put_object(Bucket="shared", Key=key, Body=key.encode())
     assert refused(lambda: guest.get_object(Bucket="shared", Key="open/1", **named)) == ("AccessDenied", 403)
@@ -221,6 +223,9 @@ def test_a_guest_reads_what_is_granted_and_no_more(pool: FunctionPool, users: di
     listed = guest.list_objects_v2(Bucket="shared", Prefix="open/", **named)
     assert [one["Key"] for one in listed["Contents"]] == ["open/1", "open/2"]
     guest.head_bucket(Bucket="shared", **named)
+    shown = guest.list_object_versions(Bucket="shared", Prefix="open/1", **named)["Versions"]
+    assert [(one["IsLatest"], one["VersionId"] == old) for one in shown] == [(True, False), (False, True)]
+    assert guest.get_object(Bucket="shared", Key="open/1", VersionId=old, **named)["Body"].read() == b"old"
     hidden: list[Callable[[], object]] = [
         lambda: guest.get_object(Bucket="shared", Key="closed/1", **named),
         lambda: guest.list_objects_v2(Bucket="shared", **named),
