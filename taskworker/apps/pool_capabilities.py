@@ -94,12 +94,17 @@ class PoolCapabilities:
         except (SecretsUnavailable, SecretDamaged) as error:
             log.warning("%s", error)
 
-    def of(self, call: Call) -> Capabilities:
-        """The capabilities of one call, valid while the call runs."""
+    def of(self, call: Call, timeout_s: float | None) -> Capabilities:
+        """The capabilities of one call, valid while the call runs.
+
+        Args:
+            call: the call.
+            timeout_s: for how many seconds an answer is waited for; None: for as long as it takes.
+        """
         return _CapabilitiesOfCall(
             CallSecrets(self.secrets, call, functools.partial(self._functions.hosting.redactors.given, call)),
             EgressCapability(self.egress, call, lambda: self._functions.hosting.call_of(call.token) is not None),
-            NamesOfCall(self.names, call.function, self._rules.allows_host),
+            NamesOfCall(self.names, call.function, self._rules.allows_host, timeout_s),
         )
 
     def ending(self, grace_s: float) -> threading.Timer:

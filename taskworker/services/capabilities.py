@@ -30,7 +30,7 @@ class OutsideService:
 
     Args:
         call_of: returns the call that a token belongs to; None if it is over.
-        capabilities_of: returns the capabilities of that call.
+        capabilities_of: returns the capabilities of that call, given for how many seconds whoever asks waits.
         requests: limits requests to outside APIs.
         lookups: limits name lookups.
     """
@@ -38,7 +38,7 @@ class OutsideService:
     def __init__(
         self,
         call_of: Callable[[str], Call | None],
-        capabilities_of: Callable[[Call], Capabilities],
+        capabilities_of: Callable[[Call, float | None], Capabilities],
         requests: UserPlaces,
         lookups: UserPlaces,
     ) -> None:
@@ -51,7 +51,7 @@ class OutsideService:
         self, request: outside_pb2.GetSecretRequest, _caller: Caller
     ) -> outside_pb2.GetSecretResponse:
         """A secret granted to the calling function."""
-        capabilities = self._capabilities_of(self._call(request.token))
+        capabilities = self._capabilities_of(self._call(request.token), None)
         return outside_pb2.GetSecretResponse(value=capabilities.secret(request.name))
 
     def CallExternalApi(  # noqa: N802
@@ -67,7 +67,7 @@ class OutsideService:
             cache=request.cache,
             follow_redirects=request.follow_redirects,
         )
-        with self._capabilities(request.token, self._requests) as outside:
+        with self._capabilities(request.token, self._requests, caller) as outside:
             response = outside.request(wanted)
         return outside_pb2.ExternalApiResponse(
             status=response.status,
@@ -78,10 +78,10 @@ class OutsideService:
         )
 
     def Resolve(  # noqa: N802
-        self, request: outside_pb2.ResolveRequest, _caller: Caller
+        self, request: outside_pb2.ResolveRequest, caller: CallerWithDeadline
     ) -> outside_pb2.ResolveResponse:
         """Resolve a name for the calling function."""
-        with self._capabilities(request.token, self._lookups) as outside:
+        with self._capabilities(request.token, self._lookups, caller) as outside:
             return outside_pb2.ResolveResponse(answers=outside.resolve(request.name, request.type))
 
     def _call(self, token: str) -> Call:
@@ -91,11 +91,11 @@ class OutsideService:
         return call
 
     @contextlib.contextmanager
-    def _capabilities(self, token: str, places: UserPlaces) -> Iterator[Capabilities]:
+    def _capabilities(self, token: str, places: UserPlaces, caller: CallerWithDeadline) -> Iterator[Capabilities]:
         """The capabilities of a call, while holding one of its user's places."""
         call = self._call(token)
         with places.one(call.user_id):
-            yield self._capabilities_of(call)
+            yield self._capabilities_of(call, _sooner(None, caller.time_remaining()))
 
 
 def _sooner(asked_s: float | None, left_s: float | None) -> float | None:

@@ -147,7 +147,7 @@ class MembersOutsideService:
         return self._service.CallExternalApi(request, caller)
 
     def Resolve(  # noqa: N802
-        self, request: outside_pb2.ResolveRequest, caller: SecureCaller
+        self, request: outside_pb2.ResolveRequest, caller: CallerWithDeadline
     ) -> outside_pb2.ResolveResponse:
         """See :class:`OutsideService`."""
         self._require_own(request.token, caller)

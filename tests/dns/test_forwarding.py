@@ -13,8 +13,13 @@ from dns.message import Message
 from dns.rcode import Rcode
 
 from storage.errors import InvalidArgument, PermissionDenied
+from taskworker.calls.call import Call
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
+from taskworker.outbound.dns.call import NamesOfCall
 from taskworker.outbound.dns.upstream import NameServer
+from taskworker.protos import outside_pb2
+from taskworker.services.capabilities import OutsideService
+from taskworker.shares import UserPlaces
 from tests.dns.conftest import TIMEOUT_S, Serve, Served
 from tests.dns.upstream import TestNameServer
 
@@ -265,3 +270,21 @@ def test_name_servers_as_texts(text: str, expected: NameServer) -> None:
 def test_what_is_no_name_server_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         NameServer.parse(text)
+
+
+class Hurried:
+    """A caller who waits for a tenth of a second."""
+
+    def time_remaining(self) -> float:
+        return 0.1
+
+
+def test_a_lookup_of_a_call_ends_when_the_call_waits_no_more(known: Served) -> None:
+    def names_of(call: Call, timeout_s: float | None) -> NamesOfCall:
+        return NamesOfCall(known.names, call.function, lambda _function, _host: True, timeout_s)
+
+    places = UserPlaces(1, "this pool", "lookups of names")
+    service = OutsideService(lambda _token: Call("f"), names_of, places, places)  # type: ignore[arg-type]
+    known.outside.silent = True
+    with pytest.raises(DeadlineExceeded, match=r"www\.example could not be resolved within 0\.1 s"):
+        service.Resolve(outside_pb2.ResolveRequest(token="t", name=WWW[0], type="A"), Hurried())  # type: ignore[arg-type]

@@ -351,13 +351,14 @@ def test_a_user_whose_outside_does_not_answer_leaves_it_to_others(kind: str) -> 
     calls = {user: Call("f", user_id=user) for user in ("ann", "bob")}
     outside = SlowOutside()
     places = UserPlaces(16, "this pool", kind)
-    service = OutsideService(calls.get, lambda _call: outside, places, places)
+    service = OutsideService(calls.get, lambda _call, _timeout_s: outside, places, places)
 
     def ask(user: str) -> object:
         if kind == "requests":
             wanted = outside_pb2.ExternalApiRequest(token=user, method="GET", url="http://x/")
             return service.CallExternalApi(wanted, Asking())  # type: ignore[arg-type]
-        return service.Resolve(outside_pb2.ResolveRequest(token=user, name="x", type="A"), Asking())
+        lookup = outside_pb2.ResolveRequest(token=user, name="x", type="A")
+        return service.Resolve(lookup, Asking())  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(16) as threads:
         try:

@@ -19,9 +19,11 @@ class NamesOfCall:
         names: resolves names.
         function: the call's function.
         may_resolve: tells which outside names it may resolve.
+        timeout_s: seconds to wait for an answer at most; None: as long as it takes.
     """
 
-    def __init__(self, names: Names, function: str, may_resolve: MayResolve) -> None:
+    def __init__(self, names: Names, function: str, may_resolve: MayResolve, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s
         self._names = names
         self._function = function
         self._may_resolve = may_resolve
@@ -31,6 +33,7 @@ class NamesOfCall:
 
         Raises:
             PermissionDenied: the function may not resolve the name, whether or not it exists.
+            DeadlineExceeded: there was no answer in time.
         """
         asked = parse_name(name, parse_kind(kind))
         host = shown(asked).lower()
@@ -39,4 +42,4 @@ class NamesOfCall:
                 f"function {self._function} may not resolve {host}; "
                 f"`taskworker egress allow {self._function} {host}` allows it"
             )
-        return list(self._names.resolve(name, kind).records)
+        return list(self._names.resolve(name, kind, timeout_s=self._timeout_s).records)
