@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import grpc
 
+from storage.errors import StorageError
 from taskworker.auth.authority import Authority
 from taskworker.auth.enrollment import Enrollment
 from taskworker.auth.server_certificates import ServerTls
@@ -151,8 +152,10 @@ class MembersServer:
         while not self._stopping.wait(_LOOK_S):
             try:
                 self._renew()
-            except OSError as error:  # such as no descriptors for the moment
+            except (OSError, StorageError) as error:  # such as no descriptors for the moment
                 log.warning("the pool's certificate could not be renewed, and is tried again: %s", error)
+            except Exception:  # must not end the thread: once the certificate expires, no worker talks to the pool
+                log.exception("the pool's certificate could not be renewed, and is tried again")
 
     def stop(self, grace_s: float) -> None:
         """Stop both servers; running calls have ``grace_s`` seconds."""
