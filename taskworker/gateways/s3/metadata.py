@@ -30,6 +30,7 @@ _META = "x-amz-meta-"
 _DEFAULT_TYPE = "binary/octet-stream"
 _ETAG = re.compile(r"[0-9a-f]{32}(-\d{1,5})?")
 _PARTS_MAX = 10_000
+_TIME_MS_MAX = 253_402_300_799_000  # the year 9999, the last that S3 and HTTP can write
 _PARTS_KEPT_MAX = 400
 """Sizes of parts that are kept, run-length coded; the attributes of a version are bounded."""
 
@@ -123,11 +124,17 @@ def metadata_of(version: Version) -> Metadata:
             etag=etag if _ETAG.fullmatch(etag) else "",
             is_marker=MARKER in kept,
             is_null=NULL in kept,
-            time_ms=int(rest.get("time", version.time_ms)),
+            time_ms=_time_ms(rest.get("time", version.time_ms)),
             lock=Lock.parse(kept[LOCK]) if LOCK in kept else None,
         )
-    except (ValueError, TypeError, AttributeError, OverflowError):  # written by others, who may write what they like
-        return Metadata(is_marker=MARKER in kept, time_ms=version.time_ms)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        # It was written by others, who may write what they like.
+        return Metadata(is_marker=MARKER in kept, time_ms=_time_ms(version.time_ms))
+
+
+def _time_ms(given: Any) -> int:
+    """The nearest time that can be written: authors of versions may give any."""
+    return min(max(int(given), 0), _TIME_MS_MAX)
 
 
 def etag_of(version: Version, metadata: Metadata) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
@@ -188,6 +189,27 @@ def test_files_of_the_pool_are_objects_and_objects_are_files(
     found = pool.client.find(f"{bucket}/dir/other", user_id=USER)
     assert found is not None
     assert pool.client.get(found.file_id, user_id=USER) == b"from S3"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"time_ms": (1 << 63) - 1},
+        {"time_ms": -5},
+        {"attributes": {"s3": b'{"time": 1e300}'}},
+        {"attributes": {"s3": b'{"time": 99999999999999999999}'}},
+        {"attributes": {"s3": b"[" * 10_000}},
+        {"attributes": {"s3": b'{"time": "x", "headers": 5}', "s3-etag": b"\xff"}},
+    ],
+)
+def test_files_with_anything_in_their_attributes_are_objects(
+    s3: Any, bucket: str, pool: FunctionPool, how: dict[str, Any]
+) -> None:
+    key = uuid.uuid4().hex
+    pool.client.push(b"content", filename=f"{bucket}/{key}", user_id=USER, **how)
+    assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() == b"content"
+    (listed,) = s3.list_objects_v2(Bucket=bucket, Prefix=key)["Contents"]
+    assert (listed["Size"], s3.head_object(Bucket=bucket, Key=key)["LastModified"].year) >= (7, 1970)
 
 
 def test_a_prefix_with_files_is_a_bucket(s3: Any, pool: FunctionPool) -> None:
