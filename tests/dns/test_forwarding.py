@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import dns.flags
+import dns.name
 import pytest
 from dns.edns import EDECode
 from dns.message import Message
 from dns.rcode import Rcode
+from dns.rdatatype import RdataType
 
 from storage.errors import InvalidArgument, PermissionDenied
 from taskworker.calls.call import Call
 from taskworker.errors import DeadlineExceeded, NameNotFound, NameServersUnavailable
 from taskworker.outbound.dns.call import NamesOfCall
-from taskworker.outbound.dns.upstream import NameServer
+from taskworker.outbound.dns.upstream import NameServer, Upstream
 from taskworker.protos import outside_pb2
 from taskworker.services.capabilities import OutsideService
 from taskworker.shares import UserPlaces
@@ -288,3 +293,24 @@ def test_a_lookup_of_a_call_ends_when_the_call_waits_no_more(known: Served) -> N
     known.outside.silent = True
     with pytest.raises(DeadlineExceeded, match=r"www\.example could not be resolved within 0\.1 s"):
         service.Resolve(outside_pb2.ResolveRequest(token="t", name=WWW[0], type="A"), Hurried())  # type: ignore[arg-type]
+
+
+def test_answers_count_by_the_memory_that_they_take() -> None:
+    name = dns.name.from_text("www.example")
+    with TestNameServer() as outside:
+        outside.set(*(f"www.example 100 A 198.41.{number >> 8}.{number & 255}" for number in range(1000)))
+
+        async def asked() -> tuple[int, int]:
+            upstream = Upstream([outside.server])
+            await upstream.ask(name, RdataType.A)
+            tracemalloc.start()
+            try:
+                answer = await upstream.ask(name, RdataType.A)
+                gc.collect()
+                return answer.size, tracemalloc.get_traced_memory()[0]
+            finally:
+                tracemalloc.stop()
+
+        counted, taken = asyncio.run(asked())
+    assert counted < 3 * taken
+    assert taken < 1.5 * counted

@@ -49,7 +49,7 @@ class AnswerCache:
     Args:
         fetch: asks the name servers; raises NameServersFailed.
         clock_s: monotonic seconds.
-        bytes_max: bytes of all answers together, as received.
+        bytes_max: bytes that all answers together take in memory, about.
         stale_after_s: seconds that a client waits for a fresh answer while there is a stale one.
     """
 
