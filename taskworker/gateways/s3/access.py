@@ -79,7 +79,15 @@ def put_policy(call: Call, buckets: Buckets, body: bytes) -> Reply:
     with _alone_with(call):
         former = buckets.reread(call)
         granted = _granted(former)
-        made = wanted - (_given(call, for_good=True) - granted)  # what the owner shared by other means is left alone
+        for_good = _given(call, for_good=True)
+        if ending := sorted(wanted & (_given(call, for_good=False) - for_good) - granted):
+            user, name = ending[0]
+            raise S3Error(
+                "InvalidRequest",
+                f"{name!r} is shared with {user!r} for some time already, which a policy would change; take that back "
+                "first (taskworker unshare)",
+            )
+        made = wanted - (for_good - granted)  # what the owner shared by other means is left alone
         _note(call, buckets, body.decode(), granted | made)
         try:
             _take_back(call, granted - made)

@@ -28,8 +28,8 @@ from taskworker.gateways.s3.failures import as_s3_error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.multipart import put_part
 from taskworker.gateways.s3.objects import SHORT, put
-from taskworker.gateways.s3.operations import Operation, Takes, operation_of, visiting
-from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of
+from taskworker.gateways.s3.operations import Operation, Takes, operation_of, require_public, visiting
+from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of, with_moved_headers
 from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
 from taskworker.metrics.requests import RequestMetrics, Served
@@ -152,8 +152,12 @@ class S3App:
                     posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
                 )
         account, signed = await self._caller(head, claim, bucket)
+        if isinstance(claim, Claim) and claim.expires_s is not None:
+            head = with_moved_headers(head)
         operation = operation_of(head, bucket, key)
         served.operation = operation.name
+        if claim is None:
+            require_public(head, operation)
         account = visiting(account, operation, head.fields, is_signed=claim is not None)
         payload = claim.payload if isinstance(claim, Claim) else UNSIGNED
         takes_body = operation.takes is not Takes.NOTHING

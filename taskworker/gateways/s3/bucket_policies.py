@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from taskworker.gateways.s3.errors import S3Error
 
 POLICY_BYTES_MAX = 20 * 1024
+GRANTS_MAX = 1000
 _VERSIONS = ("2012-10-17", "2008-10-17")
 _READS = frozenset(("s3:GetObject", "s3:GetObjectVersion"))
 _LISTS = frozenset(("s3:ListBucket", "s3:ListBucketVersions"))
@@ -49,6 +50,7 @@ def grants_in(body: bytes, bucket: str, owner: str) -> set[Grant]:
     """
     reads: dict[Grant, set[str]] = defaultdict(set)
     lists: dict[Grant, set[str]] = defaultdict(set)
+    count = 0
     for statement in _statements(body):
         users = [user for user in _users(statement.get("Principal")) if user != owner]
         actions = _actions(statement.get("Action"))
@@ -57,6 +59,9 @@ def grants_in(body: bytes, bucket: str, owner: str) -> set[Grant]:
         if bool(of_objects) != bool(names) or bool(of_bucket) != about_bucket:
             raise _malformed("each Action must be for one of the kinds of Resource, and each Resource have an Action")
         below = _prefixes(statement.get("Condition"), bucket, of_objects)
+        count += len(users) * (len(names) + len(below) * about_bucket)
+        if count > GRANTS_MAX:
+            raise _malformed(f"a policy can let users read at most {GRANTS_MAX:,} objects and prefixes, in all")
         for user in users:
             for name in names:
                 reads[Grant(user, name)] |= of_objects

@@ -127,7 +127,8 @@ def list_objects_v2(call: Call, buckets: Buckets) -> Reply:
 
 def list_versions(call: Call, buckets: Buckets) -> Reply:
     """ListObjectVersions."""
-    has_versions = bool(buckets.get(call).versioning) or call.account.is_guest  # who is not told, and may see all
+    bucket = buckets.get(call)
+    has_versions = bool(bucket.versioning) or not bucket.is_known  # who is not told may see all that the key may read
     wanted = _Wanted.of(call)
     asked = call.parameters
     key_marker, id_marker = asked.get("key-marker", ""), asked.get("version-id-marker", "")

@@ -40,6 +40,9 @@ _FOR_GUESTS = frozenset(
 )
 """Those that grants let other users do."""
 
+_FOR_ANYBODY = frozenset(("GetObject", "HeadObject", "ListObjects", "ListObjectsV2", "HeadBucket", "GetBucketLocation"))
+"""Those that anybody can do in a public bucket."""
+
 
 class Operation(NamedTuple):
     """An operation.
@@ -187,6 +190,16 @@ def operation_of(head: Head, bucket: str, key: str) -> Operation:
         with_what = f" with ?{asked[0]}" if asked else ""
         raise S3Error("NotImplemented", f"{what}{with_what} is not supported")
     raise S3Error("MethodNotAllowed", f"the method {head.method[:20]} is not one of S3's")
+
+
+def require_public(head: Head, operation: Operation) -> None:
+    """Refuse what the public cannot do in a bucket that it may read.
+
+    Raises:
+        S3Error: it reads something else than objects as they are now, or lists of them.
+    """
+    if operation.name not in _FOR_ANYBODY or "versionId" in head.parameters:
+        raise S3Error("AccessDenied", "only objects as they are now can be read without a signature")
 
 
 def visiting(account: Account, operation: Operation, fields: Mapping[str, str], *, is_signed: bool) -> Account:

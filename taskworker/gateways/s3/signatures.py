@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
@@ -27,6 +27,13 @@ _SERVICE = "s3"
 _TIME = re.compile(r"\d{8}T\d{6}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _SIGNED_HEADERS_MAX = 100
+_OF_SIGNATURE = frozenset(
+    f"x-amz-{name}"
+    for name in (
+        *("algorithm", "credential", "date", "expires", "signedheaders", "signature"),
+        *("content-sha256", "security-token"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,27 @@ def checked(claim: Claim, head: Head, secret: str, *, now_ms: Callable[[], int] 
             CanonicalRequest=request,
         )
     return Signed(key, claim.signature, claim.scope, claim.time)
+
+
+def with_moved_headers(head: Head) -> Head:
+    """A presigned request with the headers ``x-amz-…`` that were moved into its URL, as some programs do.
+
+    Raises:
+        S3Error: a header is given in both places, with different values, or has characters that no header can have.
+    """
+    moved: dict[str, str] = {}
+    for name, value in head.pairs():
+        field = name.lower()
+        if not field.startswith("x-amz-") or field in _OF_SIGNATURE:
+            continue
+        if not value.isprintable():
+            raise S3Error(
+                "InvalidArgument", f"the header {field[:64]!r} in the URL has characters that no header can have"
+            )
+        if moved.setdefault(field, value) != value or head.fields.get(field, value) != value:
+            raise S3Error("InvalidArgument", f"the header {field[:64]} is given twice, with different values")
+    new = [(name, value) for name, value in moved.items() if name not in head.fields]
+    return replace(head, headers=(*head.headers, *new)) if new else head
 
 
 def signing_key(secret: str, scope: str) -> bytes:

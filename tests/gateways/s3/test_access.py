@@ -14,7 +14,7 @@ from storage.errors import StorageError
 from taskworker.client import Client
 from taskworker.client.users import UserClient
 from taskworker.gateways.s3 import access
-from taskworker.gateways.s3.bucket_policies import Grant, grants_in
+from taskworker.gateways.s3.bucket_policies import GRANTS_MAX, Grant, grants_in
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from tests.functions.processes import FunctionPool
@@ -121,6 +121,17 @@ def test_policies_that_are_refused(given: str, code: str) -> None:
     assert raised.value.code == code
 
 
+def test_a_policy_is_for_so_many_users_and_objects() -> None:
+    users, names = [f"u{number}" for number in range(40)], [f"b/{number}" for number in range(25)]
+    assert len(grants_in(policy(statement(READS, *names, user=users)).encode(), "b", "owner")) == GRANTS_MAX
+    for more in (
+        statement(READS, *names, "b/more", user=users),
+        statement(LISTS, "b", user=[f"u{n}" for n in range(1001)]),
+    ):
+        with pytest.raises(S3Error, match="1,000"):
+            grants_in(policy(more).encode(), "b", "owner")
+
+
 # -- what comes of it -----------------------------------------------------------------------------------
 
 
@@ -128,6 +139,18 @@ def given(pool: FunctionPool, bucket: str) -> set[tuple[str, str]]:
     found = pool.client.shares(user_id=USER).given
     assert not [one for one in found if one.write]
     return {(one.with_user, one.name) for one in found if one.name.startswith(f"{bucket}/")}
+
+
+def test_a_share_that_ends_is_not_changed_by_a_policy(s3: Any, new_bucket: NewBucket, pool: FunctionPool) -> None:
+    bucket = new_bucket()
+    s3.put_object(Bucket=bucket, Key="k", Body=b"")
+    pool.client.share(f"{bucket}/k", with_user="guest", user_id=USER, write=True, ttl_s=3600.0)
+    text = policy(statement(READS, f"{bucket}/k"))
+    assert refused(lambda: s3.put_bucket_policy(Bucket=bucket, Policy=text)) == ("InvalidRequest", 400)
+    (share,) = [one for one in pool.client.shares(user_id=USER).given if one.name == f"{bucket}/k"]
+    assert (share.write, share.expires_ms is not None) == (True, True)
+    pool.client.unshare(f"{bucket}/k", user_id=USER)
+    s3.put_bucket_policy(Bucket=bucket, Policy=text)
 
 
 def test_policies_become_grants_and_end_with_them(s3: Any, new_bucket: NewBucket, pool: FunctionPool) -> None:

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
-from botocore.auth import S3SigV4Auth
+from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
@@ -268,6 +268,58 @@ def test_public_buckets_can_be_read_and_not_written(s3: Any, url: str) -> None:
             urllib.request.urlopen(
                 urllib.request.Request(f"{url}/public-bucket/k", b"" if method != "DELETE" else None, method=method)
             )
+
+
+def status_of(address: str) -> int:
+    """The status of the answer to an unsigned GET."""
+    try:
+        with urllib.request.urlopen(address) as got:
+            return int(got.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_the_public_reads_objects_and_lists_and_nothing_else(s3: Any, url: str) -> None:
+    for content in (b"former", b"for all"):
+        s3.put_object(Bucket="public-bucket", Key="k", Body=content)
+    former = s3.list_object_versions(Bucket="public-bucket")["Versions"][-1]["VersionId"]
+    for what in ("", "?list-type=2", "?location", "/k", "/k?response-content-type=a%2Fb"):
+        assert status_of(f"{url}/public-bucket{what}") == 200
+    for what in ("?policy", "?acl", "?versions", "?uploads", "?lifecycle", "?tagging", "/k?tagging", "/k?acl"):
+        assert status_of(f"{url}/public-bucket{what}") == 403
+    assert status_of(f"{url}/public-bucket/k?versionId={former}") == 403
+
+
+def presigned_with(url: str, path: str, query: str, **headers: str) -> tuple[int, bytes]:
+    """The answer to a presigned put of ``content``."""
+    request = AWSRequest(method="PUT", url=f"{url}{path}?{query}", headers=headers)
+    S3SigV4QueryAuth(Credentials(KEY, SECRET), "s3", "us-east-1", expires=60).add_auth(request)
+    put = urllib.request.Request(request.url, b"content", {"content-type": "", **headers}, method="PUT")
+    try:
+        with urllib.request.urlopen(put) as got:
+            return got.status, got.read()
+    except HTTPError as error:
+        return error.code, error.read()
+
+
+def test_headers_in_presigned_urls_count(s3: Any, url: str, bucket: str) -> None:
+    path = f"/{bucket}/moved"
+    status, _ = presigned_with(
+        url, path, "x-amz-meta-a=%C3%A4&X-Amz-Tagging=t%3D1&x-amz-meta-b=2", **{"x-amz-meta-b": "2"}
+    )
+    assert status == 200
+    head = s3.head_object(Bucket=bucket, Key="moved")
+    assert (head["Metadata"]["b"], head["TagCount"]) == ("2", 1)
+    assert head["Metadata"]["a"].encode("latin-1") == "ä".encode()
+    for query, code in (
+        ("x-amz-acl=public-read", b"NotImplemented"),
+        ("x-amz-expected-bucket-owner=somebody", b"AccessDenied"),
+        ("x-amz-meta-a=%0D%0Ax-amz-acl:private", b"InvalidArgument"),
+    ):
+        status, answer = presigned_with(url, path, query)
+        assert (status >= 400, code in answer) == (True, True), answer
+    status, answer = presigned_with(url, path, "x-amz-meta-a=1", **{"x-amz-meta-a": "2"})
+    assert b"InvalidArgument" in answer
 
 
 def test_a_thousand_idle_connections_are_held(gateway: HttpServer, s3: Any, bucket: str) -> None:

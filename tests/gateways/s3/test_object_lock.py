@@ -368,8 +368,9 @@ def test_a_key_for_some_objects_reads_these(pool: FunctionPool, pool_url: str) -
     with UserClient(pool.address) as users:
         if all(one.user != "s3-part" for one in users.users()):
             users.add("s3-part")
-        keys = [users.create_access_key("s3-part", scopes=scopes) for scopes in ([], ["files:read:part/open/"])]
-    owner, reader = (connect(pool_url, key.access_key_id, key.secret) for key in keys)
+        scoped: tuple[list[str], ...] = ([], ["files:read:part/open/"], ["files:read:part/"])
+        keys = [users.create_access_key("s3-part", scopes=scopes) for scopes in scoped]
+    owner, reader, bucket_reader = (connect(pool_url, key.access_key_id, key.secret) for key in keys)
     owner.create_bucket(Bucket="part", ObjectLockEnabledForBucket=True)
     for key in ("open/k", "closed/k"):
         put(owner, "part", key, ObjectLockLegalHoldStatus="ON")
@@ -377,3 +378,9 @@ def test_a_key_for_some_objects_reads_these(pool: FunctionPool, pool_url: str) -
         assert reader.get_object(Bucket="part", Key="open/k")["Body"].read() == b"locked"
         assert reader.head_object(Bucket="part", Key="open/k")["ContentLength"] == 6
     assert refused(lambda: reader.get_object(Bucket="part", Key="closed/k")) == DENIED
+    put(owner, "part", "open/k")
+    owner.delete_object(Bucket="part", Key="open/k")
+    listed = [one.list_object_versions(Bucket="part", Prefix="open/") for one in (owner, bucket_reader)]
+    assert listed[0]["Versions"] == listed[1]["Versions"]
+    assert len(listed[0]["Versions"]) == 2
+    assert listed[0]["DeleteMarkers"] == listed[1]["DeleteMarkers"]
