@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.gateways.s3.bucket_policies import Grant, grants_in
-from taskworker.gateways.s3.buckets import Bucket, Buckets
+from taskworker.gateways.s3.buckets import Bucket, Buckets, check_may_set
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
@@ -101,6 +101,7 @@ def put_policy(call: Call, buckets: Buckets, body: bytes) -> Reply:
 
 def delete_policy(call: Call, buckets: Buckets) -> Reply:
     """DeleteBucketPolicy."""
+    check_may_set(call)
     buckets.get(call)
     with _alone_with(call):
         _take_back(call, _granted(buckets.reread(call)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from cachetools import LRUCache, TTLCache
 from storage.clocks import monotonic_s
 from storage.errors import InvalidArgument, StorageError
 from storage.system.private_files import read_private
+from taskworker.auth.rights import Right
 from taskworker.client import Client
 from taskworker.client.users import AccessKey, UserClient
 from taskworker.errors import AccessKeyInvalid, SecretDamaged
@@ -40,7 +41,7 @@ class Account:
         secret: what requests are signed with.
         user: whose files it opens.
         client: the connection to act for the user.
-        is_whole: whether the key may change all files of the user, not only some.
+        writes: what the names begin with that the key may change; an empty text: all of them.
         is_bound: whether the connection is the user's own, so that the pool knows who asks.
         is_guest: whether ``user`` is another one, who has shared something with the key's user.
     """
@@ -49,9 +50,18 @@ class Account:
     secret: str
     user: str
     client: Client
-    is_whole: bool = True
+    writes: tuple[str, ...] = ("",)
     is_bound: bool = False
     is_guest: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the key may change all files of the user, not only some."""
+        return self.may_change("")
+
+    def may_change(self, prefix: str) -> bool:
+        """Whether the key may change all files of the user whose names begin so."""
+        return not self.is_guest and prefix.startswith(self.writes)
 
 
 class Accounts(Protocol):
@@ -224,7 +234,14 @@ def unknown_key(access_key_id: str) -> S3Error:
 
 
 def _account(key: AccessKey, client: Client) -> Account:
-    return Account(key.access_key_id, key.secret, key.user, client, is_whole="files:write" in key.scopes, is_bound=True)
+    return Account(key.access_key_id, key.secret, key.user, client, _writes(key.scopes), is_bound=True)
+
+
+def _writes(scopes: Sequence[str]) -> tuple[str, ...]:
+    """What the names of files begin with that these scopes let a key change. Those of a newer pool may be unknown."""
+    pairs = [scope.partition(f"{Right.WRITE_FILES}:") for scope in scopes]
+    limited = tuple(target for before, found, target in pairs if found and not before)
+    return ("",) if {Right.WRITE_FILES, Right.OPERATE}.intersection(scopes) else limited
 
 
 def _keys_in(path: Path) -> dict[str, tuple[str, str]]:

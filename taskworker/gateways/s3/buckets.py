@@ -102,7 +102,7 @@ class Bucket:
                 None if found.get("public_block") is None else tuple(map(str, found["public_block"])),
                 str(found.get("ownership", "")),
             )
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return cls(created_ms=1)
 
 
@@ -173,8 +173,9 @@ class Buckets:
         """Make the bucket of a call, with these settings.
 
         Raises:
-            S3Error: there is one, or its name is against the rules.
+            S3Error: there is one, its name is against the rules, or the access key is not for all of its files.
         """
+        check_may_set(call)
         check_new_bucket(call.bucket)
         found = self._read(call, call.bucket)
         if found is not None and found.created_ms:
@@ -192,8 +193,10 @@ class Buckets:
             changed: returns the new settings for the present ones; may be called several times.
 
         Raises:
-            S3Error: there is no such bucket, or its settings become too long, or others change them all the time.
+            S3Error: there is no such bucket, its settings become too long, others change them all the time, or the
+                access key is not for all files of the bucket.
         """
+        check_may_set(call)
         self.get(call)
         for _ in range(_TRIES):
             kept = read_settings(call.client, call.user, call.bucket)
@@ -226,8 +229,9 @@ class Buckets:
             before: called with the bucket when it is known that it can be removed.
 
         Raises:
-            S3Error: there is none, or it has objects or versions.
+            S3Error: there is none, it has objects or versions, or the access key is not for all of its files.
         """
+        check_may_set(call)
         bucket = self.reread(call)
         page = call.client.list_page(user_id=call.user, prefix=f"{call.bucket}/", limit=1)
         if page.files:
@@ -266,6 +270,19 @@ class Buckets:
         with self._lock:
             for which in [one for one in self._kept if one[1:] == (call.user, call.bucket)]:
                 self._kept.pop(which, None)
+
+
+def check_may_set(call: Call) -> None:
+    """Check that the access key of a call may change all files of its bucket: by settings, it can.
+
+    Raises:
+        S3Error: it may change some at most.
+    """
+    if not call.account.may_change(f"{call.bucket}/"):
+        raise S3Error(
+            "AccessDenied",
+            f"settings are about all files of a bucket, but this key is not; it needs files:write:{call.bucket}/",
+        )
 
 
 def read_settings(client: Client, user: str, name: str) -> tuple[str, Bucket] | None:

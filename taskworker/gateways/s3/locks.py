@@ -57,7 +57,7 @@ class Lock:
         try:
             found = json.loads(raw)
             mode, until_ms, hold = found["mode"], int(found["until"]), found["hold"]
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
         if mode not in ("", *MODES) or not 0 <= until_ms <= _UNTIL_MAX_MS or hold not in (None, True, False):
             return None

@@ -86,7 +86,7 @@ class Begun:
         try:
             told = json.loads(content)
             self.key, self.algorithm, self.kind = str(told["key"]), str(told["algorithm"]), str(told["kind"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise S3Error("NoSuchUpload", "what the upload began with was changed; abort it, and begin again") from None
         if self.algorithm and self.algorithm not in checksums.ALGORITHMS:
             self.algorithm = ""

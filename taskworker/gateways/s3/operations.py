@@ -213,4 +213,4 @@ def visiting(account: Account, operation: Operation, fields: Mapping[str, str], 
         return account
     if not is_signed or not account.is_bound or operation.name not in _FOR_GUESTS:
         raise S3Error("AccessDenied", "the bucket is not of this owner, or lets other users do no such thing")
-    return replace(account, user=owner, is_whole=False, is_guest=True)
+    return replace(account, user=owner, is_guest=True)
