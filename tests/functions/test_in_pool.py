@@ -288,7 +288,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FunctionPool]:
     (directory / "app.py").write_text(MODULE)
     (directory / "broken.py").write_text("import absent_module\n")
     (directory / "eager.py").write_text("from taskworker.inside import worker\n\nworker.storage.stat('x')\n")
-    with FunctionPool(directory, pool_options=("--metrics", "127.0.0.1:0")) as pool:
+    with FunctionPool(directory, pool_options=("--metrics", "127.0.0.2:0")) as pool:
         pool.deploy("calculate", "app:calculate", directory)
         pool.await_workers("calculate", 3)
         yield pool
