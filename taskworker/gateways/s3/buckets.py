@@ -5,6 +5,7 @@ A bucket is a first component of names that was made a bucket, or that has files
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from taskworker.client import Client
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, locks_prefix, settings_name
+from taskworker.gateways.s3.steadiness import alone
 
 ENABLED = "Enabled"
 SUSPENDED = "Suspended"
@@ -117,6 +119,7 @@ class Buckets:
         self._kept: TTLCache[tuple[str, str, str], Bucket] = TTLCache(_KEPT, _KEPT_S, timer=clock_s)
         self._denied: TTLCache[tuple[str, str, str], bool] = TTLCache(_KEPT, _KEPT_S, timer=clock_s)
         self._lock = threading.Lock()
+        self._changes = 0
 
     def shown(self, call: Call) -> Bucket | None:
         """The bucket of a call, for replies that show something of its settings; None if it is not known.
@@ -151,13 +154,14 @@ class Buckets:
             return Bucket(is_known=False)
         which = (call.account.access_key_id, call.user, name)
         with self._lock:
-            kept = self._kept.get(which)
+            kept, changes = self._kept.get(which), self._changes
         if kept is not None:
             return kept
         found = self._read(call, name) if is_bucket(name) else None
         if found is not None:
             with self._lock:
-                self._kept[which] = found
+                if changes == self._changes:  # what was changed meanwhile may have been read before
+                    self._kept[which] = found
         return found
 
     def reread(self, call: Call) -> Bucket:
@@ -166,7 +170,8 @@ class Buckets:
         Raises:
             S3Error: there is none.
         """
-        self._forget(call)
+        with self._lock:
+            self._kept.pop((call.account.access_key_id, call.user, call.bucket), None)
         return self.get(call)
 
     def make(self, call: Call, made: Bucket) -> None:
@@ -232,20 +237,28 @@ class Buckets:
             S3Error: there is none, it has objects or versions, or the access key is not for all of its files.
         """
         check_may_set(call)
-        bucket = self.reread(call)
-        page = call.client.list_page(user_id=call.user, prefix=f"{call.bucket}/", limit=1)
-        if page.files:
-            raise S3Error(
-                "BucketNotEmpty",
-                "the bucket has objects, or former versions of objects; delete them first",
-                BucketName=call.bucket,
-            )
-        before(bucket)
-        for name in (settings_name(call.bucket), *_names_below(call, locks_prefix(call.bucket))):
-            kept = call.client.find(name, user_id=call.user)
+        with alone(call.user, call.bucket):
+            bucket = self.reread(call)
+            _check_empty(call)
+            before(bucket)
+            kept = call.client.find(settings_name(call.bucket), user_id=call.user)
             if kept is not None:
-                call.client.delete(kept.file_id, user_id=call.user)
-        self._forget(call)
+                try:
+                    call.client.delete(kept.file_id, user_id=call.user, if_head=kept.version_id)
+                except (ConflictError, FileNotFound):
+                    raise S3Error("OperationAborted", "another request changes this bucket; try again") from None
+            self._forget(call)
+            try:
+                _check_empty(call)  # something may have been put just now, counting on the bucket's locks
+            except S3Error:
+                if kept is not None:
+                    with contextlib.suppress(ConflictError):  # it was made again
+                        self._store(call, replace(bucket, policy="", granted=()), None)
+                raise
+            for name in _names_below(call, locks_prefix(call.bucket)):
+                lock = call.client.find(name, user_id=call.user)
+                if lock is not None:
+                    call.client.delete(lock.file_id, user_id=call.user)
 
     def every(self, call: Call) -> Iterator[tuple[str, int]]:
         """All buckets of the caller by name, with the time when each was made, in milliseconds since 1970."""
@@ -268,6 +281,7 @@ class Buckets:
 
     def _forget(self, call: Call) -> None:
         with self._lock:
+            self._changes += 1
             for which in [one for one in self._kept if one[1:] == (call.user, call.bucket)]:
                 self._kept.pop(which, None)
 
@@ -295,6 +309,20 @@ def read_settings(client: Client, user: str, name: str) -> tuple[str, Bucket] | 
     except (FileNotFound, VersionNotFound):  # it was removed just now
         return None
     return kept.version_id, Bucket.parse(raw)
+
+
+def _check_empty(call: Call) -> None:
+    """Check that there are no files in a call's bucket.
+
+    Raises:
+        S3Error: there are.
+    """
+    if call.client.list_page(user_id=call.user, prefix=f"{call.bucket}/", limit=1).files:
+        raise S3Error(
+            "BucketNotEmpty",
+            "the bucket has objects, or former versions of objects; delete them first",
+            BucketName=call.bucket,
+        )
 
 
 def _heads(call: Call, prefix: str) -> Iterator[Version]:

@@ -16,6 +16,7 @@ from taskworker.gateways.s3.listing import count_of, owner
 from taskworker.gateways.s3.locks import lock_of
 from taskworker.gateways.s3.metadata import checked_tags
 from taskworker.gateways.s3.objects import check_private, found, version_header, version_id_of
+from taskworker.gateways.s3.steadiness import alone
 from taskworker.gateways.s3.times import iso
 
 _BUCKET_TAGS_MAX = 50
@@ -87,7 +88,8 @@ def put_versioning(call: Call, buckets: Buckets, body: bytes) -> Reply:
             raise S3Error("InvalidBucketState", "versioning of a bucket with object lock cannot be suspended")
         return replace(bucket, versioning=status)
 
-    buckets.change(call, changed)
+    with alone(call.user, call.bucket):
+        buckets.change(call, changed)
     return Reply(200)
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
 from storage import DeleteOutcome, Version
-from storage.errors import FileNotFound, InvalidArgument, StorageError, VersionNotFound
-from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
+from storage.errors import ConflictError, FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, read_settings
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
-from taskworker.gateways.s3.locks import delete_unlocked
+from taskworker.gateways.s3.locks import LOCK, check_unlocked, delete_unlocked, has_locks, untold
 from taskworker.gateways.s3.metadata import Metadata, etag_of, metadata_of
 from taskworker.gateways.s3.names import filename
-from taskworker.gateways.s3.objects import HISTORY_MAX, NULL_ID, version_id_of
+from taskworker.gateways.s3.objects import EMPTY_ID, HISTORY_MAX, NULL_ID, version_id_of
+from taskworker.gateways.s3.steadiness import steady
 
 _log = logging.getLogger(__name__)
 _KEYS_MAX = 1000
+_PAGE = 100
+"""Versions of a file that are looked at together; each may have attributes of 16 KiB."""
+_TRIES = 20
 
 
 def delete(call: Call, buckets: Buckets) -> Reply:
@@ -36,19 +41,79 @@ def removed(
     Raises:
         S3Error: it cannot be deleted.
     """
-    told = _begun(call, key, version_id, buckets, match)
-    if not isinstance(told, Version):
-        return told
-    with contextlib.suppress(FileNotFound):  # somebody else was faster
-        call.client.delete(told.file_id, user_id=call.user)
-    return []
+    with _steady_bucket(call, buckets) as bucket:
+        return _removed_in(call, key, version_id, bucket, match)
+
+
+def _removed_in(
+    call: Call, key: str, version_id: str | None, bucket: Bucket, match: str | None
+) -> list[tuple[str, str]]:
+    for _ in range(_TRIES):
+        try:
+            told = _begun(call, key, version_id, bucket, match)
+            if isinstance(told, Version):
+                call.client.delete(told.file_id, user_id=call.user, if_head=told.version_id)
+                return []
+            return told
+        except FileNotFound:
+            return []  # somebody else was faster
+        except ConflictError:
+            continue  # it was put again just now, and may not fulfil the condition any more
+    raise S3Error("OperationAborted", "other requests put this object all the time; try again")
+
+
+@contextlib.contextmanager
+def _steady_bucket(call: Call, buckets: Buckets) -> Iterator[Bucket]:
+    """The bucket of a call; if it has no versions, it gets none meanwhile in this gateway.
+
+    Raises:
+        S3Error: there is none.
+    """
+    bucket = buckets.get(call)
+    if bucket.versioning:  # that never ends, and then no file is deleted with all of its versions
+        yield bucket
+        return
+    with steady(call.user, call.bucket):
+        yield buckets.reread(call)
+
+
+def delete_unlocked_file(call: Call, head: Version) -> None:
+    """Delete a file with all of its versions, if its bucket has no versions now, and none of them is locked.
+
+    The bucket's settings are read again meanwhile, and not changed by this gateway until the file is deleted.
+
+    Args:
+        call: about which bucket of whom.
+        head: the newest version of the file, as it was decided on.
+
+    Raises:
+        S3Error: the bucket has versions now, or one of them is locked, or that cannot be told.
+        ConflictError: another version is the newest one by now.
+        FileNotFound: the file is gone.
+    """
+    with steady(call.user, call.bucket):
+        try:
+            kept = read_settings(call.client, call.user, call.bucket)
+        except PermissionDenied:
+            raise untold() from None
+        bucket = Bucket() if kept is None else kept[1]
+        if bucket.versioning:
+            raise S3Error("OperationAborted", "the bucket was made to keep versions just now; try again")
+        _check_file(call, bucket, head)
+        call.client.delete(head.file_id, user_id=call.user, if_head=head.version_id)
 
 
 def _begun(
-    call: Call, key: str, version_id: str | None, buckets: Buckets, match: str | None
+    call: Call, key: str, version_id: str | None, bucket: Bucket, match: str | None
 ) -> list[tuple[str, str]] | Version:
-    """Like :func:`removed`, but if all of a file is to be deleted, its head is returned and nothing is done yet."""
-    bucket = buckets.get(call)
+    """Like :func:`removed`, but if all of a file may be deleted, its head is returned and nothing is done yet.
+
+    Raises:
+        S3Error: it cannot be deleted.
+        ConflictError: there is a condition, and another version is the newest one by now.
+    """
+    if version_id == "":
+        raise S3Error("InvalidArgument", EMPTY_ID, ArgumentName="versionId")
     name = filename(call.bucket, key)
     head = call.client.find(name, user_id=call.user)
     metadata = None if head is None else metadata_of(head)
@@ -57,30 +122,44 @@ def _begun(
             raise S3Error("NoSuchKey", "there is no object with this key", Key=key)
         if not matches(match, etag_of(head, metadata)):
             raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
-    if head is not None and not bucket.versioning:
-        bucket = _certain(call, buckets, bucket, head)
     if version_id is not None and (bucket.versioning or version_id != NULL_ID):
         return _removed_version(call, head, version_id)
     if bucket.versioning:
-        return marked(call, name, bucket.versioning)
-    return [] if head is None else head
+        return marked(call, name, bucket.versioning, None if match is None or head is None else head.version_id)
+    if head is None:
+        return []
+    _check_file(call, bucket, head)
+    return head
 
 
-def _certain(call: Call, buckets: Buckets, bucket: Bucket, head: Version) -> Bucket:
-    """A bucket that seems to have no versions, of which a deletion would leave none.
+def _check_file(call: Call, bucket: Bucket, head: Version) -> None:
+    """Check that a file of a bucket without versions may be deleted with its history.
 
     Raises:
-        S3Error: it has some, or had, but the access key may not read its settings.
+        S3Error: a version of it is locked, or may be.
+        ConflictError: it is changed just now.
     """
-    if bucket.is_known:
-        return buckets.reread(call) if _is_one_of_several(head) else bucket
-    history = call.client.history(head.file_id, user_id=call.user, limit=HISTORY_MAX)
-    if len(history) == HISTORY_MAX or any(map(_is_one_of_several, history)):
-        raise S3Error(
-            "AccessDenied",
-            "this access key may not read whether the bucket's versions are locked; it needs the scope files:read:.s3/",
-        )
-    return bucket
+    may_have_locks = bucket.is_known and not bucket.created_ms and has_locks(call)
+    for version in _history(call, head):
+        if not bucket.is_known and _is_one_of_several(version):
+            raise untold()
+        if may_have_locks or LOCK in version.attributes:
+            check_unlocked(call, version)
+
+
+def _history(call: Call, head: Version) -> Iterator[Version]:
+    """All versions of a file, newest first, a page at a time."""
+    yield head
+    before = head
+    while before.parent_id is not None:
+        try:
+            page = call.client.history(head.file_id, user_id=call.user, limit=_PAGE, before=before.version_id)
+        except VersionNotFound as error:
+            raise ConflictError(f"versions are deleted just now: {error}", head=head.version_id) from None
+        yield from page
+        if len(page) < _PAGE:
+            return
+        before = page[-1]
 
 
 def _is_one_of_several(version: Version) -> bool:
@@ -152,15 +231,17 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
         raise S3Error("MalformedXML", f"from 1 to {_KEYS_MAX} objects must be listed")
     quiet = (text_of(root, "Quiet") or "").strip().lower() == "true"
     asked = [(needed(one, "Key"), text_of(one, "VersionId"), text_of(one, "ETag")) for one in objects]
-    begun = [_begun_or_failed(call, *one, buckets) for one in asked]
-    whole = [one.file_id for one in begun if isinstance(one, Version)]
-    outcomes = call.client.delete_many(whole, user_id=call.user)
+    with _steady_bucket(call, buckets) as bucket:
+        begun = [_begun_or_failed(call, *one, bucket) for one in asked]
+        whole = [one.file_id for one in begun if isinstance(one, Version)]
+        outcomes = [*call.client.delete_many(whole, user_id=call.user)]
+    rest = iter(outcomes)
     nodes: list[Node] = []
     for (key, version_id, _), told in zip(asked, begun, strict=True):
         named: list[Node] = [("Key", key)]
         if version_id is not None:
             named.append(("VersionId", version_id))
-        ended = _outcome_of(next(outcomes)) if isinstance(told, Version) else told
+        ended = _outcome_of(next(rest)) if isinstance(told, Version) else told
         if isinstance(ended, S3Error):
             nodes.append(("Error", [*named, ("Code", ended.code), ("Message", ended.message)]))
             continue
@@ -173,10 +254,13 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
 
 
 def _begun_or_failed(
-    call: Call, key: str, version_id: str | None, match: str | None, buckets: Buckets
+    call: Call, key: str, version_id: str | None, match: str | None, bucket: Bucket
 ) -> list[tuple[str, str]] | Version | S3Error:
+    """What became of one object; if it is to be deleted with all of its versions and others, its head."""
     try:
-        return _begun(call, key, version_id, buckets, match)
+        if match is not None:  # many files cannot be deleted on conditions at once
+            return _removed_in(call, key, version_id, bucket, match)
+        return _begun(call, key, version_id, bucket, None)
     except Exception as error:
         return _problem(error)
 

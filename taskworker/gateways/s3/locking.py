@@ -13,6 +13,7 @@ from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.locks import MODES, Lock, bypasses_governance, change_lock, lock_of, until_in
 from taskworker.gateways.s3.objects import found
+from taskworker.gateways.s3.steadiness import alone
 from taskworker.gateways.s3.times import iso
 
 _DAYS_MAX = 36_500
@@ -53,7 +54,8 @@ def put_configuration(call: Call, buckets: Buckets, body: bytes) -> Reply:
             raise S3Error("InvalidBucketState", "object lock needs versioning; enable that first")
         return replace(bucket, object_lock=default)
 
-    buckets.change(call, changed)
+    with alone(call.user, call.bucket):
+        buckets.change(call, changed)
     return Reply(200)
 
 

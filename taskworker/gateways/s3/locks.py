@@ -18,7 +18,7 @@ from storage.errors import ConflictError, FileNotFound, PermissionDenied, Versio
 from taskworker.gateways.s3.buckets import Bucket
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.names import lock_name
+from taskworker.gateways.s3.names import lock_name, locks_prefix
 from taskworker.gateways.s3.times import DAY_MS, iso
 
 LOCK = "s3-lock"
@@ -157,20 +157,40 @@ def delete_unlocked(call: Call, version: Version) -> None:
         FileNotFound, VersionNotFound: it is gone.
     """
     with _alone_with(version):
-        try:
-            kept, lock = _kept(call, version)
-        except PermissionDenied:
-            raise S3Error(
-                "AccessDenied",
-                "this access key may not read whether the version is locked; it needs the scope files:read:.s3/",
-            ) from None
-        if lock.binds(call.now_ms, bypasses=bypasses_governance(call)):
-            why = "a legal hold" if lock.hold else f"{lock.mode} mode until {iso(lock.until_ms)}"
-            raise S3Error("AccessDenied", f"the version is protected by object lock: {why}")
+        kept = check_unlocked(call, version)
         call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
         if kept is not None:
             with contextlib.suppress(FileNotFound):
                 call.client.delete(kept.file_id, user_id=call.user)
+
+
+def check_unlocked(call: Call, version: Version) -> Version | None:
+    """The file with the lock of a version, None if there is none, if the version may be deleted.
+
+    Raises:
+        S3Error: it is locked, or that cannot be told.
+    """
+    try:
+        kept, lock = _kept(call, version)
+    except PermissionDenied:
+        raise untold() from None
+    if lock.binds(call.now_ms, bypasses=bypasses_governance(call)):
+        why = "a legal hold" if lock.hold else f"{lock.mode} mode until {iso(lock.until_ms)}"
+        raise S3Error("AccessDenied", f"the version is protected by object lock: {why}")
+    return kept
+
+
+def has_locks(call: Call) -> bool:
+    """Whether locks of versions in a call's bucket were changed, and are kept."""
+    return bool(call.client.list_page(user_id=call.user, prefix=locks_prefix(call.bucket), limit=1).files)
+
+
+def untold() -> S3Error:
+    """The error of whoever would delete what may be locked."""
+    return S3Error(
+        "AccessDenied",
+        "this access key may not read whether the bucket's versions are locked; it needs the scope files:read:.s3/",
+    )
 
 
 def bypasses_governance(call: Call) -> bool:

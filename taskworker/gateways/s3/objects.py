@@ -33,6 +33,7 @@ from taskworker.gateways.s3.times import iso
 _OVERRIDES = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires")
 NULL_ID = "null"
 """The id of a version that was made while its bucket had no versions."""
+EMPTY_ID = "the id of a version cannot be empty; leave it out to name the newest one"
 SHORT = 64 * 1024
 """Content up to this size travels with what is known of it."""
 HISTORY_MAX = 1000
@@ -104,16 +105,18 @@ def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
     """
     if call.fields.get("x-amz-source-expected-bucket-owner", call.user) != call.user:
         raise S3Error("AccessDenied", "the source is in a bucket of another owner")
-    source, _, query = call.fields["x-amz-copy-source"].partition("?versionId=")
+    source, mark, version_id = call.fields["x-amz-copy-source"].partition("?versionId=")
+    if mark and not version_id:
+        raise S3Error("InvalidArgument", EMPTY_ID, ArgumentName="x-amz-copy-source")
     try:
         bucket, slash, key = unquote(source, errors="strict").removeprefix("/").partition("/")
     except UnicodeDecodeError:
         raise S3Error("InvalidArgument", "x-amz-copy-source is not UTF-8") from None
     if not bucket or not slash or not key:
         raise S3Error("InvalidArgument", "x-amz-copy-source must have the form BUCKET/KEY, percent-encoded")
-    version, metadata = found(call, filename(bucket, key), query or None)
+    version, metadata = found(call, filename(bucket, key), version_id or None)
     check_read(call.fields, etag_of(version, metadata), metadata.time_ms, "x-amz-copy-source-")
-    return version, metadata, query or None
+    return version, metadata, version_id or None
 
 
 # -- reading ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
+from taskworker.gateways.s3.objects import EMPTY_ID
 
 Work: TypeAlias = Callable[[Call, Buckets, bytes], Reply]
 
@@ -175,6 +176,8 @@ def operation_of(head: Head, bucket: str, key: str) -> Operation:
     Raises:
         S3Error: there is none, or it is not supported.
     """
+    if key and head.parameters.get("versionId") == "":
+        raise S3Error("InvalidArgument", EMPTY_ID, ArgumentName="versionId")
     asked = sorted(SUBRESOURCES.intersection(head.parameters))
     which = asked[0] if asked else ""
     if len(asked) > 1:
