@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from storage.clocks import monotonic_s
 from taskworker.cli.children import PROGRAM, announcement, end_all, environment
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.gateways import check_tls
@@ -67,7 +67,7 @@ class PageProcess:
         key: Path | None,
         *,
         no_auth: bool,
-        clock_s: Callable[[], float] = monotonic_s,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listen = listen
         self._clock_s = clock_s
