@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from xml.etree.ElementTree import Element
 
 from storage import DeleteOutcome, Version
 from storage.errors import ConflictError, FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
@@ -29,6 +30,9 @@ _TRIES = 20
 
 def delete(call: Call, buckets: Buckets) -> Reply:
     """DeleteObject."""
+    for name in ("x-amz-if-match-size", "x-amz-if-match-last-modified-time"):
+        if name in call.fields:
+            raise S3Error("NotImplemented", f"the header {name} is not supported; use If-Match", Header=name)
     headers = removed(call, call.key, call.parameters.get("versionId"), buckets, call.fields.get("if-match"))
     return Reply(204, headers)
 
@@ -226,22 +230,18 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
     if "content-md5" not in call.fields and not call.expected.checksums and call.expected.trailing is None:
         raise S3Error("InvalidRequest", "the request needs a Content-MD5 or a checksum of its body")
     root = parsed(body, "Delete")
-    objects = root.findall("Object")
-    if not 1 <= len(objects) <= _KEYS_MAX:
-        raise S3Error("MalformedXML", f"from 1 to {_KEYS_MAX} objects must be listed")
+    asked = _asked(root)
     quiet = (text_of(root, "Quiet") or "").strip().lower() == "true"
-    asked = [(needed(one, "Key"), text_of(one, "VersionId"), text_of(one, "ETag")) for one in objects]
     with _steady_bucket(call, buckets) as bucket:
         begun = [_begun_or_failed(call, *one, bucket) for one in asked]
         whole = [one.file_id for one in begun if isinstance(one, Version)]
-        outcomes = [*call.client.delete_many(whole, user_id=call.user)]
-    rest = iter(outcomes)
+        outcomes = iter([*call.client.delete_many(whole, user_id=call.user)])
     nodes: list[Node] = []
     for (key, version_id, _), told in zip(asked, begun, strict=True):
         named: list[Node] = [("Key", key)]
         if version_id is not None:
             named.append(("VersionId", version_id))
-        ended = _outcome_of(next(rest)) if isinstance(told, Version) else told
+        ended = _outcome_of(next(outcomes)) if isinstance(told, Version) else told
         if isinstance(ended, S3Error):
             nodes.append(("Error", [*named, ("Code", ended.code), ("Message", ended.message)]))
             continue
@@ -251,6 +251,23 @@ def delete_objects(call: Call, buckets: Buckets, body: bytes) -> Reply:
         if not quiet:
             nodes.append(("Deleted", named))
     return document(("DeleteResult", nodes))
+
+
+def _asked(root: Element) -> list[tuple[str, str | None, str | None]]:
+    """The key, the version and the entity tag of each object that a document lists.
+
+    Raises:
+        S3Error: it is malformed, or has conditions that are not supported.
+    """
+    objects = root.findall("Object")
+    if not 1 <= len(objects) <= _KEYS_MAX:
+        raise S3Error("MalformedXML", f"from 1 to {_KEYS_MAX} objects must be listed")
+    if not all(needed(one, "Key") for one in objects):
+        raise S3Error("MalformedXML", "the Key of an object is empty")
+    for name in ("LastModifiedTime", "Size"):
+        if any(one.find(name) is not None for one in objects):
+            raise S3Error("NotImplemented", f"deleting on condition of {name} is not supported; use ETag")
+    return [(needed(one, "Key"), text_of(one, "VersionId"), text_of(one, "ETag")) for one in objects]
 
 
 def _begun_or_failed(

@@ -224,8 +224,16 @@ def given_lock(call: Call, bucket: Bucket, *, with_default: bool = True) -> Lock
     held = None if hold is None else hold == "ON"
     if mode is not None and until is not None:
         return Lock(mode, until_in(until, call.now_ms), held)
-    default = default_lock(bucket, call.now_ms) if with_default else None
-    return replace(default, hold=held) if default is not None else None if held is None else Lock(hold=held)
+    lock = None if held is None else Lock(hold=held)
+    return or_default(lock, bucket, call.now_ms) if with_default else lock
+
+
+def or_default(lock: Lock | None, bucket: Bucket, now_ms: int) -> Lock | None:
+    """A lock that a version is put with now; if it says nothing of retention, the bucket's default counts."""
+    default = default_lock(bucket, now_ms)
+    if default is None or (lock is not None and lock.mode):
+        return lock
+    return replace(default, hold=None if lock is None else lock.hold)
 
 
 def default_lock(bucket: Bucket, now_ms: int) -> Lock | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle import expiration_header
 from taskworker.gateways.s3.listing import count_of, owner
-from taskworker.gateways.s3.locks import default_lock, given_lock
+from taskworker.gateways.s3.locks import given_lock, or_default
 from taskworker.gateways.s3.metadata import (
     LISTED,
     Checksum,
@@ -31,7 +32,7 @@ from taskworker.gateways.s3.metadata import (
     given_metadata,
     metadata_of,
 )
-from taskworker.gateways.s3.names import filename, part_name, parts_prefix, upload_name, uploads_prefix
+from taskworker.gateways.s3.names import filename, no_upload, part_name, parts_prefix, upload_name, uploads_prefix
 from taskworker.gateways.s3.objects import (
     Receiving,
     check_supported,
@@ -104,7 +105,7 @@ def begun(call: Call) -> Begun:
         found = Begun(version, call.client.get(version.file_id, user_id=call.user, version_id=version.version_id))
         if found.key == call.key:
             return found
-    raise S3Error("NoSuchUpload", "there is no such upload; it may have been completed or aborted", UploadId=upload_id)
+    raise no_upload(upload_id)
 
 
 def put_part(call: Call, _: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
@@ -115,7 +116,7 @@ def put_part(call: Call, _: Buckets, pieces: Iterable[BytesLike], is_short: bool
     wanted = () if not upload.algorithm else (checksums.ALGORITHMS[upload.algorithm],)
     expected = replace(call.expected, wanted=call.expected.wanted or wanted)
     receiving = Receiving(pieces, Body(expected), Metadata(), call.now_ms)
-    _push_part(call, receiving, number, is_short=is_short)
+    _push_part(call, upload, receiving, number, is_short=is_short)
     made = receiving.metadata
     headers = [item for item in checksum_headers(made.checksum) if item[0] != "x-amz-checksum-type"]
     return Reply(200, [("etag", f'"{made.etag}"'), *headers])
@@ -137,7 +138,7 @@ def copy_part(call: Call) -> Reply:
     wanted = () if not upload.algorithm else (checksums.ALGORITHMS[upload.algorithm],)
     pieces = _pieces_of(call, source, offset, length)
     receiving = Receiving(pieces, Body(Expected(size=length, wanted=wanted)), Metadata(), call.now_ms)
-    _push_part(call, receiving, number, is_short=False)
+    _push_part(call, upload, receiving, number, is_short=False)
     made = receiving.metadata
     inner: list[Node] = [("LastModified", iso(call.now_ms)), ("ETag", f'"{made.etag}"')]
     if made.checksum is not None:
@@ -169,7 +170,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
         checksum=_checksum(call, upload, told, chosen),
         time_ms=call.now_ms,
         is_null=bucket.versioning != ENABLED,
-        lock=upload.metadata.lock or default_lock(bucket, call.now_ms),
+        lock=or_default(upload.metadata.lock, bucket, call.now_ms),
         parts=tuple((size, len([*run])) for size, run in groupby(part.size for part in chosen)),
     )
     condition = write_condition(call, call.filename)
@@ -303,24 +304,35 @@ def _parts(call: Call) -> Iterator[Version]:
 
 
 def _remove(call: Call, upload: Begun, parts: Iterable[Version]) -> None:
-    """Remove the parts first: while the upload is there, it can be aborted again."""
+    """Remove the parts first: while the upload is there, it can be aborted again. Then those that came meanwhile."""
+    _remove_parts(call, parts)
+    with contextlib.suppress(FileNotFound):  # somebody else was faster
+        call.client.delete(upload.version.file_id, user_id=call.user)
+    _remove_parts(call, _parts(call))
+
+
+def _remove_parts(call: Call, parts: Iterable[Version]) -> None:
     for outcome in call.client.delete_many([part.file_id for part in parts], user_id=call.user):
         if outcome.error is not None and not isinstance(outcome.error, FileNotFound):
             raise outcome.error
-    try:
-        call.client.delete(upload.version.file_id, user_id=call.user)
-    except FileNotFound:
-        return  # somebody else was faster
 
 
-def _push_part(call: Call, receiving: Receiving, number: int, *, is_short: bool) -> None:
-    call.client.push(
+def _push_part(call: Call, upload: Begun, receiving: Receiving, number: int, *, is_short: bool) -> None:
+    """Store a part; if its upload ended meanwhile, nobody else would remove it.
+
+    Raises:
+        S3Error: the upload is gone.
+    """
+    part = call.client.push(
         receiving.whole() if is_short else receiving.content(),
         user_id=call.user,
         filename=part_name(call.parameters["uploadId"], number),
         time_ms=call.now_ms,
         attributes=receiving.attributes,
     )
+    if call.client.find(upload.version.filename, user_id=call.user) is None:
+        _remove_parts(call, [part])
+        raise no_upload(call.parameters["uploadId"])
 
 
 def _pieces_of(call: Call, source: Version, offset: int, length: int) -> Iterator[bytes]:

@@ -88,10 +88,13 @@ def upload_name(bucket: str, upload_id: str) -> str:
         S3Error: there can be no upload with such an id.
     """
     if not _UPLOAD_ID.fullmatch(upload_id):
-        raise S3Error(
-            "NoSuchUpload", "there is no such upload; it may have been completed or aborted", UploadId=upload_id
-        )
+        raise no_upload(upload_id)
     return f"{uploads_prefix(bucket)}{upload_id}"
+
+
+def no_upload(upload_id: str) -> S3Error:
+    """The error of a multipart upload that there is not."""
+    return S3Error("NoSuchUpload", "there is no such upload; it may have been completed or aborted", UploadId=upload_id)
 
 
 def parts_prefix(upload_id: str) -> str:

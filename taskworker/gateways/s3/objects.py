@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from urllib.parse import unquote
@@ -224,13 +224,22 @@ class Receiving:
         body: what it must be.
         metadata: what to keep with the object.
         now_ms: when it is put.
+        settled: changes the metadata once all of the content was taken, which may take long.
     """
 
-    def __init__(self, pieces: Iterable[BytesLike], body: Body, metadata: Metadata, now_ms: int) -> None:
+    def __init__(
+        self,
+        pieces: Iterable[BytesLike],
+        body: Body,
+        metadata: Metadata,
+        now_ms: int,
+        settled: Callable[[Metadata], Metadata] = lambda metadata: metadata,
+    ) -> None:
         self._pieces = pieces
         self._body = body
         self._metadata = metadata
         self._now_ms = now_ms
+        self._settled = settled
 
     def whole(self) -> bytes:
         """The content, which is short."""
@@ -249,16 +258,21 @@ class Receiving:
     def _finished(self) -> Metadata:
         received = self._body.finish()
         checksum = next((Checksum(name, value) for name, value in received.checksums.items()), None)
-        return self._metadata.put_at(self._now_ms, received.md5, checksum)
+        return self._settled(self._metadata).put_at(self._now_ms, received.md5, checksum)
 
 
 def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
     """PutObject."""
     bucket = buckets.get(call)
     check_supported(call)
-    lock = given_lock(call, bucket)
-    metadata = replace(given_metadata(call.head), is_null=bucket.versioning != ENABLED, lock=lock)
-    receiving = Receiving(pieces, Body(call.expected), metadata, call.now_ms)
+    given_lock(call, bucket)
+
+    def settled(metadata: Metadata) -> Metadata:
+        nonlocal bucket
+        bucket = buckets.get(call)
+        return replace(metadata, is_null=bucket.versioning != ENABLED, lock=given_lock(call, bucket))
+
+    receiving = Receiving(pieces, Body(call.expected), given_metadata(call.head), call.now_ms, settled)
     condition = write_condition(call, call.filename)
     version = _pushed(call, receiving, call.filename, condition, is_short=is_short)
     made = receiving.metadata

@@ -61,6 +61,24 @@ def test_an_empty_id_names_no_version(url: str, s3: Any, new_bucket: NewBucket, 
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"two"
 
 
+@pytest.mark.parametrize(
+    ("inner", "answer"),
+    [
+        ("<Key></Key>", (400, "MalformedXML")),
+        ("<Key/>", (400, "MalformedXML")),
+        ("<Key>k</Key><Size>99</Size>", (501, "NotImplemented")),
+        ("<Key>k</Key><LastModifiedTime>Wed, 21 Oct 2015 07:28:00 GMT</LastModifiedTime>", (501, "NotImplemented")),
+    ],
+)
+def test_what_cannot_be_deleted_by(url: str, s3: Any, bucket: str, inner: str, answer: tuple[int, str]) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"")
+    status, told = delete_objects(url, bucket, "<Key>k</Key>", inner)
+    assert (status, f"<Code>{answer[1]}<" in told) == (answer[0], True)
+    assert send(url, "DELETE", f"/{bucket}/k", x_amz_if_match_size="99")[0] == 501
+    assert send(url, "DELETE", f"/{bucket}/k", x_amz_if_match_last_modified_time="99")[0] == 501
+    s3.head_object(Bucket=bucket, Key="k")
+
+
 # -- at the same time -----------------------------------------------------------------------------------
 
 
@@ -163,3 +181,63 @@ def test_if_match_is_of_what_is_deleted(
                 call = {"Bucket": bucket, "Key": "k", "IfMatch": etag}
                 assert refused(lambda call=call: s3.delete_object(**call)) == ("PreconditionFailed", 412)  # type: ignore[misc]
         assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"new"
+
+
+# -- what takes long ------------------------------------------------------------------------------------
+
+
+def test_a_put_goes_by_what_is_set_when_its_content_has_come(
+    s3: Any, new_bucket: NewBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, push = new_bucket(), Client.push
+    default = {"Mode": "COMPLIANCE", "Days": 1}
+
+    def meanwhile(*given: Any, **more: Any) -> Any:
+        if more.get("filename") == f"{bucket}/k":  # the request was looked at, and its content is yet to come
+            s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=ENABLED)
+            wanted = {**WITH_LOCK, "Rule": {"DefaultRetention": default}}
+            s3.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration=wanted)
+        return push(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "push", meanwhile)
+        version = s3.put_object(Bucket=bucket, Key="k", Body=b"x" * 100_000)["VersionId"]
+    assert versions(s3, bucket)[0] == [version]
+    assert s3.head_object(Bucket=bucket, Key="k")["ObjectLockMode"] == "COMPLIANCE"
+
+
+def test_parts_that_come_too_late_do_not_stay(
+    s3: Any, bucket: str, pool: FunctionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun() -> dict[str, Any]:
+        named = {"Bucket": bucket, "Key": "parts"}
+        return {**named, "UploadId": s3.create_multipart_upload(**named)["UploadId"]}
+
+    def left(upload: dict[str, Any]) -> int:
+        return len(pool.client.list_files(user_id=USER, prefix=f".s3/parts/{upload['UploadId']}/"))
+
+    upload, push, delete_many = begun(), Client.push, Client.delete_many
+
+    def aborting(*given: Any, **more: Any) -> Any:
+        if more["filename"].startswith(".s3/parts/"):
+            s3.abort_multipart_upload(**upload)
+        return push(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "push", aborting)
+        assert refused(lambda: s3.upload_part(**upload, PartNumber=1, Body=b"x")) == ("NoSuchUpload", 404)
+    assert left(upload) == 0
+    other = begun()
+    s3.upload_part(**other, PartNumber=1, Body=b"x")
+    done = list[str]()
+
+    def uploading(*given: Any, **more: Any) -> Any:
+        outcomes = [*delete_many(*given, **more)]
+        if not done:
+            done.append(s3.upload_part(**other, PartNumber=2, Body=b"x")["ETag"])
+        return iter(outcomes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "delete_many", uploading)
+        s3.abort_multipart_upload(**other)
+    assert (len(done), left(other)) == (1, 0)

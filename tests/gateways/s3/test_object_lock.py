@@ -84,7 +84,13 @@ def test_the_default_is_that_of_new_versions(
     etag = s3.upload_part(**named, PartNumber=1, Body=b"x")["ETag"]
     s3.complete_multipart_upload(**named, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
     put(s3, bucket)
-    for key in ("k", "copy", "parts"):
+    for hold in ("ON", "OFF"):
+        named = {"Bucket": bucket, "Key": hold}
+        named["UploadId"] = s3.create_multipart_upload(**named, ObjectLockLegalHoldStatus=hold)["UploadId"]
+        etag = s3.upload_part(**named, PartNumber=1, Body=b"x")["ETag"]
+        s3.complete_multipart_upload(**named, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
+        assert s3.get_object_legal_hold(Bucket=bucket, Key=hold)["LegalHold"]["Status"] == hold
+    for key in ("k", "copy", "parts", "ON", "OFF"):
         kept = s3.get_object_retention(Bucket=bucket, Key=key)["Retention"]
         assert kept["Mode"] == "GOVERNANCE"
         assert abs(kept["RetainUntilDate"] - later(24 * days)) < timedelta(minutes=10)
