@@ -165,6 +165,9 @@ class AuditTrail:
         except (OSError, StorageError) as error:
             log.error("the audit trail cannot be written now, and is tried again: %s", error)
             return False
+        except Exception:  # without this thread, every call that is audited would wait for ever
+            log.exception("the audit trail cannot be written now, and is tried again")
+            return False
         return True
 
     def _write(self, batch: list[tuple[Entry, int]]) -> None:

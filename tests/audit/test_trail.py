@@ -190,10 +190,14 @@ def test_the_oldest_records_are_removed_and_the_rest_is_sound(tmp_path: Path) ->
     assert _checked(tmp_path, documents).problems
 
 
-def test_a_disk_that_takes_nothing_loses_nothing_and_delays_nobody_for_ever(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StoreFull("no space"), RuntimeError("of no kind that is expected")])
+def test_a_write_that_fails_loses_nothing_and_delays_nobody_for_ever(tmp_path: Path, error: Exception) -> None:
+    def failing(_name: str, _raw: bytes) -> None:
+        raise error
+
     documents = Documents()
     trail = _trail(tmp_path, documents)
-    save, documents.save_document = documents.save_document, _full  # type: ignore[method-assign,assignment]
+    save, documents.save_document = documents.save_document, failing  # type: ignore[method-assign,assignment]
     trail.add(ENTRY)
     documents.save_document = save  # type: ignore[method-assign]
     trail.add(ENTRY._replace(who="bob"))
@@ -202,10 +206,6 @@ def test_a_disk_that_takes_nothing_loses_nothing_and_delays_nobody_for_ever(tmp_
     assert [one.who for one in _records(trail)] == ["ann", "bob"]
     assert trail.verify().problems == []
     trail.close()
-
-
-def _full(_name: str, _raw: bytes) -> None:
-    raise StoreFull("no space")
 
 
 def test_following_shows_what_comes(tmp_path: Path) -> None:

@@ -76,9 +76,11 @@ class CallLog:
         self._closing.set()
         self._arrived.set()
         self._writer.join()
-        self._flush()
-        self._save_figures()
-        self._records.close()
+        try:
+            self._flush()
+            self._save_figures()
+        finally:
+            self._records.close()
 
     def finished(self, call: Call, worker: str, report: CallReport) -> None:
         """Record the output and outcome of a call; returns at once."""

@@ -107,5 +107,8 @@ class Watch:
             except StorageError as error:
                 _log.debug("no figures: %s", error)
                 continue
+            except Exception:  # the charts would end for good
+                _log.exception("no figures")
+                continue
             if status is not None:
                 self._history.note(status, None)
