@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -81,10 +82,13 @@ class Accounts(Protocol):
     def drop(self, access_key_id: str) -> None:
         """Look this key up anew, as the pool does not know it any more."""
 
-    def every(self) -> Iterator[Account]:
+    def every(self, among: Container[str] | None = None) -> Iterator[Account]:
         """All accounts, for work that nobody asks for; those of one user follow each other.
 
         An account may be used until the next one is taken.
+
+        Args:
+            among: only those with these access keys.
 
         Raises:
             StorageError: the pool cannot be asked.
@@ -125,9 +129,11 @@ class FileAccounts:
     def drop(self, access_key_id: str) -> None:
         """Do nothing: what is in the file does not change."""
 
-    def every(self) -> Iterator[Account]:
+    def every(self, among: Container[str] | None = None) -> Iterator[Account]:
         """All accounts; see :class:`Accounts`."""
-        yield from sorted(self._accounts.values(), key=lambda account: account.user)
+        for account in sorted(self._accounts.values(), key=lambda account: account.user):
+            if among is None or account.access_key_id in among:
+                yield account
 
     def close(self) -> None:
         """Close the connection."""
@@ -178,27 +184,39 @@ class PoolAccounts:
         with self._lock:
             self._kept.pop(access_key_id, None)
 
-    def every(self) -> Iterator[Account]:
+    def every(self, among: Container[str] | None = None) -> Iterator[Account]:
         """All accounts; see :class:`Accounts`. Of a user who has a key for all files, only that one."""
-        best: dict[str, str] = {}
-        limited: list[tuple[str, str]] = []
+        keys: dict[str, tuple[list[str], list[str]]] = {}
         for listed in self._users.access_keys():
-            if {"files:read", "files:write"}.issubset(listed.scopes):
-                best.setdefault(listed.user, listed.access_key_id)
+            if among is None or listed.access_key_id in among:
+                is_limited = not {"files:read", "files:write"}.issubset(listed.scopes)
+                keys.setdefault(listed.user, ([], []))[is_limited].append(listed.access_key_id)
+        for whole, limited in keys.values():
+            for access_key_id in whole:
+                account, client = self._opened(access_key_id)
+                if account is not None:
+                    with client:
+                        yield account
+                    break
             else:
-                limited.append((listed.user, listed.access_key_id))
-        for access_key_id in [*best.values(), *(one for user, one in sorted(limited) if user not in best)]:
-            account = self.known(access_key_id)
-            if account is not None:
-                yield account
-                continue
-            try:
-                key = self._users.access_key(access_key_id)
-            except (AccessKeyInvalid, SecretDamaged) as error:  # it was revoked just now, or its secret is lost
-                _log.info("there is no acting by an access key: %s", error)
-                continue
-            with Client(self._address, token=key.token) as client:
-                yield _account(key, client)
+                for access_key_id in limited:
+                    account, client = self._opened(access_key_id)
+                    if account is not None:
+                        with client:
+                            yield account
+
+    def _opened(self, access_key_id: str) -> tuple[Account | None, AbstractContextManager[object]]:
+        """An account, and what to close after its use; None if nobody can act by its key."""
+        account = self.known(access_key_id)
+        if account is not None:
+            return account, nullcontext()
+        try:
+            key = self._users.access_key(access_key_id)
+        except (AccessKeyInvalid, SecretDamaged) as error:  # it was revoked just now, or its secret is lost
+            _log.info("there is no acting by an access key: %s", error)
+            return None, nullcontext()
+        client = Client(self._address, token=key.token)
+        return _account(key, client), client
 
     def close(self) -> None:
         """Close the connections."""

@@ -2,54 +2,40 @@
 
 A pass keeps nothing of its own. It reads a few hundred versions at a time, and each deletion is one step of the store
 that is made only if what it was decided on is still so. So a pass can be killed anywhere, several gateways can make
-passes at once, and the next pass does what is left.
+passes at once, and the next pass does what is left. Users take turns, so that one with many versions delays no others.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from storage import Version, VersionPage
 from storage.clocks import wall_ms
-from storage.errors import ConflictError, FileNotFound, PermissionDenied, StorageError, VersionNotFound
+from storage.errors import FileNotFound, PermissionDenied, StorageError
 from taskworker.gateways.s3.accounts import Account, Accounts
-from taskworker.gateways.s3.bodies import Expected
-from taskworker.gateways.s3.buckets import Bucket, read_settings
-from taskworker.gateways.s3.calls import Call
-from taskworker.gateways.s3.deleting import marked
+from taskworker.gateways.s3.buckets import read_settings
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.http import Head
-from taskworker.gateways.s3.lifecycle_rules import Rule, after_days, enabled
-from taskworker.gateways.s3.locks import delete_unlocked
-from taskworker.gateways.s3.metadata import Metadata, metadata_of
-from taskworker.gateways.s3.multipart import UPLOAD_KEY, abort
-from taskworker.gateways.s3.names import SETTINGS, is_bucket, uploads_prefix
+from taskworker.gateways.s3.lifecycle_passes import BucketPass, Expired, pages_below
+from taskworker.gateways.s3.lifecycle_rules import enabled
+from taskworker.gateways.s3.names import OWN, SETTINGS, is_bucket
 
 _log = logging.getLogger(__name__)
 INTERVAL_S = 3600.0
 _FIRST_AFTER_S = 60.0
-_PAGE = 200
-"""Versions that are read at a time; each may have attributes of 16 KiB."""
+_SKEW_MAX_MS = 3_600_000
+_TURN_STEPS = 20
+"""After so many pages, the next user has a turn."""
+_WAITING_MAX = 50
+"""Users who may wait for another turn; each holds a page. Further ones have one turn that is long enough."""
+_CLOCK = f"{OWN}clock"
 
 
-@dataclass(slots=True)
-class Expired:
-    """What a pass did.
-
-    Attributes:
-        objects: that expired.
-        versions: former versions that were deleted.
-        markers: delete markers that hid nothing.
-        uploads: that were aborted.
-    """
-
-    objects: int = 0
-    versions: int = 0
-    markers: int = 0
-    uploads: int = 0
+class _WrongClock(Exception):
+    """Nothing can be said about how old something is."""
 
 
 class Lifecycles:
@@ -58,11 +44,15 @@ class Lifecycles:
     Args:
         accounts: whose buckets.
         now_ms: milliseconds since 1970.
+        skew_max_ms: how far this clock may be from that of the pool, in milliseconds; beyond that, nothing expires.
     """
 
-    def __init__(self, accounts: Accounts, *, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(
+        self, accounts: Accounts, *, now_ms: Callable[[], int] = wall_ms, skew_max_ms: int = _SKEW_MAX_MS
+    ) -> None:
         self._accounts = accounts
         self._now_ms = now_ms
+        self._skew_max_ms = skew_max_ms
 
     def apply(self, stopped: Callable[[], bool] = lambda: False) -> Expired:
         """Make a pass over all buckets; what cannot be done now is logged, and left to the next one.
@@ -71,14 +61,11 @@ class Lifecycles:
             stopped: whether to end before all is done.
         """
         told = Expired()
-        user, done = "", set[str]()
+        clock = _Clock(self._now_ms, self._skew_max_ms)
         try:
-            for account in self._accounts.every():
-                if account.user != user:
-                    user, done = account.user, set()
-                self._apply_to(account, done, told, stopped)
-                if stopped():
-                    break
+            self._take_turns(clock, told, stopped)
+        except _WrongClock as error:
+            _log.error("lifecycle rules are not applied: %s", error)
         except StorageError as error:
             _log.warning("lifecycle rules were not applied to all buckets: %s", error)
         if told != Expired():
@@ -88,31 +75,31 @@ class Lifecycles:
             )
         return told
 
-    def _apply_to(self, account: Account, done: set[str], told: Expired, stopped: Callable[[], bool]) -> None:
-        """Apply the rules of a user's buckets, but of those that are done by another key of the user."""
-        try:
-            for name in _buckets_of(account):
+    def _take_turns(self, clock: _Clock, told: Expired, stopped: Callable[[], bool]) -> None:
+        waiting = self._first_turns(clock, told, stopped)
+        while waiting and not stopped():
+            again: dict[str, _AccountPass] = {}
+            for account in self._accounts.every(waiting.keys()):
+                turn = waiting[account.access_key_id]
+                if turn.go_on(account, _TURN_STEPS):
+                    again[account.access_key_id] = turn
                 if stopped():
                     return
-                if name not in done and self._apply_to_bucket(account, name, told, stopped):
-                    done.add(name)
-        except PermissionDenied:
-            _log.debug("the access key %s may not read settings of buckets", account.access_key_id)
-        except StorageError as error:
-            _log.warning("lifecycle rules of %r were not applied to all buckets: %s", account.user, error)
+            waiting = again
 
-    def _apply_to_bucket(self, account: Account, name: str, told: Expired, stopped: Callable[[], bool]) -> bool:
-        """Return whether it was done; a key may not be for this bucket, for which another one is."""
-        try:
-            kept = read_settings(account.client, account.user, name)
-            rules = [] if kept is None else enabled(kept[1].lifecycle)
-            if kept is not None and rules:
-                _Pass(account, name, kept, rules, self._now_ms(), told, stopped).run()
-        except PermissionDenied:
-            return False
-        except (StorageError, S3Error) as error:
-            _log.warning("lifecycle rules of bucket %r of %r were not applied: %s", name, account.user, error)
-        return True
+    def _first_turns(self, clock: _Clock, told: Expired, stopped: Callable[[], bool]) -> dict[str, _AccountPass]:
+        """Give each access key a turn, and return those that wait for another one."""
+        waiting: dict[str, _AccountPass] = {}
+        user, done = "", set[str]()
+        for account in self._accounts.every():
+            if account.user != user:
+                user, done = account.user, set()
+            turn = _AccountPass(account, done, clock, told, stopped)
+            if turn.go_on(account, _TURN_STEPS if len(waiting) < _WAITING_MAX else None):
+                waiting[account.access_key_id] = turn
+            if stopped():
+                break
+        return waiting
 
 
 class BackgroundLifecycles:
@@ -149,192 +136,106 @@ class BackgroundLifecycles:
             wait_s = self._interval_s
 
 
-class _Pass:
-    """Applies the rules of one bucket."""
+class _Clock:
+    """The gateway's clock, which is compared with that of the pool once it matters."""
+
+    def __init__(self, now_ms: Callable[[], int], skew_max_ms: int) -> None:
+        self._now_ms = now_ms
+        self._skew_max_ms = skew_max_ms
+        self._is_right = False
+
+    def now_ms(self, account: Account) -> int:
+        """Milliseconds since 1970.
+
+        Raises:
+            _WrongClock: it is too far from the pool's.
+            StorageError: the pool does not answer.
+        """
+        if not self._is_right:
+            self._compare(account)
+        return self._now_ms()
+
+    def _compare(self, account: Account) -> None:
+        """Compare it by a file that is stored, and removed again: what the pool takes has its time."""
+        try:
+            made = account.client.push(secrets.token_bytes(16), user_id=account.user, filename=_CLOCK)
+        except PermissionDenied:
+            return  # another access key may
+        ahead_ms = self._now_ms() - made.sequence // 1000
+        with contextlib.suppress(FileNotFound):  # another gateway was faster
+            account.client.delete(made.file_id, user_id=account.user)
+        if abs(ahead_ms) > self._skew_max_ms:
+            raise _WrongClock(
+                f"this gateway's clock is {abs(ahead_ms) // 60_000} minutes {'ahead of' if ahead_ms > 0 else 'behind'} "
+                "the pool's; set them right"
+            )
+        self._is_right = True
+
+
+class _AccountPass:
+    """Applies the rules of the buckets that an access key is for, but of those that the user's other keys have done."""
 
     def __init__(
-        self,
-        account: Account,
-        name: str,
-        settings: tuple[str, Bucket],
-        rules: Sequence[Rule],
-        now_ms: int,
-        told: Expired,
-        stopped: Callable[[], bool],
+        self, account: Account, done: set[str], clock: _Clock, told: Expired, stopped: Callable[[], bool]
     ) -> None:
+        self._user = account.user
+        self._done = done
         self._account = account
-        self._name = name
-        self._settings_id, self._bucket = settings
-        self._rules = rules
-        self._now_ms = now_ms
+        self._clock = clock
         self._told = told
         self._stopped = stopped
+        self._steps = self._all_steps()
 
-    def run(self) -> None:
-        start = f"{self._name}/"
-        about_objects = [rule for rule in self._rules if _is_about_objects(rule)]
-        for prefix in _shortest(rule.prefix for rule in about_objects):
-            self._sift(_versions_below(self._account, start + prefix), about_objects)
-        if any(rule.abort_days is not None for rule in self._rules):
-            self._abort_uploads()
+    def go_on(self, account: Account, steps: int | None) -> bool:
+        """Make so many steps, or all if None; return whether there may be more.
 
-    # -- versions -----------------------------------------------------------------------------------
+        Args:
+            account: the same as before, but it may have another connection.
+            steps: each is about a page.
 
-    def _sift(self, pages: Iterator[VersionPage], rules: Sequence[Rule]) -> None:
-        newer: Version | None = None  # the version after the one that is looked at
-        lone: Version | None = None  # a delete marker that may be all there is of its file
-        former = 0
-        for page in pages:
-            if not self._is_as_set():
-                return  # the next pass goes by what was set meanwhile
-            for version in page.versions:
+        Raises:
+            _WrongClock: nothing may be done.
+        """
+        self._account = account
+        try:
+            taken = sum(1 for _ in itertools.islice(self._steps, steps))
+        except PermissionDenied:
+            _log.debug("the access key %s may not read settings of buckets", account.access_key_id)
+        except StorageError as error:
+            _log.warning("lifecycle rules of %r were not applied to all buckets: %s", self._user, error)
+        except _WrongClock:
+            raise
+        except Exception:
+            _log.exception("lifecycle rules of %r were not applied to all buckets", self._user)
+        else:
+            return taken == steps
+        return False
+
+    def _all_steps(self) -> Iterator[None]:
+        for heads in pages_below(self._by, SETTINGS):
+            for name in (head.filename.removeprefix(SETTINGS) for head in heads):
                 if self._stopped():
                     return
-                is_first = newer is None or newer.file_id != version.file_id
-                if is_first and lone is not None:
-                    self._clean(lone, rules)
-                lone = None
-                former = 0 if is_first else former + 1
-                if version.version_id in page.latest:
-                    if metadata_of(version).is_marker:
-                        lone = version
-                    else:
-                        self._expire(version, rules)
-                elif newer is not None and not is_first:
-                    self._expire_former(version, metadata_of(newer).time_ms, former, rules)
-                newer = version
-        if lone is not None:
-            self._clean(lone, rules)
+                if is_bucket(name) and name not in self._done:
+                    yield from self._bucket_steps(name)
 
-    def _is_as_set(self) -> bool:
-        kept = read_settings(self._account.client, self._account.user, self._name)
-        return kept is not None and kept[0] == self._settings_id
-
-    def _expire(self, version: Version, rules: Sequence[Rule]) -> None:
-        metadata, key = metadata_of(version), self._key_of(version)
-        due = [rule.expires_ms(metadata.time_ms) for rule in rules if rule.fits(key, version.size, metadata.tags)]
-        if not key or not any(one is not None and one <= self._now_ms for one in due):
+    def _bucket_steps(self, name: str) -> Iterator[None]:
+        """Of a bucket, which counts as done if it fails, but not if this key is not for it: another one may be."""
+        try:
+            kept = read_settings(self._account.client, self._user, name)
+            rules = [] if kept is None else enabled(kept[1].lifecycle)
+            if kept is not None and rules:
+                now_ms = self._clock.now_ms(self._account)
+                yield from BucketPass(self._by, name, kept, rules, now_ms, self._told, self._stopped).steps()
+        except PermissionDenied:
             return
-        try:
-            if self._bucket.versioning:
-                marked(self._call(key), version.filename, self._bucket.versioning, version.version_id)
-            else:
-                self._account.client.delete(version.file_id, user_id=self._account.user, if_head=version.version_id)
-        except (ConflictError, FileNotFound):
-            return  # it was put again, or deleted, just now
-        self._told.objects += 1
+        except (StorageError, S3Error) as error:
+            _log.warning("lifecycle rules of bucket %r of %r were not applied: %s", name, self._user, error)
+        except _WrongClock:
+            raise
+        except Exception:
+            _log.exception("lifecycle rules of bucket %r of %r were not applied", name, self._user)
+        self._done.add(name)
 
-    def _expire_former(self, version: Version, since_ms: int, former: int, rules: Sequence[Rule]) -> None:
-        metadata, key = metadata_of(version), self._key_of(version)
-        for rule in rules:
-            if (
-                rule.noncurrent_days is not None
-                and former > rule.newer_noncurrent
-                and after_days(since_ms, rule.noncurrent_days) <= self._now_ms
-                and rule.fits(key, version.size, metadata.tags)
-            ):
-                self._told.versions += self._delete(version, is_head=False)
-                return
-
-    def _clean(self, marker: Version, rules: Sequence[Rule]) -> None:
-        key, metadata = self._key_of(marker), metadata_of(marker)
-        if any(self._cleans(rule, key, metadata) for rule in rules):
-            self._told.markers += self._delete(marker, is_head=True)
-
-    def _cleans(self, rule: Rule, key: str, metadata: Metadata) -> bool:
-        if not rule.fits(key, 0, {}):
-            return False
-        expires_ms = rule.expires_ms(metadata.time_ms)
-        return rule.cleans_markers or (expires_ms is not None and expires_ms <= self._now_ms)
-
-    def _delete(self, version: Version, *, is_head: bool) -> bool:
-        """Delete a version for good, if it still is, or is not, the newest one, and is not locked."""
-        client, user = self._account.client, self._account.user
-        try:
-            head = client.stat(version.file_id, user_id=user)
-            if (head.version_id == version.version_id) is not is_head:
-                return False
-            delete_unlocked(self._call(self._key_of(version)), version)
-        except (FileNotFound, VersionNotFound):
-            return False  # it was deleted just now
-        except S3Error as error:
-            _log.debug("a former version in bucket %r stays: %s", self._name, error)
-            return False
-        return True
-
-    def _key_of(self, version: Version) -> str:
-        return version.filename.removeprefix(f"{self._name}/")
-
-    # -- uploads ------------------------------------------------------------------------------------
-
-    def _abort_uploads(self) -> None:
-        start = uploads_prefix(self._name)
-        for upload in _files_below(self._account, start, (UPLOAD_KEY,)):
-            if self._stopped():
-                return
-            key = upload.attributes.get(UPLOAD_KEY, b"").decode("utf-8", "replace")
-            if not any(
-                rule.abort_days is not None
-                and key.startswith(rule.prefix)
-                and after_days(upload.time_ms, rule.abort_days) <= self._now_ms
-                for rule in self._rules
-            ):
-                continue
-            try:
-                abort(self._call(key, f"uploadId={upload.filename.removeprefix(start)}"))
-            except S3Error as error:
-                _log.info("an upload to bucket %r was not aborted: %s", self._name, error)
-                continue
-            self._told.uploads += 1
-
-    def _call(self, key: str, query: str = "") -> Call:
-        """A request that nobody sent."""
-        head = Head("DELETE", "/", query)
-        return Call(head, self._account, self._name, key, Expected(size=0), self._now_ms)
-
-
-def _is_about_objects(rule: Rule) -> bool:
-    return rule.cleans_markers or any(one is not None for one in (rule.days, rule.date_ms, rule.noncurrent_days))
-
-
-def _shortest(prefixes: Iterator[str]) -> list[str]:
-    """Those of the prefixes that do not begin with others of them: what begins with these is all, and each once."""
-    kept: list[str] = []
-    for prefix in sorted(set(prefixes)):
-        if not kept or not prefix.startswith(kept[-1]):
-            kept.append(prefix)
-    return kept
-
-
-def _versions_below(account: Account, prefix: str) -> Iterator[VersionPage]:
-    """Pages of versions. Each is read before the one before it is yielded, whose deletions would lead nowhere."""
-    page = account.client.list_versions(user_id=account.user, prefix=prefix, limit=_PAGE)
-    while page.next_after is not None:
-        try:
-            following = account.client.list_versions(
-                user_id=account.user, prefix=prefix, after=page.next_after, before=page.next_before, limit=_PAGE
-            )
-        except (FileNotFound, VersionNotFound):  # where to go on was deleted just now: go on with the next file
-            following = account.client.list_versions(
-                user_id=account.user, prefix=prefix, after=page.next_after, limit=_PAGE
-            )
-        yield page
-        page = following
-    yield page
-
-
-def _files_below(account: Account, prefix: str, attributes: Sequence[str] = ()) -> Iterator[Version]:
-    after: str | None = None
-    while True:
-        page = account.client.list_page(
-            user_id=account.user, prefix=prefix, after=after, limit=_PAGE, with_attributes=attributes
-        )
-        yield from page.files
-        after = page.next_after
-        if after is None:
-            return
-
-
-def _buckets_of(account: Account) -> Iterator[str]:
-    names = (one.filename.removeprefix(SETTINGS) for one in _files_below(account, SETTINGS))
-    return (name for name in names if is_bucket(name))
+    def _by(self) -> Account:
+        return self._account

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 from xml.etree.ElementTree import Element
+
+from cachetools import LRUCache
 
 from taskworker.gateways.s3.documents import Node, needed, text_of
 from taskworker.gateways.s3.errors import S3Error
@@ -30,6 +34,11 @@ _PARTS = frozenset(
 _ACTIONS = ("Expiration", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
 _SIZES = ("ObjectSizeGreaterThan", "ObjectSizeLessThan")
 _STORAGE_CLASSES = ("Transition", "NoncurrentVersionTransition")
+_PARSED_MAX = 20_000
+"""Rules that are remembered, of all buckets together; each bucket counts for a hundred, as rules may be long."""
+_Parsed: TypeAlias = tuple[tuple[Mapping[str, Any], ...], "list[Rule]"]
+_parsed: LRUCache[int, _Parsed] = LRUCache(_PARSED_MAX, getsizeof=lambda parsed: len(parsed[0]) + 100)
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +90,28 @@ def after_days(since_ms: int, days: int) -> int:
     return ((since_ms // DAY_MS) + days + 1) * DAY_MS
 
 
-def enabled(rules: Iterable[Mapping[str, Any]]) -> list[Rule]:
-    """The rules that are enabled, of those that are kept. What makes no sense is left out: it expires nothing."""
+def enabled(rules: tuple[Mapping[str, Any], ...]) -> list[Rule]:
+    """The rules that are enabled, of those that are kept. What makes no sense is left out: it expires nothing.
+
+    Those of a bucket are remembered, as each of its replies needs them. Do not change the list.
+    """
+    with _lock:
+        kept, found = _parsed.get(id(rules), ((), []))
+        if kept is rules:
+            return found
+    found = _enabled(rules)
+    with _lock, contextlib.suppress(ValueError):  # too many
+        _parsed[id(rules)] = rules, found  # which are held, so that nothing else has their id meanwhile
+    return found
+
+
+def _enabled(rules: Iterable[Mapping[str, Any]]) -> list[Rule]:
     found = []
     for kept in rules:
         try:
             if kept["Status"] == _ENABLED:
                 found.append(_rule(kept))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
     return found
 

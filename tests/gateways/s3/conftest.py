@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +24,13 @@ from taskworker.client import Client
 from taskworker.gateways.http_server import HttpServer
 from taskworker.gateways.s3.accounts import FileAccounts, PoolAccounts
 from taskworker.gateways.s3.app import S3App
+from taskworker.gateways.s3.expiring import Lifecycles
+from taskworker.gateways.s3.lifecycle_passes import Expired
+from taskworker.gateways.s3.times import DAY_MS
 from tests.functions.processes import FunctionPool
 
 KEY, SECRET, USER = "TWAAAAAAAAAAAAAAAAAA", "s" * 43, "s3-user"
+Apply = Callable[..., Expired]
 OTHER_KEY, OTHER_SECRET, OTHER_USER = "TWBBBBBBBBBBBBBBBBBB", "t" * 43, "s3-other"
 
 
@@ -138,3 +143,25 @@ def bucket(s3: Any) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3.create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture(scope="module")
+def accounts(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileAccounts]:
+    """The other user, for passes of lifecycle rules."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    path.touch(0o600)
+    path.write_text(json.dumps({OTHER_KEY: {"secret": OTHER_SECRET, "user": OTHER_USER}}))
+    made = FileAccounts(path, Client(pool.address))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def apply(accounts: FileAccounts) -> Apply:
+    """Make a pass as if so many days had gone by."""
+
+    def passed(days: float, stopped: Callable[[], bool] = lambda: False) -> Expired:
+        now = lambda: int(time.time() * 1000 + days * DAY_MS)  # noqa: E731
+        return Lifecycles(accounts, now_ms=now, skew_max_ms=2000 * DAY_MS).apply(stopped)
+
+    return passed

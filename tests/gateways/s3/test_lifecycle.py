@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from taskworker.client import Client
-from taskworker.gateways.s3 import expiring
-from taskworker.gateways.s3.accounts import FileAccounts
-from taskworker.gateways.s3.expiring import Expired, Lifecycles
+from taskworker.gateways.s3 import lifecycle_passes
+from taskworker.gateways.s3.lifecycle_passes import Expired
 from taskworker.gateways.s3.lifecycle_rules import after_days, enabled
 from taskworker.gateways.s3.names import settings_name
-from taskworker.gateways.s3.times import DAY_MS
-from tests.functions.processes import FunctionPool
-from tests.gateways.s3.conftest import OTHER_KEY, OTHER_SECRET, OTHER_USER, connect, send
+from tests.gateways.s3.conftest import OTHER_USER, Apply, connect, send
 from tests.gateways.s3.test_objects import refused
 
 NewBucket = Callable[[], str]
-Apply = Callable[..., Expired]
 EVERYTHING = {"Prefix": ""}
 
 
@@ -30,27 +24,6 @@ EVERYTHING = {"Prefix": ""}
 def s3(other_s3: Any) -> Any:
     """A client of a user who has no other buckets, through all of which each pass goes."""
     return other_s3
-
-
-@pytest.fixture(scope="module")
-def accounts(pool: FunctionPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileAccounts]:
-    """The same user, for passes."""
-    path = tmp_path_factory.mktemp("keys") / "keys.json"
-    path.touch(0o600)
-    path.write_text(json.dumps({OTHER_KEY: {"secret": OTHER_SECRET, "user": OTHER_USER}}))
-    made = FileAccounts(path, Client(pool.address))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def apply(accounts: FileAccounts) -> Apply:
-    """Make a pass as if so many days had gone by."""
-
-    def passed(days: float, stopped: Callable[[], bool] = lambda: False) -> Expired:
-        return Lifecycles(accounts, now_ms=lambda: int(time.time() * 1000 + days * DAY_MS)).apply(stopped)
-
-    return passed
 
 
 def rule(action: dict[str, Any], name: str = "r", about: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -322,7 +295,7 @@ def test_uploads_that_are_not_completed_are_aborted(
 def test_a_pass_of_many_pages_that_is_ended_half_way(
     s3: Any, new_bucket: NewBucket, apply: Apply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiring, "_PAGE", 3)
+    monkeypatch.setattr(lifecycle_passes, "PAGE", 3)
     bucket = new_bucket()
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     put_rules(s3, bucket, rule({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}))
@@ -376,4 +349,10 @@ def test_settings_that_others_wrote_expire_nothing(s3: Any, new_bucket: NewBucke
         {"ID": "a", "Status": "Enabled", "Filter": 1, "Expiration": {"Days": 1}},
         {"ID": "a", "Status": "Enabled", "Filter": {"Tag": [1]}, "Expiration": {"Days": 1}},
     ]
-    assert enabled(forms) == []
+    assert enabled(tuple(forms)) == []
+
+
+def test_rules_of_a_bucket_are_understood_once() -> None:
+    forms = ({"ID": "a", "Status": "Enabled", "Expiration": {"Days": 1}},)
+    assert enabled(forms) is enabled(forms)
+    assert [one.id for one in enabled(tuple({**forms[0], "ID": name} for name in "bc"))] == ["b", "c"]
