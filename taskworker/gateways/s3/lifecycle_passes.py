@@ -15,7 +15,7 @@ from taskworker.gateways.s3.accounts import Account
 from taskworker.gateways.s3.bodies import Expected
 from taskworker.gateways.s3.buckets import Bucket, read_settings
 from taskworker.gateways.s3.calls import Call
-from taskworker.gateways.s3.deleting import marked
+from taskworker.gateways.s3.deleting import delete_unlocked_file, marked
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.lifecycle_rules import Rule, after_days
@@ -152,8 +152,7 @@ class BucketPass:
             if self._bucket.versioning:
                 marked(self._call(key), version.filename, self._bucket.versioning, version.version_id)
             else:
-                account = self._account()
-                account.client.delete(version.file_id, user_id=account.user, if_head=version.version_id)
+                delete_unlocked_file(self._call(key), version)
         except (ConflictError, FileNotFound):
             return  # it was put again, or deleted, just now
         except S3Error as error:

@@ -69,7 +69,14 @@ def test_other_tags_make_no_version_that_counts(s3: Any, new_bucket: NewBucket, 
     assert apply(2.1) == Expired(versions=3)
 
 
-def test_other_tags_do_not_make_an_object_young(s3: Any, new_bucket: NewBucket, apply: Apply) -> None:
+def test_other_tags_do_not_make_an_object_young(
+    s3: Any, new_bucket: NewBucket, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if they had been changed much later."""
+    stored_ms = lifecycle_passes._stored_ms
+    monkeypatch.setattr(
+        lifecycle_passes, "_stored_ms", lambda one: stored_ms(one) + 10 * DAY_MS * bool(metadata_of(one).tags)
+    )
     bucket = new_bucket()
     put_rules(s3, bucket, rule({"Expiration": {"Days": 1}}))
     s3.put_object(Bucket=bucket, Key="k", Body=b"x")
@@ -88,6 +95,28 @@ def test_a_gateway_whose_clock_is_wrong_lets_nothing_expire(
     assert "clock" in caplog.text
     assert Lifecycles(accounts).apply() == Expired(objects=1)
     assert next(accounts.every()).client.find(".s3/clock", user_id=OTHER_USER) is None
+
+
+def test_what_is_locked_meanwhile_does_not_expire(
+    s3: Any, new_bucket: NewBucket, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As versions and a lock come when it was decided that all of a file is deleted."""
+    bucket = new_bucket()
+    put_rules(s3, bucket, rule({"Expiration": {"Days": 1}}))
+    version = s3.put_object(Bucket=bucket, Key="k", Body=b"held")
+    call = lifecycle_passes.BucketPass._call
+
+    def lock_it(self: Any, *arguments: str) -> Any:
+        monkeypatch.undo()
+        s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        s3.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled"})
+        s3.put_object_legal_hold(Bucket=bucket, Key="k", LegalHold={"Status": "ON"})
+        return call(self, *arguments)
+
+    monkeypatch.setattr(lifecycle_passes.BucketPass, "_call", lock_it)
+    assert apply(2.1) == Expired()
+    assert s3.head_object(Bucket=bucket, Key="k")["ETag"] == version["ETag"]
+    s3.delete_bucket_lifecycle(Bucket=bucket)
 
 
 # -- several buckets and users ------------------------------------------------------------------------------
@@ -116,6 +145,7 @@ def test_a_bucket_that_fails_stops_no_others(
     assert [keys(s3, bucket) for bucket in buckets] == [["k"], []]
     assert buckets[0] in caplog.text
     assert "Traceback" in caplog.text
+    s3.delete_bucket_lifecycle(Bucket=buckets[0])
 
 
 def test_a_user_who_fails_stops_no_others(pool: FunctionPool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,10 @@ from taskworker.client.users import UserClient
 from taskworker.gateways.s3.locks import Lock
 from taskworker.gateways.s3.names import lock_name
 from tests.functions.processes import FunctionPool
-from tests.gateways.s3.conftest import USER, connect, send
-from tests.gateways.s3.test_lifecycle import Apply, accounts, apply, put_rules, rule, versions
+from tests.gateways.s3.conftest import USER, Apply, connect, send
+from tests.gateways.s3.test_lifecycle import put_rules, rule, versions
 from tests.gateways.s3.test_objects import refused
 
-__all__ = ["accounts", "apply"]
 NewBucket = Callable[[], str]
 DENIED = ("AccessDenied", 403)
 
