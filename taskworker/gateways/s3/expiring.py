@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 INTERVAL_S = 3600.0
 _FIRST_AFTER_S = 60.0
 _SKEW_MAX_MS = 3_600_000
-_TURN_STEPS = 20
-"""After so many pages, the next user has a turn."""
-_WAITING_MAX = 50
+_TURN_STEPS = 50
+"""After so many pages or buckets, the next user has a turn. Turns of the next round are twice as long."""
+_WAITING_MAX = 100
 """Users who may wait for another turn; each holds a page. Further ones have one turn that is long enough."""
 _CLOCK = f"{OWN}clock"
 
@@ -76,12 +76,13 @@ class Lifecycles:
         return told
 
     def _take_turns(self, clock: _Clock, told: Expired, stopped: Callable[[], bool]) -> None:
-        waiting = self._first_turns(clock, told, stopped)
+        waiting, steps = self._first_turns(clock, told, stopped), _TURN_STEPS
         while waiting and not stopped():
+            steps *= 2  # each round looks up all access keys
             again: dict[str, _AccountPass] = {}
             for account in self._accounts.every(waiting.keys()):
                 turn = waiting[account.access_key_id]
-                if turn.go_on(account, _TURN_STEPS):
+                if turn.go_on(account, steps):
                     again[account.access_key_id] = turn
                 if stopped():
                     return
@@ -143,33 +144,37 @@ class _Clock:
         self._now_ms = now_ms
         self._skew_max_ms = skew_max_ms
         self._is_right = False
+        self._failed = ""
 
     def now_ms(self, account: Account) -> int:
         """Milliseconds since 1970.
 
+        Where it cannot be compared, it is taken as right: by rules, users make room who may store nothing any more.
+
         Raises:
             _WrongClock: it is too far from the pool's.
-            StorageError: the pool does not answer.
         """
-        if not self._is_right:
-            self._compare(account)
+        if not self._is_right and account.access_key_id != self._failed:
+            self._failed = account.access_key_id
+            try:
+                self._compare(account)
+            except StorageError as error:
+                _log.info("the gateway's clock could not be compared with the pool's for %r: %s", account.user, error)
         return self._now_ms()
 
     def _compare(self, account: Account) -> None:
         """Compare it by a file that is stored, and removed again: what the pool takes has its time."""
-        try:
-            made = account.client.push(secrets.token_bytes(16), user_id=account.user, filename=_CLOCK)
-        except PermissionDenied:
-            return  # another access key may
+        made = account.client.push(secrets.token_bytes(16), user_id=account.user, filename=_CLOCK)
         ahead_ms = self._now_ms() - made.sequence // 1000
+        if abs(ahead_ms) <= self._skew_max_ms:
+            self._is_right = True
         with contextlib.suppress(FileNotFound):  # another gateway was faster
             account.client.delete(made.file_id, user_id=account.user)
-        if abs(ahead_ms) > self._skew_max_ms:
+        if not self._is_right:
             raise _WrongClock(
                 f"this gateway's clock is {abs(ahead_ms) // 60_000} minutes {'ahead of' if ahead_ms > 0 else 'behind'} "
                 "the pool's; set them right"
             )
-        self._is_right = True
 
 
 class _AccountPass:
@@ -184,6 +189,7 @@ class _AccountPass:
         self._clock = clock
         self._told = told
         self._stopped = stopped
+        self._has_failed = False
         self._steps = self._all_steps()
 
     def go_on(self, account: Account, steps: int | None) -> bool:
@@ -234,8 +240,11 @@ class _AccountPass:
         except _WrongClock:
             raise
         except Exception:
-            _log.exception("lifecycle rules of bucket %r of %r were not applied", name, self._user)
+            exc_info = not self._has_failed  # once, as a user may have many buckets of the kind
+            _log.error("lifecycle rules of bucket %r of %r were not applied", name, self._user, exc_info=exc_info)
+            self._has_failed = True
         self._done.add(name)
+        yield
 
     def _by(self) -> Account:
         return self._account
