@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -427,6 +428,7 @@ class NodePool(PoolCore):
         self.credentials: MemberCredentials | None = None
         self._dialling: MemberDialling | None = None
         self._authority: Authority | None = None
+        self._making = threading.Lock()
         self._root = root
         self.tickets = TicketIssuer(self.authority)
         super().__init__(
@@ -456,9 +458,10 @@ class NodePool(PoolCore):
             FormatError: its file is damaged.
             NotPrivate: others may read that.
         """
-        if self._authority is None:
-            self._authority = Authority(self._root / "authority.pem", self.pool_id, self._runtime.wall_ms)
-        return self._authority
+        with self._making:  # workers that join at the same moment must be told of the same one
+            if self._authority is None:
+                self._authority = Authority(self._root / "authority.pem", self.pool_id, self._runtime.wall_ms)
+            return self._authority
 
     def _take_identity(self) -> None:
         """Issue a certificate to the pool itself."""
