@@ -95,3 +95,14 @@ def test_uploads_in_parts_need_no_more_than_the_documentation_says(keys_of: Keys
         key.abort_multipart_upload(**named, UploadId=second)
         assert key.head_object(**named)["ContentLength"] == (5 << 20) + 3
         assert "Uploads" not in owner.list_multipart_uploads(Bucket="books")
+
+
+def test_deleting_versions_needs_no_more_than_the_documentation_says(keys_of: Keys) -> None:
+    owner, key = keys_of([], [*both("books/", ".s3/locks/books/"), "files:read:.s3/buckets/books"])
+    owner.create_bucket(Bucket="books", ObjectLockEnabledForBucket=True)
+    free, held = (owner.put_object(Bucket="books", Key="k", Body=bytes([n]))["VersionId"] for n in range(2))
+    for version, status in ((free, "OFF"), (held, "ON")):
+        owner.put_object_legal_hold(Bucket="books", Key="k", VersionId=version, LegalHold={"Status": status})
+    assert refused(lambda: key.delete_object(Bucket="books", Key="k", VersionId=held)) == DENIED
+    key.delete_object(Bucket="books", Key="k", VersionId=free)
+    assert [one["VersionId"] for one in owner.list_object_versions(Bucket="books")["Versions"]] == [held]
