@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
 from storage.clocks import monotonic_s
-from storage.errors import InvalidArgument, StorageError
+from storage.errors import InvalidArgument, PermissionDenied, StorageError
 from storage.system.private_files import read_private
 from taskworker.auth.rights import Right
 from taskworker.client import Client
 from taskworker.client.users import AccessKey, UserClient
-from taskworker.errors import AccessKeyInvalid, SecretDamaged
+from taskworker.errors import AccessKeyInvalid, SecretDamaged, Unauthenticated
 from taskworker.gateways.s3.errors import S3Error
 
 _log = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
 _KEYS_BYTES_MAX = 1024 * 1024
 _KEYS_MAX = 1000
 """Access keys whose accounts are kept, each with a connection to the pool."""
+_FOR_ALL = frozenset(("files:read", "files:write"))
 _KEPT_S = 60.0
 """How long a revoked key may still work for what the gateway itself answers; the pool refuses it at once."""
 _UNKNOWN_MAX = 10_000
 _UNKNOWN_S = 5.0
-"""How long a key that does not exist is not asked for again."""
+"""How long a key that does not exist, or one for all files of a user who has none, is not asked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Account:
         writes: what the names begin with that the key may change; an empty text: all of them.
         is_bound: whether the connection is the user's own, so that the pool knows who asks.
         is_guest: whether ``user`` is another one, who has shared something with the key's user.
+        trusted: connections by which the gateway may read its own files about the user's buckets, whatever the key is
+            for.
     """
 
     access_key_id: str
@@ -54,6 +60,24 @@ class Account:
     writes: tuple[str, ...] = ("",)
     is_bound: bool = False
     is_guest: bool = False
+    trusted: Callable[[], Iterable[Client]] = tuple
+
+    def read_own(self, read: Callable[[Client], _Read]) -> _Read:
+        """What ``read`` returns of the gateway's own files, to decide by it; not to be shown to whoever has the key.
+
+        Args:
+            read: is called with a connection, or several if the first may not read them.
+
+        Raises:
+            PermissionDenied: none may.
+        """
+        try:
+            return read(self.client)
+        except PermissionDenied:
+            for client in () if self.is_guest else self.trusted():
+                with contextlib.suppress(PermissionDenied, Unauthenticated):
+                    return read(client)
+            raise
 
     @property
     def is_whole(self) -> bool:
@@ -153,6 +177,10 @@ class PoolAccounts:
         self._users = UserClient(address)
         self._clock_s = clock_s
         self._lock = threading.Lock()
+        self._own: Client | None = None
+        self._for_all: dict[str, list[str]] = {}
+        self._for_all_until_s = -math.inf
+        self._without: TTLCache[str, bool] = TTLCache(_UNKNOWN_MAX, _UNKNOWN_S, timer=clock_s)
         self._kept: LRUCache[str, tuple[Account, float]] = LRUCache(_KEYS_MAX)
         self._unknown: TTLCache[str, bool] = TTLCache(_UNKNOWN_MAX, _UNKNOWN_S, timer=clock_s)
 
@@ -168,7 +196,7 @@ class PoolAccounts:
         if former is not None and (former.secret, former.user) == (key.secret, key.user):
             found = former  # with its connection
         else:
-            found = _account(key, Client(self._address, token=key.token))
+            found = self._account(key, Client(self._address, token=key.token))
         with self._lock:
             self._kept[access_key_id] = found, self._clock_s() + _KEPT_S
         return found
@@ -189,7 +217,7 @@ class PoolAccounts:
         keys: dict[str, tuple[list[str], list[str]]] = {}
         for listed in self._users.access_keys():
             if among is None or listed.access_key_id in among:
-                is_limited = not {"files:read", "files:write"}.issubset(listed.scopes)
+                is_limited = not _FOR_ALL.issubset(listed.scopes)
                 keys.setdefault(listed.user, ([], []))[is_limited].append(listed.access_key_id)
         for whole, limited in keys.values():
             for access_key_id in whole:
@@ -216,16 +244,64 @@ class PoolAccounts:
             _log.info("there is no acting by an access key: %s", error)
             return None, nullcontext()
         client = Client(self._address, token=key.token)
-        return _account(key, client), client
+        return self._account(key, client), client
 
     def close(self) -> None:
         """Close the connections."""
         with self._lock:
             accounts = [account for account, _ in self._kept.values()]
             self._kept.clear()
+            own, self._own = self._own, None
         for account in accounts:
             account.client.close()
+        if own is not None:
+            own.close()
         self._users.close()
+
+    def _account(self, key: AccessKey, client: Client) -> Account:
+        return Account(
+            key.access_key_id,
+            key.secret,
+            key.user,
+            client,
+            _writes(key.scopes),
+            is_bound=True,
+            trusted=lambda: self._trusted(key.user),
+        )
+
+    def _trusted(self, user: str) -> Iterator[Client]:
+        """Keys of the user for all files; then the gateway's own login, which may be limited to looking keys up."""
+        for access_key_id in self._keys_for_all_of(user):
+            try:
+                client = self.find(access_key_id).client
+            except (StorageError, S3Error) as error:  # it was revoked just now, or its secret is lost
+                _log.info("there is no acting by a key of %r for all files: %s", user, error)
+                continue
+            yield client
+        with self._lock:
+            if self._own is None:
+                self._own = Client(self._address)
+            own = self._own
+        yield own
+
+    def _keys_for_all_of(self, user: str) -> Sequence[str]:
+        with self._lock:
+            is_new = self._clock_s() < self._for_all_until_s and (user in self._for_all or user in self._without)
+            if is_new:
+                return self._for_all.get(user, ())
+        found: dict[str, list[str]] = {}
+        try:
+            for listed in self._users.access_keys():
+                if _FOR_ALL.issubset(listed.scopes):
+                    found.setdefault(listed.user, []).append(listed.access_key_id)
+        except StorageError as error:
+            _log.warning("access keys cannot be listed: %s", error)
+            return ()
+        with self._lock:
+            self._for_all, self._for_all_until_s = found, self._clock_s() + _KEPT_S
+            if user not in found:
+                self._without[user] = True
+        return found.get(user, ())
 
     def _asked(self, access_key_id: str) -> AccessKey:
         try:
@@ -249,10 +325,6 @@ def unknown_key(access_key_id: str) -> S3Error:
         "there is no such access key; it may have been revoked or have expired",
         AWSAccessKeyId=access_key_id,
     )
-
-
-def _account(key: AccessKey, client: Client) -> Account:
-    return Account(key.access_key_id, key.secret, key.user, client, _writes(key.scopes), is_bound=True)
 
 
 def _writes(scopes: Sequence[str]) -> tuple[str, ...]:

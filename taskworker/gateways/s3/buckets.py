@@ -51,7 +51,9 @@ class Bucket:
         granted: what the policy granted, or may have: users, and names that they may read.
         public_block: what shall not be made public; None: nothing was said.
         ownership: what was said about who owns objects; empty: nothing.
-        is_known: whether the access key may read what was set; False: nothing above is known.
+        is_known: whether the access key may read what was set; False: at most ``created_ms``, ``versioning`` and
+            ``object_lock`` are known.
+        is_told: whether these are known, by a connection that the gateway trusts if not by that of the key.
     """
 
     created_ms: int = 0
@@ -66,6 +68,7 @@ class Bucket:
     public_block: tuple[str, ...] | None = None
     ownership: str = ""
     is_known: bool = True
+    is_told: bool = True
 
     def encoded(self) -> bytes:
         """As the content of a file."""
@@ -148,10 +151,21 @@ class Buckets:
             raise S3Error("NoSuchBucket", "there is no such bucket; make it first", BucketName=call.bucket)
         return found
 
+    def settled(self, call: Call) -> Bucket:
+        """The bucket of a call that puts or deletes something: it is known whether it has versions, and locks them.
+
+        Raises:
+            S3Error: there is none, or that cannot be told.
+        """
+        bucket = self.get(call)
+        if not bucket.is_told:
+            raise untold()
+        return bucket
+
     def find(self, call: Call, name: str) -> Bucket | None:
         """A bucket of the caller; None if there is none. Guests are not told what was set, nor whether it exists."""
         if call.account.is_guest:
-            return Bucket(is_known=False)
+            return Bucket(is_known=False, is_told=False)
         which = (call.account.access_key_id, call.user, name)
         with self._lock:
             kept, changes = self._kept.get(which), self._changes
@@ -168,11 +182,11 @@ class Buckets:
         """The bucket of a call as it is now, whatever another gateway did to it just before.
 
         Raises:
-            S3Error: there is none.
+            S3Error: there is none, or it cannot be told whether it has versions.
         """
         with self._lock:
             self._kept.pop((call.account.access_key_id, call.user, call.bucket), None)
-        return self.get(call)
+        return self.settled(call)
 
     def make(self, call: Call, made: Bucket) -> None:
         """Make the bucket of a call, with these settings.
@@ -269,15 +283,24 @@ class Buckets:
         yield from sorted(found.items())
 
     def _read(self, call: Call, name: str) -> Bucket | None:
-        is_known = True
         try:
             kept = read_settings(call.client, call.user, name)
         except PermissionDenied:  # the access key is for the bucket's files only
-            kept, is_known = None, False
+            return self._told(call, name)
         if kept is not None:
             return kept[1]
         page = call.client.list_page(user_id=call.user, prefix=f"{name}/", limit=1)
-        return Bucket(is_known=is_known) if page.files else None
+        return Bucket() if page.files else None
+
+    def _told(self, call: Call, name: str) -> Bucket | None:
+        """What an access key that may not read the settings must be told of them, as it puts and deletes by that."""
+        page = call.client.list_page(user_id=call.user, prefix=f"{name}/", limit=1)
+        bucket = Bucket(is_known=False, is_told=False)
+        with contextlib.suppress(PermissionDenied):
+            kept = call.account.read_own(lambda client: read_settings(client, call.user, name))
+            full = Bucket() if kept is None else kept[1]
+            bucket = Bucket(full.created_ms, versioning=full.versioning, object_lock=full.object_lock, is_known=False)
+        return bucket if page.files or bucket.created_ms else None
 
     def _forget(self, call: Call) -> None:
         with self._lock:
@@ -297,6 +320,15 @@ def check_may_set(call: Call) -> None:
             "AccessDenied",
             f"settings are about all files of a bucket, but this key is not; it needs files:write:{call.bucket}/",
         )
+
+
+def untold() -> S3Error:
+    """The error of whoever would put or delete something by settings and locks that nobody may read."""
+    return S3Error(
+        "AccessDenied",
+        "whether the bucket has versions, and which are locked, cannot be read by this access key; it needs the scope "
+        "files:read:.s3/",
+    )
 
 
 def read_settings(client: Client, user: str, name: str) -> tuple[str, Bucket] | None:

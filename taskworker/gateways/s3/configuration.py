@@ -13,7 +13,7 @@ from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of, texts_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.listing import count_of, owner
-from taskworker.gateways.s3.locks import lock_of
+from taskworker.gateways.s3.locks import kept_lock
 from taskworker.gateways.s3.metadata import checked_tags
 from taskworker.gateways.s3.objects import check_private, found, version_header, version_id_of
 from taskworker.gateways.s3.steadiness import alone
@@ -169,9 +169,9 @@ def _tags_in(body: bytes, most: int = 10) -> dict[str, str]:
 
 
 def _with_tags(call: Call, buckets: Buckets, tags: dict[str, str]) -> Reply:
-    bucket = buckets.get(call)
+    bucket = buckets.settled(call)
     version, metadata = found(call, call.filename, call.parameters.get("versionId"))
-    lock = metadata.lock if bucket.object_lock is None else lock_of(call, version)
+    lock = metadata.lock if bucket.object_lock is None else kept_lock(call, version)
     head = call.client.find(call.filename, user_id=call.user)
     if head is None or head.version_id != version.version_id:
         raise S3Error("NotImplemented", "tags of former versions cannot be changed")

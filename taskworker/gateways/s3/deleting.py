@@ -9,13 +9,13 @@ from xml.etree.ElementTree import Element
 
 from storage import DeleteOutcome, Version
 from storage.errors import ConflictError, FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
-from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, read_settings
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, read_settings, untold
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
-from taskworker.gateways.s3.locks import LOCK, check_unlocked, delete_unlocked, has_locks, untold
+from taskworker.gateways.s3.locks import LOCK, check_unlocked, delete_unlocked, has_locks
 from taskworker.gateways.s3.metadata import Metadata, etag_of, metadata_of
 from taskworker.gateways.s3.names import filename
 from taskworker.gateways.s3.objects import EMPTY_ID, HISTORY_MAX, NULL_ID, version_id_of
@@ -73,7 +73,7 @@ def _steady_bucket(call: Call, buckets: Buckets) -> Iterator[Bucket]:
     Raises:
         S3Error: there is none.
     """
-    bucket = buckets.get(call)
+    bucket = buckets.settled(call)
     if bucket.versioning:  # that never ends, and then no file is deleted with all of its versions
         yield bucket
         return
@@ -97,7 +97,7 @@ def delete_unlocked_file(call: Call, head: Version) -> None:
     """
     with steady(call.user, call.bucket):
         try:
-            kept = read_settings(call.client, call.user, call.bucket)
+            kept = call.account.read_own(lambda client: read_settings(client, call.user, call.bucket))
         except PermissionDenied:
             raise untold() from None
         bucket = Bucket() if kept is None else kept[1]
@@ -143,10 +143,8 @@ def _check_file(call: Call, bucket: Bucket, head: Version) -> None:
         S3Error: a version of it is locked, or may be.
         ConflictError: it is changed just now.
     """
-    may_have_locks = bucket.is_known and not bucket.created_ms and has_locks(call)
+    may_have_locks = not bucket.created_ms and has_locks(call)
     for version in _history(call, head):
-        if not bucket.is_known and _is_one_of_several(version):
-            raise untold()
         if may_have_locks or LOCK in version.attributes:
             check_unlocked(call, version)
 
@@ -164,12 +162,6 @@ def _history(call: Call, head: Version) -> Iterator[Version]:
         if len(page) < _PAGE:
             return
         before = page[-1]
-
-
-def _is_one_of_several(version: Version) -> bool:
-    """Whether a version was put while its bucket had versions."""
-    metadata = metadata_of(version)
-    return not metadata.is_null and bool(metadata.etag or metadata.is_marker or metadata.lock)
 
 
 def marked(call: Call, name: str, versioning: str, if_head: str | None = None) -> list[tuple[str, str]]:

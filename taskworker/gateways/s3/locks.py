@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from storage import Version
 from storage.errors import ConflictError, FileNotFound, PermissionDenied, VersionNotFound
-from taskworker.gateways.s3.buckets import Bucket
+from taskworker.client import Client
+from taskworker.gateways.s3.buckets import Bucket, untold
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.names import lock_name, locks_prefix
@@ -117,8 +118,17 @@ def until_in(text: str, now_ms: int) -> int:
 
 
 def lock_of(call: Call, version: Version) -> Lock:
-    """The lock of a version, as it is now."""
-    return _kept(call, version)[1]
+    """The lock of a version, as it is now, to be shown to whoever has the access key of a call."""
+    return _kept(call.client, call, version)[1]
+
+
+def kept_lock(call: Call, version: Version) -> Lock:
+    """The lock of a version, as it is now, to go by it.
+
+    Raises:
+        S3Error: it cannot be told.
+    """
+    return _told(call, version)[1]
 
 
 def change_lock(call: Call, version: Version, changed: Callable[[Lock], Lock]) -> None:
@@ -134,7 +144,7 @@ def change_lock(call: Call, version: Version, changed: Callable[[Lock], Lock]) -
     """
     for _ in range(_TRIES):
         with _alone_with(version):
-            kept, lock = _kept(call, version)
+            kept, lock = _kept(call.client, call, version)
             try:
                 call.client.push(
                     changed(lock).encoded(),
@@ -160,7 +170,7 @@ def delete_unlocked(call: Call, version: Version) -> None:
         kept = check_unlocked(call, version)
         call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
         if kept is not None:
-            with contextlib.suppress(FileNotFound):
+            with contextlib.suppress(FileNotFound, PermissionDenied):  # it says nothing about any other version
                 call.client.delete(kept.file_id, user_id=call.user)
 
 
@@ -170,10 +180,7 @@ def check_unlocked(call: Call, version: Version) -> Version | None:
     Raises:
         S3Error: it is locked, or that cannot be told.
     """
-    try:
-        kept, lock = _kept(call, version)
-    except PermissionDenied:
-        raise untold() from None
+    kept, lock = _told(call, version)
     if lock.binds(call.now_ms, bypasses=bypasses_governance(call)):
         why = "a legal hold" if lock.hold else f"{lock.mode} mode until {iso(lock.until_ms)}"
         raise S3Error("AccessDenied", f"the version is protected by object lock: {why}")
@@ -181,16 +188,17 @@ def check_unlocked(call: Call, version: Version) -> Version | None:
 
 
 def has_locks(call: Call) -> bool:
-    """Whether locks of versions in a call's bucket were changed, and are kept."""
-    return bool(call.client.list_page(user_id=call.user, prefix=locks_prefix(call.bucket), limit=1).files)
+    """Whether locks of versions in a call's bucket were changed, and are kept.
 
-
-def untold() -> S3Error:
-    """The error of whoever would delete what may be locked."""
-    return S3Error(
-        "AccessDenied",
-        "this access key may not read whether the bucket's versions are locked; it needs the scope files:read:.s3/",
-    )
+    Raises:
+        S3Error: that cannot be told.
+    """
+    prefix = locks_prefix(call.bucket)
+    try:
+        page = call.account.read_own(lambda client: client.list_page(user_id=call.user, prefix=prefix, limit=1))
+    except PermissionDenied:
+        raise untold() from None
+    return bool(page.files)
 
 
 def bypasses_governance(call: Call) -> bool:
@@ -253,15 +261,27 @@ def _alone_with(version: Version) -> threading.Lock:
     return _STRIPES[int(version.version_id[:8], 16) % len(_STRIPES)]
 
 
-def _kept(call: Call, version: Version) -> tuple[Version | None, Lock]:
+def _told(call: Call, version: Version) -> tuple[Version | None, Lock]:
+    """Like :func:`_kept`, by whichever connection may read it.
+
+    Raises:
+        S3Error: none may.
+    """
+    try:
+        return call.account.read_own(lambda client: _kept(client, call, version))
+    except PermissionDenied:
+        raise untold() from None
+
+
+def _kept(client: Client, call: Call, version: Version) -> tuple[Version | None, Lock]:
     """The file with the lock, None if there is none; and the lock."""
     first = Lock.parse(version.attributes.get(LOCK, b"")) or Lock()
     for _ in range(_TRIES):
-        kept = call.client.find(lock_name(call.bucket, version.version_id), user_id=call.user)
+        kept = client.find(lock_name(call.bucket, version.version_id), user_id=call.user)
         if kept is None:
             return None, first
         try:
-            raw = call.client.get(kept.file_id, user_id=call.user, version_id=kept.version_id, length=_BYTES_MAX)
+            raw = client.get(kept.file_id, user_id=call.user, version_id=kept.version_id, length=_BYTES_MAX)
         except (FileNotFound, VersionNotFound):
             continue  # it was changed or removed just now
         return kept, Lock.parse(raw) or first

@@ -52,7 +52,7 @@ _PIECE = 1024 * 1024
 
 def create(call: Call, buckets: Buckets) -> Reply:
     """CreateMultipartUpload."""
-    lock = given_lock(call, buckets.get(call), with_default=False)
+    lock = given_lock(call, buckets.settled(call), with_default=False)
     check_supported(call)
     filename(call.bucket, call.key)
     metadata = replace(given_metadata(call.head), lock=lock)
@@ -149,7 +149,7 @@ def copy_part(call: Call) -> Reply:
 
 def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
     """CompleteMultipartUpload."""
-    bucket = buckets.get(call)
+    bucket = buckets.settled(call)
     named = _named_parts(body)
     upload = begun(call)
     found = {int(one.filename[-5:]): one for one in _parts(call)}

@@ -136,7 +136,7 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers["content-length"] = str(length)
     headers["x-amz-version-id"] = version_id_of(version, metadata)
     bucket = buckets.shown(call)
-    if bucket is not None and bucket.object_lock is not None:
+    if bucket is not None and bucket.is_known and bucket.object_lock is not None:
         headers |= lock_of(call, version).headers()
     if "versionId" not in asked:
         headers |= expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
@@ -263,13 +263,13 @@ class Receiving:
 
 def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
     """PutObject."""
-    bucket = buckets.get(call)
+    bucket = buckets.settled(call)
     check_supported(call)
     given_lock(call, bucket)
 
     def settled(metadata: Metadata) -> Metadata:
         nonlocal bucket
-        bucket = buckets.get(call)
+        bucket = buckets.settled(call)
         return replace(metadata, is_null=bucket.versioning != ENABLED, lock=given_lock(call, bucket))
 
     receiving = Receiving(pieces, Body(call.expected), given_metadata(call.head), call.now_ms, settled)
@@ -383,7 +383,7 @@ def version_header(versioning: str, version: Version) -> list[tuple[str, str]]:
 
 def copy(call: Call, buckets: Buckets) -> Reply:
     """CopyObject."""
-    bucket = buckets.get(call)
+    bucket = buckets.settled(call)
     check_supported(call)
     source, metadata, source_id = named_source(call)
     replaces = call.fields.get("x-amz-metadata-directive", "COPY") == "REPLACE"

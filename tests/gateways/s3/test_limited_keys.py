@@ -6,10 +6,12 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from taskworker.auth.contexts import Context, Contexts
 from taskworker.client.users import UserClient
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import connect
@@ -106,3 +108,69 @@ def test_deleting_versions_needs_no_more_than_the_documentation_says(keys_of: Ke
     assert refused(lambda: key.delete_object(Bucket="books", Key="k", VersionId=held)) == DENIED
     key.delete_object(Bucket="books", Key="k", VersionId=free)
     assert [one["VersionId"] for one in owner.list_object_versions(Bucket="books")["Versions"]] == [held]
+
+
+def test_a_key_that_may_not_read_settings_goes_by_them(pool: FunctionPool, keys_of: Keys) -> None:
+    owner, limited = keys_of([], both("books/"))
+    owner.create_bucket(Bucket="books")
+    owner.put_object(Bucket="books", Key="null", Body=b"precious")
+    owner.put_object(Bucket="books", Key="gone", Body=b"")
+    limited.delete_object(Bucket="books", Key="gone")
+    assert "DeleteMarkers" not in owner.list_object_versions(Bucket="books")
+    owner.put_bucket_versioning(Bucket="books", VersioningConfiguration={"Status": "Enabled"})
+    default = {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}
+    locking = {"ObjectLockEnabled": "Enabled", "Rule": default}
+    owner.put_object_lock_configuration(Bucket="books", ObjectLockConfiguration=locking)
+    owner.put_object_legal_hold(Bucket="books", Key="null", VersionId="null", LegalHold={"Status": "ON"})
+    put = limited.put_object(Bucket="books", Key="k", Body=b"")
+    assert owner.head_object(Bucket="books", Key="k", VersionId=put["VersionId"])["ObjectLockMode"] == "COMPLIANCE"
+    for key, version in (("null", "null"), ("k", put["VersionId"])):
+        named = {"Key": key, "VersionId": version}
+        assert refused(lambda named=named: limited.delete_object(Bucket="books", **named)) == DENIED  # type: ignore[misc]
+        (error,) = limited.delete_objects(Bucket="books", Delete={"Objects": [named]})["Errors"]
+        assert error["Code"] == "AccessDenied"
+        assert limited.delete_object(Bucket="books", Key=key)["DeleteMarker"] is True
+        limited.delete_objects(Bucket="books", Delete={"Objects": [{"Key": key}]})
+        assert owner.get_object(Bucket="books", **named)["ContentLength"] == 8 * (key == "null")
+        headers = limited.get_object(Bucket="books", **named)
+        assert "ObjectLockMode" not in headers, "that is shown only to keys that may read it"
+    limited.put_object(Bucket="books", Key="null", Body=b"new")
+    limited.put_object_tagging(Bucket="books", Key="null", Tagging={"TagSet": []})
+    owner.put_object_legal_hold(Bucket="books", Key="null", LegalHold={"Status": "ON"})
+    limited.put_object_tagging(Bucket="books", Key="null", Tagging={"TagSet": [{"Key": "a", "Value": "b"}]})
+    assert owner.get_object_legal_hold(Bucket="books", Key="null")["LegalHold"]["Status"] == "ON"
+    assert refused(lambda: limited.get_bucket_policy(Bucket="books"))[1] == 404
+
+
+@pytest.fixture
+def gateway_login(pool: FunctionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The login of this process, and so of its gateways, may look up access keys, and nothing else."""
+    operator = f"gateway-{uuid.uuid4().hex[:8]}"
+    with UserClient(pool.address) as users:
+        users.add(operator, "operator")
+        token, _ = users.create_token(operator, scopes=["gateway"])
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "contexts"))
+    Contexts().put(Context(pool.address, token, operator))
+
+
+def test_what_nobody_may_read_is_not_gone_by(keys_of: Keys, request: pytest.FixtureRequest) -> None:
+    owner, limited = keys_of([], both("books/"))
+    part, alone = keys_of([*both("books/"), *both(".s3/")], both("books/"))
+    for key in (owner, part):
+        key.create_bucket(Bucket="books", ObjectLockEnabledForBucket=True)
+        held = key.put_object(Bucket="books", Key="k", Body=b"kept", ObjectLockLegalHoldStatus="ON")["VersionId"]
+    request.getfixturevalue("gateway_login")
+    assert limited.delete_object(Bucket="books", Key="k")["DeleteMarker"] is True
+    assert alone.get_object(Bucket="books", Key="k")["Body"].read() == b"kept"
+    upload = {"Bucket": "books", "Key": "k", "UploadId": "0" * 32}
+    for refusing in (
+        lambda: alone.delete_object(Bucket="books", Key="k"),
+        lambda: alone.delete_object(Bucket="books", Key="k", VersionId=held),
+        lambda: alone.delete_objects(Bucket="books", Delete={"Objects": [{"Key": "k"}]}),
+        lambda: alone.put_object(Bucket="books", Key="k", Body=b""),
+        lambda: alone.copy_object(Bucket="books", Key="copy", CopySource="books/k"),
+        lambda: alone.create_multipart_upload(Bucket="books", Key="k"),
+        lambda: alone.complete_multipart_upload(**upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": "a"}]}),
+    ):
+        assert refused(refusing) == DENIED
+    assert part.get_object(Bucket="books", Key="k", VersionId=held)["Body"].read() == b"kept"
