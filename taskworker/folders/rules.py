@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Rules:
 
         try:
             spec = GitIgnoreSpec.from_lines(patterns)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise InvalidArgument(f"a pattern of {directory or 'what to leave out'} is malformed: {error}") from None
         return Rules((*self._specs, (directory, spec)))
 

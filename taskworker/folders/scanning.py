@@ -61,6 +61,8 @@ class Scan:
         former: what there was at an earlier time, to find what is unchanged since.
         left_out: told of each path that is there, but is left out with all that is below it.
         ruled: told of each directory with a ``.twignore``, and which rules hold in it.
+        needs_rules: whether a directory whose ``.twignore`` cannot be used is a problem, and nothing in it is found;
+            otherwise, that file is the problem, and all in the directory is found.
     """
 
     root: Path
@@ -70,6 +72,7 @@ class Scan:
     former: Former | None = None
     left_out: Callable[[bytes], object] | None = None
     ruled: Callable[[bytes, Rules], object] | None = None
+    needs_rules: bool = False
     skipped: int = 0
     """Sockets and devices, which are never taken."""
     _device: int = field(default=0, init=False)
@@ -149,6 +152,11 @@ class Scan:
                 if self.ruled is not None:
                     self.ruled(above.removesuffix(b"/"), rules)
             except (OSError, InvalidArgument) as error:
+                if self.needs_rules:
+                    raise InvalidArgument(
+                        f"its {IGNORE_FILE} cannot be used; mend or remove it: until then, all in this directory is "
+                        f"left alone: {error}"
+                    ) from None
                 self.problem(above + IGNORE_FILE.encode(), error)  # all is taken rather than too little
         return rules, self.exclusions.caches and is_cache(descriptor)
 

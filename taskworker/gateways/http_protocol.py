@@ -187,7 +187,7 @@ def with_expectations(app: Any) -> Any:
                     cycle.transport.write(_CONTINUE)
             await send(message)
 
-        is_expecting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        is_expecting = scope["http_version"] != "1.0" and any(name == b"expect" for name, _ in scope["headers"])
         await app(scope, receive, sent if is_expecting else send)
 
     return served

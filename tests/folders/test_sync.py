@@ -21,7 +21,7 @@ from storage.errors import InvalidArgument, StoreLocked, StoreUnavailable
 from taskworker.folders import get_tree, push_tree
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.ports import Files
-from taskworker.folders.syncing import SyncReport, replica, sync_tree
+from taskworker.folders.syncing import SyncReport, replica, sync_tree, transferring
 from taskworker.folders.syncing.planning import conflict_name
 from taskworker.folders.syncing.replica import Replica
 from taskworker.folders.syncing.state import SyncState
@@ -239,10 +239,41 @@ def test_what_is_left_out_and_deleted_here_stays_in_the_store(here: tuple[Machin
     two.sync()
     assert two.texts().keys() == {"a.tmp", "d/kept", "e/f/g", ".twignore", "d/.twignore", "e/.twignore"}
     (one.root / ".twignore").unlink()
-    assert one.sync().deleted_there == 2  # without the rule, the deletion counts
-    two.sync()  # which has the rule until then
+    one.sync()
     two.sync()
-    assert "a.tmp" not in two.texts()
+    assert "a.tmp" in one.texts(), "what nobody asked to delete came back, as the rule has ended"
+    assert "a.tmp" in two.texts()
+
+
+@pytest.mark.parametrize("where", ["", "d/"])
+@pytest.mark.parametrize("how", ["malformed", "[z-a]", "link"])
+def test_rules_that_cannot_be_read_change_nothing(here: tuple[Machine, Machine], where: str, how: str) -> None:
+    one, two = here
+    for name in ("a.tmp", "kept", "d/a.tmp", "d/kept"):
+        one.write(name, "1")
+    one.write(f"{where}.twignore", "*.tmp\n")
+    (one.root / f"{where}.twignore").unlink()
+    one.sync()
+    two.sync()
+    one.write(f"{where}.twignore", "*.tmp\n")
+    (one.root / where / "a.tmp").unlink()
+    one.sync()
+    (one.root / f"{where}.twignore").unlink()
+    if how == "link":
+        (one.root / f"{where}.twignore").symlink_to("elsewhere")
+    else:
+        one.write(f"{where}.twignore", f"*.tmp\n{'!' if how == 'malformed' else how}\n")
+    one.write(f"{where}secret.tmp", "1")
+    problems: Problems = {}
+    if where:
+        assert (one.sync(problems).deleted_there, [*problems]) == (0, [b"d"])
+        assert "left alone" in str(problems[b"d"])
+    else:
+        with pytest.raises(InvalidArgument, match="left alone"):
+            one.sync(problems)
+    two.sync()
+    assert f"{where}a.tmp" in two.texts()
+    assert f"{where}secret.tmp" not in two.texts()
 
 
 def test_nothing_is_written_through_links(here: tuple[Machine, Machine], tmp_path: Path) -> None:
@@ -493,8 +524,9 @@ def test_an_interrupted_sync_goes_on(
         assert one.texts() == two.texts() == wanted | {f"0 {MARK.format('two')}": "of two"}
 
 
+@pytest.mark.parametrize("once", [True, False])
 def test_what_is_not_durable_here_does_not_count_as_synced(
-    here: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+    here: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
     one, two = here
     one.write("a", "content")
@@ -503,8 +535,13 @@ def test_what_is_not_durable_here_does_not_count_as_synced(
     def failing(_descriptor: int) -> None:
         raise OSError(errno.EIO, "the disk is broken")
 
+    def failing_once(_descriptor: int) -> None:
+        broken.undo()  # as the kernel does: it tells of an error once
+        failing(_descriptor)
+
     with monkeypatch.context() as broken:
-        broken.setattr(replica, "flush_file_system", failing)
+        broken.setattr(transferring, "_SAVED_EVERY", 1)
+        broken.setattr(replica, "flush_file_system", failing_once if once else failing)
         with pytest.raises(OSError, match="the disk is broken"):
             two.sync()
     (two.root / "a").write_text("")  # what a power cut leaves of it

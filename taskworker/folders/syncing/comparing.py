@@ -56,8 +56,10 @@ class Comparing:
     _unlisted: dict[bytes, Entry | None] = field(default_factory=dict, init=False)
     """Directories and links that both sides have, or have no more, once the store has the folder's listing."""
     _unsaved: int = field(default=0, init=False)
-    _unflushed: bool = field(default=False, init=False)
-    """Whether something was fetched since the directory was flushed."""
+    _unflushed: dict[int, bytes] = field(default_factory=dict, init=False)
+    """File systems that something was fetched to since they were flushed: the device's number, and a file there."""
+    _is_unsound: bool = field(default=False, init=False)
+    """Whether something that was fetched could not be made durable."""
     _began_ns: int = field(default=0, init=False)
 
     def _failure(self, path: bytes, error: Exception) -> None:
@@ -84,7 +86,15 @@ class Comparing:
             rules = next((ruled[above] for above in (*above_of(path), b"") if above in ruled), given)
             return rules.excludes(os.fsdecode(path), is_directory=is_directory)
 
+        if ruled:
+            self._forget_what_is_gone(out, in_scope)
         return in_scope
+
+    def _forget_what_is_gone(self, out: set[bytes], in_scope: Callable[[bytes], bool]) -> None:
+        """Do not count as a deletion, once a rule ends, what was deleted here while the rule left it out."""
+        for path in [path for path in self._common if path not in self._local]:
+            if path not in out and out.isdisjoint(above_of(path)) and not in_scope(path):
+                del self._common[path]
 
     def _unstorable(self) -> set[bytes]:
         """Local paths that the store cannot have; told."""

@@ -66,7 +66,14 @@ class Replica:
             self.left_out.add(path)
             self._problem(path, error)
 
-        scan = Scan(self._scan_root, self._exclusions, failed, left_out=self.left_out.add, ruled=self.rules.__setitem__)
+        scan = Scan(
+            self._scan_root,
+            self._exclusions,
+            failed,
+            left_out=self.left_out.add,
+            ruled=self.rules.__setitem__,
+            needs_rules=True,
+        )
         found = {}
         for each in scan.found():
             path, name = each.path, each.path.rpartition(b"/")[2]
@@ -212,13 +219,13 @@ class Replica:
             finally:
                 os.close(descriptor)
 
-    def flush(self) -> None:
-        """Make durable what was written to the directory.
+    def flush(self, path: bytes) -> None:
+        """Make durable what was written to the file system that a file is on.
 
         Raises:
             OSError: something could not be written.
         """
-        with self.target.opened(()) as directory:
+        with self.target.opened(parts_of(path)[:-1]) as directory:
             flush_file_system(directory)
 
     def ignores_case(self) -> bool:

@@ -52,9 +52,15 @@ class Transferring(Comparing):
         A file that was written just before it was read may have been written once more within the same tick of the
         clock, which nothing would show: it is read the next time.
         """
-        if self._unflushed:
-            self._replica.flush()
-            self._unflushed = False
+        if self._is_unsound:
+            return  # the kernel tells of an error once only, so nothing shows now what is durable
+        try:
+            for path in self._unflushed.values():
+                self._replica.flush(path)
+        except OSError:
+            self._is_unsound = True
+            raise
+        self._unflushed.clear()
         settled_ns = self._began_ns - _SETTLING_NS
         self.state.save(
             entry
@@ -194,10 +200,12 @@ class Transferring(Comparing):
                     yield piece
                 self._replica.require(to, local)  # last of all, before it takes the place of what is there
 
-            self._unflushed = True
             mode = self._mode_for(path, local)
             stored = msgspec.structs.replace(stored, mode=mode, xattrs=())
             self._replica.target.add_file(parts_of(to), stored, content())
+            written = self._replica.status(to)
+            if written is not None:
+                self._unflushed.setdefault(written.st_dev, to)
         self.report.fetched += 1
         self.report.fetched_size += stored.size
         noted = self._replica.noted(to, stored)

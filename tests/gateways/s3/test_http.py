@@ -47,6 +47,8 @@ def test_who_waits_to_send_an_empty_body_may_go_on(gateway: HttpServer) -> None:
     answer = exchange(gateway, b"PUT /b/k HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n")
     lines = answer.split(b"\r\n")
     assert (lines[0], lines[1], lines[2][:13]) == (b"HTTP/1.1 100 Continue", b"", b"HTTP/1.1 403 ")
+    answer = exchange(gateway, b"PUT /b/k HTTP/1.0\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize(
