@@ -12,6 +12,7 @@ from taskworker.rpc import status
 from taskworker.transport.frames import Call
 from taskworker.transport.shard_service import ShardService, describe
 from taskworker.transport.wire.answering import AnsweringConnection
+from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.serving import Resources
 from tests.simulation.disk import MemoryVolume
@@ -93,7 +94,7 @@ class Server:
             number: method for number, method in service.methods().items() if not former or number <= _FORMER_CALLS
         }
         later = _LaterExecutor(self)
-        self._resources = Resources(Budget(_MEMORY_BYTES), Budget(_MEMORY_BYTES), later, later, network.now_s)
+        self._resources = Resources(BodyMemory(_MEMORY_BYTES), Budget(_MEMORY_BYTES), later, later, network.now_s)
 
     @property
     def connected(self) -> int:
@@ -148,13 +149,6 @@ class Server:
         if link is not None:
             link.server_waits = True
             self.network.queue(link)
-
-    def starve(self, connection: AnsweringConnection) -> None:
-        """See :class:`Surroundings`."""
-        raise AssertionError("there is memory for everything")
-
-    def feed(self) -> None:
-        """See :class:`Surroundings`."""
 
     def forget(self, connection: AnsweringConnection) -> None:
         """See :class:`Surroundings`."""

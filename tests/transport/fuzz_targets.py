@@ -29,6 +29,7 @@ from taskworker.transport.making_frames import MakeOrder, parse_made, parse_make
 from taskworker.transport.shard_calls import ShardCalls
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer
+from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.connection import Connection, Room, Signal
 from taskworker.transport.wire.poller import LockSignal
@@ -79,12 +80,6 @@ class Alone:
     def call_soon(self, connection: AnsweringConnection) -> None:
         self.calls_again = True
 
-    def starve(self, connection: AnsweringConnection) -> None:
-        raise AssertionError("there is memory for one of the largest calls")
-
-    def feed(self) -> None:
-        pass
-
     def forget(self, connection: AnsweringConnection) -> None:
         assert not self.forgotten
         self.forgotten = True
@@ -95,7 +90,7 @@ def answering_end(raw: bytes) -> None:
     """A server's connection: it ends, and gives back all that it took, whatever arrives."""
     incoming, portion = cut(raw)
     threads, server = Later(), Alone()
-    bodies, answers = Budget(BUDGET_BYTES), Budget(BUDGET_BYTES)
+    bodies, answers = BodyMemory(BUDGET_BYTES), Budget(BUDGET_BYTES)
     stream = MemoryStream(incoming, portion, ends=True)
     resources = Resources(bodies, answers, threads, threads, lambda: 0.0)
     connection = AnsweringConnection(stream, METHODS, describe, server, resources)
@@ -109,7 +104,7 @@ def answering_end(raw: bytes) -> None:
         if threads.waiting:
             threads.waiting.popleft()()
     assert server.forgotten
-    assert bodies.take(BUDGET_BYTES), "memory of calls was not given back"
+    assert bodies.take(connection, BUDGET_BYTES), "memory of calls was not given back"
     assert answers.take(BUDGET_BYTES), "memory of answers was not given back"
 
 

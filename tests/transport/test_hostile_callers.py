@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.answers import OneAnswer
+from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.connection import Connection
 from taskworker.transport.wire.framing import (
@@ -397,8 +398,8 @@ def test_more_connections_than_are_kept(process: Process) -> None:
 def test_only_a_slow_sender_gives_up_its_memory_for_others(arrived: int, hogs: bool) -> None:
     now = [0.0]
     stream = MemoryStream(pack_greeting(1) + call(1, bytes(4 * MIB))[:arrived])
-    budget, threads = Budget(1 << 30), Later()
-    resources = Resources(budget, budget, threads, threads, lambda: now[0])
+    threads = Later()
+    resources = Resources(BodyMemory(1 << 30), Budget(1 << 30), threads, threads, lambda: now[0])
     connection = AnsweringConnection(stream, METHODS, describe, Alone(), resources)
     connection.run()
     assert not stream.incoming

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.limits import KIB
 from taskworker.transport.ticketed_reads import CLIENTS_LIMITS
+from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.framing import WELCOME_BYTES, Kind, pack_greeting
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
@@ -163,6 +167,69 @@ def test_the_oldest_of_the_most_crowded_host_makes_way(hosts: list[str], host: s
         of = hosts[int(dropped.began_s)]
         assert hosts.index(of) == dropped.began_s
         assert of == host or hosts.count(of) == max(map(hosts.count, hosts))
+
+
+@contextmanager
+def crowd(address: str, count: int, size: int) -> Iterator[list[Peer]]:
+    """So many callers of another host, each with the beginning of a call of so many bytes."""
+    host, _, port = address.rpartition(":")
+    beginning = call(1, bytes(size))[:1000]
+    with ExitStack() as stack:
+        peers = []
+        for _ in range(count):
+            connected = socket.create_connection((host, int(port)), 10.0, source_address=("127.0.0.2", 0))
+            peer = Peer(stack.enter_context(contextlib.closing(connected)))
+            peer.send(pack_greeting(1), beginning)
+            peers.append(peer)
+        for peer in peers:
+            assert len(peer.take(WELCOME_BYTES)) == WELCOME_BYTES
+        yield peers
+
+
+def test_who_waits_for_memory_is_not_looked_at_whenever_others_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    run = AnsweringConnection.run
+
+    def counted(connection: AnsweringConnection) -> None:
+        next(looks)
+        run(connection)
+
+    monkeypatch.setattr(AnsweringConnection, "run", counted)
+    many = LIMITS.of_host - 8
+    with clients_port(Clock()) as address, caller(address) as proven:
+        assert answers(proven, 1) is Kind.ANSWER
+        with crowd(address, many, CLIENTS_LIMITS.body_bytes_max):
+            for number in range(2, 200):
+                assert answers(proven, number) is Kind.ANSWER
+            assert next(looks) < 10 * many
+
+
+def test_a_crowd_of_one_host_leaves_memory_to_newcomers_of_others() -> None:
+    with clients_port(Clock()) as address, crowd(address, LIMITS.of_host - 8, 30 * KIB):
+        for _ in range(3):
+            with caller(address) as newcomer:
+                assert answers(newcomer, 1) is Kind.ANSWER
+
+
+def test_who_waits_for_memory_gets_it_when_others_leave() -> None:
+    size = CLIENTS_LIMITS.body_bytes_max
+    with clients_port(Clock()) as address, crowd(address, 12, size) as peers:
+        for peer in peers:
+            peer.socket.setblocking(False)
+        rests = {peer: memoryview(call(1, bytes(size)))[1000:] for peer in peers}
+        ends_s = time.monotonic() + 30.0
+        while rests:  # as much as each takes, in turn
+            assert time.monotonic() < ends_s, f"{len(rests)} never get memory"
+            for peer, rest in list(rests.items()):
+                with contextlib.suppress(BlockingIOError):
+                    rests[peer] = rest[peer.socket.send(rest) :]
+                if not rests[peer]:
+                    del rests[peer]
+        for peer in peers:
+            peer.socket.settimeout(10.0)
+            frame = peer.frame()
+            assert frame is not None
+            assert len(frame[1]) == size
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from typing import Protocol, cast
 
 from storage.limits import KIB, MIB
 from taskworker.errors import CallAbandoned
+from taskworker.transport.wire.arriving import ArrivingBody
+from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.framing import BODY_BYTES_MAX as WINDOW_BYTES
 from taskworker.transport.wire.framing import (
     FAILURE_BYTES_MAX,
@@ -51,8 +53,6 @@ CALL_BYTES = 2 * KIB
 _GREETING_S = 10.0
 _STALLED_S = 20.0  # a peer from which nothing comes in the middle of a frame is as good as away
 _NOT_ASKED_S = 600.0  # a caller that takes that long over a message of a stream has forgotten it
-_BYTES_PER_S_MIN = 16 * KIB
-_HOGGING_BYTES_PER_S = 256 * KIB
 
 
 class Surroundings(Protocol):
@@ -68,12 +68,6 @@ class Surroundings(Protocol):
     def call_soon(self, connection: AnsweringConnection) -> None:
         """Call the connection again after others that wait for a thread."""
 
-    def starve(self, connection: AnsweringConnection) -> None:
-        """Call the connection again when memory was freed."""
-
-    def feed(self) -> None:
-        """Call connections that wait for memory."""
-
     def forget(self, connection: AnsweringConnection) -> None:
         """Close the connection, which nobody uses any more."""
 
@@ -88,8 +82,10 @@ class AnsweringConnection:
         server: calls :meth:`run` again.
         resources: shared with other connections.
         allowed: chooses the methods that the caller may call, once it has greeted.
+        host: where the caller is.
 
     Attributes:
+        host: see above.
         began_s: when it was accepted.
         heard_s: when a frame last arrived.
         is_greeted: whether the caller has greeted.
@@ -104,14 +100,18 @@ class AnsweringConnection:
         server: Surroundings,
         resources: Resources,
         allowed: Callable[[Mapping[int, Method], Stream], Mapping[int, Method]] = lambda methods, _stream: methods,
+        host: str = "",
     ) -> None:
         self._allowed = allowed
+        self.host = host
         self.descriptor = stream.fileno()
         self._stream = stream
         self._methods = methods
         self._describe = describe
         self._server = server
-        self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max, self._spared = resources
+        self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max = resources[:6]
+        self._of_strangers = resources.strangers_bodies or self._memory
+        self._awaited: BodyMemory | None = None
         self._reader = FrameReader(stream, self._open_body)
         self._outgoing = Outgoing(stream, answers, lambda: server.is_crowded, self._clock_s)
         self._lock = threading.Lock()  # guards the state below, except what only the running thread uses
@@ -124,10 +124,7 @@ class AnsweringConnection:
         self._ended = False
         self.is_greeted = self.is_proven = False
         self._kept: bytearray | None = None
-        self._body: bytearray | None = None
-        self._body_length = 0
-        self._body_since_s = 0.0
-        self._received_before = 0
+        self._body: ArrivingBody | None = None
         self.heard_s = self.began_s = self._progress_s = self._clock_s()
         self._progress = 0
 
@@ -155,17 +152,12 @@ class AnsweringConnection:
             return False  # it is not read from, or need not send
         if now_s - self._progress_s > _STALLED_S:
             return self._reader.is_inside
-        return self._body is not None and now_s - self._body_since_s > (
-            _STALLED_S + self._body_length / _BYTES_PER_S_MIN
-        )
+        return self._body is not None and self._body.is_too_slow(now_s)
 
     def hogged(self, now_s: float) -> int:
         """How many bytes of memory it holds for a body that arrives slowly; 0 if it holds none or is fast."""
-        since_s = now_s - self._body_since_s
-        if self._body is None or since_s < 2:
-            return 0
-        slow = self._reader.received - self._received_before < _HOGGING_BYTES_PER_S * since_s
-        return self._body_length if slow else 0
+        body = self._body
+        return 0 if body is None else body.hogged(now_s, self._reader.received)
 
     def wake_streams(self, now_s: float) -> None:
         """Let streams end whose callers are not there any more, or have forgotten them."""
@@ -178,6 +170,15 @@ class AnsweringConnection:
             self.end()
         self._resume([serving for serving in parked if not serving.is_active()])
 
+    def holds_of(self, memory: BodyMemory) -> bool:
+        """Whether it holds some of this memory for a body that is arriving."""
+        body = self._body
+        return body is not None and body.charge.memory is memory
+
+    def go_on(self) -> None:
+        """See :class:`Taker`."""
+        self._server.call_soon(self)
+
     def is_with(self, judge: Callable[[Stream], bool]) -> bool:
         """Whether the stream is one that ``judge`` says yes to."""
         return judge(self._stream)
@@ -185,17 +186,20 @@ class AnsweringConnection:
     def end(self) -> None:
         """End the connection, by any thread. Calls under way lose their caller."""
         with self._lock:
-            self._ended = True
+            before, self._ended = self._ended, True
             for serving in self._serving.values():
                 serving.cancelled = True
             parked = [serving for serving in self._serving.values() if serving.parked_s is not None]
-        self._stream.shutdown()  # wakes the thread that reads, or the one that waits for all connections
+        if not before:  # later, its descriptor may be another connection's
+            self._stream.shutdown()  # wakes the thread that reads, or the one that waits for all connections
         self._resume(parked)
 
     def close(self) -> None:
         """Close the stream. Nobody uses the connection any more."""
         self._reader.forget()
         self._drop_body()
+        if self._awaited is not None:
+            self._awaited.leave(self)
         self._outgoing.drop()
         self._stream.close()
 
@@ -251,9 +255,7 @@ class AnsweringConnection:
             self._server.watch(self, writes=True)
         elif self._yields:
             self._server.call_soon(self)
-        elif self._reader.starved:
-            self._server.starve(self)
-        else:
+        elif not self._reader.starved:
             self._server.watch(self, writes=False)
 
     def _flush(self) -> bool:
@@ -311,32 +313,30 @@ class AnsweringConnection:
             raise WireError(f"a call of {header.length:,} bytes; at most {self._body_bytes_max:,} are taken here")
         if header.call in self._serving or len(self._serving) >= _CALLS_TAKEN_MAX:
             raise WireError(f"call {header.call} is under way already, or one of more than {CALLS_MAX}")
-        if not self._memory.take(header.length + CALL_BYTES, leaving=0 if self.is_proven else self._spared):
+        memory = self._awaited or (self._memory if self.is_proven else self._of_strangers)
+        charge = memory.take(self, header.length + CALL_BYTES)
+        self._awaited = memory if charge is None else None
+        if charge is None:
             raise NotNow
         kept, self._kept = self._kept, None
         if kept is None or len(kept) < header.length:
             kept = bytearray(header.length)
-        self._body, self._body_length = kept, header.length
-        self._body_since_s, self._received_before = self._clock_s(), self._reader.received
+        self._body = ArrivingBody(kept, header.length, charge, self._clock_s(), self._reader.received)
         return [memoryview(kept)[: header.length]]
 
     def _drop_body(self) -> None:
         """Give back the memory of a body that did not arrive completely."""
-        if self._body is not None:
-            self._body = None
-            self._give_back(self._body_length)
-
-    def _give_back(self, length: int) -> None:
-        if self._memory.give_back(length + CALL_BYTES):
-            self._server.feed()
+        body, self._body = self._body, None
+        if body is not None:
+            body.charge.give_back()
 
     def _take(self, header: Header) -> None:
         """Take a frame that has arrived."""
         self.heard_s = self._clock_s()
         if header.kind == Kind.CALL:
-            memory, self._body = self._body, None
-            assert memory is not None
-            serving = Serving(header, memory, self._clock_s)
+            body, self._body = self._body, None
+            assert body is not None
+            serving = Serving(header, body.memory, body.charge, self._clock_s)
             with self._lock:
                 self._serving[header.call] = serving
             self._queue.append(serving)
@@ -466,7 +466,7 @@ class AnsweringConnection:
             if serving.slow:
                 self._slow_places += 1
             last = self._ended and not self._serving and not self._running
-        self._give_back(serving.header.length)
+        serving.charge.give_back()
         if serving.slow:
             self._begin_slow()
         if last:

@@ -15,25 +15,16 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._left = size
         self._lock = threading.Lock()
-        self._refused = False
 
-    def take(self, count: int, leaving: int = 0) -> bool:
-        """Take ``count`` bytes; return False if there are not so many now besides ``leaving``, which are for others."""
+    def take(self, count: int) -> bool:
+        """Take ``count`` bytes; return False if there are not so many now."""
         with self._lock:
-            if count > self._left - leaving:
-                self._refused = True
+            if count > self._left:
                 return False
             self._left -= count
             return True
 
-    def give_back(self, count: int) -> bool:
-        """Give ``count`` bytes back; return whether somebody was refused some meanwhile."""
+    def give_back(self, count: int) -> None:
+        """Give ``count`` bytes back."""
         with self._lock:
             self._left += count
-            refused, self._refused = self._refused, False
-            return refused
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nobody was refused since bytes were last given back."""
-        return not self._refused

@@ -17,7 +17,6 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from storage.limits import MIB
 from storage.system.descriptors import descriptor_limit
 from storage.system.forks import HomeProcess
 from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
+from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 from taskworker.transport.wire.serving import Method, Resources
@@ -48,7 +48,8 @@ class WireLimits(NamedTuple):
     Attributes:
         connections: how many connections there are at once.
         threads: how many of them are served at the same time.
-        bodies_bytes: memory for all calls that are being received or carried out; one of the largest finds room.
+        bodies_bytes: memory for all calls that are being received or carried out; one of the largest finds room. If
+            ``strangers`` are bounded, a host has half of it at most.
         answers_bytes: memory for all answers that callers do not take.
         body_bytes_max: the largest body of a call.
         idle_s: seconds after which a connection without calls is closed.
@@ -106,14 +107,16 @@ class WireServer:
         self._allowed = allowed
         self._clock_s = clock_s
         self._limits = limits
-        self._memory = Budget(limits.bodies_bytes)
         self._quick = ThreadPoolExecutor(limits.threads, thread_name_prefix="shards")
         self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="shards-slow")
         self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
         answers = Budget(limits.answers_bytes)
-        spared = 0 if limits.strangers is None else limits.bodies_bytes - limits.strangers.bodies_bytes
+        bodies, of_strangers = BodyMemory(limits.bodies_bytes, divided=limits.strangers is not None), None
+        if limits.strangers is not None:
+            of_strangers = BodyMemory(limits.strangers.bodies_bytes, divided=True)
+        self._memories = [bodies] if of_strangers is None else [bodies, of_strangers]
         self._resources = Resources(
-            self._memory, answers, self._slow, self._streams, clock_s, limits.body_bytes_max, spared
+            bodies, answers, self._slow, self._streams, clock_s, limits.body_bytes_max, of_strangers
         )
         self._lock = threading.Lock()
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
@@ -121,7 +124,6 @@ class WireServer:
         self._connections: dict[int, AnsweringConnection] = {}
         self._strangers: list[tuple[str, AnsweringConnection]] = []  # by host; the waiting thread's
         self._refused = 0  # connections for which there were too few descriptors; likewise
-        self._starved: deque[AnsweringConnection] = deque()
         self._epoll = select.epoll()
         self._listening: socket.socket | None = None
         self._stopping = False
@@ -181,7 +183,7 @@ class WireServer:
             connections = list(self._connections.values())
         for connection in connections:
             if connection.is_with(judge):
-                connection.end()
+                self._end(connection)
 
     # -- what connections call -------------------------------------------------------------------
 
@@ -200,20 +202,6 @@ class WireServer:
     def call_soon(self, connection: AnsweringConnection) -> None:
         """Call the connection again after others that wait for a thread."""
         self._submit(connection)
-
-    def starve(self, connection: AnsweringConnection) -> None:
-        """Call the connection again when memory was freed."""
-        with self._lock:
-            self._starved.append(connection)
-        if self._memory.is_free:
-            self.feed()
-
-    def feed(self) -> None:
-        """Call connections that wait for memory."""
-        with self._lock:
-            starved, self._starved = self._starved, deque()
-        for connection in starved:
-            self._submit(connection)
 
     def forget(self, connection: AnsweringConnection) -> None:
         """Close a connection that has ended. Nobody uses it any more."""
@@ -284,7 +272,7 @@ class WireServer:
             self._forget_proven()
             stranger = to_drop(self._strangers, host, limits.strangers)
             if stranger is not None:
-                stranger.end()
+                self._end(stranger)
         # The system gives the lowest free number, so at least as many descriptors are in use.
         if limits.spares and accepted.fileno() >= descriptor_limit() * (1 - limits.spares):
             self._refused += 1
@@ -305,7 +293,7 @@ class WireServer:
             accepted.close()
             return
         connection = AnsweringConnection(
-            stream, self._methods, self._describe, self, self._resources, self._methods_for
+            stream, self._methods, self._describe, self, self._resources, self._methods_for, host
         )
         try:
             with self._lock:
@@ -332,8 +320,13 @@ class WireServer:
         if not quiet:
             return False
         knows = self._limits.strangers is not None
-        min(quiet, key=lambda each: (each.is_proven if knows else each.is_greeted, each.heard_s)).end()
+        self._end(min(quiet, key=lambda each: (each.is_proven if knows else each.is_greeted, each.heard_s)))
         return True
+
+    def _end(self, connection: AnsweringConnection) -> None:
+        """End a connection, and have it closed at once: one that waits for memory is not watched."""
+        connection.end()
+        self._submit(connection)
 
     def _is_overdue(self, connection: AnsweringConnection, now_s: float) -> bool:
         """Whether a connection has been idle for too long, or its caller has not proven itself in time."""
@@ -352,12 +345,16 @@ class WireServer:
         connections = list(self._connections.values())
         for connection in connections:
             if connection.is_stuck(now_s) or (not connection.is_busy and self._is_overdue(connection, now_s)):
-                connection.end()
+                self._end(connection)
             else:
                 connection.wake_streams(now_s)
-        if self._starved:
-            hog = max(connections, key=lambda connection: connection.hogged(now_s))
-            if hog.hogged(now_s):
-                log.warning("a connection was closed: it sends too slowly while others wait for memory")
-                hog.end()
-            self.feed()
+        for memory in self._memories:
+            if memory.is_wanted:
+                self._free_some(memory, now_s)
+
+    def _free_some(self, memory: BodyMemory, now_s: float) -> None:
+        """End a connection that sends too slowly while others wait for memory, of the host that has most of it."""
+        slow = [each for each in list(self._connections.values()) if each.holds_of(memory) and each.hogged(now_s)]
+        if slow:
+            log.warning("a connection was closed: it sends too slowly while others wait for memory")
+            self._end(max(slow, key=lambda each: (memory.of(each.host), each.hogged(now_s))))

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from taskworker.transport.wire.body_memory import BodyMemory, Charge
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX, STREAM_AHEAD, Header
 from taskworker.transport.wire.outgoing import Parts
@@ -59,16 +60,16 @@ class Resources(NamedTuple):
         streams: runs streams.
         clock_s: monotonic seconds.
         body_bytes_max: the largest body that a call may have.
-        spared_bytes: how much of ``bodies`` callers must leave to others before one of their calls was carried out.
+        strangers_bodies: the same for callers before one of their calls was carried out; None: ``bodies``.
     """
 
-    bodies: Budget
+    bodies: BodyMemory
     answers: Budget
     slow: Executor
     streams: Executor
     clock_s: Callable[[], float]
     body_bytes_max: int = BODY_BYTES_MAX
-    spared_bytes: int = 0
+    strangers_bodies: BodyMemory | None = None
 
 
 class Serving:
@@ -77,6 +78,7 @@ class Serving:
     Attributes:
         header: the call's.
         body: what was sent with it, in ``memory``.
+        charge: for this memory, and for the call.
         cancelled: whether the caller has given it up.
         allowed: of a stream, how many messages may be sent.
         messages: of a stream, what is still to be sent; None before the first message.
@@ -90,6 +92,7 @@ class Serving:
         "allowed",
         "body",
         "cancelled",
+        "charge",
         "header",
         "memory",
         "messages",
@@ -97,8 +100,9 @@ class Serving:
         "slow",
     )
 
-    def __init__(self, header: Header, memory: bytearray, clock_s: Callable[[], float]) -> None:
+    def __init__(self, header: Header, memory: bytearray, charge: Charge, clock_s: Callable[[], float]) -> None:
         self.header = header
+        self.charge = charge
         self.body = memoryview(memory)[: header.length]
         self.memory = memory
         self.cancelled = False

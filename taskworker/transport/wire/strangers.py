@@ -16,7 +16,8 @@ class StrangersLimits(NamedTuple):
     Attributes:
         connections: how many connections all of them have at once.
         of_host: how many of these come from one host.
-        bodies_bytes: memory for all of their calls that are being received or carried out.
+        bodies_bytes: memory for all of their calls that are being received or carried out, besides that for others; a
+            host has half of it at most, in which one of the largest calls must find room.
         proving_s: seconds after which a connection is closed on which no such call was made.
     """
 
