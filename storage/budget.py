@@ -34,9 +34,15 @@ class Budget:
             if self._allows(count):
                 self._taken += count
                 return
-            waiting = _Waiting(count, threading.Event())
-            self._waiting.append(waiting)
-        waiting.had.wait()
+        waiting = _Waiting(count, threading.Event())
+        try:
+            with self._lock:
+                self._waiting.append(waiting)
+                self._grant()
+            waiting.had.wait()
+        except BaseException:  # interrupted
+            self._withdraw(waiting)
+            raise
 
     def try_take(self, count: int) -> bool:
         """Take ``count`` bytes if they are free now; return whether they were."""
@@ -49,10 +55,23 @@ class Budget:
         """Return ``count`` bytes, and give them to waiting callers."""
         with self._lock:
             self._taken -= count
-            while self._waiting and self._fits(self._waiting[0].count):
-                first = self._waiting.popleft()
-                self._taken += first.count
-                first.had.set()
+            self._grant()
+
+    def _withdraw(self, waiting: _Waiting) -> None:
+        """Take a caller out that waits no longer, or give back what it was given meanwhile."""
+        with self._lock:
+            if waiting.had.is_set():
+                self._taken -= waiting.count
+            elif waiting in self._waiting:
+                self._waiting.remove(waiting)
+            self._grant()
+
+    def _grant(self) -> None:
+        """Give what is free to those who wait, in order. The caller holds the lock."""
+        while self._waiting and self._fits(self._waiting[0].count):
+            first = self._waiting.popleft()
+            self._taken += first.count
+            first.had.set()
 
     def _allows(self, count: int) -> bool:
         return not self._waiting and self._fits(count)

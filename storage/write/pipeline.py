@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from storage.errors import StoreClosed
 from storage.limits import MIB
+from storage.submitting import submitted
 from storage.write.chunks import AcceptedChunk, passing_chunk, suffix_of
 from storage.write.context import PushContext
 from storage.write.known import is_new
@@ -81,16 +81,23 @@ class ChunkPipeline:
     def drain(self, most: int = 0) -> None:
         """Accept finished chunks, in order, until at most ``most`` are in flight."""
         while len(self._in_flight) > most:
-            self._accept(self._in_flight.popleft().result())
+            try:
+                chunk = self._in_flight[0].result()  # if this is interrupted, the chunk stays in flight
+            except Exception:
+                self._in_flight.popleft()
+                raise
+            self._in_flight.popleft()
+            self._accept(chunk)
 
     def give_up(self) -> list[AcceptedChunk]:
         """Wait for the chunks in flight without accepting them; return those that were stored."""
         stored = []
         while self._in_flight:
             try:
-                stored.append(self._in_flight.popleft().result())
+                stored.append(self._in_flight[0].result())
             except Exception as error:
                 log.debug("a chunk of an aborted upload failed: %s", error)
+            self._in_flight.popleft()
         return stored
 
     def free(self) -> None:
@@ -102,10 +109,10 @@ class ChunkPipeline:
         budget = self._context.in_flight
         budget.take(self.buffer_bytes)
         try:
-            future = self._context.workers.submit(work, *arguments)
-        except RuntimeError as error:  # the executor was shut down
+            future = submitted("the store was closed during the push", self._context.workers, work, *arguments)
+        except BaseException:
             budget.give_back(self.buffer_bytes)
-            raise StoreClosed("the store was closed during the push") from error
+            raise
         future.add_done_callback(lambda _: budget.give_back(self.buffer_bytes))
         self._in_flight.append(future)
 

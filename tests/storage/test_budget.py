@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -108,3 +109,26 @@ def test_a_budget_is_waited_for_and_more_than_all_of_it_is_had_alone() -> None:
     assert not budget.try_take(1)
     budget.give_back(10)
     assert budget.try_take(1)
+
+
+def test_whoever_is_interrupted_while_it_waits_keeps_nothing() -> None:
+    budget = Budget(10)
+    budget.take(5)
+    others = ThreadPoolExecutor()
+
+    def interrupt() -> None:
+        while budget.try_take(1):  # nobody is waiting yet
+            budget.give_back(1)
+        behind.append(others.submit(budget.take, 4))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    behind: list[Future[None]] = []
+    interrupting = others.submit(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        budget.take(8)
+    interrupting.result()
+    budget.give_back(5)
+    behind[0].result(60)
+    budget.give_back(4)
+    assert budget.try_take(10)
+    others.shutdown()
