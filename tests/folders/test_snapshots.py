@@ -420,6 +420,8 @@ def test_rules_keep_the_newest_of_each_period() -> None:
     assert Keep(last=1, daily=2, monthly=2).kept(snapshots) == [fifth, third, second]
     with pytest.raises(InvalidArgument):
         Keep().kept(snapshots)
+    future, past = (msgspec.structs.replace(first, time_ms=time_ms) for time_ms in (10**18, -(10**18)))
+    assert Keep(last=1).kept([*snapshots, future, past]) == [future, fifth, past], "no calendar has their times"
 
 
 # -- any tree, any bytes ------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Keep:
     monthly: int = 0
 
     def kept(self, snapshots: Iterable[Snapshot]) -> list[Snapshot]:
-        """Those to keep, the newest first. Days begin at midnight here.
+        """Those to keep, the newest first. Days begin at midnight here. Those whose time no calendar has are kept.
 
         Raises:
             InvalidArgument: none of the rules keeps anything.
@@ -63,7 +63,11 @@ class Keep:
         periods: list[set[object]] = [set() for _ in rules]
         kept = []
         for number, snapshot in enumerate(sorted(snapshots, key=lambda each: each.time_ms, reverse=True)):
-            when = datetime.fromtimestamp(snapshot.time_ms / 1000).astimezone()
+            try:
+                when = datetime.fromtimestamp(snapshot.time_ms / 1000).astimezone()
+            except (ValueError, OverflowError, OSError):  # no calendar has this time: a clock was broken
+                kept.append(snapshot)
+                continue
             is_kept = False
             for (count, period_of), seen in zip(rules, periods, strict=True):
                 period = period_of(when, number)
