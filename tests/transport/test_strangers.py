@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,16 +22,19 @@ from storage.limits import KIB
 from taskworker.transport.ticketed_reads import CLIENTS_LIMITS
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.framing import WELCOME_BYTES, Kind, pack_greeting
+from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
+from taskworker.transport.wire.serving import Caller, Method, Style
 from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
 from tests.transport.echo import METHODS, Do, describe, echo_server
 from tests.transport.peers import Peer, call, caller, connect
 
 LIMITS = CLIENTS_LIMITS.strangers or StrangersLimits(0, 0, 0, 0.0)
-# Waits for a line, connects from addresses of its own, prints a line, and stays connected until it is told to end.
+# Waits for a line, connects from addresses of its own, sends something on each connection, prints a line, and stays
+# connected until it is told to end.
 FLOOD = """
 import socket, sys
-host, port, count, hosts = sys.argv[1], *map(int, sys.argv[2:])
+host, port, count, hosts, sent = sys.argv[1], *map(int, sys.argv[2:5]), bytes.fromhex(sys.argv[5])
 sys.stdin.readline()
 connected = []
 for number in range(count):
@@ -37,6 +42,7 @@ for number in range(count):
     connecting.bind((f"127.0.0.{2 + number % hosts}", 0))
     try:
         connecting.connect((host, port))
+        connecting.sendall(sent)
     except OSError:
         pass
     connected.append(connecting)
@@ -64,10 +70,12 @@ def clients_port(clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
 
 
 @contextmanager
-def flood(address: str, count: int, hosts: int = 1, before: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """So many connections of other hosts, which send nothing; before they are made, something happens."""
+def flood(
+    address: str, count: int, hosts: int = 1, before: Callable[[], object] = lambda: None, sent: bytes = b""
+) -> Iterator[None]:
+    """So many connections of other hosts, which send no more than this; before they are made, something happens."""
     host, _, port = address.rpartition(":")
-    command = [sys.executable, "-c", FLOOD, host, port, str(count), str(hosts)]
+    command = [sys.executable, "-c", FLOOD, host, port, str(count), str(hosts), sent.hex()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdin is not None
@@ -151,6 +159,55 @@ def test_some_descriptors_are_left_to_other_ports() -> None:
                 assert answers(stack.enter_context(caller(members_address)), 1) is Kind.ANSWER
             for peer in proven:
                 assert answers(peer, 2) is Kind.ANSWER
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_who_waits_for_memory_is_closed_when_it_must_make_way() -> None:
+    """Though nothing more arrives from it, and no memory is freed."""
+    size = CLIENTS_LIMITS.body_bytes_max
+    beginning = call(1, bytes(size))[:1000]
+    with clients_port(Clock()) as address, ExitStack() as stack:
+        for _ in range(LIMITS.bodies_bytes // size):  # they have all memory that may be had
+            stack.enter_context(caller(address)).send(beginning)
+        before = descriptors()
+        for _ in range(3):
+            stack.enter_context(flood(address, LIMITS.of_host, sent=pack_greeting(1) + beginning))
+            with caller(address):  # all those before it were accepted
+                pass
+        ends_s = time.monotonic() + 10.0
+        while descriptors() - before > LIMITS.of_host + 20:
+            assert time.monotonic() < ends_s, f"{descriptors() - before} descriptors are open"
+            time.sleep(0.01)
+
+
+def test_connections_that_are_being_closed_count() -> None:
+    """However long no thread has time to close those that were ended in favour of others."""
+    goes_on = threading.Event()
+
+    def wait(_body: memoryview, _caller: Caller) -> Parts:
+        goes_on.wait(60.0)
+        return ()
+
+    server = WireServer(
+        {**METHODS, 99: Method("wait", Style.QUICK, wait)}, describe, limits=CLIENTS_LIMITS, clock_s=Clock()
+    )
+    with ExitStack() as stack:
+        stack.callback(server.stop, 0.0)
+        stack.callback(goes_on.set)
+        address = server.start("127.0.0.1:0")
+        for _ in range(CLIENTS_LIMITS.threads):
+            stack.enter_context(caller(address)).send(call(1, method=99))
+        before = descriptors()
+        stack.enter_context(flood(address, 2 * CLIENTS_LIMITS.connections, hosts=8))
+        assert stack.enter_context(contextlib.closing(connect(address))).is_closed()
+        assert descriptors() - before < 1.25 * CLIENTS_LIMITS.connections
+        goes_on.set()
+        with caller(address) as late:
+            assert answers(late, 1) is Kind.ANSWER
 
 
 class One:

@@ -40,13 +40,14 @@ _STREAM_THREADS = 16
 _PAUSE_S = 0.05
 _LOOK_S = 1.0
 _EVENTS = 256
+_BEING_CLOSED = 0.125  # so many more connections, as a part of the limit, may be ended but not closed yet
 
 
 class WireLimits(NamedTuple):
     """What all callers of a server together may use.
 
     Attributes:
-        connections: how many connections there are at once.
+        connections: how many connections there are at once; an eighth more with those that are being closed.
         threads: how many of them are served at the same time.
         bodies_bytes: memory for all calls that are being received or carried out; one of the largest finds room. If
             ``strangers`` are bounded, a host has half of it at most.
@@ -123,7 +124,7 @@ class WireServer:
         self._counting = threading.Lock()
         self._connections: dict[int, AnsweringConnection] = {}
         self._strangers: list[tuple[str, AnsweringConnection]] = []  # by host; the waiting thread's
-        self._refused = 0  # connections for which there were too few descriptors; likewise
+        self._refused = 0  # connections for which there was no room; likewise
         self._epoll = select.epoll()
         self._listening: socket.socket | None = None
         self._stopping = False
@@ -268,6 +269,9 @@ class WireServer:
     def _has_room_for(self, accepted: socket.socket, host: str) -> bool:
         """Whether a new connection may stay; others may be ended in its favour."""
         limits = self._limits
+        if len(self._connections) >= limits.connections + int(limits.connections * _BEING_CLOSED):
+            self._refused += 1
+            return False
         if limits.strangers is not None:
             self._forget_proven()
             stranger = to_drop(self._strangers, host, limits.strangers)
@@ -339,7 +343,7 @@ class WireServer:
         """End connections that are stuck in the middle of something, or idle for too long."""
         self._forget_proven()
         if self._refused:
-            log.warning("%d connections were refused: few descriptors are left, which are for members", self._refused)
+            log.warning("%d connections were refused: too many are open, or few descriptors are left", self._refused)
             self._refused = 0
         now_s = self._clock_s()
         connections = list(self._connections.values())
