@@ -33,6 +33,7 @@ CLIENTS_LIMITS = WireLimits(
     body_bytes_max=TAKING_BYTES_MAX,
     idle_s=30.0,
     # A host may start as many readers at once.
+    of_host=0.5,
     strangers=StrangersLimits(connections=256, of_host=128, bodies_bytes=2 * MIB, proving_s=15.0),
     spares=0.25,
 )

@@ -210,6 +210,33 @@ def test_connections_that_are_being_closed_count() -> None:
             assert answers(late, 1) is Kind.ANSWER
 
 
+def test_one_host_cannot_push_out_others_with_good_calls() -> None:
+    few = CLIENTS_LIMITS._replace(connections=32)
+    server = WireServer(METHODS, describe, limits=few, clock_s=Clock())
+    with ExitStack() as stack:
+        address = server.start("127.0.0.1:0")
+        stack.callback(server.stop, 0.0)
+        idle = stack.enter_context(caller(address))
+        assert answers(idle, 1) is Kind.ANSWER
+        for _ in range(few.connections + 1):
+            peer = stack.enter_context(caller_from("127.0.0.2", address))
+            assert answers(peer, 1) is Kind.ANSWER
+        assert answers(idle, 2) is Kind.ANSWER
+
+
+def test_who_has_proven_something_must_not_be_refused_for_ever() -> None:
+    clock = Clock()
+    with clients_port(clock) as address, caller(address) as refused, caller(address) as luckless:
+        for peer in (refused, luckless):
+            assert answers(peer, 1) is Kind.ANSWER
+        for number in range(2, 30):
+            assert answers(refused, number, Do.REFUSE) is Kind.FAILURE
+            assert answers(luckless, number, Do.REFUSE if number % 10 else Do.ECHO) in (Kind.FAILURE, Kind.ANSWER)
+        clock.now_s += LIMITS.proving_s + 1
+        assert refused.is_closed()
+        assert answers(luckless, 30) is Kind.ANSWER
+
+
 class One:
     def __init__(self, began_s: float) -> None:
         self.began_s = began_s
@@ -224,6 +251,17 @@ def test_the_oldest_of_the_most_crowded_host_makes_way(hosts: list[str], host: s
         of = hosts[int(dropped.began_s)]
         assert hosts.index(of) == dropped.began_s
         assert of == host or hosts.count(of) == max(map(hosts.count, hosts))
+
+
+@contextmanager
+def caller_from(host: str, address: str) -> Iterator[Peer]:
+    """A connection from an address, greeted."""
+    server, _, port = address.rpartition(":")
+    with socket.create_connection((server, int(port)), 10.0, source_address=(host, 0)) as connected:
+        peer = Peer(connected)
+        peer.send(pack_greeting(1))
+        assert len(peer.take(WELCOME_BYTES)) == WELCOME_BYTES
+        yield peer
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from taskworker.transport.wire.framing import (
 from taskworker.transport.wire.outgoing import Outgoing, Parts, SendFailed, length_of
 from taskworker.transport.wire.reading import ConnectionEnded, FrameReader, NotNow
 from taskworker.transport.wire.serving import Method, Resources, Serving, Style
+from taskworker.transport.wire.strangers import Standing
 from taskworker.transport.wire.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class AnsweringConnection:
         began_s: when it was accepted.
         heard_s: when a frame last arrived.
         is_greeted: whether the caller has greeted.
-        is_proven: whether a call of the caller was carried out without an error.
+        standing: whether the caller has shown that it may do something here.
     """
 
     def __init__(
@@ -122,10 +123,11 @@ class AnsweringConnection:
         self._slow_places = _SLOW_MAX
         self._running = self._again = self._yields = False
         self._ended = False
-        self.is_greeted = self.is_proven = False
+        self.is_greeted = False
         self._kept: bytearray | None = None
         self._body: ArrivingBody | None = None
         self.heard_s = self.began_s = self._progress_s = self._clock_s()
+        self.standing = Standing(self.began_s)
         self._progress = 0
 
     # -- what the server asks --------------------------------------------------------------------
@@ -313,7 +315,7 @@ class AnsweringConnection:
             raise WireError(f"a call of {header.length:,} bytes; at most {self._body_bytes_max:,} are taken here")
         if header.call in self._serving or len(self._serving) >= _CALLS_TAKEN_MAX:
             raise WireError(f"call {header.call} is under way already, or one of more than {CALLS_MAX}")
-        memory = self._awaited or (self._memory if self.is_proven else self._of_strangers)
+        memory = self._awaited or (self._memory if self.standing.is_proven else self._of_strangers)
         charge = memory.take(self, header.length + CALL_BYTES)
         self._awaited = memory if charge is None else None
         if charge is None:
@@ -402,7 +404,7 @@ class AnsweringConnection:
             else:
                 self._require_time(serving)
                 parts = cast(Parts, method.serve(serving.body, serving))
-                self.is_proven = True
+                self.standing.succeeded()
                 self._put(serving, parts, LAST)
         except Exception as error:
             self._refuse(serving, error)
@@ -479,6 +481,7 @@ class AnsweringConnection:
         try:
             if isinstance(error, SendFailed):
                 raise error
+            self.standing.failed(self._clock_s())
             text = self._describe(error)[:FAILURE_BYTES_MAX]
             self._send([pack_header(Kind.FAILURE, serving.header.call, len(text)), text])
         except SendFailed:

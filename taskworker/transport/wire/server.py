@@ -17,7 +17,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ class WireLimits(NamedTuple):
         answers_bytes: memory for all answers that callers do not take.
         body_bytes_max: the largest body of a call.
         idle_s: seconds after which a connection without calls is closed.
+        of_host: what part of the connections one host may have.
         strangers: bounds connections on which no call was carried out yet; None: they count as all others do.
         spares: what part of the process's descriptors to leave to others: with fewer free, no connection is accepted.
     """
@@ -64,6 +66,7 @@ class WireLimits(NamedTuple):
     answers_bytes: int = 32 * MIB
     body_bytes_max: int = BODY_BYTES_MAX
     idle_s: float = 600.0  # members close their own idle connections long before
+    of_host: float = 1.0
     strangers: StrangersLimits | None = None
     spares: float = 0.0
 
@@ -123,8 +126,7 @@ class WireServer:
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own
         self._counting = threading.Lock()
         self._connections: dict[int, AnsweringConnection] = {}
-        self._strangers: list[tuple[str, AnsweringConnection]] = []  # by host; the waiting thread's
-        self._refused = 0  # connections for which there was no room; likewise
+        self._refused = 0  # connections for which there was no room; the waiting thread's
         self._epoll = select.epoll()
         self._listening: socket.socket | None = None
         self._stopping = False
@@ -257,7 +259,7 @@ class WireServer:
                 continue
             except OSError as error:  # no descriptors
                 log.warning("a connection could not be accepted: %s", error.strerror)
-                self._drop_one()
+                self._drop_one_of(self._there())
                 time.sleep(_PAUSE_S)  # it is tried again at once
                 return
             host = host_of(peer)
@@ -273,22 +275,28 @@ class WireServer:
             self._refused += 1
             return False
         if limits.strangers is not None:
-            self._forget_proven()
-            stranger = to_drop(self._strangers, host, limits.strangers)
+            stranger = to_drop(self._strangers(), host, limits.strangers)
             if stranger is not None:
                 self._end(stranger)
         # The system gives the lowest free number, so at least as many descriptors are in use.
         if limits.spares and accepted.fileno() >= descriptor_limit() * (1 - limits.spares):
             self._refused += 1
             return False
-        if len(self._connections) < limits.connections:
+        if len(self._connections) < limits.connections * limits.of_host:
             return True
-        there = [each for each in list(self._connections.values()) if not each.has_ended]  # others are being closed
-        return len(there) < limits.connections or self._drop_one()
+        there = self._there()
+        theirs = [each for each in there if each.host == host]
+        if len(theirs) >= limits.connections * limits.of_host:
+            return self._drop_one_of(theirs)
+        return len(there) < limits.connections or self._drop_one_of(there)
 
-    def _forget_proven(self) -> None:
-        """Keep those strangers only that still are some."""
-        self._strangers = [one for one in self._strangers if not one[1].is_proven and not one[1].has_ended]
+    def _there(self) -> list[AnsweringConnection]:
+        """Connections that are not being closed."""
+        return [each for each in list(self._connections.values()) if not each.has_ended]
+
+    def _strangers(self) -> list[tuple[str, AnsweringConnection]]:
+        """Connections of strangers that are not being closed, and their hosts."""
+        return [(each.host, each) for each in self._there() if not each.standing.is_proven]
 
     def _begin(self, accepted: socket.socket, host: str) -> None:
         try:
@@ -306,9 +314,6 @@ class WireServer:
         except OSError as error:  # too many are watched on this machine
             log.warning("a connection could not be served: %s", error.strerror)
             connection.close()
-            return
-        if self._limits.strangers is not None:
-            self._strangers.append((host, connection))
 
     def _methods_for(self, methods: Mapping[int, Method], stream: Stream) -> Mapping[int, Method]:
         """The methods that the caller at the other end of a stream may call."""
@@ -317,14 +322,19 @@ class WireServer:
             return methods
         return {number: method for number, method in methods.items() if number in allowed}
 
-    def _drop_one(self) -> bool:
-        """End a connection in favour of a new one: one of a stranger, or that has been quiet for longest."""
-        connections = list(self._connections.values())
-        quiet = [each for each in connections if not each.is_busy and not each.has_ended]
+    def _drop_one_of(self, connections: Sequence[AnsweringConnection]) -> bool:
+        """End a connection in favour of a new one: that has been quiet for longest.
+
+        If strangers are bounded, it is one of a stranger, or else of the host that has most.
+        """
+        quiet = [each for each in connections if not each.is_busy]
         if not quiet:
             return False
-        knows = self._limits.strangers is not None
-        self._end(min(quiet, key=lambda each: (each.is_proven if knows else each.is_greeted, each.heard_s)))
+        if self._limits.strangers is None:
+            self._end(min(quiet, key=lambda each: (each.is_greeted, each.heard_s)))
+            return True
+        counts = Counter(each.host for each in connections)
+        self._end(min(quiet, key=lambda each: (each.standing.is_proven, -counts[each.host], each.heard_s)))
         return True
 
     def _end(self, connection: AnsweringConnection) -> None:
@@ -335,13 +345,13 @@ class WireServer:
     def _is_overdue(self, connection: AnsweringConnection, now_s: float) -> bool:
         """Whether a connection has been idle for too long, or its caller has not proven itself in time."""
         strangers = self._limits.strangers
-        if strangers is not None and not connection.is_proven and now_s - connection.began_s > strangers.proving_s:
+        standing = connection.standing
+        if strangers is not None and not standing.is_proven and now_s - standing.since_s > strangers.proving_s:
             return True
         return now_s - connection.heard_s > self._limits.idle_s
 
     def _look(self) -> None:
         """End connections that are stuck in the middle of something, or idle for too long."""
-        self._forget_proven()
         if self._refused:
             log.warning("%d connections were refused: too many are open, or few descriptors are left", self._refused)
             self._refused = 0

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+FAILURES_MAX = 16
+"""How many calls in a row may fail until a caller is a stranger again."""
 _NETWORK_BITS = 64  # whoever has one IPv6 address usually has all of its /64
 
 
@@ -25,6 +27,36 @@ class StrangersLimits(NamedTuple):
     of_host: int
     bodies_bytes: int
     proving_s: float
+
+
+class Standing:
+    """What a caller has shown on a connection so far: one of a stranger, until a call was carried out without an error.
+
+    It is one again when :data:`FAILURES_MAX` calls in a row failed.
+
+    Args:
+        now_s: monotonic seconds.
+
+    Attributes:
+        is_proven: whether it is no stranger.
+        since_s: since when it was a stranger the last time.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self.is_proven = False
+        self.since_s = now_s
+        self._failures = 0
+
+    def succeeded(self) -> None:
+        """A call was carried out."""
+        self._failures = 0
+        self.is_proven = True
+
+    def failed(self, now_s: float) -> None:
+        """A call failed."""
+        self._failures += 1
+        if self.is_proven and self._failures >= FAILURES_MAX:
+            self.is_proven, self.since_s = False, now_s
 
 
 class Stranger(Protocol):
