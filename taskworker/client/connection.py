@@ -27,6 +27,7 @@ ResponseT = TypeVar("ResponseT")
 ResponseT_co = TypeVar("ResponseT_co", covariant=True)
 
 _CLOSE_S_MAX = 5.0
+_CLOSED = ("closed channel", "Channel closed")  # in texts of gRPC's ValueError: its checks differ
 
 
 class Connection:
@@ -117,7 +118,7 @@ class Connection:
             return refined(status.decode(error, self.address), self.address, is_encrypted=is_encrypted)
         if isinstance(error, grpc.FutureCancelledError):
             return CallAbandoned("the call was cancelled")
-        if "closed channel" in str(error):
+        if any(text in str(error) for text in _CLOSED):
             return StorageUnavailable("this client is closed; make a new one")
         return error
 

@@ -26,8 +26,11 @@ from storage import (
     VersionNotFound,
 )
 from taskworker import Client
-from taskworker.errors import MessageTooLarge
-from tests.services.conftest import CHUNK
+from taskworker.client.connection import Connection
+from taskworker.client.scope import CallScope
+from taskworker.errors import MessageTooLarge, StorageUnavailable
+from taskworker.protos import store_pb2
+from tests.services.conftest import CHUNK, Raw
 from tests.services.proxy import Proxy
 
 USER = "u1"
@@ -291,6 +294,22 @@ def test_an_open_file_reads_like_a_local_one(client: Client, tmp_path: Path) -> 
             remote.seek(-1)
     with pytest.raises(ValueError, match="closed"):
         remote.read(1)
+
+
+def test_calls_of_a_closed_client_say_so(raw: Raw) -> None:
+    """Of all kinds: gRPC says it in several ways."""
+    connection = Connection("pool", channel=raw.channel)
+    raw.channel.close()
+    request = store_pb2.GetStreamRequest()
+    calls: list[Callable[[], object]] = [
+        lambda: connection.unary(raw.store.Stat, store_pb2.StatRequest(), None),
+        lambda: connection.unary(raw.store.Stat, store_pb2.StatRequest(), None, CallScope()),
+        lambda: connection.receive(raw.store.GetStream, request, None),
+        lambda: connection.exchange(raw.store.PushMany, iter([]), None),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailable, match="this client is closed"):
+            call()
 
 
 def test_an_open_file_keeps_its_version(client: Client) -> None:
