@@ -49,7 +49,7 @@ _READER_BYTES = 16
 _CERTIFICATE_BYTES_MAX = 4 * KIB
 _SIGNATURE_BYTES_MAX = 128
 _REMEMBERED = 128
-_AHEAD_MS_MAX = 1000
+_NUMBERS = 1 << 20  # more than tickets can be signed in a millisecond
 _SIGNED = b"TaskWorker ticket\0"
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
@@ -133,7 +133,7 @@ class TicketIssuer:
         self._lock = threading.Lock()
         self._signer: _Signer | None = None
         self._readers = secrets.token_bytes(32)
-        self._last_ms = 0
+        self._number = 0
 
     @property
     def authorities_pem(self) -> bytes:
@@ -153,7 +153,7 @@ class TicketIssuer:
             objects: ids of the chunks, at most :data:`OBJECTS_MAX`.
             bytes_max: how many bytes of payloads each worker may send.
         """
-        signer, authority, now_ms = self._present(), self._authority(), self._new_ms()
+        signer, authority, now_ms = self._present(), self._authority(), self._now_ms()
         body = msgspec.msgpack.encode(
             _Body(
                 format=_FORMAT,
@@ -165,19 +165,21 @@ class TicketIssuer:
                 objects=b"".join(objects),
                 bytes_max=bytes_max,
                 issued_ms=now_ms,
-                expires_ms=now_ms + int(VALID_S * 1000),
+                expires_ms=now_ms + int(VALID_S * 1000) + self._next_number(),
             )
         )
         signature = signer.key.sign(_SIGNED + body, _ALGORITHM)
         return msgspec.msgpack.encode(_Signed(body, signature, signer.certificate))
 
-    def _new_ms(self) -> int:
-        """The time; no other ticket has it, as workers would count the bytes of equal tickets together."""
+    def _next_number(self) -> int:
+        """What makes a ticket differ from all others, as workers count the bytes of equal tickets together.
+
+        It is added to the time of expiry, which it does not change: no ticket is valid for longer than
+        :data:`VALID_S` after it was issued. Fields of its own would be refused by workers of former releases.
+        """
         with self._lock:
-            now_ms = self._now_ms()
-            is_near = 0 <= self._last_ms - now_ms < _AHEAD_MS_MAX  # otherwise, the clock was set back
-            self._last_ms = self._last_ms + 1 if is_near else now_ms
-            return self._last_ms
+            self._number = (self._number + 1) % _NUMBERS
+            return self._number
 
     def _present(self) -> _Signer:
         authority = self._authority()

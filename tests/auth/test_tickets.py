@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,15 @@ def test_no_two_tickets_are_equal_whatever_clocks_say(authority: Authority) -> N
     now[0] -= 3_600_000
     ticket = check(issuer.issue("alice", [W1], 4, 6, OBJECTS, 1000))
     assert ticket.issued_ms == now[0]
+
+
+def test_no_two_tickets_are_equal_however_many_are_issued(authority: Authority) -> None:
+    start_ms, calls = wall_ms(), itertools.count()
+    issuer = TicketIssuer(lambda: authority, lambda: start_ms + next(calls) // 4)
+    check = checker(authority, now_ms=lambda: start_ms).check
+    tickets = [check(issuer.issue("alice", [W1], 4, 6, OBJECTS, 1000)) for _ in range(2500)]
+    assert len({ticket.digest for ticket in tickets}) == 2500
+    assert {ticket.expires_ms - ticket.issued_ms for ticket in tickets} == {int(VALID_S * 1000)}
 
 
 def test_neither_another_pool_nor_a_worker_can_issue_tickets(authority: Authority, tmp_path: Path) -> None:
