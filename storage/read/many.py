@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from storage.activity import Activity
 from storage.batching import batched_by_size
-from storage.errors import DataLossError, ShardsUnavailable, StorageError, StoreClosed
+from storage.errors import DataLossError, ShardsUnavailable, StorageError
 from storage.formats.manifest import plain_id, stored_id
 from storage.formats.sealed_nodes import LoadObject, manifest_of
 from storage.formats.versions import StoredVersion
@@ -18,6 +18,7 @@ from storage.outcomes import GetOutcome
 from storage.read.reader import VersionStream
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import chunk_stripe
+from storage.submitting import submitted
 
 _TOGETHER_BYTES = 4 * MIB  # of one batch, of which up to three are in memory for a call
 _TOGETHER_MAX = 128
@@ -109,10 +110,10 @@ class ManyReader:
 
     def _submit(self, batch: list[Wanted]) -> Future[bool]:
         try:
-            return self._workers.submit(self._read_batch, batch)
-        except RuntimeError as error:  # the executor was shut down
+            return submitted("the store was closed while files were being read", self._workers, self._read_batch, batch)
+        except BaseException:  # it never runs
             _end(batch)
-            raise StoreClosed("the store was closed while files were being read") from error
+            raise
 
     def _read_batch(self, batch: list[Wanted]) -> bool:
         """Read the small files of a batch; return whether that succeeded for all."""

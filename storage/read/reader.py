@@ -12,7 +12,7 @@ from cachetools import LRUCache
 
 from storage.activity import Activity
 from storage.budget import Budget
-from storage.errors import DataLossError, ShardsUnavailable, StoreClosed
+from storage.errors import DataLossError, ShardsUnavailable
 from storage.formats.manifest import FAN_OUT, Manifest, RootNode, plain_id, stored_id
 from storage.formats.versions import Version
 from storage.keys import Kind, StripeKey
@@ -22,6 +22,7 @@ from storage.sealing.objects import OVERHEAD_BYTES
 from storage.sealing.user_keys import UserKeys
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import chunk_stripe
+from storage.submitting import submitted
 from storage.system.forks import HomeProcess
 
 T = TypeVar("T")
@@ -335,10 +336,7 @@ class VersionStream(io.RawIOBase):
 
     def _submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
         self._home.check()
-        try:
-            return self._workers.submit(work, *arguments)
-        except RuntimeError as error:  # the executor was shut down
-            raise StoreClosed("the store was closed while a file was being read") from error
+        return submitted("the store was closed while a file was being read", self._workers, work, *arguments)
 
     def _wanted(self, index: int, target: memoryview | None = None) -> ContentRead:
         """A read of a chunk, into new memory by default."""

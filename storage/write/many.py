@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from storage.errors import InvalidArgument, StorageError, StoreClosed
+from storage.errors import InvalidArgument, StorageError, StoreClosed, StoreUnavailable
 from storage.keys import StripeKey
 from storage.limits import MIB, BytesLike
 from storage.outcomes import PushOutcome
 from storage.shards import Shard
+from storage.submitting import submitted
 from storage.system.forks import HomeProcess
 from storage.write.context import PushContext
 from storage.write.pending import PendingVersion
@@ -219,11 +220,11 @@ class ManyPush:
 
     def _start(self) -> None:
         try:
-            self._context.committer.submit(self._commit_waiting)
-        except RuntimeError:  # the executor was shut down
+            submitted("the store was closed during the push", self._context.committer, self._commit_waiting)
+        except (StoreClosed, StoreUnavailable) as error:  # it never runs
             with self._changed:
                 self._committing = False
-            self._drop(StoreClosed("the store was closed during the push"))
+            self._drop(error)
 
     def _commit_waiting(self) -> None:
         """Commit batches until nothing waits. Runs in one thread at a time."""

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from storage.catalog import DESTROYED_KEYS, USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreClosed, StoreFull
+from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreClosed, StoreFull, StoreUnavailable
 from storage.fleet.fleet import Fleet
 from storage.formats.manifest import object_id
 from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
@@ -28,6 +28,7 @@ from storage.sealing.master_keys import MasterKeys
 from storage.sealing.user_keys import KEY_ID_BYTES, UserKey, UserKeys
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
 from storage.stripes.stripes import metadata_stripe
+from storage.submitting import submitted
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ class UserKeyStore:
 
         Raises:
             StoreClosed: the store is being closed.
+            StoreUnavailable: the machine has no thread for it.
         """
         gifts = self._give_each(slots)
         wait([gift.ended for gift in gifts])
@@ -262,12 +264,12 @@ class UserKeyStore:
                 return gift
             self._giving.add(slot)
         try:
-            self._givers.submit(self._give_all, slot)
-        except RuntimeError:  # the executor was shut down
+            submitted("the store is closed", self._givers, self._give_all, slot)
+        except (StoreClosed, StoreUnavailable) as error:  # it never runs
             with self._waiting:
                 self._giving.discard(slot)
                 self._next.pop(slot, None)
-            gift.given.set_exception(StoreClosed("the store is closed"))
+            gift.given.set_exception(error)
             gift.ended.set_result(None)
         return gift
 

@@ -67,17 +67,25 @@ def direct() -> Iterator[DirectReads]:
     direct.close()
 
 
-@pytest.fixture
-def address(members: Members, tmp_path: Path) -> Iterator[str]:
+@contextmanager
+def served_content(members: Members, directory: Path) -> Iterator[str]:
     """Where a worker serves clients that has the content, without TLS."""
-    volume = open_volume(tmp_path / "volume")
+    volume = open_volume(directory / "volume")
     volume.append([Shard(shard_key(STRIPE, 0), len(CONTENT), blake3(CONTENT).digest(), CONTENT)])
     port = ClientsPort("w1", lambda: (volume, "i1"), None)
     port.trust(members.authority.certificates_pem)
     port.start("127.0.0.1:0", POOL, 0)
-    yield port.address
-    port.stop(0.0)
-    volume.close()
+    try:
+        yield port.address
+    finally:
+        port.stop(0.0)
+        volume.close()
+
+
+@pytest.fixture
+def address(members: Members, tmp_path: Path) -> Iterator[str]:
+    with served_content(members, tmp_path) as address:
+        yield address
 
 
 class Silent(NamedTuple):

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from storage import Version
-from storage.errors import StorageError, StoreClosed
+from storage.errors import StorageError, StoreClosed, StoreUnavailable
 from storage.reports import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline, retried
@@ -29,7 +29,7 @@ _BATCHES_AHEAD = 2  # besides the one that is waited for
 _RENEWED_S = 60.0  # a page is asked for again so long before its ticket expires
 
 # The file may be read from workers another time.
-_PASSING = (StorageUnavailable, StoreClosed, DeadlineExceeded, CallAbandoned)
+_PASSING = (StorageUnavailable, StoreUnavailable, StoreClosed, DeadlineExceeded, CallAbandoned)
 
 Place = Callable[[int, int], memoryview]
 """Returns memory for bytes of the range: where they begin, and how many they are."""

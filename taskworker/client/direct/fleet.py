@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from storage.clocks import monotonic_s
 from storage.erasure import ErasureProfile
-from storage.errors import StorageError, StoreClosed, StoreReadOnly
+from storage.errors import StorageError, StoreReadOnly
 from storage.fleet.fleet import Fleet, Placement
 from storage.keys import StripeKey, data_shards, shard_count
 from storage.shards import Shard, ShardStore, VolumeFailed
+from storage.submitting import submitted
 from taskworker.client.direct.page import Holder, Page
 from taskworker.client.direct.pauses import pause_s
 from taskworker.client.direct.reader import Granting, granted_now
@@ -73,6 +74,7 @@ class TicketedFleet(Fleet[Any]):
 
         Raises:
             StoreClosed: the client is closed.
+            StoreUnavailable: the machine has no thread to connect with.
             StorageError: whatever ``await_all`` raises.
         """
         slots = self._connect_all(page, await_all)
@@ -115,10 +117,8 @@ class TicketedFleet(Fleet[Any]):
             return None
         attempt = self._attempts.get(slot)
         if attempt is None:
-            try:
-                ends = self._connecting.submit(self._join, holder, slot, page)
-            except RuntimeError as error:
-                raise StoreClosed("the client was closed while a file was being read") from error
+            closed = "the client was closed while a file was being read"
+            ends = submitted(closed, self._connecting, self._join, holder, slot, page)
             attempt = self._attempts[slot] = _Attempt(ends, now_s)
         return attempt
 
@@ -129,7 +129,7 @@ class TicketedFleet(Fleet[Any]):
             volume = self._connected(holder, slot, page)
         finally:  # whatever happened, others try again
             with self._lock:
-                del self._attempts[slot]
+                self._attempts.pop(slot, None)  # whoever began it may have been interrupted before noting it
                 is_closed = self._closed
                 if volume is None:
                     self._note_failure(slot)

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TypeVar
 
-from storage.errors import StorageError, StoreClosed
+from storage.errors import StorageError
 from storage.keys import object_id_of
 from storage.runtime import Runtime
 from storage.shards import VolumeUnavailable
 from storage.stripes.contents import ContentRead, Contents
 from storage.stripes.stripes import StripeStore
+from storage.submitting import submitted
 from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
@@ -88,11 +89,9 @@ class DirectReads:
 
         Raises:
             StoreClosed: the client is closed.
+            StoreUnavailable: the machine has no thread for it.
         """
-        try:
-            return self._readers.submit(work, *arguments)
-        except RuntimeError as error:
-            raise StoreClosed("the client was closed while a file was being read") from error
+        return submitted("the client was closed while a file was being read", self._readers, work, *arguments)
 
     def read(self, reader: Reader, entered: Entered, first: int, targets: Sequence[memoryview]) -> None:
         """Read chunks of a page.

@@ -9,8 +9,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreClosed, StoreUnavailable
 from storage.keys import ShardKey
+from storage.submitting import submitted
 from taskworker.client.direct.reader import Cancel, Done, current_reader, granted_now
 from taskworker.transport.fetches import Outcome
 from taskworker.transport.shard_calls import NotAnswered
@@ -87,8 +88,8 @@ class _Repeated:
             self._done(outcome)
             return
         try:
-            self._threads.submit(self._context.run, self._again, outcome)
-        except RuntimeError:  # the client was closed
+            submitted("the client is closed", self._threads, self._context.run, self._again, outcome)
+        except (StoreClosed, StoreUnavailable):  # it is not tried again
             self._done(outcome)
 
     def _again(self, former: NotAnswered) -> None:
