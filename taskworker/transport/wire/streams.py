@@ -22,6 +22,7 @@ from typing import Protocol
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
+from taskworker.transport.wire.connecting import connect_in_time
 
 WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
@@ -222,7 +223,7 @@ def dial_socket(address: str, within_s: float) -> socket.socket:
     path, host, port = split_address(address)
     if path is None:
         try:
-            return socket.create_connection((host, port), within_s)
+            return connect_in_time(host, port, within_s)
         except UnicodeError:
             raise InvalidArgument(f"address {address[:100]!r} has no host that there could be") from None
     connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
