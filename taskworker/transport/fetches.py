@@ -49,6 +49,7 @@ class Fetch:
         done: called once with the outcome, also of a fetch that was cancelled; by any thread, and must not wait.
         asking: how to ask.
         lane: the connection to use; None: one for its size.
+        left_s: for how many seconds the caller still waits until the request is sent. It is asked again and again.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Fetch:
         "_done",
         "_into",
         "_lane",
+        "_left_s",
         "_message",
         "_number",
         "_states",
@@ -73,7 +75,9 @@ class Fetch:
         done: Callable[[Outcome], None],
         asking: Asking = as_member,
         lane: Lane | None = None,
+        left_s: Callable[[], float] | None = None,
     ) -> None:
+        self._left_s = left_s
         self._calls = calls
         self._asking = asking
         self._wanted = wanted
@@ -91,10 +95,11 @@ class Fetch:
 
         Raises:
             VolumeFailed: it cannot be sent.
+            VolumeUnavailable: the caller's time was over before.
         """
         self._calls.check_usable()
         call, request = self._asking(self._wanted)
-        self._connection, self._number = self._calls.send(call, request, self, self._lane)
+        self._connection, self._number = self._calls.send(call, request, self, self._lane, left_s=self._left_s)
 
     def cancel(self) -> None:
         """Give the fetch up. Once this returns, nothing is written to the memory any more."""
@@ -145,6 +150,7 @@ def begin_fetches(
     absent: Collection[ShardKey] = (),
     asking: Asking = as_member,
     lane: Lane | None = None,
+    left_s: Callable[[], float] | None = None,
 ) -> Callable[[], None]:
     """Begin to fetch any number of payloads; see :meth:`storage.shards.port.ShardStore.begin_fetch`.
 
@@ -156,6 +162,7 @@ def begin_fetches(
         absent: those of the shards that need not be asked for, as the worker does not have them.
         asking: how to ask.
         lane: the connection to use; None: one for the size of what is fetched.
+        left_s: see :class:`Fetch`.
     """
     if absent:
         there = [key not in absent for key, _ in wanted]
@@ -167,7 +174,7 @@ def begin_fetches(
     at = 0
     try:
         for number, batch in enumerate(batches):
-            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number), asking, lane)
+            fetch = Fetch(calls, batch, into[at : at + len(batch)], partial(joint.note, number), asking, lane, left_s)
             fetch.begin()
             fetches.append(fetch)
             at += len(batch)

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -21,7 +21,16 @@ from taskworker.errors import TicketRefused
 from taskworker.rpc import status
 from taskworker.transport.frames import COUNT_MAX, MESSAGE_BYTES_MAX, Call
 from taskworker.transport.wire.answers import ManyAnswers, OneAnswer, Refused
-from taskworker.transport.wire.connection import IDLE_S, Answer, CallsLost, Connection, Poller, Unused
+from taskworker.transport.wire.connection import (
+    IDLE_S,
+    Answer,
+    CallsLost,
+    Connection,
+    OutOfTime,
+    Poller,
+    Unused,
+    asked_again_s,
+)
 from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.reading import ConnectionEnded
@@ -133,12 +142,26 @@ class ShardCalls:
         """Number of bytes received on all connections that there are."""
         return sum([connection.received for connection in list(self._lanes.values())])
 
-    def _lane(self, lane: Lane) -> Connection:
+    @contextmanager
+    def _dialling_alone(self, left_s: Callable[[], float] | None) -> Iterator[None]:
+        """A context in which no other thread dials.
+
+        Raises:
+            OutOfTime: the caller's time was over before.
+        """
+        while not self._dialling.acquire(timeout=-1 if left_s is None else asked_again_s(left_s)):
+            pass
+        try:
+            yield
+        finally:
+            self._dialling.release()
+
+    def _lane(self, lane: Lane, left_s: Callable[[], float] | None = None) -> Connection:
         """The connection of a lane; dials if there is none, or if it was closed because nobody used it."""
         connection = self._lanes.get(lane)
         if connection is not None and connection.is_usable:
             return connection
-        with self._dialling:
+        with self._dialling_alone(left_s):
             connection = self._lanes.get(lane)
             if connection is None or not connection.is_usable:
                 if self.failure is not None:
@@ -216,6 +239,7 @@ class ShardCalls:
         lane: Lane,
         timeout_s: float | None = None,
         limit_s: float | None = None,
+        left_s: Callable[[], float] | None = None,
     ) -> tuple[Connection, int]:
         """Send a call; return the connection and the number of the call there. Works also while it is being closed.
 
@@ -226,29 +250,44 @@ class ShardCalls:
             lane: the connection to use.
             timeout_s: seconds without a sign of life; default: that of this object.
             limit_s: seconds for the whole call, see :meth:`Connection.call`.
+            left_s: for how many seconds the caller still waits until it is sent; likewise.
 
         Raises:
             VolumeFailed: it cannot be sent.
+            VolumeUnavailable: the caller's time was over before.
         """
+        patience_s = timeout_s or self.timeout_s
         try:
             for _ in range(_DIALS_MAX):
-                connection = self._lane(lane)
+                connection = self._lane(lane, left_s)
                 with suppress(Unused):
-                    return connection, connection.call(call, request, answer, timeout_s or self.timeout_s, limit_s)
+                    return connection, connection.call(call, request, answer, patience_s, limit_s, left_s)
+        except OutOfTime:
+            raise self._not_asked() from None
         except (OSError, WireError) as error:
             raise self.meaning(error, call) from None
         raise self.meaning(ConnectionEnded("it closes every connection"), call)
 
-    def connect(self, lane: Lane) -> None:
+    def connect(self, lane: Lane, left_s: Callable[[], float] | None = None) -> None:
         """Connect a lane, if it is not.
+
+        Args:
+            lane: the connection.
+            left_s: for how many seconds the caller still waits while others connect. It is asked again and again.
 
         Raises:
             VolumeFailed: nobody answers, or not who was expected.
+            VolumeUnavailable: the caller's time was over before.
         """
         try:
-            self._lane(lane)
+            self._lane(lane, left_s)
+        except OutOfTime:
+            raise self._not_asked() from None
         except (OSError, WireError) as error:
             raise self.meaning(error) from None
+
+    def _not_asked(self) -> VolumeUnavailable:
+        return VolumeUnavailable(f"the caller's time was over before worker {self.name} could be asked")
 
     def await_room(self, lane: Lane, size: int, within_s: float) -> bool:
         """Wait until a request of this size can be sent without waiting; return False if the time ran out first."""

@@ -60,6 +60,7 @@ class TicketedVolume:
         poller: receives for the connections.
         dial: connects to an address.
         clock_s: monotonic seconds.
+        left_s: for how many seconds the calling thread still waits until a request is sent; asked again and again.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class TicketedVolume:
         poller: Poller = SHARED,
         dial: Dial = dial,
         clock_s: Callable[[], float] = time.monotonic,
+        left_s: Callable[[], float] | None = None,
     ) -> None:
+        self._left_s = left_s
         self._name = name
         self._number = number
         self._find = find
@@ -85,7 +88,7 @@ class TicketedVolume:
         Raises:
             VolumeFailed: nobody answers there, or not who was expected.
         """
-        self._calls.connect(_LANE)
+        self._calls.connect(_LANE, self._left_s)
 
     def begin_fetch(
         self,
@@ -98,7 +101,8 @@ class TicketedVolume:
         named = dict.fromkeys(ticket for ticket in tickets if ticket)
         if len(named) <= 1:
             absent = [key for (key, _), ticket in zip(wanted, tickets, strict=True) if not ticket]
-            return begin_fetches(self._calls, wanted, into, done, absent, _asking(next(iter(named), b"")), _LANE)
+            asking = _asking(next(iter(named), b""))
+            return begin_fetches(self._calls, wanted, into, done, absent, asking, _LANE, self._left_s)
         # Objects may have tickets of their own.
         several = Several(len(named), len(wanted), done)
         cancels: list[Callable[[], None]] = []
@@ -107,7 +111,8 @@ class TicketedVolume:
                 at = [position for position, other in enumerate(tickets) if other == ticket]
                 some, places = [wanted[one] for one in at], [into[one] for one in at]
                 told = partial(several.note, at)
-                cancels.append(begin_fetches(self._calls, some, places, told, (), _asking(ticket), _LANE))
+                asking = _asking(ticket)
+                cancels.append(begin_fetches(self._calls, some, places, told, (), asking, _LANE, self._left_s))
         except StorageError:
             for each in cancels:
                 each()

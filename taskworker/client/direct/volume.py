@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -29,7 +30,7 @@ class WorkerVolume(TicketedVolume):
     """
 
     def __init__(self, address: str, name: str, number: int, threads: Executor, **options: Any) -> None:
-        super().__init__(address, name, number, granted_now, **options)
+        super().__init__(address, name, number, granted_now, left_s=_left_s, **options)
         self._threads = threads
 
     def begin_fetch(
@@ -45,10 +46,16 @@ class WorkerVolume(TicketedVolume):
         """
 
         def begin(done: Done) -> Cancel:
-            return _Repeated(partial(fetch, wanted, into), done, self._threads).begin()
+            return _Repeated(partial(fetch, wanted, into), self.connect, done, self._threads).begin()
 
         fetch, reader = super().begin_fetch, current_reader()
         return begin(done) if reader is None else reader.begin(begin, done)
+
+
+def _left_s() -> float:
+    """For how many seconds the get for which this thread reads still waits."""
+    reader = current_reader()
+    return math.inf if reader is None else reader.within_s(math.inf)
 
 
 class _Repeated:
@@ -56,12 +63,16 @@ class _Repeated:
 
     Args:
         fetch: begins it.
+        connect: connects to the worker, if there is no connection.
         done: see :meth:`TicketedVolume.begin_fetch`.
         threads: threads in which it is tried again.
     """
 
-    def __init__(self, fetch: Callable[[Done], Cancel], done: Done, threads: Executor) -> None:
+    def __init__(
+        self, fetch: Callable[[Done], Cancel], connect: Callable[[], None], done: Done, threads: Executor
+    ) -> None:
         self._fetch = fetch
+        self._connect = connect
         self._done = done
         self._threads = threads
         self._context = copy_context()  # for whom it is
@@ -94,11 +105,18 @@ class _Repeated:
 
     def _again(self, former: NotAnswered) -> None:
         outcome: StorageError = former
+        is_connected = False
+        try:
+            if not self._cancelled:
+                self._connect()  # before, so that whoever cancels it meanwhile need not wait for that
+            is_connected = True
+        except StorageError as error:
+            outcome = error
         with self._lock:
             if self._cancel is None:
                 return  # it could not begin, and its caller knows
             self._cancel()  # a part of it may be under way on another connection
-            if not self._cancelled:
+            if is_connected and not self._cancelled:
                 try:
                     self._cancel = self._fetch(self._done)
                     return

@@ -48,6 +48,7 @@ IDLE_S = 60.0
 _LOSSES_IN_A_ROW_S = 1 + 2 + 4  # three retransmissions are lost, in multiples of the first wait for one
 _PATIENCE_TIMES_MAX = 2.0  # a peer that confirms slowly on purpose gains no more
 _RECEIVED_TOGETHER_BYTES = MIB
+_ASKED_AGAIN_S = 0.1
 
 
 class Answer(Protocol):
@@ -135,12 +136,28 @@ class Unused(ConnectionEnded):
     """The connection ended while nobody used it, or before anything was answered. Another one can be made."""
 
 
+class OutOfTime(Exception):
+    """The caller's time was over before its call was sent. Nothing is wrong with the connection."""
+
+
 class CallsLost(ConnectionError):
     """A connection failed because nothing was heard of a call in time."""
 
     def __init__(self, waited_s: float) -> None:
         super().__init__(f"nothing was heard for {waited_s:g} s")
         self.waited_s = waited_s
+
+
+def asked_again_s(left_s: Callable[[], float]) -> float:
+    """For how long to wait until a caller is asked again whether it still waits.
+
+    Raises:
+        OutOfTime: it does not.
+    """
+    now_left_s = left_s()
+    if now_left_s <= 0:
+        raise OutOfTime
+    return min(now_left_s, _ASKED_AGAIN_S)
 
 
 class Connection:
@@ -213,7 +230,13 @@ class Connection:
         return self._reader.received
 
     def call(
-        self, method: int, body: Sequence[BytesLike], answer: Answer, patience_s: float, limit_s: float | None = None
+        self,
+        method: int,
+        body: Sequence[BytesLike],
+        answer: Answer,
+        patience_s: float,
+        limit_s: float | None = None,
+        left_s: Callable[[], float] | None = None,
     ) -> int:
         """Send a call, once the window has room for it.
 
@@ -225,12 +248,14 @@ class Connection:
                 times as many where it takes TCP long to notice losses.
             limit_s: seconds for the whole call; default: as much more as its bytes take at 16 KiB/s.
                 `math.inf`: no limit.
+            left_s: for how many seconds the caller still waits for room; asked again and again. None: for ever.
 
         Returns:
             The number of the call, for :meth:`cancel`.
 
         Raises:
             CallsLost: there was no room for it in time.
+            OutOfTime: the caller's time was over before.
             OSError, WireError: the connection has ended, or did so while the caller waited.
         """
         size = bytes_of(body)
@@ -238,10 +263,10 @@ class Connection:
             # All that is under way may have to be sent first. A connection that gets nowhere fails by itself before.
             until_s = self._clock_s() + patience_s + self._slowest_s(self._size + size)
             while self._ended is None and self._is_crowded(size):
-                left_s = until_s - self._clock_s()
-                if left_s <= 0:
+                room_s = until_s - self._clock_s()
+                if room_s <= 0:
                     raise CallsLost(patience_s)
-                self._room.wait(left_s)
+                self._room.wait(room_s if left_s is None else min(room_s, asked_again_s(left_s)))
             if self._ended is not None:
                 raise self._ended
             self._size += size
