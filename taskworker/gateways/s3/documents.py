@@ -28,6 +28,26 @@ _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&q
 }
 
 
+def number_in(text: str, name: str, least: int, most: int) -> int:
+    """The number that an element has as its text.
+
+    Args:
+        text: of the element.
+        name: its name.
+        least: the smallest number that it may be, 0 or more.
+        most: the largest one.
+
+    Raises:
+        S3Error: it is no number, or another one.
+    """
+    digits = text.strip()
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not least <= int(digits) <= most:
+        raise S3Error(
+            "InvalidArgument", f"{name} must be a number from {least} to {most}", ArgumentName=name, ArgumentValue=text
+        )
+    return int(digits)
+
+
 def rendered(root: Node, *, namespace: bool = True) -> bytes:
     """A document with this root."""
     name, content = root

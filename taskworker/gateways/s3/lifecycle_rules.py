@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from cachetools import LRUCache
 
-from taskworker.gateways.s3.documents import Node, needed, text_of
+from taskworker.gateways.s3.documents import Node, needed, number_in, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.metadata import TAGS_MAX, checked_tags
 from taskworker.gateways.s3.names import KEY_BYTES_MAX
@@ -250,7 +250,7 @@ def _conditions(element: Element, *, lists_tags: bool) -> dict[str, Any]:
         found["Tag"] = tags if lists_tags else tags[0]
     for name in _SIZES:
         if (text := text_of(element, name)) is not None:
-            found[name] = _number(text, name, int(name == _SIZES[1]), _SIZE_MAX)
+            found[name] = number_in(text, name, int(name == _SIZES[1]), _SIZE_MAX)
     if found.get(_SIZES[0], -1) + 1 >= found.get(_SIZES[1], _SIZE_MAX):
         raise S3Error("InvalidRequest", f"{_SIZES[1]} must be larger than {_SIZES[0]}, with a size between them")
     return found
@@ -261,7 +261,7 @@ def _expiration(element: Element) -> dict[str, Any]:
     if len(element) != 1:
         raise S3Error("MalformedXML", "Expiration needs one of Days, Date and ExpiredObjectDeleteMarker")
     if (days := text_of(element, "Days")) is not None:
-        return {"Days": _number(days, "Days", 1, _DAYS_MAX)}
+        return {"Days": number_in(days, "Days", 1, _DAYS_MAX)}
     if (date := text_of(element, "Date")) is not None:
         try:
             midnight_ms = _date_ms(date.strip())
@@ -278,31 +278,22 @@ def _expiration(element: Element) -> dict[str, Any]:
 
 def _noncurrent(element: Element) -> dict[str, Any]:
     _check_children(element, ("NoncurrentDays", "NewerNoncurrentVersions"))
-    found = {"NoncurrentDays": _number(needed(element, "NoncurrentDays"), "NoncurrentDays", 1, _DAYS_MAX)}
+    found = {"NoncurrentDays": number_in(needed(element, "NoncurrentDays"), "NoncurrentDays", 1, _DAYS_MAX)}
     if (text := text_of(element, "NewerNoncurrentVersions")) is not None:
-        found["NewerNoncurrentVersions"] = _number(text, "NewerNoncurrentVersions", 1, _NEWER_MAX)
+        found["NewerNoncurrentVersions"] = number_in(text, "NewerNoncurrentVersions", 1, _NEWER_MAX)
     return found
 
 
 def _abort(element: Element) -> dict[str, Any]:
     _check_children(element, ("DaysAfterInitiation",))
     days = needed(element, "DaysAfterInitiation")
-    return {"DaysAfterInitiation": _number(days, "DaysAfterInitiation", 1, _DAYS_MAX)}
+    return {"DaysAfterInitiation": number_in(days, "DaysAfterInitiation", 1, _DAYS_MAX)}
 
 
 def _prefix(text: str) -> str:
     if len(text.encode("utf-8", "surrogatepass")) > KEY_BYTES_MAX:
         raise S3Error("InvalidRequest", f"a prefix may have at most {KEY_BYTES_MAX} bytes")
     return text
-
-
-def _number(text: str, name: str, least: int, most: int) -> int:
-    digits = text.strip()
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not least <= int(digits) <= most:
-        raise S3Error(
-            "InvalidArgument", f"{name} must be a number from {least} to {most}", ArgumentName=name, ArgumentValue=text
-        )
-    return int(digits)
 
 
 def _date_ms(text: str) -> int:

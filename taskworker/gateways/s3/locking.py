@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from storage import Version
 from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
-from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
+from taskworker.gateways.s3.documents import Node, needed, number_in, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.locks import MODES, Lock, bypasses_governance, change_lock, lock_of, until_in
+from taskworker.gateways.s3.locks import MODES, bypasses_governance, change_lock, lock_of, until_in
 from taskworker.gateways.s3.objects import found
 from taskworker.gateways.s3.steadiness import alone
 from taskworker.gateways.s3.times import iso
@@ -47,7 +46,7 @@ def put_configuration(call: Call, buckets: Buckets, body: bytes) -> Reply:
         if (days is None) == (years is None):
             raise S3Error("MalformedXML", "DefaultRetention needs either Days or Years")
         name, text, most = ("Days", days, _DAYS_MAX) if days is not None else ("Years", years, _YEARS_MAX)
-        default[name] = _period(text or "", name, most)
+        default[name] = number_in(text or "", name, 1, most)
 
     def changed(bucket: Bucket) -> Bucket:
         if bucket.versioning != ENABLED:
@@ -76,7 +75,7 @@ def put_retention(call: Call, buckets: Buckets, body: bytes) -> Reply:
         mode = _mode(needed(root, "Mode"))
         until_ms = until_in(needed(root, "RetainUntilDate"), call.now_ms)
     bypasses = bypasses_governance(call)
-    _change(call, version, lambda lock: lock.changed_to(mode, until_ms, call.now_ms, bypasses=bypasses))
+    change_lock(call, version, lambda lock: lock.changed_to(mode, until_ms, call.now_ms, bypasses=bypasses))
     return Reply(200)
 
 
@@ -94,7 +93,7 @@ def put_hold(call: Call, buckets: Buckets, body: bytes) -> Reply:
     status = needed(parsed(body, "LegalHold"), "Status")
     if status not in ("ON", "OFF"):
         raise S3Error("MalformedXML", "Status must be ON or OFF")
-    _change(call, version, lambda lock: replace(lock, hold=status == "ON"))
+    change_lock(call, version, lambda lock: replace(lock, hold=status == "ON"))
     return Reply(200)
 
 
@@ -104,18 +103,7 @@ def _locked(call: Call, buckets: Buckets) -> Version:
     return found(call, call.filename, call.parameters.get("versionId"))[0]
 
 
-def _change(call: Call, version: Version, changed: Callable[[Lock], Lock]) -> None:
-    change_lock(call, version, changed)
-
-
 def _mode(text: str) -> str:
     if text not in MODES:
         raise S3Error("MalformedXML", f"Mode must be {' or '.join(MODES)}")
     return text
-
-
-def _period(text: str, name: str, most: int) -> int:
-    digits = text.strip()
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 9 or not 1 <= int(digits) <= most:
-        raise S3Error("InvalidArgument", f"{name} must be a number from 1 to {most}", ArgumentName=name)
-    return int(digits)

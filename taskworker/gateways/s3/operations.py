@@ -33,16 +33,10 @@ _LONG = frozenset(("CompleteMultipartUpload", "CopyObject", "UploadPartCopy"))
 """Those whose error may follow a status of 200: of others, programs do not look for it there."""
 
 
-_FOR_GUESTS = frozenset(
-    (
-        *("GetObject", "HeadObject", "GetObjectAttributes", "GetObjectTagging"),
-        *("ListObjects", "ListObjectsV2", "ListObjectVersions", "HeadBucket", "GetBucketLocation"),
-    )
-)
-"""Those that grants let other users do."""
-
 _FOR_ANYBODY = frozenset(("GetObject", "HeadObject", "ListObjects", "ListObjectsV2", "HeadBucket", "GetBucketLocation"))
 """Those that anybody can do in a public bucket."""
+_FOR_GUESTS = _FOR_ANYBODY | {"GetObjectAttributes", "GetObjectTagging", "ListObjectVersions"}
+"""Those that grants let other users do."""
 
 
 class Operation(NamedTuple):
