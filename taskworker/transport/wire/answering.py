@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from storage.limits import KIB, MIB
 from taskworker.errors import CallAbandoned
-from taskworker.transport.wire.arriving import ArrivingBody
+from taskworker.transport.wire.arriving import STALLED_S, ArrivingBody
 from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.framing import BODY_BYTES_MAX as WINDOW_BYTES
 from taskworker.transport.wire.framing import (
@@ -52,7 +52,6 @@ _KEPT_BYTES_MAX = MIB  # memory for bodies that a connection in use keeps
 CALL_BYTES = 2 * KIB
 """What a call costs besides its body, in bytes of memory."""
 _GREETING_S = 10.0
-_STALLED_S = 20.0  # a peer from which nothing comes in the middle of a frame is as good as away
 _NOT_ASKED_S = 600.0  # a caller that takes that long over a message of a stream has forgotten it
 
 
@@ -152,7 +151,7 @@ class AnsweringConnection:
             self._progress, self._progress_s = self._reader.received, now_s
         if self._outgoing.is_blocked or self._serving:
             return False  # it is not read from, or need not send
-        if now_s - self._progress_s > _STALLED_S:
+        if now_s - self._progress_s > STALLED_S:
             return self._reader.is_inside
         return self._body is not None and self._body.is_too_slow(now_s)
 

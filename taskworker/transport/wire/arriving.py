@@ -7,7 +7,8 @@ from typing import NamedTuple
 from storage.limits import KIB
 from taskworker.transport.wire.body_memory import Charge
 
-_STALLED_S = 20.0
+STALLED_S = 20.0
+"""A peer from which nothing comes for so long in the middle of a frame is as good as away."""
 _BYTES_PER_S_MIN = 16 * KIB
 _HOGGING_S = 2.0
 _HOGGING_BYTES_PER_S = 256 * KIB
@@ -32,7 +33,7 @@ class ArrivingBody(NamedTuple):
 
     def is_too_slow(self, now_s: float) -> bool:
         """Whether it takes longer than any use of it is worth."""
-        return now_s - self.since_s > _STALLED_S + self.length / _BYTES_PER_S_MIN
+        return now_s - self.since_s > STALLED_S + self.length / _BYTES_PER_S_MIN
 
     def hogged(self, now_s: float, received: int) -> int:
         """How many bytes of memory it takes while it arrives slowly; 0 if it is fast.
