@@ -86,12 +86,13 @@ class Comparing:
             rules = next((ruled[above] for above in (*above_of(path), b"") if above in ruled), given)
             return rules.excludes(os.fsdecode(path), is_directory=is_directory)
 
-        if ruled:
-            self._forget_what_is_gone(out, in_scope)
         return in_scope
 
-    def _forget_what_is_gone(self, out: set[bytes], in_scope: Callable[[bytes], bool]) -> None:
+    def _forget_what_is_gone(self, in_scope: Callable[[bytes], bool]) -> None:
         """Do not count as a deletion, once a rule ends, what was deleted here while the rule left it out."""
+        if not self._replica.rules:
+            return
+        out = self._replica.left_out | self._stored.told
         for path in [path for path in self._common if path not in self._local]:
             if path not in out and out.isdisjoint(above_of(path)) and not in_scope(path):
                 del self._common[path]

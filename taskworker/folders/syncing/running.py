@@ -140,6 +140,7 @@ class _Sync(Transferring):
             raise self._failed[b""]
         self._stored = read_folder(self.files, self.prefix, self._failure)
         in_scope = self._scope()
+        self._forget_what_is_gone(in_scope)
         self._refuse_emptiness(in_scope)
         paths = sorted(path for path in {*self._common, *self._local, *self._stored.entries} if in_scope(path))
         steps = with_directories({path: self._step(path) for path in paths}, self._local, self._stored.entries)
