@@ -213,7 +213,8 @@ class FileCalls(ClientBase):
 
         Args:
             file_id: the file.
-            target: a writable binary file, or a path, which is replaced as a whole or not at all.
+            target: a writable binary file, or a path, which is replaced as a whole or not at all. The memory that a
+                file is given to write is used again once its ``write`` has returned.
             user_id: its owner.
             version_id: the version; default: the head.
             offset: first byte wanted.

@@ -15,6 +15,9 @@ from taskworker.gateways.s3.errors import S3Error
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+_WRITTEN_BYTES = 512 * 1024
+"""How much of a reply is handed over at once."""
+
 
 class Incoming:
     """The body of a request.
@@ -167,16 +170,17 @@ class Outgoing:
             watching.cancel()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Send these bytes, which must not change; return when there is room for more.
+        """Send the first of these bytes, which may change afterwards; return how many when there is room for more.
 
         Raises:
             PeerGone: the caller is gone, or takes too long.
         """
         if not self._pipe.wait_for_room(2 * self._piece_s):
             raise PeerGone
-        self._pipe.put(data)
+        piece = bytes(data[:_WRITTEN_BYTES])  # the event loop, and what it writes to, keep it for longer
+        self._pipe.put(piece)
         self._wake()
-        return len(data)
+        return len(piece)
 
     def end(self) -> None:
         """Write nothing any more."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from hashlib import md5
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import psutil
 import pytest
@@ -24,6 +24,7 @@ from botocore.exceptions import ClientError
 from prometheus_client import CollectorRegistry
 
 from taskworker.client import Client
+from taskworker.client.local_files import write_all
 from taskworker.gateways import http_protocol
 from taskworker.gateways.http_protocol import PIPELINED_MAX
 from taskworker.gateways.http_server import HttpServer
@@ -254,6 +255,35 @@ def test_whoever_writes_a_reply_that_is_cancelled_does_not_wait() -> None:
         assert outgoing.sent == 0
 
     asyncio.run(scenario())
+
+
+def test_a_reply_is_what_was_written_even_if_that_memory_is_used_again() -> None:
+    async def scenario() -> bytes:
+        sent, forever = bytearray(), asyncio.Event()
+
+        async def send_piece(message: dict[str, Any]) -> None:
+            await asyncio.sleep(0.01)  # a slow caller
+            sent.extend(message["body"])
+
+        async def receive() -> dict[str, Any]:
+            await forever.wait()
+            return {}
+
+        def write(outgoing: Outgoing) -> None:
+            memory = bytearray(2 * MIB)  # as of a read from workers, which use it for what follows
+            for letter in b"abc":
+                memory[:] = bytes((letter,)) * len(memory)
+                write_all(cast(BinaryIO, outgoing), memoryview(memory))
+            memory[:] = bytes(len(memory))
+            outgoing.end()
+
+        outgoing = Outgoing(send_piece, receive)
+        writing = asyncio.create_task(asyncio.to_thread(write, outgoing))
+        await outgoing.run()
+        await writing
+        return bytes(sent)
+
+    assert asyncio.run(scenario()) == b"a" * 2 * MIB + b"b" * 2 * MIB + b"c" * 2 * MIB
 
 
 def eventually(is_so: Callable[[], bool]) -> None:
