@@ -12,21 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cffi
-
 from storage.erasure.codec import CodecUnavailable
+from storage.erasure.isal_functions import ffi
 from storage.erasure.profile import ErasureProfile
 from storage.erasure.zfec_codec import ZfecCodec
 from storage.limits import BytesLike
 
 _DECODE_TABLES_MAX = 512  # 4-of-6 has 15 survivor sets; wide codes must not grow without bound
-
-# From ISA-L's include/erasure_code.h.
-_DECLARATIONS = """
-void ec_init_tables(int k, int rows, unsigned char *a, unsigned char *gftbls);
-void ec_encode_data(int len, int k, int rows, unsigned char *gftbls,
-                    unsigned char **data, unsigned char **coding);
-"""
 
 
 class IsalCodec:
@@ -39,7 +31,7 @@ class IsalCodec:
     name = "isa-l"
 
     def __init__(self, profile: ErasureProfile, reference: ZfecCodec) -> None:
-        self._ffi, self._library = _load()
+        self._library = _load()
         self._k, self._n = profile.k, profile.n
         self._parity_rows = profile.n - profile.k
         self._parity_tables = self._tables(b"".join(reference.parity_matrix()), self._parity_rows)
@@ -48,7 +40,6 @@ class IsalCodec:
 
     def encode(self, data: BytesLike, shard_length: int, parity: memoryview) -> None:
         """See :class:`storage.erasure.codec.Codec`."""
-        ffi = self._ffi
         source = ffi.from_buffer("unsigned char[]", data)
         target = ffi.from_buffer("unsigned char[]", parity, require_writable=True)
         blocks = ffi.new("unsigned char *[]", [source + i * shard_length for i in range(self._k)])
@@ -59,7 +50,6 @@ class IsalCodec:
         self, blocks: Sequence[memoryview], slots: Sequence[int], wanted: Sequence[int], out: Sequence[memoryview]
     ) -> None:
         """See :class:`storage.erasure.codec.Codec`."""
-        ffi = self._ffi
         order = sorted(range(len(slots)), key=slots.__getitem__)
         tables = self._decode_tables(tuple(slots[i] for i in order), tuple(wanted))
         sources = [ffi.from_buffer("unsigned char[]", blocks[i]) for i in order]
@@ -78,22 +68,20 @@ class IsalCodec:
         return self._tables(b"".join(matrix[slot] for slot in wanted), len(wanted))
 
     def _tables(self, matrix: bytes, rows: int) -> Any:
-        tables = self._ffi.new("unsigned char[]", max(1, 32 * self._k * rows))
-        self._library.ec_init_tables(self._k, rows, self._ffi.from_buffer("unsigned char[]", matrix), tables)
+        tables = ffi.new("unsigned char[]", max(1, 32 * self._k * rows))
+        self._library.ec_init_tables(self._k, rows, ffi.from_buffer("unsigned char[]", matrix), tables)
         return tables
 
 
 @lru_cache(maxsize=1)
-def _load() -> tuple[cffi.FFI, Any]:
-    ffi = cffi.FFI()
-    ffi.cdef(_DECLARATIONS)
+def _load() -> Any:
     for candidate in _candidates():
         try:
             library: Any = ffi.dlopen(candidate)
             _ = (library.ec_init_tables, library.ec_encode_data)
         except (OSError, AttributeError):
             continue
-        return ffi, library
+        return library
     raise CodecUnavailable("no ISA-L library found; install pyeclib's wheel or libisal2")
 
 

@@ -11,6 +11,7 @@ import zfec  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts import isal_functions
 from storage import ErasureProfile, InvalidArgument
 from storage.erasure import ErasureCode, accelerator_name, code_for
 from storage.erasure.code import CodecUnavailable
@@ -133,3 +134,7 @@ def test_the_codec_in_use_is_told() -> None:
 def test_impossible_profiles_are_refused(k: int, n: int) -> None:
     with pytest.raises(InvalidArgument, match="must satisfy"):
         ErasureProfile(k, n)
+
+
+def test_the_declarations_of_isa_l_are_fresh() -> None:
+    assert isal_functions.MODULE.read_text() == isal_functions.generated(), "run python scripts/isal_functions.py"
