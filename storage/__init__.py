@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from storage.limits import CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
     from storage.listing import FilePage, VersionPage
     from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
+    from storage.progress import Progress
     from storage.read.reader import FileReader
     from storage.reports import (
         CollectReport,
         Damage,
-        Progress,
         RebuildReport,
         RepairReport,
         ScrubReport,
@@ -132,7 +132,7 @@ __getattr__, __dir__ = loading(
         "ManifestDiff": "storage.diff.manifest_diff",
         "Patch": "storage.diff.manifest_diff",
         "PermissionDenied": "storage.errors",
-        "Progress": "storage.reports",
+        "Progress": "storage.progress",
         "PushOutcome": "storage.outcomes",
         "RebuildReport": "storage.reports",
         "RepairReport": "storage.reports",

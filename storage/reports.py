@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.erasure import ErasureProfile
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total): bytes for push, get and scrub, objects otherwise; the total is 0 if unknown."""
 
 DAMAGE_LISTED_MAX = 1000
 

@@ -1,7 +1,12 @@
-"""The catalog: the small mutable state of a store, behind a port."""
+"""The catalog: the small mutable state of a store, behind a port.
 
-from storage.catalog.lmdb_catalog import LmdbCatalog
-from storage.catalog.memory import MemoryCatalog, MemoryDatabase
+Implementations are loaded at their first use, so that users of the port alone do not load LMDB.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from storage.catalog.port import (
     COPIED_IN_USE,
     DESTROYED_KEYS,
@@ -18,6 +23,11 @@ from storage.catalog.port import (
     name_key,
     user_key,
 )
+from storage.lazily import loading
+
+if TYPE_CHECKING:
+    from storage.catalog.lmdb_catalog import LmdbCatalog
+    from storage.catalog.memory import MemoryCatalog, MemoryDatabase
 
 __all__ = [
     "COPIED_IN_USE",
@@ -38,3 +48,12 @@ __all__ = [
     "name_key",
     "user_key",
 ]
+
+__getattr__, __dir__ = loading(
+    __name__,
+    {
+        "LmdbCatalog": "storage.catalog.lmdb_catalog",
+        "MemoryCatalog": "storage.catalog.memory",
+        "MemoryDatabase": "storage.catalog.memory",
+    },
+)

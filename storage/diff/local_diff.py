@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from storage.diff.manifest_diff import Patch
 from storage.limits import BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 
 Changed = Iterable[tuple[int, int]]
 """(offset, length) of the places known to have changed."""

@@ -11,8 +11,8 @@ from storage.errors import InvalidArgument
 from storage.formats.versions import Version
 from storage.limits import MIB, PARTS_MAX
 from storage.options import PushOptions
+from storage.progress import Progress
 from storage.read.reader import FileReader
-from storage.reports import Progress
 from storage.write.upload import Upload
 
 _IDS_TOGETHER = 1024

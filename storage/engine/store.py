@@ -22,7 +22,8 @@ from storage.formats.versions import Version
 from storage.maintenance.repair import Watch
 from storage.opening import opened_parts
 from storage.options import Attributes, PushOptions
-from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
+from storage.progress import Progress
+from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport
 from storage.runtime import Runtime
 from storage.sealing.master_keys import MasterKeys, store_keys
 from storage.system.locking import StoreLock

@@ -19,7 +19,8 @@ from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
-from storage.reports import CollectReport, Progress, RebuildReport, RepairReport, ScrubReport
+from storage.progress import Progress
+from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport
 from storage.settings import with_incomplete
 from storage.shards import ShardStore
 

@@ -32,7 +32,8 @@ from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.counting import count_again
 from storage.maintenance.live import live_objects
 from storage.maintenance.set_aside import SetAside
-from storage.reports import CollectReport, Progress
+from storage.progress import Progress
+from storage.reports import CollectReport
 from storage.shards import ShardStore
 from storage.shards.filesystem import raise_if_full
 from storage.stripes.stripes import metadata_stripe

@@ -20,7 +20,7 @@ from storage.limits import check_filename, check_user_id
 from storage.maintenance.belief import Belief
 from storage.maintenance.examined import Examined
 from storage.maintenance.round_robin import RoundRobin
-from storage.reports import Progress
+from storage.progress import Progress
 from storage.shards import Shard
 
 _LISTED_MAX = 10_000

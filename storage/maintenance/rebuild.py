@@ -25,7 +25,8 @@ from storage.maintenance.graves import Ends, Graves
 from storage.maintenance.intake import Intake, Tally
 from storage.maintenance.node_taker import NodeTaker
 from storage.maintenance.required_keys import require_keys
-from storage.reports import Progress, RebuildReport
+from storage.progress import Progress
+from storage.reports import RebuildReport
 from storage.sealing.user_keys import KeyFinder, UserKey
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.stripes import StripeStore, chunk_stripe

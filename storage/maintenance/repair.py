@@ -36,7 +36,8 @@ from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.live import LiveObject, LiveRun, is_live, live_runs
 from storage.maintenance.readback import Looked, Moved, ReadBack, by_store
 from storage.maintenance.set_aside import SetAside
-from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, RepairReport, RepairState
+from storage.progress import Progress
+from storage.reports import DAMAGE_LISTED_MAX, Damage, RepairReport, RepairState
 from storage.stripes.delegation import Written
 from storage.stripes.recovery import Unread
 from storage.stripes.shard_map import ShardMap

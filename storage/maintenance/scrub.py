@@ -14,7 +14,8 @@ from storage.keys import ShardKey, object_id_of, shard_key, slot_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.live import LiveObject, is_live, live_objects
 from storage.maintenance.set_aside import SetAside
-from storage.reports import DAMAGE_LISTED_MAX, Damage, Progress, ScrubReport
+from storage.progress import Progress
+from storage.reports import DAMAGE_LISTED_MAX, Damage, ScrubReport
 from storage.shards.port import Verdict, Verification
 
 _BATCH = 512

@@ -15,7 +15,7 @@ from storage.formats.sealed_nodes import LoadObject, manifest_of, node_namer
 from storage.formats.versions import StoredVersion, Version
 from storage.keys import Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 from storage.sealing.user_keys import UserKeys
 from storage.stripes.contents import ContentRead
 from storage.stripes.stripes import metadata_stripe

@@ -18,7 +18,7 @@ from storage.formats.version_records import FILE_ID_BYTES
 from storage.formats.versions import StoredVersion, Version
 from storage.keys import ID_BYTES, Kind, StripeKey
 from storage.limits import FILE_SIZE_MAX, MIB, BytesLike, as_int, check_bytes, check_chunk_ids, shown
-from storage.reports import Progress
+from storage.progress import Progress
 from storage.stripes.stripes import metadata_stripe
 from storage.system.forks import HomeProcess
 from storage.write.background_sync import BackgroundSync

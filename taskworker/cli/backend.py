@@ -8,20 +8,19 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from storage import (
-    CollectReport,
-    DeleteOutcome,
-    ErasureProfile,
-    GetOutcome,
-    PushOutcome,
-    RebuildReport,
-    RepairReport,
-    ScrubReport,
-    StoreStats,
-    Version,
-)
-
 if TYPE_CHECKING:
+    from storage import (
+        CollectReport,
+        DeleteOutcome,
+        ErasureProfile,
+        GetOutcome,
+        PushOutcome,
+        RebuildReport,
+        RepairReport,
+        ScrubReport,
+        StoreStats,
+        Version,
+    )
     from taskworker.folders.ports import Files
 
 Progress = Callable[[int, int], None]

@@ -6,20 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from storage import (
-    CollectReport,
-    DeleteOutcome,
-    ErasureProfile,
-    GetOutcome,
-    ManifestDiff,
-    PushOutcome,
-    RebuildReport,
-    RepairReport,
-    ScrubReport,
-    StoreStats,
-    Version,
-    VersionNotFound,
-)
+from storage.errors import VersionNotFound
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.client import Client
 from taskworker.client.channel import Channel
@@ -29,6 +16,19 @@ from taskworker.client.sources import SeekableSource
 from taskworker.errors import MessageTooLarge
 
 if TYPE_CHECKING:
+    from storage import (
+        CollectReport,
+        DeleteOutcome,
+        ErasureProfile,
+        GetOutcome,
+        ManifestDiff,
+        PushOutcome,
+        RebuildReport,
+        RepairReport,
+        ScrubReport,
+        StoreStats,
+        Version,
+    )
     from taskworker.folders.ports import Files
 
 _READ_BYTES = 4 << 20

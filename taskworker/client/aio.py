@@ -6,12 +6,13 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from storage import CollectReport, RebuildReport, RepairReport, ScrubReport, StoreStats, Version
-from storage.reports import Progress
+from storage import Version
+from storage.progress import Progress
 from taskworker.client.async_file_calls import AsyncFileCalls
 from taskworker.client.sharing_calls import Link, NewLink, Share, Shares
 
 if TYPE_CHECKING:
+    from storage import CollectReport, RebuildReport, RepairReport, ScrubReport, StoreStats
     from taskworker.client.deploying import Deployment
     from taskworker.client.functions import FunctionStatus, LogLine
     from taskworker.folders.fetching import FetchReport

@@ -10,7 +10,7 @@ from storage import DeleteOutcome, ErasureProfile, FilePage, GetOutcome, Manifes
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
 from storage.options import Attributes
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.async_calls import AsyncCalls
 from taskworker.client.listing_calls import _LIMIT
 from taskworker.client.many import NamedSource

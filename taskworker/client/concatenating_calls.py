@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from storage import Version
 from storage.options import PushOptions
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.base import ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.pushing import require_conditions

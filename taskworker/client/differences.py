@@ -13,7 +13,7 @@ from storage.arguments import whole_number
 from storage.diff.local_diff import Changed, LocalContent, LocalDiff
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike, shown
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.protos import store_pb2

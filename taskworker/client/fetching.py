@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, Protocol, Self, runtime_checkable
 from storage import Version
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike, sought
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
 from taskworker.client.deadline import Deadline, retried

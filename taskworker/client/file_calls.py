@@ -18,7 +18,7 @@ from storage import (
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from storage.options import Attributes, PushOptions
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.base import ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.client.folders import ClientFiles

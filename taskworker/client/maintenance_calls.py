@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from storage import (
-    CollectReport,
-    RebuildReport,
-    RepairReport,
-    ScrubReport,
-    StoreStats,
-)
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.base import ClientBase
 from taskworker.client.checked import arguments_checked
 from taskworker.errors import ServerFault
 from taskworker.protos import store_pb2
-from taskworker.rpc import conversion as convert
 
+# taskworker.rpc.reports is loaded by the calls that need it: most programs make none of them.
 if TYPE_CHECKING:
-    pass
+    from storage import CollectReport, RebuildReport, RepairReport, ScrubReport, StoreStats
 
 
 class _Event(Protocol):
@@ -43,35 +36,45 @@ class MaintenanceCalls(ClientBase):
     @arguments_checked
     def stats(self, *, timeout_s: float | None = None) -> StoreStats:
         """Statistics of the store."""
+        from taskworker.rpc.reports import stats_from_proto
+
         response = self._channel.unary(self._channel.store.Stats, store_pb2.StatsRequest(), self._deadline(timeout_s))
-        return convert.stats_from_proto(response)
+        return stats_from_proto(response)
 
     @arguments_checked
     def scrub(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> ScrubReport:
         """Verify all shards; ``progress`` gets (bytes done, total bytes). If it raises an error, the scrub stops."""
+        from taskworker.rpc.reports import scrub_from_proto
+
         event = self._maintenance(self._channel.store.Scrub, store_pb2.ScrubRequest(), progress, timeout_s)
-        return convert.scrub_from_proto(event.report)
+        return scrub_from_proto(event.report)
 
     @arguments_checked
     def repair(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RepairReport:
         """Rebuild missing and corrupt shards; ``progress`` gets (objects done, total objects)."""
+        from taskworker.rpc.reports import repair_from_proto
+
         event = self._maintenance(self._channel.store.Repair, store_pb2.RepairRequest(), progress, timeout_s)
-        return convert.repair_from_proto(event.report)
+        return repair_from_proto(event.report)
 
     @arguments_checked
     def collect(
         self, *, progress: Progress | None = None, grace_s: float | None = None, timeout_s: float | None = None
     ) -> CollectReport:
         """Delete objects that no version reaches and that are older than ``grace_s`` seconds (default: a day)."""
+        from taskworker.rpc.reports import collect_from_proto
+
         request = store_pb2.CollectRequest(grace_s=grace_s)
         event = self._maintenance(self._channel.store.Collect, request, progress, timeout_s)
-        return convert.collect_from_proto(event.report)
+        return collect_from_proto(event.report)
 
     @arguments_checked
     def rebuild(self, *, progress: Progress | None = None, timeout_s: float | None = None) -> RebuildReport:
         """Rebuild the catalog from the volumes."""
+        from taskworker.rpc.reports import rebuild_from_proto
+
         event = self._maintenance(self._channel.store.Rebuild, store_pb2.RebuildRequest(), progress, timeout_s)
-        return convert.rebuild_from_proto(event.report)
+        return rebuild_from_proto(event.report)
 
     def _maintenance(
         self,

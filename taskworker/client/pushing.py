@@ -10,7 +10,7 @@ from storage import Version
 from storage.errors import InvalidArgument, StorageError
 from storage.limits import BytesLike
 from storage.options import PushOptions
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.scope import CallScope, current_scope

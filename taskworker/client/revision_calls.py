@@ -15,7 +15,7 @@ from storage import (
 )
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client import sources
 from taskworker.client.base import RETRIES, ClientBase
 from taskworker.client.checked import arguments_checked

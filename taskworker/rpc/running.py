@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.errors import CallAbandoned
 
 OutcomeT = TypeVar("OutcomeT")

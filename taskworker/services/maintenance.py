@@ -9,7 +9,7 @@ from storage.engine import COLLECT_GRACE_S
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate
 from taskworker.rpc.binding import Caller
-from taskworker.rpc.conversion import (
+from taskworker.rpc.reports import (
     collect_to_proto,
     rebuild_to_proto,
     repair_to_proto,

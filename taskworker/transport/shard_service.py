@@ -19,7 +19,7 @@ from storage.batching import batched
 from storage.errors import InvalidArgument, StorageError
 from storage.keys import SHARD_KEY_BYTES, Kind, ShardKey
 from storage.limits import KIB, BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 from storage.runtime import Runtime
 from storage.shards import CorruptShard, Shard, ShardStore, VolumeReadOnly, VolumeUnavailable
 from storage.shards.filesystem import VolumeFile

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from storage.reports import CollectReport, Damage, RepairReport, ScrubReport
-from taskworker.rpc.conversion import (
+from taskworker.rpc.reports import (
     collect_from_proto,
     collect_to_proto,
     repair_from_proto,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from storage import Version
 from storage.errors import StorageError, StoreClosed, StoreUnavailable
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.direct.fleet import Entered

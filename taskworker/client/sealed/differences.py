@@ -9,7 +9,7 @@ from blake3 import blake3
 from storage import Patch
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.differences import RemoteDiff

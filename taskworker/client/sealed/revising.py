@@ -9,7 +9,7 @@ from typing import Literal
 from storage import ConflictError, Version
 from storage.diff.local_diff import Changed
 from storage.limits import BytesLike
-from storage.reports import Progress
+from storage.progress import Progress
 from taskworker.client.deadline import Deadline
 from taskworker.client.differences import RevisionOptions, revision_messages, version_of
 from taskworker.client.fetching import Wanted
