@@ -47,7 +47,7 @@ def doctor(
     from taskworker.cli.workers import DEFAULT_WORKER_ADDRESS
     from taskworker.doctor.examination import examine
     from taskworker.doctor.findings import Verdict
-    from taskworker.worker.task_worker import default_store
+    from taskworker.worker.places import default_store
 
     directories = directory or [default_store("pool").parent]
     addresses = listen or [DEFAULT_ADDRESS, DEFAULT_WORKER_ADDRESS]

@@ -100,7 +100,7 @@ def s3(
     gateway = S3App(accounts, domain=domain, public=readers, metrics=shown.requests("s3"), lifecycles=lifecycles)
     server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key, half_close=True)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
-    shown.show(unready_of(session.pool_address()), dict)
+    shown.show(lambda: (unready_of(session.pool_address()), {}))
 
     def ready() -> None:
         if lifecycles is not None:

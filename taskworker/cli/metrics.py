@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from taskworker.metrics.families import Parts
     from taskworker.metrics.requests import RequestMetrics
 
+    Shown = tuple[Callable[[], str], Parts]
+    """Gives the reason why a process cannot do its work now; and what to read of it, by name."""
+
 MetricsAddress = Annotated[
     str,
     typer.Option(
@@ -96,17 +99,16 @@ class Metrics:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'http' if tls is None else 'https'}://{shown}:{bound}/metrics"
 
-    def show(self, unready: Callable[[], str], parts: Callable[[], Parts]) -> None:
+    def show(self, load: Callable[[], Shown]) -> None:
         """Also show figures that are read on each scrape, if metrics are wanted.
 
         Args:
-            unready: gives the reason why the process cannot do its work now.
-            parts: makes what to read, by name.
+            load: gives them. It is called only if they are wanted, so it may load Prometheus's library.
         """
         if self._endpoint is not None:
             from taskworker.metrics.figures import Figures
 
-            self._endpoint.unready = Figures(self._endpoint.registry, unready, parts()).unready
+            self._endpoint.unready = Figures(self._endpoint.registry, *load()).unready
 
     def requests(self, gateway: str) -> RequestMetrics | None:
         """Where a gateway counts its requests, under the name of its protocol; None: metrics are not wanted."""

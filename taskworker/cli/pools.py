@@ -31,7 +31,9 @@ from taskworker.cli.text import one_line
 from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
 
 if TYPE_CHECKING:
+    from taskworker.apps.pool_server import PoolServer
     from taskworker.auth.oidc import OidcOptions
+    from taskworker.cli.metrics import Shown
     from taskworker.functions.routing.users import UserShares
     from taskworker.outbound.secrets.master_key import MasterKeySource
 
@@ -270,7 +272,6 @@ def pool(
     session.terminal.log_in(log_format)
     accept_tls_1_3_only()
     from storage.system.descriptors import raise_descriptor_limit
-    from taskworker.apps.pool_metrics import pool_parts, pool_unready
     from taskworker.apps.pool_server import PoolServer
     from taskworker.auth.contexts import reached_here
     from taskworker.auth.owner_context import keep_owner_context
@@ -281,7 +282,7 @@ def pool(
     from taskworker.functions.routing.record_formats import RecordBounds
     from taskworker.outbound.secrets.process_memory import keep_private
     from taskworker.pool.options import PoolOptions
-    from taskworker.worker.task_worker import default_store
+    from taskworker.worker.places import default_store
 
     keep_one_arena()
     take_short_turns()
@@ -332,7 +333,7 @@ def pool(
         storage=storage_policy(quota, profiles),
     )
 
-    shown.show(lambda: pool_unready(server.pool), lambda: pool_parts(server))
+    shown.show(partial(_figures, server))
 
     def keep_context(address: str) -> None:
         trust = None if server.tls is None else server.tls.trust
@@ -387,6 +388,12 @@ def pool(
         pages.stop()
         shown.stop()
         server.stop(GRACE_S)
+
+
+def _figures(server: PoolServer) -> Shown:
+    from taskworker.apps.pool_metrics import pool_parts, pool_unready
+
+    return lambda: pool_unready(server.pool), pool_parts(server)
 
 
 def _identities(issuer: str, audience: str, claim: str) -> OidcOptions:
@@ -464,7 +471,7 @@ def up(
         taskworker up --dir ./cluster --workers 8 --grace 5
     """
     from taskworker.cli.supervisor import Supervisor
-    from taskworker.worker.task_worker import default_store
+    from taskworker.worker.places import default_store
 
     profile = profile_of(k, n)
     supervisor = Supervisor(

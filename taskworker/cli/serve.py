@@ -21,7 +21,10 @@ from taskworker.cli.text import one_line
 from taskworker.cli.tls import Tls, TlsCert, TlsKey, TlsName, accept_tls_1_3_only, tls_document, tls_lines, tls_options
 
 if TYPE_CHECKING:
+    from storage import FileStorage
     from taskworker.auth.server_certificates import ServerTls
+    from taskworker.cli.metrics import Shown
+    from taskworker.services.file_server import FileServer
 
 _GRACE_S = 5.0
 
@@ -73,7 +76,6 @@ def serve(
     from taskworker.cli.allocator import keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.services.file_server import FileServer
-    from taskworker.services.store_metrics import store_parts, store_unready
     from taskworker.services.store_server import StoreServer
 
     keep_one_arena()
@@ -90,7 +92,7 @@ def serve(
             if no_auth
             else StoreServer(store, limits=server_limits(limits), storage=storage_policy(quota, profiles))
         )
-        shown.show(lambda: store_unready(store), lambda: store_parts(store, server))
+        shown.show(partial(_figures, store, server))
         used: ServerTls | None = None
 
         def keep_context(server: StoreServer, address: str) -> None:
@@ -131,3 +133,9 @@ def serve(
         finally:
             shown.stop()
             server.stop(_GRACE_S)
+
+
+def _figures(store: FileStorage, server: FileServer) -> Shown:
+    from taskworker.services.store_metrics import store_parts, store_unready
+
+    return lambda: store_unready(store), store_parts(store, server)

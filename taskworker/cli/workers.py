@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +20,10 @@ from taskworker.cli.text import one_line
 from taskworker.cli.tls import accept_tls_1_3_only
 
 if TYPE_CHECKING:
+    from taskworker.cli.metrics import Shown
     from taskworker.worker.functions import HostedFunctions
     from taskworker.worker.member import WorkerMember
+    from taskworker.worker.volume import VolumeWorker
 
 DEFAULT_WORKER_ADDRESS = "127.0.0.1:50052"
 
@@ -167,8 +170,7 @@ def worker(
     from taskworker.sandbox import Keep
     from taskworker.worker.clients_port import ClientsOptions
     from taskworker.worker.functions import HostedFunctions
-    from taskworker.worker.metrics import worker_parts, worker_unready
-    from taskworker.worker.task_worker import default_store
+    from taskworker.worker.places import default_store
     from taskworker.worker.volume import VolumeWorker
 
     shown = Metrics(metrics, metrics_cert, metrics_key, metrics_token)
@@ -212,7 +214,7 @@ def worker(
         member=member,
         clients=ClientsOptions(direct, clients_port),
     )
-    shown.show(lambda: worker_unready(running), lambda: worker_parts(running, hosted, member))
+    shown.show(partial(_figures, running, hosted, member))
     try:
         watch_parent(wanted=supervised)
         running.start(listen)
@@ -237,6 +239,12 @@ def worker(
     finally:
         shown.stop()
         running.stop(GRACE_S)
+
+
+def _figures(worker: VolumeWorker | None, functions: HostedFunctions | None, member: WorkerMember | None) -> Shown:
+    from taskworker.worker.metrics import worker_parts, worker_unready
+
+    return lambda: worker_unready(worker, functions), worker_parts(worker, functions, member)
 
 
 def _member(path: Path, pool_address: str, token: str, worker_id: str) -> WorkerMember | None:
@@ -274,10 +282,9 @@ def _run_functions_only(
     supervised: bool,
 ) -> None:
     from taskworker.worker.functions_only import FunctionsOnlyWorker
-    from taskworker.worker.metrics import worker_parts
 
     runner = FunctionsOnlyWorker(worker_id, path, hosted, member)
-    shown.show(lambda: "" if hosted.is_taken else "it waits for the pool", lambda: worker_parts(None, hosted, member))
+    shown.show(partial(_figures, None, hosted, member))
     try:
         watch_parent(wanted=supervised)
         runner.start(listen)

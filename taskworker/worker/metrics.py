@@ -9,8 +9,15 @@ from taskworker.worker.member import WorkerMember
 from taskworker.worker.volume import VolumeWorker
 
 
-def worker_unready(worker: VolumeWorker) -> str:
-    """Why the pool cannot use a worker now; empty if it can."""
+def worker_unready(worker: VolumeWorker | None, functions: HostedFunctions | None) -> str:
+    """Why the pool cannot use a worker now; empty if it can.
+
+    Args:
+        worker: the worker; None: it has no volume.
+        functions: the functions that it runs; None: it runs none.
+    """
+    if worker is None:
+        return "" if functions is None or functions.is_taken else "it waits for the pool"
     if not worker.shard_address:
         return f"it waits for the pool at {worker.pool_address}"
     if worker.volume_trouble:

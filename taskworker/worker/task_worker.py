@@ -40,6 +40,7 @@ from taskworker.services.file_server import FileServer
 from taskworker.services.files import FileService
 from taskworker.services.store_server import StoreServer
 from taskworker.worker.functions import FUNCTION_CALLS, HostedFunctions, LocalFunctions
+from taskworker.worker.places import default_store
 from taskworker.worker.volume import VolumeWorker
 
 if TYPE_CHECKING:
@@ -321,12 +322,6 @@ class TaskWorker:
 
 def _embedded_store(worker_id: str, store: str | os.PathLike[str] | FileStorage | None) -> _EmbeddedStorage:
     return _EmbeddedStorage(default_store(worker_id) if store is None else store)
-
-
-def default_store(worker_id: str) -> Path:
-    """The default directory of a worker's store or volume."""
-    data_home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data_home) / "taskworker" / worker_id
 
 
 class _EmbeddedStorage:

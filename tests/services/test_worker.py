@@ -14,7 +14,7 @@ from storage import ConflictError, FileNotFound, FileStorage, InvalidArgument, S
 from taskworker import Client, TaskWorker
 from taskworker.errors import FunctionNotFound, StorageUnavailable, Unauthenticated
 from taskworker.protos import store_pb2, taskworker_pb2
-from taskworker.worker.task_worker import default_store
+from taskworker.worker.places import default_store
 
 PUSH = taskworker_pb2.PushRequest(file_data=b"content", filename="a.txt", user_id="u1")
 
