@@ -108,6 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Expect the rest of a request that was answered before it had come, and the next head, in time."""
         super().on_response_complete()
+        self._joining.flush()
         is_left = self.cycle.response_complete and self.cycle.more_body
         if is_left and self._deadline is None and not self.transport.is_closing():
             self._expect_head()

@@ -81,7 +81,7 @@ class HttpServer:
         config = uvicorn.Config(
             with_expectations(app),
             http=HalfCloseProtocol if half_close else BoundedProtocol,
-            loop="asyncio",
+            loop="auto",
             ws="none",
             lifespan="off",
             log_config=None,

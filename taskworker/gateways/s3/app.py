@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -118,7 +118,7 @@ class S3App:
             self._metrics.ended(served, self._clock_s() - begun_s)
 
     async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Send, served: Served) -> None:
-        request_id = uuid.uuid4().hex[:16].upper()
+        request_id = os.urandom(8).hex().upper()
         head = _head_of(scope)
         incoming = Incoming(receive, scope["extensions"][DIVERT], self._piece_s)
         if head.fields.get("content-length", "0") == "0" and "transfer-encoding" not in head.fields:
@@ -232,11 +232,11 @@ class S3App:
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
-        working = asyncio.ensure_future(self._run(self._answered, operation.work, call, self._buckets, body))
+        working = self._run(self._answered, operation.work, call, self._buckets, body)
         if operation.is_long and call.head.version != "1.0":
-            await asyncio.wait({working}, timeout=self._patience_s)
-            if not working.done():
-                return Reply(200, (XML,), later=working)
+            later = asyncio.ensure_future(working)
+            await asyncio.wait({later}, timeout=self._patience_s)
+            return await later if later.done() else Reply(200, (XML,), later=later)
         return await working
 
     async def _stored(self, operation: Operation, call: Call, incoming: Incoming) -> Reply:
@@ -251,7 +251,7 @@ class S3App:
         """The reply to a call, with its content if that is short."""
         reply = work(call, *arguments)
         if reply.content is not None and reply.content.length <= _SHORT:
-            reply = replace(reply, body=_read(reply.content), content=None)
+            reply = Reply(reply.status, reply.headers, _read(reply.content))
         if "origin" in call.fields and call.bucket:
             found = self._buckets.shown(call)
             more = [] if found is None else cors.added(found, call.fields, call.head.method)
@@ -274,16 +274,20 @@ class S3App:
         served: Served,
     ) -> None:
         closes = not incoming.ended and not await _drained(head, incoming)
-        async with contextlib.AsyncExitStack() as held:
-            if reply.content is not None:
+        if reply.content is not None:
+            async with contextlib.AsyncExitStack() as held:
                 reply = await _or_failure(self._admitted(reply, held), head, request_id, served)
-            await send(_start_of(reply, request_id, closes=closes))
-            if reply.later is not None:
-                await self._send_later(reply.later, head, request_id, send, served)
-                return
-            if reply.content is not None:
-                await self._send_content(reply.content, Outgoing(send, receive, self._piece_s), served)
-        body = b"" if head.method == "HEAD" or reply.content is not None else reply.body
+                if reply.content is not None:
+                    await send(_start_of(reply, request_id, closes=closes))
+                    await self._send_content(reply.content, Outgoing(send, receive, self._piece_s), served)
+        if reply.content is not None:
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await send(_start_of(reply, request_id, closes=closes))
+        if reply.later is not None:
+            await self._send_later(reply.later, head, request_id, send, served)
+            return
+        body = b"" if head.method == "HEAD" else reply.body
         served.sent += len(body)
         await send({"type": "http.response.body", "body": body})
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 from storage.clocks import wall_ms
@@ -24,9 +25,13 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 
 _TERMINATOR = "aws4_request"
 _SERVICE = "s3"
-_TIME = re.compile(r"\d{8}T\d{6}Z")
+_TIME = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _SIGNED_HEADERS_MAX = 100
+_KEYS_MAX = 1000
+"""Signing keys that are kept: each serves a program for a day, and costs as much as the rest of a signature."""
+_SCOPE_MAX = 100
+"""The longest scope whose key is kept; that of ``us-gov-west-1`` has 38 characters."""
 _OF_SIGNATURE = frozenset(
     f"x-amz-{name}"
     for name in (
@@ -140,10 +145,17 @@ def with_moved_headers(head: Head) -> Head:
 
 def signing_key(secret: str, scope: str) -> bytes:
     """The key that signs requests of a day, region and service."""
+    return _kept_key(secret, scope) if len(scope) <= _SCOPE_MAX else _derived_key(secret, scope)
+
+
+def _derived_key(secret: str, scope: str) -> bytes:
     key = f"AWS4{secret}".encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
     return key
+
+
+_kept_key = lru_cache(_KEYS_MAX)(_derived_key)
 
 
 def signature(key: bytes, text: str) -> str:
@@ -189,7 +201,7 @@ def seconds_of(time: str, problem: str) -> float:
     try:
         if not _TIME.fullmatch(time):
             raise ValueError(time)
-        return datetime.strptime(time, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        return datetime.fromisoformat(time).timestamp()
     except ValueError:
         raise S3Error(problem, "the time must have the form YYYYMMDD'T'HHMMSS'Z', in UTC") from None
 
