@@ -110,6 +110,30 @@ def test_what_is_lost_for_good_is_named_and_holds_up_nothing_else(cluster: Clust
         assert store.get(files[name], user_id="u") == CONTENTS[name]
 
 
+def test_once_the_file_of_what_is_lost_is_deleted_the_pool_is_well_again(cluster: Cluster) -> None:
+    store = cluster.pool.store
+    files = {name: store.push(data, filename=name, user_id="u").file_id for name, data in CONTENTS.items()}
+    settle(cluster)
+    lost = chunks_of(CONTENTS["f0"], cluster.profile)[0]
+    for slot in range(3):
+        for worker in cluster.workers:
+            worker.volume.remove([shard_key(lost, slot)])
+    cluster.pool.drain(cluster.workers[0].name)
+    settle(cluster)
+    scheduler = cluster.pool.repair_scheduler
+    scheduler.step()
+    assert scheduler.lost == 1
+    assert scheduler.pause_s() is not None, "it is to look again by itself"
+    store.delete(files["f0"], user_id="u")
+    scheduler.signals.wanted.clear()  # nobody wakes it
+    scheduler.step()
+    assert scheduler.lost == 0
+    assert scheduler.pause_s() is None
+    assert scheduler.views()[0].state == "idle"
+    assert "lost" not in cluster.pool.view().health
+    assert cluster.pool.view().workers_survivable > 0
+
+
 def test_while_a_worker_is_away_nothing_is_lost_for_good(cluster: Cluster) -> None:
     """It may come back with shards: what is left of the object on others is not let go of."""
     for name, data in CONTENTS.items():

@@ -32,6 +32,8 @@ REPAIR, REBALANCE = "repair", "rebalance"
 _SETTLE_S = 0.5  # workers of one site come back within moments of each other
 _RETRY_S = 5.0
 _RETRY_TIMES = 4.0  # as long as the last pass took: a full pool may have millions of objects to examine
+_LOST_RETRY_S = 30.0  # whether the files of lost objects were deleted meanwhile
+_LOST_RETRY_TIMES = 20.0
 _LOOK_S = 0.1
 _NAMED_MAX = 5
 _BEGINS_SOON = "is about to begin"
@@ -154,9 +156,9 @@ class RepairScheduler:
         self._pause_s = _RETRY_S
         self._fail("failed", str(error) if isinstance(error, StorageError) else repr(error))
 
-    def _fail(self, state: str, error: str) -> None:
+    def _fail(self, state: str, error: str, retry_s: float = _RETRY_S) -> None:
         self._state = state
-        self._journal.failed(REPAIR, error, self._journal.now_ms() + int(_RETRY_S * 1000))
+        self._journal.failed(REPAIR, error, self._journal.now_ms() + int(retry_s * 1000))
 
     def mend(self) -> bool:
         """Run one pass.
@@ -213,13 +215,13 @@ class RepairScheduler:
         if self._fleet.note_mended(mark):
             self._settled()
         if self.lost:
-            self._note_lost(report)
+            self._note_lost(report, under_way)
         else:
             self._note_done(report, under_way)
 
     def _needed(self) -> bool:
         online = [slot for slot, _ in self._fleet.online()]
-        return bool(online) and not self._store.needs_rebuild and not self._fleet.is_mended()
+        return bool(online) and not self._store.needs_rebuild and not (self._fleet.is_mended() and not self.lost)
 
     def _watch(self, under_way: RepairPass, epoch: tuple[int, ...]) -> Callable[[RepairState], None]:
         def watch(state: RepairState) -> None:
@@ -236,10 +238,12 @@ class RepairScheduler:
             made = _summary("made", report.shards_rebuilt, report.bytes_rebuilt, under_way.taken_s())
             self._journal.ended(REPAIR, made)
 
-    def _note_lost(self, report: RepairReport) -> None:
-        """Record that some objects are lost for good. All others are whole, and the pool goes on with them."""
+    def _note_lost(self, report: RepairReport, under_way: RepairPass) -> None:
+        """Record that some objects are lost, until their files are deleted. The pool goes on with all others."""
+        self._pause_s = max(_LOST_RETRY_S, _LOST_RETRY_TIMES * under_way.taken_s())
         named = f", such as: {report.lost[0].text}" if report.lost else ""
-        self._fail("failed", f"{self.lost:,} objects are lost: too few shards are left on all workers{named}")
+        told = f"{self.lost:,} objects are lost: too few shards are left on all workers{named}"
+        self._fail("failed", told, self._pause_s)
 
     def _note_done(self, report: RepairReport, under_way: RepairPass) -> None:
         self._state = "idle"
