@@ -46,6 +46,6 @@ SCENARIOS = {
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
     ),
-    "alerts": Scenario(alerts, 1, "a worker is killed, a disk filled, and the like, N times; Prometheus tells"),
+    "alerts": Scenario(alerts, 1, "the causes of 15 alerts are made and undone, N times; Prometheus tells"),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
 }
