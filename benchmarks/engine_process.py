@@ -9,15 +9,13 @@ import logging
 import sys
 from pathlib import Path
 
-from benchmarks.measure import MIB, seconds_of
+from benchmarks.measure import seconds_of
 from benchmarks.pool_process import serve
 from benchmarks.processes import obey
 from benchmarks.workload import USER
 from taskworker.cli.allocator import keep_one_arena
 from taskworker.cli.turns import take_short_turns
 from taskworker.pool.node_pool import NodePool
-
-READ_BUFFER_BYTES = 4 * MIB
 
 
 class _Tasks:
@@ -29,15 +27,14 @@ class _Tasks:
         return {"took": seconds_of(lambda: self._store.push(Path(source), filename=name, user_id=USER))}
 
     def get(self, name: str) -> dict[str, float]:
-        """Read a file to its end, into one reused buffer; return the seconds that this took."""
+        """Read a file to its end, in the way the pool's service does; return the seconds that this took."""
         version = self._store.find(name, user_id=USER)
         if version is None:
             raise FileNotFoundError(f"the pool has no {name}")
-        buffer = memoryview(bytearray(READ_BUFFER_BYTES))
 
         def action() -> None:
             with self._store.open_file(version.file_id, user_id=USER) as reader:
-                while reader.readinto(buffer):
+                for _ in reader.iter_chunks(recycled=True):
                     pass
 
         return {"took": seconds_of(action)}
