@@ -78,6 +78,7 @@ def take(
         taskworker folder snapshot /home/ann --name home --exclude-caches --one-file-system
     """
     from taskworker.folders.snapshots import take_snapshot
+    from taskworker.folders.snapshots.directory_cache import cache_path
 
     exclusions = exclusions_of(exclude, exclude_from, caches=exclude_caches, other_file_systems=one_file_system)
     folder = folder_name(directory, name).rstrip("/")
@@ -91,6 +92,7 @@ def take(
                 folder,
                 exclusions=exclusions,
                 xattrs=xattrs,
+                cache=cache_path(directory, session.place(), session.user, folder),
                 note=note,
                 problem=problem_shown(session, directory),
                 progress=progress,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import time
 from collections.abc import Callable
 
 from blake3 import blake3
 
+from taskworker.folders.entries import Entry
 from taskworker.folders.problems import ChangedWhileRead, Unstorable
 from taskworker.folders.scanning import Found
 
@@ -16,8 +18,30 @@ SMALL_BYTES_MAX = 512 * 1024
 """Files up to this size are read at once."""
 
 _READ_BYTES = 1 << 20
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE, which Python has no name for: what Linux takes the times of files from
+_TICK_MAX_NS = 20_000_000  # twice the longest tick that Linux can be built with
+_SKEW_MAX_NS = 3_600_000_000_000
+_COARSE_NS = 10_000_000  # the finest times of file systems such as exFAT; others' are such multiples by chance only
+_LONG_TICK_NS = 2_000_000_000  # as of FAT's times
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CHANGED = "it was changed while it was read; what is stored may be a mixture: take it again when nobody writes to it"
+
+
+def settled(entry: Entry) -> bool:
+    """Whether a write from now on gives a file another time than it has. This may wait for the clock's next tick.
+
+    Kernels take the times of files from a clock that ticks every 1 to 10 ms. If a file is read in the tick in which it
+    was written, it may be written once more in that tick, and nothing shows that. It is False if the clock of the file
+    system is ahead, or has long ticks, as those that know whole seconds only.
+    """
+    time_ns = entry.ctime_ns
+    if time_ns % _COARSE_NS == 0:
+        return not 0 <= time.clock_gettime_ns(_COARSE_CLOCK) - time_ns <= _LONG_TICK_NS
+    while (ahead_ns := time_ns - time.clock_gettime_ns(_COARSE_CLOCK)) >= 0:
+        if ahead_ns > _TICK_MAX_NS:
+            return ahead_ns > _SKEW_MAX_NS  # no time that is given from now on comes near this one
+        time.sleep(_TICK_MAX_NS / 20e9)
+    return True
 
 
 def opened(found: Found) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Cli, cli, embedded, server  # noqa: F401 - fixtures
 from tests.folders.trees import described, make
 
@@ -77,7 +79,12 @@ def test_wrong_uses_are_refused(embedded: Cli) -> None:  # noqa: F811
     assert "single file" in embedded.error("get", "d/", "--range", "0-1", code=2)
 
 
-def test_snapshots_are_taken_listed_compared_restored_and_forgotten(embedded: Cli) -> None:  # noqa: F811
+def test_snapshots_are_taken_listed_compared_restored_and_forgotten(
+    embedded: Cli,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = embedded.directory / "photos"
     make(source, {b"a": ("file", b"1", 0o600, 5), b"in": {b"b\xff": ("link", b"../a", 6)}})
     first = embedded.json("folder", "snapshot", "photos", "--note", "before")
@@ -86,8 +93,11 @@ def test_snapshots_are_taken_listed_compared_restored_and_forgotten(embedded: Cl
     said = embedded.text("folder", "snapshot", "photos")
     assert "2 files, 2 B" in said
     assert "1 read, 1 unchanged" in said
+    (cache,) = (tmp_path / "cache/taskworker/folders").iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o600
+    assert "0 read, 2 unchanged" in embedded.text("folder", "snapshot", "photos")
     assert embedded.text("folder", "list") == "photos\n"
-    assert [each["note"] for each in embedded.json("folder", "snapshots", "photos")] == ["", "before"]
+    assert [each["note"] for each in embedded.json("folder", "snapshots", "photos")] == ["", "", "before"]
     short = first["snapshot"]["id"][:12]
     assert embedded.text("folder", "diff", "photos", short) == "+  new\n"
     assert [each["path"] for each in embedded.json("folder", "ls", "photos")] == ["a", "in", "in/b\\xff", "new"]
@@ -95,11 +105,11 @@ def test_snapshots_are_taken_listed_compared_restored_and_forgotten(embedded: Cl
     assert described(embedded.directory / "back") == before
     embedded.run("folder", "restore", "photos", "latest", "in", "-o", "part")
     assert described(embedded.directory / "part") == described(source / "in")
-    assert "1 snapshot would be forgotten" in embedded.text(
+    assert "2 snapshots would be forgotten" in embedded.text(
         "folder", "forget", "photos", "--keep-last", "1", "--dry-run"
     )
-    assert "1 snapshot forgotten, 1 kept" in embedded.text("folder", "forget", "photos", short)
-    assert len(embedded.json("folder", "snapshots", "photos")) == 1
+    assert "1 snapshot forgotten, 2 kept" in embedded.text("folder", "forget", "photos", short)
+    assert len(embedded.json("folder", "snapshots", "photos")) == 2
     assert "no snapshot" in embedded.error("folder", "restore", "photos", short, "-o", "x", code=3)
     assert "no snapshots of a folder" in embedded.error("folder", "snapshots", "other", code=3)
     assert "--keep-last" in embedded.error("folder", "forget", "photos", code=2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +31,10 @@ PACK_BYTES_MAX = 32 << 20
 """Containers up to this size hold many blobs, and are read as a whole."""
 _INDEX_BYTES_MAX = 256 << 20
 _PACKS_KEPT = 4
+_PIECES_MAX = 3
+"""If more pieces of a pack are needed, the whole is read, as all of it may be."""
+_ASKED_MAX = 1000
+"""If more blobs are looked up, a set of all is made."""
 _ID_DIGITS_MIN = 4
 
 
@@ -58,7 +62,7 @@ class Repository:
     Raises:
         InvalidArgument: this is no name of a folder.
         FileNotFound: there are no snapshots of it.
-        FolderDamaged: its record or an index cannot be read.
+        FolderDamaged: its record cannot be read.
     """
 
     def __init__(self, files: Files, folder: str, *, create: bool = False) -> None:
@@ -69,8 +73,9 @@ class Repository:
         self.data = f"{DATA}{self._found.version.file_id}/"
         record = self._found.record
         self.index_containers = (*record.indexes, *(each.index for each in record.pending))
-        self.indexes = self._load_indexes(self.index_containers)
         self._packs: OrderedDict[bytes, bytes] = OrderedDict()
+        self._pieces: Counter[bytes] = Counter()
+        self._asked = 0
 
     @property
     def record(self) -> Record:
@@ -137,12 +142,33 @@ class Repository:
 
     # -- blobs -----------------------------------------------------------------------------------
 
+    @cached_property
+    def indexes(self) -> list[Index]:
+        """The folder's indexes, as of when its record was first read.
+
+        Raises:
+            FolderDamaged: one of them cannot be read.
+        """
+        return self._load_indexes(self.index_containers)
+
+    def require_indexes(self) -> None:
+        """Look whether the indexes are there, without reading them.
+
+        Raises:
+            FolderDamaged: one of them is not.
+        """
+        for container in self.index_containers:
+            self.head(container)
+
     def has(self, blob: bytes) -> bool:
         """Whether a blob is stored."""
-        return blob in self._stored
+        return self.has_all((blob,))
 
-    def has_all(self, blobs: Iterable[bytes]) -> bool:
+    def has_all(self, blobs: Collection[bytes]) -> bool:
         """Whether all of these are stored."""
+        self._asked += len(blobs)
+        if self._asked <= _ASKED_MAX:
+            return all(self.place_of(blob) is not None for blob in blobs)
         return self._stored.issuperset(blobs)
 
     @cached_property
@@ -203,6 +229,9 @@ class Repository:
     def _piece(self, place: Place) -> bytes:
         pack = self._packs.get(place.container)
         if pack is None:
+            self._pieces[place.container] += 1
+            if self._pieces[place.container] <= _PIECES_MAX:
+                return self.files.read(self.head(place.container), place.offset, place.offset + place.length)
             (outcome,) = self.files.get_many(
                 [self.container_name(place.container)], by_name=True, bytes_max=PACK_BYTES_MAX
             )
@@ -255,7 +284,10 @@ class Repository:
         loaded = []
         for outcome in self.files.get_many(names, by_name=True, bytes_max=_INDEX_BYTES_MAX):
             if outcome.error is not None:
-                raise FolderDamaged(f"an index of the folder cannot be read: {outcome.error}")
+                raise FolderDamaged(
+                    f"an index of the folder cannot be read; if snapshots are being forgotten now, try again: "
+                    f"{outcome.error}"
+                )
             if outcome.data is None:
                 raise FolderDamaged("an index of the folder is larger than any index is")
             loaded.append(decode_index(outcome.data))

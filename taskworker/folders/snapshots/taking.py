@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import msgspec
 from storage.clocks import wall_ms
 from storage.errors import StorageError
 from storage.limits import check_note
-from taskworker.folders.contents import CHANGED, read_small
+from taskworker.folders.contents import CHANGED, read_small, settled
 from taskworker.folders.entries import Entry, Kind
 from taskworker.folders.ports import Content, Files
 from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, Problems, text_of
 from taskworker.folders.rules import Exclusions
-from taskworker.folders.scanning import Found, Scan
+from taskworker.folders.scanning import Found, Scan, Seen
 from taskworker.folders.snapshots.directories import read_directory, store_directory
+from taskworker.folders.snapshots.directory_cache import DIRECTORIES_MAX, DirectoryCache
 from taskworker.folders.snapshots.packing import PACKED_BYTES_MAX, Packer
 from taskworker.folders.snapshots.records import Snapshot
 from taskworker.folders.snapshots.repository import Repository, add_snapshot
@@ -30,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 _DIRECTORIES_KEPT = 512
 _TEXT_MAX = 4096
+_name = operator.attrgetter("name")
 
 
 @dataclass(slots=True)
@@ -66,6 +69,7 @@ def take_snapshot(
     *,
     exclusions: Exclusions | None = None,
     xattrs: bool = False,
+    cache: Path | None = None,
     note: str = "",
     problem: Problem | None = None,
     progress: Progress | None = None,
@@ -79,6 +83,8 @@ def take_snapshot(
         folder: the folder's name, whose snapshots share what is equal.
         exclusions: what to leave out.
         xattrs: whether to keep extended attributes.
+        cache: a file of this machine in which to note what directories contained, so that the next snapshot with the
+            same options takes less time. It may be absent, and may be removed at any time.
         note: free text.
         problem: told of each file that could not be taken, or was changed while it was read. Default:
             FolderIncomplete is raised once the snapshot is stored without them.
@@ -96,8 +102,10 @@ def take_snapshot(
     check_note(note)
     repository = Repository(files, folder, create=True)
     problems = Problems(problem)
-    scan = Scan(root, exclusions or Exclusions(), problems, xattrs)
-    report = _Taking(repository, scan, note, progress, now_ms, now_ms()).run()
+    exclusions = exclusions or Exclusions()
+    scan = Scan(root, exclusions, problems, xattrs)
+    directories = None if cache is None else DirectoryCache(cache, exclusions, xattrs=xattrs)
+    report = _Taking(repository, scan, directories, note, progress, now_ms, now_ms()).run()
     problems.raise_if_any("taken as they are")
     return report
 
@@ -116,6 +124,7 @@ class _Large:
 class _Taking:
     repository: Repository
     scan: Scan
+    cache: DirectoryCache | None
     note: str
     progress: Progress | None
     now_ms: Callable[[], int]
@@ -127,14 +136,24 @@ class _Taking:
     _larges: dict[str, _Large] = field(default_factory=dict, init=False)
     _linked: dict[tuple[int, int], Entry] = field(default_factory=dict, init=False)
     _failed: set[bytes] = field(default_factory=set, init=False)
+    _seen: dict[bytes, Seen] | None = field(default=None, init=False)
+    _unsettled: set[bytes] = field(default_factory=set, init=False)
     _root: Entry | None = field(default=None, init=False)
+    _is_same: bool = field(default=False, init=False)
     _problem: Problem = field(init=False)
 
     def __post_init__(self) -> None:
         self.report = TakeReport(self.repository.folder)
         self._packer = Packer(self.repository)
         snapshots = self.repository.record.snapshots
-        self._former = Former(self.repository, snapshots[-1] if snapshots else None)
+        seen: Mapping[bytes, Seen] = {}
+        if self.cache is not None:
+            self._seen = {}
+            self.scan.seen = seen = self.cache.load({snapshot.directory for snapshot in snapshots})
+            self.scan.same = self._same
+            if seen:  # what it names is stored as long as these are
+                self.repository.require_indexes()
+        self._former = Former(self.repository, snapshots[-1] if snapshots else None, seen)
         self.scan.former = self._former.inside
         self._problem, self.scan.problem = self.scan.problem, self._told
 
@@ -151,7 +170,8 @@ class _Taking:
                 raise outcome.error or StorageError("a part of the snapshot was not stored")
         assert self._root is not None, "the root comes last"
         report, packer = self.report, self._packer
-        report.added, report.failed, report.skipped = packer.added, len(self._failed), self.scan.skipped
+        report.added, report.failed = packer.added, len(self._failed)
+        report.skipped += self.scan.skipped
         report.snapshot = Snapshot(
             self.time_ms,
             self._root,
@@ -164,11 +184,18 @@ class _Taking:
             self.note,
         )
         add_snapshot(self.repository, report.snapshot, packer.finish())
+        if self.cache is not None and self._seen is not None and not self._is_same:
+            self.cache.save(self._root.content[0], self._seen)
         return report
 
     def _told(self, path: bytes, error: Exception) -> None:
         self._failed.add(path)
+        self._look_again(path)
         self._problem(path, error)
+
+    def _look_again(self, path: bytes) -> None:
+        """Look at a file or directory again the next time, though nothing shows that it has changed."""
+        self._unsettled |= {path, path.rpartition(b"/")[0]}
 
     # -- entries ---------------------------------------------------------------------------------
 
@@ -179,7 +206,7 @@ class _Taking:
                 self._taken(found, found.entry)
                 continue
             if kind is Kind.DIRECTORY:
-                self._directory(found)
+                self._add_directory(found, found.entry if found.known else self._stored(found))
             elif kind is Kind.FILE:
                 yield from self._file(found)
             else:
@@ -195,29 +222,66 @@ class _Taking:
             self._levels.append([])
         self._levels[found.depth].append(entry)
 
-    def _directory(self, found: Found) -> None:
-        """Store a directory. All that is in it has been found before."""
+    def _add_directory(self, found: Found, entry: Entry) -> None:
+        if not found.path:
+            self._root, self._is_same = entry, found.known
+            return
+        self.report.others += 1
+        self._add(found, entry)
+
+    def _stored(self, found: Found) -> Entry:
+        """Store a directory, and return its entry. All that is in it has been found before."""
         inside = found.depth + 1
         entries: list[Entry] = []
         if inside < len(self._levels):
             entries, self._levels[inside] = self._levels[inside], []
-        former, before = self._former.directory(found.path)
-        if before is not None and entries == former:
-            blob = before.content[0]
+        entries.sort(key=_name)
+        former = self._former.read_before(found.path)
+        if former is not None and entries == former[0]:
+            blob = former[1]
         else:
             blob = store_directory(entries, self._packer.add_directory)
-        entry = msgspec.structs.replace(found.entry, content=(blob,))
-        if not found.path:
-            self._root = entry
+        self._note(found, entries, blob)
+        return msgspec.structs.replace(found.entry, content=(blob,))
+
+    def _note(self, found: Found, entries: Sequence[Entry], blob: bytes) -> None:
+        """Note a directory, to know it again the next time."""
+        if self._seen is None:
             return
-        self.report.others += 1
-        self._add(found, entry)
+        if len(self._seen) >= DIRECTORIES_MAX:
+            self._seen = None
+            return
+        sizes = [entry.size for entry in entries if entry.kind is Kind.FILE]
+        self._seen[found.path] = Seen(
+            b"" if found.path in self._unsettled else found.look.fingerprint,
+            found.look.rules,
+            tuple(entry.name for entry in entries if entry.kind is Kind.DIRECTORY),
+            blob,
+            len(sizes),
+            sum(sizes),
+            len(entries) - len(sizes),
+            found.look.skipped,
+        )
+
+    def _same(self, path: bytes, seen: Seen) -> None:
+        """Count what is in a directory that is unchanged with all that is below it."""
+        report = self.report
+        report.files += seen.files
+        report.size += seen.size
+        report.others += seen.others
+        report.skipped += seen.skipped
+        if self._seen is not None:
+            self._seen[path] = seen
+        if self.progress is not None:
+            self.progress(report.files, report.size)
 
     def _file(self, found: Found) -> Iterator[tuple[str, Content]]:
         known = self._linked.get((found.device, found.entry.inode)) if found.entry.hard_links > 1 else None
         if known is not None and found.entry.same_on_disk(known):  # it was read under another name
             self._taken(found, msgspec.structs.replace(found.entry, content=known.content, size=known.size))
             return
+        if not settled(found.entry):
+            self._look_again(found.path)
         if found.entry.size > PACKED_BYTES_MAX:
             yield from self._large(found)
             return
@@ -230,7 +294,7 @@ class _Taking:
             self._told(found.path, changed)
         content = (self._packer.add_content(data),) if data else ()
         self.report.read += 1
-        self._taken(found, _with_content(found, content, len(data), changed is not None))
+        self._taken(found, self._with_content(found, content, len(data)))
 
     def _large(self, found: Found) -> Iterator[tuple[str, Content]]:
         large = _Large(found.path)
@@ -246,11 +310,12 @@ class _Taking:
         self._larges[name] = large
         yield name, content
         if large.digest is None:  # reading failed, which its outcome says
+            self._look_again(found.path)
             return
         if large.changed:
             self._told(found.path, ChangedWhileRead(CHANGED))
         self.report.read += 1
-        self._taken(found, _with_content(found, (large.digest,), large.size, large.changed))
+        self._taken(found, self._with_content(found, (large.digest,), large.size))
 
     def _taken(self, found: Found, entry: Entry) -> None:
         self._add(found, entry)
@@ -261,57 +326,67 @@ class _Taking:
         if self.progress is not None:
             self.progress(self.report.files, self.report.size)
 
-
-def _with_content(found: Found, content: tuple[bytes, ...], size: int, changed: bool) -> Entry:
-    """An entry with what was read; of a file that was changed meanwhile, so that it is read again the next time."""
-    ctime_ns = 0 if changed else found.entry.ctime_ns
-    return msgspec.structs.replace(found.entry, content=content, size=size, ctime_ns=ctime_ns)
+    def _with_content(self, found: Found, content: tuple[bytes, ...], size: int) -> Entry:
+        """An entry with what was read; of what may have changed meanwhile, such that it is read again the next time."""
+        ctime_ns = 0 if found.path in self._unsettled else found.entry.ctime_ns
+        return msgspec.structs.replace(found.entry, content=content, size=size, ctime_ns=ctime_ns)
 
 
 class Former:
     """The entries of an earlier snapshot; directories are read as they are asked for.
 
     What cannot be read counts as not there, so that the files are read and stored anew.
+
+    Args:
+        repository: the folder.
+        snapshot: the snapshot; None: there is none.
+        seen: directories of which it is known without reading the snapshot.
     """
 
-    def __init__(self, repository: Repository, snapshot: Snapshot | None) -> None:
+    def __init__(self, repository: Repository, snapshot: Snapshot | None, seen: Mapping[bytes, Seen]) -> None:
         self._repository = repository
-        self._root = None if snapshot is None else snapshot.root
-        self._directories: OrderedDict[bytes, tuple[dict[bytes, Entry], Entry | None]] = OrderedDict()
+        self._root = None if snapshot is None else snapshot.directory
+        self._seen = seen
+        self._directories: OrderedDict[bytes, tuple[dict[bytes, Entry], bytes | None]] = OrderedDict()
 
     def inside(self, path: bytes) -> Mapping[bytes, Entry]:
         """What is in a directory, by name; nothing if it was none."""
         return self._read(path)[0]
 
-    def directory(self, path: bytes) -> tuple[list[Entry], Entry | None]:
-        """What is in a directory, by name, and its own entry; None if it was none, or not all of it is stored."""
-        entries, entry = self._read(path)
-        return list(entries.values()), entry
+    def read_before(self, path: bytes) -> tuple[list[Entry], bytes] | None:
+        """What is in a directory that was read lately, and the id of that; None if that is unknown."""
+        entries, blob = self._directories.get(path, ({}, None))
+        return None if blob is None else (list(entries.values()), blob)
 
-    def _read(self, path: bytes) -> tuple[dict[bytes, Entry], Entry | None]:
+    def _read(self, path: bytes) -> tuple[dict[bytes, Entry], bytes | None]:
         found = self._directories.get(path)
         if found is None:
-            found = self._directories[path] = self._load(self._entry(path))
+            found = self._directories[path] = self._load(self._id_of(path))
             if len(self._directories) > _DIRECTORIES_KEPT:
                 self._directories.popitem(last=False)
         else:
             self._directories.move_to_end(path)
         return found
 
-    def _entry(self, path: bytes) -> Entry | None:
+    def _id_of(self, path: bytes) -> bytes | None:
+        seen = self._seen.get(path)
+        if seen is not None:
+            return seen.content
         if not path:
             return self._root
         directory, _, name = path.rpartition(b"/")
-        return self._read(directory)[0].get(name)
+        entry = self._read(directory)[0].get(name)
+        return None if entry is None or entry.kind is not Kind.DIRECTORY else entry.content[0]
 
-    def _load(self, entry: Entry | None) -> tuple[dict[bytes, Entry], Entry | None]:
-        if entry is None or entry.kind is not Kind.DIRECTORY:
+    def _load(self, blob: bytes | None) -> tuple[dict[bytes, Entry], bytes | None]:
+        """What is in a directory, and its id again if all of that is stored."""
+        if blob is None:
             return {}, None
         try:
-            entries = {each.name: each for each in read_directory(entry.content[0], self._repository.load)}
+            entries = {each.name: each for each in read_directory(blob, self._repository.load)}
         except FolderDamaged:
             return {}, None
-        if self._repository.has_all(blob for each in entries.values() for blob in each.content):
-            return entries, entry
+        if self._repository.has_all([each for entry in entries.values() for each in entry.content]):
+            return entries, blob
         has = self._repository.has
         return {name: each for name, each in entries.items() if all(map(has, each.content))}, None
