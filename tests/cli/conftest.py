@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests import forked
+
 TIMEOUT_S = 120  # against hanging; nothing here depends on speed
 PROGRAM = (sys.executable, "-m", "taskworker")
 
@@ -46,11 +48,10 @@ class Cli:
         self, *arguments: str | os.PathLike[str], stdin: bytes = b"", code: int = 0
     ) -> subprocess.CompletedProcess[bytes]:
         """Run to the end and insist on the exit code."""
-        process = self.start(*arguments)
-        out, err = process.communicate(stdin, TIMEOUT_S)
-        assert process.returncode == code, f"{arguments}: exit code {process.returncode}, {err.decode()}"
-        assert b"Traceback" not in err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        ended = forked.run(arguments, cwd=self.directory, env=self.environment, stdin=stdin, timeout_s=TIMEOUT_S)
+        assert ended.returncode == code, f"{arguments}: exit code {ended.returncode}, {ended.stderr.decode()}"
+        assert b"Traceback" not in ended.stderr
+        return ended
 
     def text(self, *arguments: str | os.PathLike[str], stdin: bytes = b"", code: int = 0) -> str:
         return self.run(*arguments, stdin=stdin, code=code).stdout.decode()
