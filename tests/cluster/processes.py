@@ -19,6 +19,7 @@ import psutil
 from taskworker import Client
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import StorageUnavailable
+from tests.forked import Command, is_possible
 
 WAIT_S = 60.0
 
@@ -47,15 +48,19 @@ class Process:
             environment["PYTHONPATH"] = str(tree)
         environment["PYTHONFAULTHANDLER"] = "1"
         self._log = log
+        arguments = [*arguments, "--json", "--supervised"]
+        pipe = subprocess.PIPE
+        self._process: Command | subprocess.Popen[bytes]
         with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                [*inside, sys.executable, "-m", module, *arguments, "--json", "--supervised"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment,
-                cwd=tree,
-            )
+            if module == "taskworker" and not inside and tree is None and is_possible(environment):
+                self._process = Command(
+                    arguments, cwd=Path.cwd(), env=environment, stdin=pipe, stdout=pipe, stderr=stderr
+                )
+            else:
+                started = [*inside, sys.executable, "-m", module, *arguments]
+                self._process = subprocess.Popen(
+                    started, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, cwd=tree
+                )
         self.announced = self._read_announcement(log)
 
     def _read_announcement(self, log: Path) -> dict[str, object]:
