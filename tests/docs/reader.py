@@ -104,7 +104,7 @@ class Reader:
                 return
             may_come = step.remark == "until it matches" and time.monotonic() < give_up
             assert may_come, f"{step.place}: `{command}` ended with {ended.returncode} and printed\n{ended.stdout}"
-            time.sleep(0.1)
+            time.sleep(0.5)  # each attempt starts a program
 
     def _start(self, step: Step, name: str, command: str, shown: list[str]) -> None:
         log = self._logs / name
