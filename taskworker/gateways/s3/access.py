@@ -122,7 +122,7 @@ def _alone_with(call: Call) -> threading.Lock:
 
 
 def _policy(call: Call, buckets: Buckets) -> str:
-    policy = buckets.get(call).policy
+    policy = buckets.understood(call).policy
     if not policy:
         raise S3Error("NoSuchBucketPolicy", "the bucket has no policy", BucketName=call.bucket)
     return policy
@@ -172,7 +172,7 @@ def _take_back(call: Call, grants: set[Grant]) -> None:
 
 def get_public_block(call: Call, buckets: Buckets) -> Reply:
     """GetPublicAccessBlock."""
-    block = buckets.get(call).public_block
+    block = buckets.understood(call).public_block
     if block is None:
         raise S3Error(
             "NoSuchPublicAccessBlockConfiguration", "nothing was said about public access", BucketName=call.bucket
@@ -200,7 +200,7 @@ def delete_public_block(call: Call, buckets: Buckets) -> Reply:
 
 def get_ownership(call: Call, buckets: Buckets) -> Reply:
     """GetBucketOwnershipControls."""
-    ownership = buckets.get(call).ownership
+    ownership = buckets.understood(call).ownership
     if not ownership:
         raise S3Error("OwnershipControlsNotFoundError", "nothing was said about owners", BucketName=call.bucket)
     return document(("OwnershipControls", [("Rule", [("ObjectOwnership", ownership)])]))

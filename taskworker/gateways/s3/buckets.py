@@ -54,6 +54,7 @@ class Bucket:
         is_known: whether the access key may read what was set; False: at most ``created_ms``, ``versioning`` and
             ``object_lock`` are known.
         is_told: whether these are known, by a connection that the gateway trusts if not by that of the key.
+        is_damaged: whether what is kept of it makes no sense, so that nothing is known.
     """
 
     created_ms: int = 0
@@ -69,6 +70,7 @@ class Bucket:
     ownership: str = ""
     is_known: bool = True
     is_told: bool = True
+    is_damaged: bool = False
 
     def encoded(self) -> bytes:
         """As the content of a file."""
@@ -91,24 +93,27 @@ class Bucket:
 
     @classmethod
     def parse(cls, raw: bytes) -> Bucket:
-        """Inverse of :meth:`encoded`. Others may write what they like: what makes no sense is not there."""
+        """Inverse of :meth:`encoded`. Others may write what they like: if some of it makes no sense, nothing counts."""
         try:
             found = json.loads(raw)
+            versioning, lock = found["versioning"], found.get("object_lock")
+            if versioning not in ("", ENABLED, SUSPENDED) or (lock is not None and versioning != ENABLED):
+                raise ValueError("no state of versioning and locks")
             return cls(
                 int(found["created_ms"]),
                 str(found["region"]),
-                found["versioning"] if found["versioning"] in (ENABLED, SUSPENDED) else "",
+                versioning,
                 tuple((str(name), str(value)) for name, value in found["tags"]),
                 tuple(dict(rule) for rule in found["cors"]),
                 tuple(dict(rule) for rule in found.get("lifecycle", ())),
-                None if found.get("object_lock") is None else dict(found["object_lock"]),
+                None if lock is None else dict(lock),
                 str(found.get("policy", "")),
                 tuple((str(user), str(granted)) for user, granted in found.get("granted", ())),
                 None if found.get("public_block") is None else tuple(map(str, found["public_block"])),
                 str(found.get("ownership", "")),
             )
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            return cls(created_ms=1)
+            return cls(created_ms=1, is_known=False, is_damaged=True)
 
 
 class Buckets:
@@ -151,13 +156,23 @@ class Buckets:
             raise S3Error("NoSuchBucket", "there is no such bucket; make it first", BucketName=call.bucket)
         return found
 
+    def understood(self, call: Call) -> Bucket:
+        """The bucket of a call that goes by its settings.
+
+        Raises:
+            S3Error: there is none, or they are damaged.
+        """
+        bucket = self.get(call)
+        check_undamaged(bucket, call.bucket)
+        return bucket
+
     def settled(self, call: Call) -> Bucket:
         """The bucket of a call that puts or deletes something: it is known whether it has versions, and locks them.
 
         Raises:
             S3Error: there is none, or that cannot be told.
         """
-        bucket = self.get(call)
+        bucket = self.understood(call)
         if not bucket.is_told:
             raise untold()
         return bucket
@@ -212,14 +227,15 @@ class Buckets:
             changed: returns the new settings for the present ones; may be called several times.
 
         Raises:
-            S3Error: there is no such bucket, its settings become too long, others change them all the time, or the
-                access key is not for all files of the bucket.
+            S3Error: there is no such bucket, its settings are damaged or become too long, others change them all the
+                time, or the access key is not for all files of the bucket.
         """
         check_may_set(call)
         self.get(call)
         for _ in range(_TRIES):
             kept = read_settings(call.client, call.user, call.bucket)
             version_id, bucket = kept or (None, Bucket())
+            check_undamaged(bucket, call.bucket)
             try:
                 self._store(call, changed(bucket), version_id)
                 return
@@ -299,7 +315,13 @@ class Buckets:
         with contextlib.suppress(PermissionDenied):
             kept = call.account.read_own(lambda client: read_settings(client, call.user, name))
             full = Bucket() if kept is None else kept[1]
-            bucket = Bucket(full.created_ms, versioning=full.versioning, object_lock=full.object_lock, is_known=False)
+            bucket = Bucket(
+                full.created_ms,
+                versioning=full.versioning,
+                object_lock=full.object_lock,
+                is_known=False,
+                is_damaged=full.is_damaged,
+            )
         return bucket if page.files or bucket.created_ms else None
 
     def _forget(self, call: Call) -> None:
@@ -320,6 +342,28 @@ def check_may_set(call: Call) -> None:
             "AccessDenied",
             f"settings are about all files of a bucket, but this key is not; it needs files:write:{call.bucket}/",
         )
+
+
+def check_undamaged(bucket: Bucket, name: str) -> None:
+    """Check that it is known what was set for a bucket: if not, its versions may be locked.
+
+    Raises:
+        S3Error: what is kept of it makes no sense.
+    """
+    if bucket.is_damaged:
+        raise damaged(name)
+
+
+def damaged(name: str) -> S3Error:
+    """The error of whoever would go by settings of a bucket that make no sense."""
+    file = settings_name(name)
+    return S3Error(
+        "InvalidBucketState",
+        "the bucket's settings are damaged, so it is not known whether it has versions and locks, and nothing is put, "
+        f"set or deleted; store an earlier version of the file {file} again (`taskworker log {file}` lists them), or "
+        "remove that file and set everything anew",
+        BucketName=name,
+    )
 
 
 def untold() -> S3Error:

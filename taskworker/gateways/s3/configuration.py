@@ -13,7 +13,7 @@ from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of, texts_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.listing import count_of, owner
-from taskworker.gateways.s3.locks import kept_lock
+from taskworker.gateways.s3.locks import LOCK, kept_lock
 from taskworker.gateways.s3.metadata import checked_tags
 from taskworker.gateways.s3.objects import check_private, found, version_header, version_id_of
 from taskworker.gateways.s3.steadiness import alone
@@ -69,7 +69,7 @@ def location(call: Call, buckets: Buckets) -> Reply:
 
 def get_versioning(call: Call, buckets: Buckets) -> Reply:
     """GetBucketVersioning."""
-    status = buckets.get(call).versioning
+    status = buckets.understood(call).versioning
     return document(("VersioningConfiguration", [("Status", status)] if status else []))
 
 
@@ -95,7 +95,7 @@ def put_versioning(call: Call, buckets: Buckets, body: bytes) -> Reply:
 
 def get_bucket_tags(call: Call, buckets: Buckets) -> Reply:
     """GetBucketTagging."""
-    tags = buckets.get(call).tags
+    tags = buckets.understood(call).tags
     if not tags:
         raise S3Error("NoSuchTagSet", "the bucket has no tags", BucketName=call.bucket)
     return _tagging(dict(tags))
@@ -134,7 +134,7 @@ def delete_object_tags(call: Call, buckets: Buckets) -> Reply:
 
 def get_cors(call: Call, buckets: Buckets) -> Reply:
     """GetBucketCors."""
-    rules = buckets.get(call).cors
+    rules = buckets.understood(call).cors
     if not rules:
         raise S3Error("NoSuchCORSConfiguration", "the bucket has no rules for browsers", BucketName=call.bucket)
     return document(("CORSConfiguration", [("CORSRule", _cors_node(rule)) for rule in rules]))
@@ -171,7 +171,8 @@ def _tags_in(body: bytes, most: int = 10) -> dict[str, str]:
 def _with_tags(call: Call, buckets: Buckets, tags: dict[str, str]) -> Reply:
     bucket = buckets.settled(call)
     version, metadata = found(call, call.filename, call.parameters.get("versionId"))
-    lock = metadata.lock if bucket.object_lock is None else kept_lock(call, version)
+    may_be_locked = bucket.object_lock is not None or LOCK in version.attributes
+    lock = kept_lock(call, version) if may_be_locked else None
     head = call.client.find(call.filename, user_id=call.user)
     if head is None or head.version_id != version.version_id:
         raise S3Error("NotImplemented", "tags of former versions cannot be changed")

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from storage import DeleteOutcome, Version
 from storage.errors import ConflictError, FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
-from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, read_settings, untold
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, check_undamaged, read_settings, untold
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
@@ -91,7 +91,7 @@ def delete_unlocked_file(call: Call, head: Version) -> None:
         head: the newest version of the file, as it was decided on.
 
     Raises:
-        S3Error: the bucket has versions now, or one of them is locked, or that cannot be told.
+        S3Error: the bucket has versions now, or one of them is locked, or that cannot be told or is damaged.
         ConflictError: another version is the newest one by now.
         FileNotFound: the file is gone.
     """
@@ -101,6 +101,7 @@ def delete_unlocked_file(call: Call, head: Version) -> None:
         except PermissionDenied:
             raise untold() from None
         bucket = Bucket() if kept is None else kept[1]
+        check_undamaged(bucket, call.bucket)
         if bucket.versioning:
             raise S3Error("OperationAborted", "the bucket was made to keep versions just now; try again")
         _check_file(call, bucket, head)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from storage.clocks import wall_ms
 from storage.errors import FileNotFound, PermissionDenied, StorageError
 from taskworker.gateways.s3.accounts import Account, Accounts
-from taskworker.gateways.s3.buckets import read_settings
+from taskworker.gateways.s3.buckets import check_undamaged, read_settings
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle_passes import BucketPass, Expired, pages_below
 from taskworker.gateways.s3.lifecycle_rules import enabled
@@ -229,7 +229,10 @@ class _AccountPass:
         """Of a bucket, which counts as done if it fails, but not if this key is not for it: another one may be."""
         try:
             kept = read_settings(self._account.client, self._user, name)
-            rules = [] if kept is None else enabled(kept[1].lifecycle)
+            rules = []
+            if kept is not None:
+                check_undamaged(kept[1], name)
+                rules = enabled(kept[1].lifecycle)
             if kept is not None and rules:
                 now_ms = self._clock.now_ms(self._account)
                 yield from BucketPass(self._by, name, kept, rules, now_ms, self._told, self._stopped).steps()

@@ -19,7 +19,7 @@ _LEAST_SIZE_DEFAULT = "all_storage_classes_128K"
 
 def get_lifecycle(call: Call, buckets: Buckets) -> Reply:
     """GetBucketLifecycleConfiguration."""
-    rules = buckets.get(call).lifecycle
+    rules = buckets.understood(call).lifecycle
     if not rules:
         raise S3Error("NoSuchLifecycleConfiguration", "the bucket has no lifecycle rules", BucketName=call.bucket)
     nodes: list[Node] = [rule_node(rule) for rule in rules]

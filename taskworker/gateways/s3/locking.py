@@ -21,7 +21,7 @@ _YEARS_MAX = 100
 
 def get_configuration(call: Call, buckets: Buckets) -> Reply:
     """GetObjectLockConfiguration."""
-    lock = buckets.get(call).object_lock
+    lock = buckets.understood(call).object_lock
     if lock is None:
         raise S3Error("ObjectLockConfigurationNotFoundError", "the bucket has no object lock", BucketName=call.bucket)
     nodes: list[Node] = [("ObjectLockEnabled", ENABLED)]
@@ -98,7 +98,7 @@ def put_hold(call: Call, buckets: Buckets, body: bytes) -> Reply:
 
 
 def _locked(call: Call, buckets: Buckets) -> Version:
-    if buckets.get(call).object_lock is None:
+    if buckets.understood(call).object_lock is None:
         raise S3Error("InvalidRequest", "the bucket has no object lock; put-object-lock-configuration enables it")
     return found(call, call.filename, call.parameters.get("versionId"))[0]
 

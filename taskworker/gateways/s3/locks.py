@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from storage import Version
 from storage.errors import ConflictError, FileNotFound, PermissionDenied, VersionNotFound
 from taskworker.client import Client
-from taskworker.gateways.s3.buckets import Bucket, untold
+from taskworker.gateways.s3.buckets import Bucket, damaged, untold
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.names import lock_name, locks_prefix
@@ -118,8 +118,18 @@ def until_in(text: str, now_ms: int) -> int:
 
 
 def lock_of(call: Call, version: Version) -> Lock:
-    """The lock of a version, as it is now, to be shown to whoever has the access key of a call."""
-    return _kept(call.client, call, version)[1]
+    """The lock of a version, as it is now, to be shown to whoever has the access key of a call.
+
+    Raises:
+        S3Error: it is damaged, or others change it all the time.
+    """
+    return _undamaged(call, version, _kept(call.client, call, version)[1])
+
+
+def lock_headers(call: Call, version: Version) -> list[tuple[str, str]]:
+    """The headers of a reply about a version; a lock that is damaged is in none."""
+    lock = _kept(call.client, call, version)[1]
+    return [] if lock is None else lock.headers()
 
 
 def kept_lock(call: Call, version: Version) -> Lock:
@@ -140,14 +150,15 @@ def change_lock(call: Call, version: Version, changed: Callable[[Lock], Lock]) -
         changed: returns the new lock for the present one; may be called several times.
 
     Raises:
-        S3Error: others change it all the time; or what ``changed`` raises.
+        S3Error: it is damaged, or others change it all the time; or what ``changed`` raises.
     """
     for _ in range(_TRIES):
         with _alone_with(version):
             kept, lock = _kept(call.client, call, version)
+            new = changed(_undamaged(call, version, lock))
             try:
                 call.client.push(
-                    changed(lock).encoded(),
+                    new.encoded(),
                     user_id=call.user,
                     filename=lock_name(call.bucket, version.version_id),
                     if_absent=kept is None,
@@ -215,7 +226,7 @@ def given_lock(call: Call, bucket: Bucket, *, with_default: bool = True) -> Lock
         with_default: whether the bucket's default counts, if the request says nothing.
 
     Raises:
-        S3Error: what it says is malformed, or the bucket has no object lock.
+        S3Error: what it says is malformed, or the bucket has no object lock, or a damaged default.
     """
     fields = call.fields
     mode, until = fields.get(f"{_HEADER}mode"), fields.get(f"{_HEADER}retain-until-date")
@@ -233,27 +244,38 @@ def given_lock(call: Call, bucket: Bucket, *, with_default: bool = True) -> Lock
     if mode is not None and until is not None:
         return Lock(mode, until_in(until, call.now_ms), held)
     lock = None if held is None else Lock(hold=held)
-    return or_default(lock, bucket, call.now_ms) if with_default else lock
+    return or_default(lock, bucket, call.bucket, call.now_ms) if with_default else lock
 
 
-def or_default(lock: Lock | None, bucket: Bucket, now_ms: int) -> Lock | None:
-    """A lock that a version is put with now; if it says nothing of retention, the bucket's default counts."""
-    default = default_lock(bucket, now_ms)
+def or_default(lock: Lock | None, bucket: Bucket, name: str, now_ms: int) -> Lock | None:
+    """A lock that a version is put with now; if it says nothing of retention, the bucket's default counts.
+
+    Raises:
+        S3Error: the default of the bucket of this name is damaged.
+    """
+    default = default_lock(bucket, name, now_ms)
     if default is None or (lock is not None and lock.mode):
         return lock
     return replace(default, hold=None if lock is None else lock.hold)
 
 
-def default_lock(bucket: Bucket, now_ms: int) -> Lock | None:
-    """The lock of an object that is put into a bucket now, if nothing else is said; None: none."""
+def default_lock(bucket: Bucket, name: str, now_ms: int) -> Lock | None:
+    """The lock of an object that is put into a bucket of this name now, if nothing else is said; None: none.
+
+    Raises:
+        S3Error: what is kept of it makes no sense.
+    """
     default = bucket.object_lock
     if not default:
         return None
     try:
         days = int(default["Days"]) if "Days" in default else 365 * int(default["Years"])
-        return Lock(str(default["Mode"]), now_ms + days * DAY_MS)
-    except (KeyError, ValueError, TypeError):  # others wrote the settings, who may write what they like
-        return None
+        mode, until_ms = str(default["Mode"]), now_ms + days * DAY_MS
+    except (KeyError, ValueError, TypeError, OverflowError):  # others wrote them, who may write what they like
+        raise damaged(name) from None
+    if mode not in MODES or days < 1 or until_ms > _UNTIL_MAX_MS:
+        raise damaged(name)
+    return Lock(mode, until_ms)
 
 
 def _alone_with(version: Version) -> threading.Lock:
@@ -265,17 +287,34 @@ def _told(call: Call, version: Version) -> tuple[Version | None, Lock]:
     """Like :func:`_kept`, by whichever connection may read it.
 
     Raises:
-        S3Error: none may.
+        S3Error: none may, or it is damaged.
     """
     try:
-        return call.account.read_own(lambda client: _kept(client, call, version))
+        kept, lock = call.account.read_own(lambda client: _kept(client, call, version))
     except PermissionDenied:
         raise untold() from None
+    return kept, _undamaged(call, version, lock)
 
 
-def _kept(client: Client, call: Call, version: Version) -> tuple[Version | None, Lock]:
-    """The file with the lock, None if there is none; and the lock."""
-    first = Lock.parse(version.attributes.get(LOCK, b"")) or Lock()
+def _undamaged(call: Call, version: Version, lock: Lock | None) -> Lock:
+    """A lock, if there is one or may be one.
+
+    Raises:
+        S3Error: it is None, as what is kept of it makes no sense.
+    """
+    if lock is not None:
+        return lock
+    file = lock_name(call.bucket, version.version_id)
+    raise S3Error(
+        "AccessDenied",
+        f"the lock of version {version.version_id} is damaged, so that it is not known until when it holds; if there "
+        f"is a file {file}, store an earlier version of that again (`taskworker log {file}` lists them)",
+    )
+
+
+def _kept(client: Client, call: Call, version: Version) -> tuple[Version | None, Lock | None]:
+    """The file with the lock, None if there is none; and the lock, None if what is kept of it makes no sense."""
+    first = Lock.parse(version.attributes[LOCK]) if LOCK in version.attributes else Lock()
     for _ in range(_TRIES):
         kept = client.find(lock_name(call.bucket, version.version_id), user_id=call.user)
         if kept is None:
@@ -284,5 +323,5 @@ def _kept(client: Client, call: Call, version: Version) -> tuple[Version | None,
             raw = client.get(kept.file_id, user_id=call.user, version_id=kept.version_id, length=_BYTES_MAX)
         except (FileNotFound, VersionNotFound):
             continue  # it was changed or removed just now
-        return kept, Lock.parse(raw) or first
+        return kept, Lock.parse(raw)
     raise S3Error("OperationAborted", "other requests change the lock of this version; try again")

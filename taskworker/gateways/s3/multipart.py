@@ -170,7 +170,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
         checksum=_checksum(call, upload, told, chosen),
         time_ms=call.now_ms,
         is_null=bucket.versioning != ENABLED,
-        lock=or_default(upload.metadata.lock, bucket, call.now_ms),
+        lock=or_default(upload.metadata.lock, bucket, call.bucket, call.now_ms),
         parts=tuple((size, len([*run])) for size, run in groupby(part.size for part in chosen)),
     )
     condition = write_condition(call, call.filename)

@@ -16,7 +16,7 @@ from taskworker.gateways.s3.calls import Call, Content, Reply, document
 from taskworker.gateways.s3.conditions import check_read, matches, range_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle import expiration_header
-from taskworker.gateways.s3.locks import given_lock, lock_of
+from taskworker.gateways.s3.locks import given_lock, lock_headers
 from taskworker.gateways.s3.metadata import (
     Checksum,
     Metadata,
@@ -137,7 +137,7 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers["x-amz-version-id"] = version_id_of(version, metadata)
     bucket = buckets.shown(call)
     if bucket is not None and bucket.is_known and bucket.object_lock is not None:
-        headers |= lock_of(call, version).headers()
+        headers |= lock_headers(call, version)
     if "versionId" not in asked:
         headers |= expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
     for name in _OVERRIDES:

@@ -44,7 +44,7 @@ def test_settings_of_all_kinds(document: dict[str, Any], junk: bytes) -> None:
     whole = {"created_ms": 1, "region": "", "versioning": "", "tags": [], "cors": []}
     for content in (document, {**whole, **document}):
         found = Bucket.parse(json.dumps(content).encode())
-        assert Bucket.parse(found.encoded()) == found
+        assert found.is_damaged or Bucket.parse(found.encoded()) == found
         enabled(found.lifecycle)
     for deep in (junk, b"[" * 20_000):
         Bucket.parse(deep)

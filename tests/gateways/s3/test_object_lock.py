@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,8 @@ import pytest
 
 from taskworker.client import Client
 from taskworker.client.users import UserClient
-from taskworker.gateways.s3.locks import Lock
-from taskworker.gateways.s3.names import lock_name
+from taskworker.gateways.s3.locks import LOCK, Lock
+from taskworker.gateways.s3.names import lock_name, settings_name
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER, Apply, connect, send
 from tests.gateways.s3.test_lifecycle import put_rules, rule, versions
@@ -21,6 +22,7 @@ from tests.gateways.s3.test_objects import refused
 
 NewBucket = Callable[[], str]
 DENIED = ("AccessDenied", 403)
+DAMAGED = ("InvalidBucketState", 409)
 
 
 def later(hours: float = 1.0) -> datetime:
@@ -341,6 +343,91 @@ def test_what_others_wrote_in_place_of_a_lock_takes_none_away(
         pool.client.push(junk, user_id=USER, filename=lock_name(bucket, version))
         assert refused(lambda: s3.delete_object(Bucket=bucket, Key="k", VersionId=version)) == DENIED
     assert Lock.parse(Lock("GOVERNANCE", 5, hold=True).encoded()) == Lock("GOVERNANCE", 5, hold=True)
+
+
+def test_settings_that_make_no_sense_let_nothing_be_deleted(pool: FunctionPool, s3: Any, new_bucket: NewBucket) -> None:
+    for junk in (
+        b"",
+        b"[]",
+        b"\xff" * 300_000,
+        b'{"created_ms":1,"region":"","versioning":"enabled","tags":[],"cors":[]}',
+        b'{"created_ms":1,"region":"","versioning":"","tags":[],"cors":[],"object_lock":{}}',
+        b'{"created_ms":1,"region":"","versioning":"Enabled","tags":[],"cors":[],"object_lock":[1]}',
+    ):
+        bucket = new_bucket()
+        pool.client.push(junk, user_id=USER, filename=settings_name(bucket))
+        pool.client.push(b"whole", user_id=USER, filename=f"{bucket}/k")
+        assert refused(lambda: s3.delete_object(Bucket=bucket, Key="k")) == DAMAGED  # noqa: B023
+        assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"whole", "reading goes on"
+
+
+def test_damaged_settings_take_no_lock_away(pool: FunctionPool, s3: Any, url: str, locked_bucket: NewBucket) -> None:
+    bucket = locked_bucket()
+    version = put(s3, bucket)
+    s3.put_object_legal_hold(Bucket=bucket, Key="k", LegalHold={"Status": "ON"})
+    client, name = pool.client, settings_name(bucket)
+    whole = client.find(name, user_id=USER)
+    assert whole is not None
+    client.push(b"{", user_id=USER, filename=name)
+    time.sleep(2.1)  # a gateway that did not write them may know former ones for so long
+    named = {"Bucket": bucket, "Key": "k"}
+    enabled = {"VersioningConfiguration": {"Status": "Enabled"}}
+    for act in (
+        lambda: s3.delete_object(**named),
+        lambda: s3.delete_object(**named, VersionId=version, BypassGovernanceRetention=True),
+        lambda: s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]}),
+        lambda: s3.put_object(**named, Body=b"new"),
+        lambda: s3.create_multipart_upload(**named),
+        lambda: s3.put_object_tagging(**named, Tagging={"TagSet": []}),
+        lambda: s3.put_bucket_versioning(Bucket=bucket, **enabled),
+        lambda: s3.get_bucket_versioning(Bucket=bucket),
+        lambda: s3.put_object_legal_hold(**named, LegalHold={"Status": "OFF"}),
+        lambda: s3.delete_bucket_lifecycle(Bucket=bucket),
+        lambda: s3.delete_bucket(Bucket=bucket),
+    ):
+        assert refused(act) == DAMAGED
+    assert name.encode() in send(url, "GET", f"/{bucket}?versioning")[1]
+    assert len(s3.list_object_versions(Bucket=bucket)["Versions"]) == 1
+    client.push(client.get(whole.file_id, user_id=USER, version_id=whole.version_id), user_id=USER, filename=name)
+    time.sleep(2.1)
+    assert refused(lambda: s3.delete_object(**named, VersionId=version)) == DENIED
+    s3.put_object_legal_hold(**named, LegalHold={"Status": "OFF"})
+    s3.delete_object(**named, VersionId=version)
+
+
+def test_a_damaged_default_lets_nothing_in_without_it(pool: FunctionPool, s3: Any, locked_bucket: NewBucket) -> None:
+    kept = {"created_ms": 1, "region": "", "versioning": "Enabled", "tags": [], "cors": []}
+    for junk in ({"Days": 1}, {"Mode": "X", "Days": 1}, {"Mode": "GOVERNANCE"}, {"Mode": "GOVERNANCE", "Days": -1}):
+        bucket = locked_bucket()
+        pool.client.push(
+            json.dumps({**kept, "object_lock": junk}).encode(), user_id=USER, filename=settings_name(bucket)
+        )
+        assert refused(lambda: put(s3, bucket)) == DAMAGED  # noqa: B023
+    assert put(s3, bucket, **retained("COMPLIANCE", later()))
+
+
+def test_a_damaged_lock_is_one(pool: FunctionPool, s3: Any, locked_bucket: NewBucket) -> None:
+    bucket = locked_bucket()
+    version = put(s3, bucket)
+    named = {"Bucket": bucket, "Key": "k", "VersionId": version}
+    s3.put_object_legal_hold(**named, LegalHold={"Status": "ON"})
+    name = lock_name(bucket, version)
+    held = pool.client.find(name, user_id=USER)
+    assert held is not None
+    pool.client.push(b"{", user_id=USER, filename=name)
+    for act in (
+        lambda: s3.delete_object(**named, BypassGovernanceRetention=True),
+        lambda: s3.put_object_legal_hold(**named, LegalHold={"Status": "OFF"}),
+        lambda: s3.get_object_legal_hold(**named),
+    ):
+        assert refused(act) == DENIED
+    assert s3.get_object(**named)["Body"].read() == b"locked"
+    whole = pool.client.get(held.file_id, user_id=USER, version_id=held.version_id)
+    pool.client.push(whole, user_id=USER, filename=name)
+    assert s3.get_object_legal_hold(**named)["LegalHold"]["Status"] == "ON"
+    pool.client.push(b"odd", user_id=USER, filename=f"{bucket}/odd", attributes={LOCK: b"odd"})
+    odd = s3.head_object(Bucket=bucket, Key="odd")["VersionId"]
+    assert refused(lambda: s3.delete_object(Bucket=bucket, Key="odd", VersionId=odd)) == DENIED
 
 
 # -- keys that are limited ------------------------------------------------------------------------------
