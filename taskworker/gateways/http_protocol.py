@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import struct
 from typing import Any
@@ -134,6 +136,16 @@ class BoundedProtocol(HttpToolsProtocol):
         """Give the rest of the body that comes in to this diversion; None: to the application."""
         self._diversion = diversion
 
+    def straight(self) -> socket.socket | None:
+        """See :class:`~taskworker.gateways.pipes.Divert`."""
+        self._joining.flush()
+        transport = self.transport
+        if transport.is_closing() or transport.get_write_buffer_size() or transport.get_extra_info("sslcontext"):
+            return None
+        with contextlib.suppress(OSError):  # no descriptor is left
+            return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        return None
+
     def _expect_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_S, self.transport.close)
 
@@ -195,7 +207,7 @@ def with_expectations(app: Any) -> Any:
 
 
 class _Diversion:
-    """Puts the body of one request into a pipe; see :class:`~taskworker.gateways.pipes.Divert`.
+    """Leads the body of a request, and the content of its reply; see :class:`~taskworker.gateways.pipes.Divert`.
 
     Attributes:
         cycle: uvicorn's state of the request.
@@ -231,6 +243,15 @@ class _Diversion:
         if self._pipe is not None:
             self._pipe = None
             self._protocol.divert(None)
+
+    def straight(self) -> socket.socket | None:
+        return None if self.cycle.chunked_encoding else self._protocol.straight()
+
+    def wrote(self, count: int) -> None:
+        self.cycle.expected_content_length -= count
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
 
     def put(self, piece: bytes) -> bool:
         return self._pipe is not None and self._pipe.put(piece)
@@ -271,7 +292,7 @@ class _Joining:
     def abort(self) -> None:
         self._held, self._size = [], 0
         connection = self._transport.get_extra_info("socket")
-        if connection is not None:  # the kernel shall not keep what nobody reads
+        if connection is not None and connection.fileno() >= 0:  # the kernel shall not keep what nobody reads
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 

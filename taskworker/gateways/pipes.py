@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class Pipe:
 
 
 class Divert(Protocol):
-    """Puts a body into a pipe; part of the server."""
+    """Leads the body of a request, and the content of its reply, past ASGI; part of the server."""
 
     def begin(self, pipe: Pipe) -> None:
         """Put what has come, and all that follows, into the pipe."""
@@ -95,3 +96,16 @@ class Divert(Protocol):
 
     def end(self) -> None:
         """Let the rest of the body be received as ASGI has it."""
+
+    def straight(self) -> socket.socket | None:
+        """The connection, for another thread that writes the content of a reply whose head was sent.
+
+        It does not block, is the caller's to close, and nobody else writes to it until :meth:`wrote`. None: content can
+        only be sent as ASGI has it, as the connection is encrypted or the head is not on its way yet.
+        """
+
+    def wrote(self, count: int) -> None:
+        """Count what was written there."""
+
+    def abort(self) -> None:
+        """Close the connection, and drop what was not read."""

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from storage.clocks import monotonic_s, wall_ms
 from storage.errors import StorageError
 from taskworker.errors import Unauthenticated
-from taskworker.gateways.pipes import DIVERT, PIECE_S, PeerGone
+from taskworker.gateways.pipes import DIVERT, PIECE_S, Divert, PeerGone
 from taskworker.gateways.s3 import cors, posting
 from taskworker.gateways.s3.accounts import Account, Accounts
 from taskworker.gateways.s3.bodies import Body, Expected, expected
@@ -31,7 +31,7 @@ from taskworker.gateways.s3.objects import SHORT, put
 from taskworker.gateways.s3.operations import Operation, Takes, operation_of, require_public, visiting
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of, with_moved_headers
 from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
-from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send
+from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send, Straight, disconnected
 from taskworker.metrics.requests import RequestMetrics, Served
 
 _log = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ class S3App:
                 reply = await _or_failure(self._admitted(reply, held), head, request_id, served)
                 if reply.content is not None:
                     await send(_start_of(reply, request_id, closes=closes))
-                    await self._send_content(reply.content, Outgoing(send, receive, self._piece_s), served)
+                    await self._send_content(reply.content, incoming.divert, receive, send, served)
         if reply.content is not None:
             await send({"type": "http.response.body", "body": b""})
             return
@@ -308,17 +308,30 @@ class S3App:
         served.sent = len(reply.body)
         await send({"type": "http.response.body", "body": reply.body.removeprefix(DECLARATION)})
 
-    async def _send_content(self, content: Content, outgoing: Outgoing, served: Served) -> None:
+    async def _send_content(
+        self, content: Content, divert: Divert, receive: Receive, send: Send, served: Served
+    ) -> None:
         """If it fails, so does the application, and the server closes the connection before all was sent."""
+        connection = divert.straight()
+        outgoing = (
+            Outgoing(send, receive, self._piece_s)
+            if connection is None
+            else Straight(connection, receive, self._piece_s, clock_s=self._clock_s)
+        )
         writing = asyncio.ensure_future(self._run(_write, content, outgoing))
         try:
             await outgoing.run()
+            with contextlib.suppress(PeerGone):
+                await writing
         finally:
             served.sent = outgoing.sent
-        with contextlib.suppress(PeerGone):
-            await writing
+        if connection is not None:
+            divert.wrote(outgoing.sent)
         if outgoing.sent < content.length:
             served.code = _GONE
+            if connection is not None:
+                divert.abort()
+                await disconnected(receive)
 
 
 @contextlib.asynccontextmanager
@@ -372,7 +385,7 @@ def _start_of(reply: Reply, request_id: str, *, closes: bool) -> dict[str, Any]:
     return {"type": "http.response.start", "status": reply.status, "headers": encoded}
 
 
-def _write(content: Content, outgoing: Outgoing) -> None:
+def _write(content: Content, outgoing: Outgoing | Straight) -> None:
     try:
         content.client.download(
             content.version.file_id,

@@ -1,14 +1,20 @@
 """Bodies and contents between the event loop, which has the connection, and the thread that works on a request.
 
-The pieces of a long one wait in a pipe between the two, so that neither waits for the other at each piece.
+The pieces of a long one wait in a pipe between the two, so that neither waits for the other at each piece. Without TLS,
+the thread writes contents to the connection itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
+import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from storage.clocks import monotonic_s
 from taskworker.gateways.pipes import PIECE_BYTES, PIECE_S, Divert, PeerGone, Pipe
 from taskworker.gateways.s3.errors import S3Error
 
@@ -17,6 +23,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _WRITTEN_BYTES = 512 * 1024
 """How much of a reply is handed over at once."""
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the connection is closed; ``receive`` is that of ASGI, for a request whose body has come."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Incoming:
@@ -28,13 +40,14 @@ class Incoming:
         piece_s: how long a piece may take, in seconds.
 
     Attributes:
+        divert: see above.
         ended: whether all of it has come.
         received: bytes that have come.
     """
 
     def __init__(self, receive: Receive, divert: Divert, piece_s: float = PIECE_S) -> None:
         self._receive = receive
-        self._divert = divert
+        self.divert = divert
         self._piece_s = piece_s
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None
@@ -68,7 +81,7 @@ class Incoming:
         """
         if self.ended:
             return
-        pipe = self._pipe = Pipe(lambda: self._tell(self._divert.go_on))
+        pipe = self._pipe = Pipe(lambda: self._tell(self.divert.go_on))
         self._tell(self._begin, pipe)
         try:
             while pieces := pipe.take(self._piece_s):
@@ -85,13 +98,13 @@ class Incoming:
         self._abandoned = True
         if self._pipe is not None:
             self._pipe.fail()
-            self._divert.end()
+            self.divert.end()
 
     def _begin(self, pipe: Pipe) -> None:
         if self._abandoned:  # the thread began to read when the request had failed
             pipe.fail()
         else:
-            self._divert.begin(pipe)
+            self.divert.begin(pipe)
 
     def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -200,8 +213,94 @@ class Outgoing:
 
     async def _watch(self) -> None:
         """Note when the caller is gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(self._receive)
         self._is_gone = True
         self._pipe.fail()
         self._filled.set()
+
+
+class Straight:
+    """The content of a reply, which another thread writes to the connection itself: without copies, nor the event loop.
+
+    Args:
+        connection: what to write to; closed in the end.
+        receive: of ASGI; it tells when the caller is gone.
+        piece_s: how long the caller may take for a piece, in seconds.
+        clock_s: monotonic seconds.
+
+    Attributes:
+        sent: bytes that were sent.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        receive: Receive,
+        piece_s: float = PIECE_S,
+        *,
+        clock_s: Callable[[], float] = monotonic_s,
+    ) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._receive = receive
+        self._piece_s = piece_s
+        self._clock_s = clock_s
+        self._writable = select.poll()
+        self._writable.register(connection, select.POLLOUT)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.sent = 0
+
+    async def run(self) -> None:
+        """Return when all is written, by :meth:`end`, or the caller is gone; then nothing can be written any more."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            await self._ended.wait()
+        finally:
+            watching.cancel()
+            self._stop()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Send the first of these bytes, and return how many.
+
+        Raises:
+            PeerGone: the caller is gone, or takes too long.
+        """
+        piece = memoryview(data)[:PIECE_BYTES]
+        until_s = self._clock_s() + self._piece_s
+        done = 0
+        while done < len(piece):
+            try:
+                done += self._connection.send(piece[done:])
+            except BlockingIOError:
+                if not self._writable.poll(max(0.0, until_s - self._clock_s()) * 1000):
+                    raise PeerGone from None
+            except OSError:
+                raise PeerGone from None
+        self.sent += done
+        return done
+
+    def end(self) -> None:
+        """Write nothing any more."""
+        with self._lock:
+            self._is_closed = True
+            self._connection.close()
+        with contextlib.suppress(RuntimeError):  # the event loop was stopped
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def give_up(self) -> None:
+        """Send nothing any more."""
+        self.end()
+
+    def _stop(self) -> None:
+        """Let no thread wait for somebody to read what it writes."""
+        with self._lock, contextlib.suppress(OSError):  # the other side was faster
+            if not self._is_closed:
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    async def _watch(self) -> None:
+        """Note when the caller is gone."""
+        await disconnected(self._receive)
+        self._ended.set()

@@ -35,7 +35,7 @@ from taskworker.gateways.s3.app import S3App
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
 from taskworker.gateways.s3.posting import Form
-from taskworker.gateways.s3.streams import Outgoing
+from taskworker.gateways.s3.streams import Outgoing, Straight
 from taskworker.metrics.requests import RequestMetrics
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import KEY, SECRET, connect, keys_file, send
@@ -284,6 +284,59 @@ def test_a_reply_is_what_was_written_even_if_that_memory_is_used_again() -> None
         return bytes(sent)
 
     assert asyncio.run(scenario()) == b"a" * 2 * MIB + b"b" * 2 * MIB + b"c" * 2 * MIB
+
+
+def writing_straight(
+    pieces: list[bytearray], piece_s: float, read: Callable[[socket.socket], bytes]
+) -> tuple[bytes, int]:
+    """What is read of pieces that are written straight to a connection, and how many bytes were sent."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    async def scenario() -> tuple[bytes, int]:
+        forever = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await forever.wait()
+            return {}
+
+        def write(straight: Straight) -> None:
+            try:
+                for piece in pieces:
+                    write_all(cast(BinaryIO, straight), memoryview(piece))
+                    piece[:] = bytes(len(piece))
+            finally:
+                straight.end()
+
+        straight = Straight(ours, receive, piece_s)
+        writing = asyncio.create_task(asyncio.to_thread(write, straight))
+        reading = asyncio.create_task(asyncio.to_thread(read, theirs))
+        await straight.run()
+        with suppress(PeerGone):
+            await writing
+        return await reading, straight.sent
+
+    with theirs:
+        return asyncio.run(scenario())
+
+
+def test_what_is_written_straight_to_a_slow_caller_is_the_content() -> None:
+    def read(connection: socket.socket) -> bytes:
+        got = bytearray()
+        while piece := connection.recv(MIB):
+            got += piece
+            time.sleep(0.0001)
+        return bytes(got)
+
+    pieces = [bytearray(letter * (MIB + 1)) for letter in (b"a", b"b", b"c")]
+    content = b"".join(pieces)
+    assert writing_straight(pieces, 60.0, read) == (content, len(content))
+
+
+def test_nobody_waits_for_a_caller_that_does_not_read_what_is_written_straight() -> None:
+    content, sent = writing_straight([bytearray(2 * MIB)], 0.2, lambda _: b"")
+    assert content == b""
+    assert sent < MIB
 
 
 def eventually(is_so: Callable[[], bool]) -> None:
