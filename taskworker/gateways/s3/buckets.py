@@ -207,13 +207,16 @@ class Buckets:
         """Make the bucket of a call, with these settings.
 
         Raises:
-            S3Error: there is one, its name is against the rules, or the access key is not for all of its files.
+            S3Error: there is one, its name is against the rules, the access key is not for all of its files, or these
+                settings would let versions be deleted whose locks are kept.
         """
         check_may_set(call)
         check_new_bucket(call.bucket)
         found = self._read(call, call.bucket)
         if found is not None and found.created_ms:
             raise S3Error("BucketAlreadyOwnedByYou", "you have this bucket already", BucketName=call.bucket)
+        if found is not None and not made.versioning:
+            check_without_locks(call)
         try:
             self._store(call, made, None)
         except (ConflictError, FileNotFound):
@@ -236,8 +239,11 @@ class Buckets:
             kept = read_settings(call.client, call.user, call.bucket)
             version_id, bucket = kept or (None, Bucket())
             check_undamaged(bucket, call.bucket)
+            new = changed(bucket)
+            if not bucket.created_ms and not new.versioning:
+                check_without_locks(call)
             try:
-                self._store(call, changed(bucket), version_id)
+                self._store(call, new, version_id)
                 return
             except (ConflictError, FileNotFound):
                 continue  # another request was faster
@@ -341,6 +347,35 @@ def check_may_set(call: Call) -> None:
         raise S3Error(
             "AccessDenied",
             f"settings are about all files of a bucket, but this key is not; it needs files:write:{call.bucket}/",
+        )
+
+
+def has_locks(call: Call) -> bool:
+    """Whether locks of versions in a call's bucket were changed, and are kept.
+
+    Raises:
+        S3Error: that cannot be told.
+    """
+    prefix = locks_prefix(call.bucket)
+    try:
+        page = call.account.read_own(lambda client: client.list_page(user_id=call.user, prefix=prefix, limit=1))
+    except PermissionDenied:
+        raise untold() from None
+    return bool(page.files)
+
+
+def check_without_locks(call: Call) -> None:
+    """Check that a bucket of which nothing is known may be taken for one without versions.
+
+    Raises:
+        S3Error: locks of its versions are kept, or that cannot be told.
+    """
+    if has_locks(call):
+        raise S3Error(
+            "InvalidBucketState",
+            "the bucket has no settings any more, but locks of its versions are kept; make it with object lock "
+            "(`aws s3api create-bucket --object-lock-enabled-for-bucket`) first",
+            BucketName=call.bucket,
         )
 
 

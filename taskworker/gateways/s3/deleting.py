@@ -9,13 +9,13 @@ from xml.etree.ElementTree import Element
 
 from storage import DeleteOutcome, Version
 from storage.errors import ConflictError, FileNotFound, InvalidArgument, PermissionDenied, StorageError, VersionNotFound
-from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, check_undamaged, read_settings, untold
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets, check_undamaged, has_locks, read_settings, untold
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.conditions import matches
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.failures import as_s3_error
-from taskworker.gateways.s3.locks import LOCK, check_unlocked, delete_unlocked, has_locks
+from taskworker.gateways.s3.locks import LOCK, check_unlocked, delete_unlocked
 from taskworker.gateways.s3.metadata import Metadata, etag_of, metadata_of
 from taskworker.gateways.s3.names import filename
 from taskworker.gateways.s3.objects import EMPTY_ID, HISTORY_MAX, NULL_ID, version_id_of

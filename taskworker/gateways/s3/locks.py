@@ -19,7 +19,7 @@ from taskworker.client import Client
 from taskworker.gateways.s3.buckets import Bucket, damaged, untold
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.names import lock_name, locks_prefix
+from taskworker.gateways.s3.names import lock_name
 from taskworker.gateways.s3.times import DAY_MS, iso
 
 LOCK = "s3-lock"
@@ -196,20 +196,6 @@ def check_unlocked(call: Call, version: Version) -> Version | None:
         why = "a legal hold" if lock.hold else f"{lock.mode} mode until {iso(lock.until_ms)}"
         raise S3Error("AccessDenied", f"the version is protected by object lock: {why}")
     return kept
-
-
-def has_locks(call: Call) -> bool:
-    """Whether locks of versions in a call's bucket were changed, and are kept.
-
-    Raises:
-        S3Error: that cannot be told.
-    """
-    prefix = locks_prefix(call.bucket)
-    try:
-        page = call.account.read_own(lambda client: client.list_page(user_id=call.user, prefix=prefix, limit=1))
-    except PermissionDenied:
-        raise untold() from None
-    return bool(page.files)
 
 
 def bypasses_governance(call: Call) -> bool:

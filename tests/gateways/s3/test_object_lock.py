@@ -395,6 +395,27 @@ def test_damaged_settings_take_no_lock_away(pool: FunctionPool, s3: Any, url: st
     s3.delete_object(**named, VersionId=version)
 
 
+def test_a_bucket_whose_settings_are_gone_keeps_its_locks(
+    pool: FunctionPool, s3: Any, locked_bucket: NewBucket
+) -> None:
+    bucket = locked_bucket()
+    version = put(s3, bucket)
+    s3.put_object_legal_hold(Bucket=bucket, Key="k", LegalHold={"Status": "ON"})
+    kept = pool.client.find(settings_name(bucket), user_id=USER)
+    assert kept is not None
+    pool.client.delete(kept.file_id, user_id=USER)
+    time.sleep(2.1)  # a gateway that did not remove them may know them for so long
+    tags = {"TagSet": [{"Key": "a", "Value": "b"}]}
+    for act, code in (
+        (lambda: s3.delete_object(Bucket=bucket, Key="k"), DENIED),
+        (lambda: s3.create_bucket(Bucket=bucket), DAMAGED),
+        (lambda: s3.put_bucket_tagging(Bucket=bucket, Tagging=tags), DAMAGED),
+    ):
+        assert refused(act) == code
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    assert refused(lambda: s3.delete_object(Bucket=bucket, Key="k", VersionId=version)) == DENIED
+
+
 def test_a_damaged_default_lets_nothing_in_without_it(pool: FunctionPool, s3: Any, locked_bucket: NewBucket) -> None:
     kept = {"created_ms": 1, "region": "", "versioning": "Enabled", "tags": [], "cors": []}
     for junk in ({"Days": 1}, {"Mode": "X", "Days": 1}, {"Mode": "GOVERNANCE"}, {"Mode": "GOVERNANCE", "Days": -1}):
