@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -622,6 +622,27 @@ def test_one_user_leaves_something_of_a_function_to_others() -> None:
         assert taken(large, "bob", 1, held, 1 << 20) == 1
     with ExitStack() as held:
         assert taken(large, "bob", 100, held, 1 << 20) == 70  # all was given back
+
+
+def test_one_user_of_many_functions_leaves_bytes_to_others() -> None:
+    limiter = RequestLimiter(EgressLimits(function_bytes=16 << 20, held_bytes=32 << 20))
+
+    def held_by(user: str, functions: int, held: ExitStack) -> int:
+        """How many MiB a user's functions hold, each as many as it may."""
+        count = 0
+        for number in range(functions):
+            permit = held.enter_context(limiter.permit(f"{user}{number}", user))
+            with suppress(ApiBusy):
+                while True:
+                    permit.hold(1 << 20)
+                    count += 1
+        return count
+
+    with ExitStack() as held:
+        assert held_by(ANN, 8, held) == 28
+        assert held_by("bob", 1, held) >= 3
+    with ExitStack() as held:
+        assert held_by("bob", 8, held) == 28  # all was given back
 
 
 # -- the log, the end --------------------------------------------------------------------------------

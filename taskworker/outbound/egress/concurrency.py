@@ -85,7 +85,8 @@ class Permit:
 class RequestLimiter:
     """A token bucket, a count of requests and a count of bytes for each function. Thread-safe.
 
-    One user gets at most seven eighths of a function's limits; the rest is left for other users.
+    One user gets at most seven eighths of a function's limits, and of the bytes of all functions; the rest is left for
+    other users.
 
     Args:
         limits: the limits.
@@ -97,7 +98,7 @@ class RequestLimiter:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._functions: OrderedDict[str, _Function] = OrderedDict()
-        self._held = 0
+        self._held = SharedAmount(limits.held_bytes)
 
     @contextmanager
     def permit(self, name: str, user: str) -> Iterator[Permit]:
@@ -122,17 +123,21 @@ class RequestLimiter:
     def hold(self, function: _Function, user: str, count: int) -> None:
         """See ``Permit.hold``."""
         with self._lock:
-            if self._held + count > self._limits.held_bytes or not function.held.take(user, count):
-                raise ApiBusy(
-                    "functions hold too many bytes of outside APIs' responses; ask for less at once, or try again later"
-                )
-            self._held += count
+            taken = function.held.take(user, count)
+            if taken and not self._held.take(user, count):
+                function.held.give_back(user, count)
+                taken = False
+        if not taken:
+            raise ApiBusy(
+                "functions hold too many bytes of outside APIs' responses, for one user or in all; ask for less at "
+                "once, or try again later"
+            )
 
     def let_go(self, function: _Function, user: str, count: int) -> None:
         """See ``Permit.let_go``."""
         with self._lock:
             function.held.give_back(user, count)
-            self._held -= count
+            self._held.give_back(user, count)
 
     def _begin(self, name: str, user: str) -> _Function:
         limits, now = self._limits, self._clock_s()
