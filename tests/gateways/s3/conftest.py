@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,8 +83,21 @@ class _Signer(S3SigV4Auth):
         return computed
 
 
-def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+def send(url: str, method: str, path: str, body: bytes = b"", /, **headers: str) -> tuple[int, bytes]:
     """Send a signed request, and return the status and the body of the answer."""
+    status, _, content = _exchange(url, method, path, body, headers)
+    return status, content
+
+
+def sent_head(url: str, path: str, /, **headers: str) -> tuple[int, dict[str, str]]:
+    """Send a signed HEAD, and return the status and the headers of the answer, whose names are in lower case."""
+    status, given, _ = _exchange(url, "HEAD", path, b"", headers)
+    return status, {name.lower(): value for name, value in given.items()}
+
+
+def _exchange(
+    url: str, method: str, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, Mapping[str, str], bytes]:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     request = AWSRequest(method=method, url=f"{url}{path}", headers=given, data=body)
     _Signer(given.get("x-amz-content-sha256")).add_auth(request)
@@ -94,7 +107,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         sent = {**dict(prepared.headers.items()), **({"Content-Length": str(len(body))} if body else {})}
         connection.request(method, prepared.url.removeprefix(url), body or None, sent)
         response = connection.getresponse()
-        return response.status, response.read()
+        return response.status, dict(response.headers.items()), response.read()
     finally:
         connection.close()
 
