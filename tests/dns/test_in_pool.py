@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,6 +20,7 @@ from taskworker.errors import FunctionFailed, NameNotFound, NameServersUnavailab
 from taskworker.protos import taskworker_pb2
 from taskworker.protos.taskworker_pb2_grpc import DNSServiceStub
 from taskworker.rpc.dialling import dial
+from tests import forked
 from tests.dns.upstream import TestNameServer
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -129,8 +129,8 @@ def test_no_answer_from_name_servers_is_unavailable(pool: FunctionPool, outside:
 
 def run(pool: FunctionPool, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"TASKWORKER_POOL": pool.address}
-    command = [sys.executable, "-m", "taskworker", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    done = forked.run(arguments, cwd=pool.directory, env=environment, timeout_s=WAIT_S)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_the_command_line(pool: FunctionPool) -> None:

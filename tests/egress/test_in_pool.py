@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from taskworker.cli.app import app_for
 from taskworker.client.egress import EgressClient
 from taskworker.errors import DeadlineExceeded, FunctionFailed
 from taskworker.sandbox import Limits
+from tests import forked
 from tests.egress.servers import Received, Server, Writer, answer
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -62,15 +62,10 @@ def refusals(ask: Callable[[float], object], values: Iterable[float]) -> list[st
 
 def command(pool: FunctionPool, *words: str) -> Any:
     """What ``taskworker egress`` prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "taskworker", "--json", "--pool", pool.address, "egress", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    asked = ["--json", "--pool", pool.address, "egress", *words]
+    done = forked.run(asked, cwd=pool.directory, env=os.environ, timeout_s=60)
     assert done.returncode == 0, done.stderr
-    return done.stdout if words[0] == "log" else json.loads(done.stdout)
+    return done.stdout.decode() if words[0] == "log" else json.loads(done.stdout)
 
 
 def test_functions_call_outside_apis_through_the_pool_alone(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import lmdb
 import pytest
 
+from tests import forked
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 from tests.functions.wheels import made_wheel
 
@@ -84,17 +83,14 @@ class Commands:
 
     def run(self, *words: str, code: int = 0) -> tuple[list[str], list[str]]:
         """Lines on stdout and stderr."""
-        done = subprocess.run(
-            [sys.executable, "-m", "taskworker", *words, "--pool", self.pool.address, "--user", USER],
+        done = forked.run(
+            [*words, "--pool", self.pool.address, "--user", USER],
             cwd=self.pool.directory,
             env={name: value for name, value in os.environ.items() if not name.startswith("TASKWORKER_")},
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-            check=False,
+            timeout_s=WAIT_S,
         )
         assert done.returncode == code, done.stderr
-        return done.stdout.splitlines(), done.stderr.splitlines()
+        return done.stdout.decode().splitlines(), done.stderr.decode().splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.functions.processes import WAIT_S, FunctionPool
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,17 +39,21 @@ class Shell:
 
     def run(self, command: str, *more: str) -> str:
         """What a command prints."""
-        done = subprocess.run(
-            [*self.words(command), *more],
-            cwd=self.directory,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
+        program, *rest = shlex.split(command)
+        words = [*rest, *more]
+        if program == "taskworker":
+            done = forked.run(words, cwd=self.directory, env=self.environment, timeout_s=WAIT_S)
+        else:
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=self.directory,
+                env=self.environment,
+                capture_output=True,
+                timeout=WAIT_S,
+                check=False,
+            )
+        assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
+        return done.stdout.decode()
 
     def words(self, command: str) -> list[str]:
         program, *rest = shlex.split(command)

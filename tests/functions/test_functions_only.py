@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from taskworker.calls.labels import labels_from_texts
 from taskworker.client.pool import PoolClient, PoolStatus
 from taskworker.errors import FunctionsUnavailable
 from taskworker.sandbox import Limits
+from tests import forked
 from tests.cluster.processes import Process
 from tests.functions.processes import USER, WAIT_S, FunctionPool
 
@@ -133,9 +133,10 @@ def test_operators_see_a_worker_without_a_volume_and_cannot_take_it_for_a_member
 
 def told(pool: FunctionPool, *words: str) -> list[str]:
     """What a command prints."""
-    command = [sys.executable, "-m", "taskworker", *words, "--pool", pool.address]
-    done = subprocess.run(command, cwd=pool.directory, capture_output=True, text=True, timeout=WAIT_S, check=True)
-    return done.stdout.splitlines()
+    command = [*words, "--pool", pool.address]
+    done = forked.run(command, cwd=pool.directory, env=os.environ, timeout_s=WAIT_S)
+    done.check_returncode()
+    return done.stdout.decode().splitlines()
 
 
 def test_an_id_is_one_worker_s(pool: FunctionPool, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ from taskworker.client.keys import KeyClient
 from taskworker.client.pool import PoolClient
 from taskworker.client.secrets import SecretClient
 from taskworker.errors import StorageUnavailable
+from tests import forked
 from tests.cluster.processes import Process
 from tests.functions.processes import FunctionPool
 
@@ -177,8 +178,9 @@ def rebuild_elsewhere(pool: FunctionPool, pool_id: str, recovery_key: str) -> No
 
 def command(*arguments: str, given: str = "") -> str:
     """Run a command; its output."""
-    program = [sys.executable, "-m", "taskworker", *arguments]
-    return subprocess.run(program, input=given, capture_output=True, text=True, check=True).stdout
+    done = forked.run(arguments, cwd=Path.cwd(), env=os.environ, stdin=given.encode(), timeout_s=WAIT_S)
+    done.check_returncode()
+    return done.stdout.decode()
 
 
 def _read(pool: FunctionPool, file_id: str) -> bytes:

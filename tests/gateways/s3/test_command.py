@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -15,6 +14,7 @@ from taskworker.client import Client
 from taskworker.client.users import UserClient
 from taskworker.gateways.s3.accounts import FileAccounts, PoolAccounts
 from taskworker.gateways.s3.errors import S3Error
+from tests import forked
 from tests.cluster.processes import Process
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import connect
@@ -22,9 +22,7 @@ from tests.gateways.s3.test_objects import refused
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "taskworker", "gateway", "s3", *arguments], capture_output=True, timeout=60, check=False
-    )
+    done = forked.run(["gateway", "s3", *arguments], cwd=Path.cwd(), env=os.environ, timeout_s=60)
     return done.returncode, done.stderr.decode()
 
 
