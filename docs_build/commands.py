@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Described:
         return [one for one in self.parameters if _is_option(one) and _panel_of(one) != COMMON]
 
 
+@functools.cache  # pages need it some twenty times
 def commands() -> list[Described]:
     """All commands, including those of groups, in the order of the program's help."""
     found: list[Described] = []

@@ -13,7 +13,7 @@ from benchmarks.__main__ import SUITES, main
 from benchmarks.progress import RunProgress
 from benchmarks.report import read_json
 from benchmarks.session import Session, Sizes
-from benchmarks.suites import dns, engine, revise_sync, small_files
+from benchmarks.suites import dns, engine, revise_sync
 
 TINY = Sizes(
     rounds=2,
@@ -42,13 +42,6 @@ def test_engine_reports_push_and_get_beside_their_limits(session: Session) -> No
     assert list(session.directory.iterdir()) == []
 
 
-def test_small_files_reports_all_its_targets(session: Session) -> None:
-    result = small_files.run(session)
-    assert [target.bound for target in result.targets] == [0.35, 1.0, 5000, 0.225, 0.6, 0.7, 3000, 6000]
-    assert len({figure.name for figure in result.figures}) == len(result.figures)
-    assert all(len(figure.samples) == TINY.rounds for figure in result.figures)
-
-
 def test_revise_sends_and_stores_one_chunk(session: Session) -> None:
     by_text = {target.text: target for target in revise_sync.run(session).targets}
     for text in by_text:
@@ -63,13 +56,16 @@ def test_names_stand_beside_a_bare_echo(session: Session) -> None:
     assert result.remarks[-1].startswith("0 answers were sent to TCP")
 
 
-def test_a_run_writes_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_json_and_markdown_of_all_targets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("benchmarks.__main__.QUICK", TINY)
     out = tmp_path / "out"
     command = [
         "--quick",
         "--rounds",
-        "1",
+        str(TINY.rounds),
         "--suite",
         "small-files",
         "--dir",
@@ -80,7 +76,11 @@ def test_a_run_writes_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(command) == 0
     plots = {f"small-files{chart}.png" for chart in ("", "-rate", "-latency", "-costs")}
     assert {path.name for path in out.iterdir()} == {"results.json", "results.md"} | plots
-    assert [suite.name for suite in read_json(out / "results.json").suites] == ["small-files"]
+    (result,) = read_json(out / "results.json").suites
+    assert result.name == "small-files"
+    assert [target.bound for target in result.targets] == [0.35, 1.0, 5000, 0.225, 0.6, 0.7, 3000, 6000]
+    assert len({figure.name for figure in result.figures}) == len(result.figures)
+    assert all(len(figure.samples) == TINY.rounds for figure in result.figures)
     assert main(["compare", str(out / "results.json"), str(out / "results.json")]) == 0
     assert "no difference seen" in capsys.readouterr().out
 
