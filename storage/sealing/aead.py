@@ -5,17 +5,37 @@ BLAKE3 in its mode for deriving keys makes a key for each purpose, and its keyed
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from storage.errors import SealBroken
 from storage.limits import BytesLike
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 SALT_BYTES = 32
 TAG_BYTES = 16
 _NONCE = bytes(12)
+
+
+@functools.cache
+def _aes_gcm() -> type[AESGCM]:
+    """The cipher, loaded late: it takes 8 MB, for which stores that are not encrypted have no use."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM
+
+
+@functools.cache
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the cipher raises if it does not decrypt."""
+    from cryptography.exceptions import InvalidTag
+
+    return InvalidTag, ValueError
 
 
 def derived(secret: bytes, purpose: str, length: int = KEY_BYTES) -> bytes:
@@ -30,12 +50,12 @@ def message_key(key: bytes, unique: bytes) -> bytes:
 
 def encrypt(key: bytes, plain: BytesLike, bound: bytes) -> bytes:
     """Encrypt the only message of a key; ``bound`` is authenticated as well."""
-    return AESGCM(key).encrypt(_NONCE, plain, bound)
+    return _aes_gcm()(key).encrypt(_NONCE, plain, bound)
 
 
 def encrypt_into(key: bytes, plain: BytesLike, bound: bytes, out: memoryview) -> None:
     """Like :func:`encrypt`, into memory of exactly :data:`TAG_BYTES` more than ``plain``."""
-    AESGCM(key).encrypt_into(_NONCE, plain, bound, out)
+    _aes_gcm()(key).encrypt_into(_NONCE, plain, bound, out)
 
 
 def decrypt(key: bytes, sealed: BytesLike, bound: bytes) -> bytes:
@@ -45,8 +65,8 @@ def decrypt(key: bytes, sealed: BytesLike, bound: bytes) -> bytes:
         SealBroken: the key is another one, or a byte was changed.
     """
     try:
-        return AESGCM(key).decrypt(_NONCE, sealed, bound)
-    except (InvalidTag, ValueError):
+        return _aes_gcm()(key).decrypt(_NONCE, sealed, bound)
+    except _refusals():
         raise SealBroken("encrypted data was changed, or belongs to another key") from None
 
 
@@ -57,6 +77,6 @@ def decrypt_into(key: bytes, sealed: BytesLike, bound: bytes, out: memoryview) -
         SealBroken: the key is another one, or a byte was changed. Then ``out`` may have wrong bytes.
     """
     try:
-        AESGCM(key).decrypt_into(_NONCE, sealed, bound, out)
-    except (InvalidTag, ValueError):
+        _aes_gcm()(key).decrypt_into(_NONCE, sealed, bound, out)
+    except _refusals():
         raise SealBroken("encrypted data was changed, or belongs to another key") from None

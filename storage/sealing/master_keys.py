@@ -9,9 +9,6 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from storage.errors import InvalidArgument, KeyRequired
 from storage.sealing.aead import KEY_BYTES, derived
 from storage.system.private_files import read_private, write_private
@@ -75,6 +72,9 @@ class MasterKey:
 
 
 def _for_secrets(raw: bytes, purpose: bytes, length: int) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256  # late, as for all of cryptography
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
     return HKDF(algorithm=SHA256(), length=length, salt=None, info=_SECRETS + purpose).derive(raw)
 
 
