@@ -458,8 +458,20 @@ def test_indexes_find_what_they_were_given(blobs: dict[bytes, tuple[int, int]]) 
     for blob, place in places.items():
         position = index.position_of(blob)
         assert position is not None
-        assert (index.id_at(position), index.place_at(position)) == (blob, place)
+        assert (index[position], index.place_at(position)) == (blob, place)
     assert index.position_of(b"\0" * 32) is None or b"\0" * 32 in places
+    assert [*index] == sorted(places)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 3000])
+@pytest.mark.parametrize("prefix", [b"", b"\xff\xff\xff\xff"], ids=["hashes", "all alike"])
+def test_indexes_of_many_blobs_find_each(count: int, prefix: bytes) -> None:
+    names = [(prefix + blob_id(b"%d" % number))[:32] for number in range(count)]
+    index = decode_index(encode_index((name, Place(b"c" * 12, at, at)) for at, name in enumerate(names)))
+    ordered = sorted(names)
+    assert [index.position_of(name) for name in ordered] == [*range(count)]
+    strangers = [blob_id(b"x%d" % number) for number in range(200)]
+    assert [index.position_of(name) for name in strangers] == [None] * 200
 
 
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 20_000])

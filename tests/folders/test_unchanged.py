@@ -171,7 +171,7 @@ def test_each_change_is_found_and_the_rest_is_known(folder: Folder, name: str) -
     assert described(folder.restored()) == described(folder.source)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trees(text_names=False), trees(text_names=False))
 def test_any_two_trees_after_each_other(store: FileStorage, one: dict[bytes, Any], two: dict[bytes, Any]) -> None:
     with tempfile.TemporaryDirectory() as home:

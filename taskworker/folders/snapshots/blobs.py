@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import struct
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ INDEX_BLOBS_MAX = 1 << 20
 
 _PLACE = struct.Struct(">IQQ")  # container, offset, length
 _SIZE_MAX = 1 << 60
+_CHECKED = 4096  # ids whose order is checked at once
+_BUCKET_BITS = 6  # ids that are looked through at once to find one
 
 
 def blob_id(data: bytes) -> bytes:
@@ -69,20 +72,33 @@ _decoder = msgspec.msgpack.Decoder(IndexDocument)
 
 
 class Index:
-    """Where some blobs lie, in about 100 bytes for each."""
+    """Where some blobs lie, in about 55 bytes for each.
+
+    Args:
+        document: the index as it is stored; its parts belong together.
+    """
 
     def __init__(self, document: IndexDocument) -> None:
-        ids = document.ids
         self.containers = document.containers
-        self.ids = [ids[start : start + BLOB_ID_BYTES] for start in range(0, len(ids), BLOB_ID_BYTES)]
+        self._ids = document.ids
         self._places = document.places
+        count = len(self)
+        bits = max(0, count.bit_length() - _BUCKET_BITS)
+        self._shift = 32 - bits
+        firsts = [(bucket << self._shift).to_bytes(4) for bucket in range(1, 1 << bits)]
+        self._starts = array("I", [0, *(bisect_left(self, first) for first in firsts), count])
+        """Where the ids begin whose first bits are 0, 1 and so on: ids are hashes, so that there are some of each."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids) // BLOB_ID_BYTES
 
-    def id_at(self, position: int) -> bytes:
+    def __getitem__(self, position: int) -> bytes:
         """The id of a blob."""
-        return self.ids[position]
+        return self._ids[position * BLOB_ID_BYTES : (position + 1) * BLOB_ID_BYTES]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The ids of all blobs, in order."""
+        return map(self.__getitem__, range(len(self)))
 
     def place_at(self, position: int) -> Place:
         """Where a blob lies."""
@@ -91,8 +107,11 @@ class Index:
 
     def position_of(self, wanted: bytes) -> int | None:
         """The position of a blob in this index; None if it is not there."""
-        position = bisect_left(self.ids, wanted)
-        return position if position < len(self.ids) and self.ids[position] == wanted else None
+        bucket = int.from_bytes(wanted[:4]) >> self._shift
+        start, stop = self._starts[bucket] * BLOB_ID_BYTES, self._starts[bucket + 1] * BLOB_ID_BYTES
+        while (found := self._ids.find(wanted, start, stop)) % BLOB_ID_BYTES and found >= 0:
+            start = found + 1  # the end of one id and the beginning of the next: not by chance
+        return found // BLOB_ID_BYTES if found >= 0 else None
 
 
 def encode_index(blobs: Iterable[tuple[bytes, Place]]) -> bytes:
@@ -122,7 +141,7 @@ def decode_index(data: bytes) -> Index:
         raise FolderDamaged("an index of the folder has parts of different lengths")
     index = Index(document)
     places = document.places
-    if not all(map(operator.lt, index.ids, index.ids[1:])):
+    if not all(_is_ordered(index, start) for start in range(0, count, _CHECKED)):
         raise FolderDamaged("an index of the folder is out of order")
     # Bytes of the same significance are compared at once, as there may be a million of places.
     numbers = zip(*(places[byte :: _PLACE.size] for byte in range(4)), strict=True)
@@ -131,6 +150,12 @@ def decode_index(data: bytes) -> Index:
     if count and (last >= len(document.containers) or highest >= _SIZE_MAX >> 56):
         raise FolderDamaged("an index of the folder names what is not there")
     return index
+
+
+def _is_ordered(index: Index, start: int) -> bool:
+    """Whether each of some ids is below the next one."""
+    ids = list(map(index.__getitem__, range(start, min(start + _CHECKED + 1, len(index)))))
+    return all(map(operator.lt, ids, ids[1:]))
 
 
 def split_indexes(blobs: Sequence[tuple[bytes, Place]]) -> Iterator[bytes]:

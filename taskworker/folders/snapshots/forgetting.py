@@ -252,7 +252,7 @@ class _Sweep:
         named = zip(self.repository.index_containers, self.repository.indexes, strict=True)
         for name, index in named:  # of a blob in two places, the last counts, which is the one that was marked
             if name not in good:
-                for position, blob in enumerate(index.ids):
+                for position, blob in enumerate(index):
                     place = index.place_at(position)
                     if place.container not in doomed:
                         yield blob, place
@@ -263,7 +263,7 @@ class _Sweep:
         """Copy what is needed of packs to new ones, and return where it lies then."""
         moved: list[tuple[bytes, Place]] = []
         needed = [
-            (place, index.id_at(position))
+            (place, index[position])
             for index, marks in zip(self.repository.indexes, self._marks, strict=True)
             for position, mark in enumerate(marks)
             if mark and (place := index.place_at(position)).container in containers

@@ -173,7 +173,7 @@ class Repository:
 
     @cached_property
     def _stored(self) -> frozenset[bytes]:
-        return frozenset().union(*(index.ids for index in self.indexes))
+        return frozenset().union(*self.indexes)
 
     def place_of(self, blob: bytes) -> Place | None:
         """Where a blob lies; None if it is not stored."""
