@@ -12,6 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from taskworker.gateways.pipes import DIVERT, PIECE_S, Pipe
+from taskworker.hosts import host_of
+from taskworker.shares import SharedAmount
 
 HEAD_BYTES_MAX = 32 * 1024
 """The longest request line and headers together; Amazon's limit is 8 KiB for headers."""
@@ -21,11 +23,21 @@ PIPELINED_MAX = 16
 """Requests that may wait for the answer to one before them, on one connection."""
 _TOGETHER = 64 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CROWDED = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
+    b"There are too many connections, of your address or in all; close some, or try again later.\n"
+)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection whose request heads are bounded in length, time and number, and whose replies must be read."""
+    """A connection whose request heads are bounded in length, time and number, and whose replies must be read.
 
+    Attributes:
+        places: connections of all servers of the class, which hosts share; None: there may be any number.
+    """
+
+    places: SharedAmount | None = None
+    _host: str | None = None
     _heading = True
     _head_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
@@ -34,13 +46,23 @@ class BoundedProtocol(HttpToolsProtocol):
     _joining: _Joining
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Expect a request."""
+        """Expect a request, or close the connection if its host has too many."""
         self._joining = _Joining(transport, self.loop)
         super().connection_made(self._joining)  # type: ignore[arg-type]  # it does what is used of one
         self._expect_head()
+        if self.places is not None:
+            host = host_of(transport.get_extra_info("peername"))
+            if self.places.take(host):
+                self._host = host
+            else:
+                self._joining.write(_CROWDED)
+                self._joining.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing any more."""
+        if self.places is not None and self._host is not None:
+            self.places.give_back(self._host)
+            self._host = None
         self._expect_nothing()
         self._note_read()
         if self._diversion is not None:

@@ -11,10 +11,11 @@ import uvicorn
 
 from storage.errors import InvalidArgument
 from taskworker.gateways.http_protocol import BoundedProtocol, HalfCloseProtocol, with_expectations
+from taskworker.shares import SharedAmount
 
 KEEP_ALIVE_S = 75
 CONNECTIONS_MAX = 2048
-"""Each may have a reply of 64 KiB that nobody reads."""
+"""Each may have a reply of 64 KiB that nobody reads. A host has half of them at most."""
 _BACKLOG = 1024
 _STOP_S = 10
 
@@ -58,6 +59,7 @@ class HttpServer:
         half_close: whether callers may close their side once they have sent a request, as some programs do; not for
             replies that go on without end, whose callers are then missed later.
         on_stop: called in the event loop when the server begins to stop, to end replies that would go on without end.
+        connections: how many there may be at once; a host may have as many as are free, so half at most.
 
     Attributes:
         address: ``HOST:PORT`` that it listens at.
@@ -76,11 +78,13 @@ class HttpServer:
         key: Path | None = None,
         half_close: bool = False,
         on_stop: Callable[[], None] = lambda: None,
+        connections: int = CONNECTIONS_MAX,
     ) -> None:
         self._app = app
+        protocol = HalfCloseProtocol if half_close else BoundedProtocol
         config = uvicorn.Config(
             with_expectations(app),
-            http=HalfCloseProtocol if half_close else BoundedProtocol,
+            http=type(protocol.__name__, (protocol,), {"places": SharedAmount(connections, times=1)}),
             loop="auto",
             ws="none",
             lifespan="off",
@@ -88,7 +92,6 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=_STOP_S,
             ssl_certfile=certificate,

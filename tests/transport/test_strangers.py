@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.limits import KIB
+from taskworker.hosts import host_of
 from taskworker.transport.ticketed_reads import CLIENTS_LIMITS
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.framing import WELCOME_BYTES, Kind, pack_greeting
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
-from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
+from taskworker.transport.wire.strangers import StrangersLimits, to_drop
 from tests.transport.echo import METHODS, Do, describe, echo_server
 from tests.transport.peers import Peer, call, caller, connect
 

@@ -35,10 +35,13 @@ from taskworker.gateways.page.signing_in import SigningIn, local_path
 from taskworker.gateways.page.static_files import StaticFiles
 from taskworker.gateways.page.viewing import Action, Asked, Done, Region, View, regions_of
 from taskworker.gateways.page.views import ACTIONS, VIEWS
+from taskworker.gateways.turns import Turns
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 _THREADS = 32
+_SIGN_IN_THREADS = 16
+"""Look-ups of tokens have threads of their own: who is not signed in holds up nobody who is."""
 _NO_PAGE = "There is no such page."
 _TRANSFER_THREADS = 2 * transfers.TRANSFERS_MAX
 
@@ -76,11 +79,15 @@ class PageApp:
         self._rendering = Rendering(now_ms)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="page")
         self._transfer_threads = ThreadPoolExecutor(_TRANSFER_THREADS, thread_name_prefix="page-files")
+        self._sign_in_threads = ThreadPoolExecutor(_SIGN_IN_THREADS, thread_name_prefix="page-sign-in")
         self._streams = 0
         self._stopping = asyncio.Event()
         self._transfers: Counter[str] = Counter()  # by user
         self.codes = SignInCodes(clock_s)
-        signing_in = SigningIn(address, self._sessions, self.codes, self._rendered, self._run, is_secure=is_secure)
+        turns = Turns(_SIGN_IN_THREADS, "people sign in")
+        signing_in = SigningIn(
+            address, self._sessions, self.codes, turns, self._rendered, self._looked_up, is_secure=is_secure
+        )
         self._cookies = signing_in.cookies
         routes = [
             *signing_in.routes(),
@@ -109,6 +116,7 @@ class PageApp:
         self._sessions.end_all()
         self._threads.shutdown(cancel_futures=True)
         self._transfer_threads.shutdown(cancel_futures=True)
+        self._sign_in_threads.shutdown(cancel_futures=True)
 
     # -- who asks -----------------------------------------------------------------------------------
 
@@ -307,6 +315,9 @@ class PageApp:
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def _looked_up(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._sign_in_threads, work, *arguments)
 
 
 def _wants_events(request: Request) -> bool:

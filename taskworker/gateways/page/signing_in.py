@@ -11,17 +11,18 @@ from starlette.routing import Route
 
 from storage.errors import InvalidArgument, StorageError
 from taskworker.auth.user_tokens import is_token
-from taskworker.errors import ServerBusy, Unauthenticated
+from taskworker.errors import Unauthenticated
 from taskworker.gateways.page.acting import Acting
 from taskworker.gateways.page.guard import form_of
 from taskworker.gateways.page.problems import status_of
 from taskworker.gateways.page.sessions import LASTING_S, Sessions, SignInCodes
+from taskworker.gateways.turns import Turns
+from taskworker.hosts import host_of
 
 Render = Callable[..., HTMLResponse]
 Run = Callable[..., Awaitable[Any]]
-_ASKING_MAX = 8
-"""Tokens that are looked up at the same time."""
 _BEARER = "Bearer "
+_USED = "this link was used already, or is too old: `taskworker ui` makes another"
 
 
 class Cookies:
@@ -71,20 +72,29 @@ class SigningIn:
         address: where the server is.
         sessions: of who is signed in.
         codes: of links.
+        turns: at looking up tokens.
         render: makes a page of a template.
         run: runs what takes a while.
         is_secure: whether the page is served by TLS.
     """
 
     def __init__(
-        self, address: str, sessions: Sessions, codes: SignInCodes, render: Render, run: Run, *, is_secure: bool
+        self,
+        address: str,
+        sessions: Sessions,
+        codes: SignInCodes,
+        turns: Turns,
+        render: Render,
+        run: Run,
+        *,
+        is_secure: bool,
     ) -> None:
         self._address = address
         self._sessions = sessions
         self._codes = codes
         self._render = render
         self._run = run
-        self._asking = 0
+        self._turns = turns
         self.cookies = Cookies(is_secure=is_secure)
 
     def routes(self) -> list[Route]:
@@ -110,26 +120,31 @@ class SigningIn:
             fields = await form_of(request)
         except InvalidArgument as error:
             return self._form("", str(error), 400)
-        following = fields.get("next", "")
-        return await self._signed_in(request, fields.get("token", "").strip(), following)
+        following, token = fields.get("next", ""), fields.get("token", "").strip()
+        return await self._signed_in(request, lambda: token, following)
 
     async def _show_link(self, request: Request) -> Response:
         """Ask first: a browser, or a program that looks at links, may fetch it before anybody follows it."""
         code = request.path_params["code"]
         user = self._codes.user_of(code)
         if user is None:
-            return self._form("", "this link was used already, or is too old: `taskworker ui` makes another", 410)
+            return self._form("", _USED, 410)
         return self._render("sign_in_link.html", title="Sign in", code=code, user=user, address=self._address)
 
     async def _by_link(self, request: Request) -> Response:
-        token = self._codes.redeem(request.path_params["code"])
-        if token is None:
-            return self._form("", "this link was used already, or is too old: `taskworker ui` makes another", 410)
-        return await self._signed_in(request, token, "")
+        code = request.path_params["code"]
+        if self._codes.user_of(code) is None:
+            return self._form("", _USED, 410)
+        return await self._signed_in(request, lambda: self._codes.redeem(code), "")
 
-    async def _signed_in(self, request: Request, token: str, following: str) -> Response:
+    async def _signed_in(self, request: Request, token: Callable[[], str | None], following: str) -> Response:
+        """Sign in who has a token, which is asked for when it can be looked up; None: it was used meanwhile."""
         try:
-            acting, principal = await self._asked(token)
+            async with self._turns.one(host_of(request.client)):
+                shown = token()
+                if shown is None:
+                    return self._form("", _USED, 410)
+                acting, principal = await self._asked(shown)
         except Unauthenticated:
             return self._form(following, "this token is not valid, or no more", 401)
         except StorageError as error:
@@ -149,7 +164,8 @@ class SigningIn:
             return JSONResponse({"problem": "this is for `taskworker ui`, which sends a token"}, 401)
         token = shown.removeprefix(_BEARER)
         try:
-            acting, principal = await self._asked(token)
+            async with self._turns.one(host_of(request.client)):
+                acting, principal = await self._asked(token)
         except StorageError as error:
             return JSONResponse({"problem": str(error)}, status_of(error))
         acting.close()
@@ -159,18 +175,12 @@ class SigningIn:
         """Who has a token, as the server says."""
         if not is_token(token):
             raise InvalidArgument("tokens begin with `twu1.`: give the whole token, and nothing else")
-        if self._asking >= _ASKING_MAX:
-            raise ServerBusy("too many people sign in at this moment; try again in a while")
-        self._asking += 1
+        acting = Acting(self._address, token)
         try:
-            acting = Acting(self._address, token)
-            try:
-                return acting, await self._run(acting.principal)
-            except BaseException:
-                acting.close()
-                raise
-        finally:
-            self._asking -= 1
+            return acting, await self._run(acting.principal)
+        except BaseException:
+            acting.close()
+            raise
 
 
 def local_path(path: str) -> str:

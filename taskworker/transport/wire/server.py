@@ -25,12 +25,13 @@ from typing import NamedTuple
 from storage.limits import MIB
 from storage.system.descriptors import descriptor_limit
 from storage.system.forks import HomeProcess
+from taskworker.hosts import host_of
 from taskworker.transport.wire.answering import CALL_BYTES, AnsweringConnection
 from taskworker.transport.wire.body_memory import BodyMemory
 from taskworker.transport.wire.budget import Budget
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
 from taskworker.transport.wire.serving import Method, Resources
-from taskworker.transport.wire.strangers import StrangersLimits, host_of, to_drop
+from taskworker.transport.wire.strangers import StrangersLimits, to_drop
 from taskworker.transport.wire.streams import Secure, SocketStream, Stream, listen, split_address
 
 log = logging.getLogger(__name__)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 FAILURES_MAX = 16
 """How many calls in a row may fail until a caller is a stranger again."""
-_NETWORK_BITS = 64  # whoever has one IPv6 address usually has all of its /64
 
 
 class StrangersLimits(NamedTuple):
@@ -70,18 +68,6 @@ class Stranger(Protocol):
 
 
 StrangerT = TypeVar("StrangerT", bound=Stranger)
-
-
-def host_of(peer: Any) -> str:
-    """Where a caller is, by the address that ``accept`` returns; empty: on this machine, at a Unix socket."""
-    if not isinstance(peer, tuple):
-        return ""
-    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((int(address), _NETWORK_BITS), strict=False))
 
 
 def to_drop(strangers: Iterable[tuple[str, StrangerT]], host: str, limits: StrangersLimits) -> StrangerT | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import httpx
@@ -14,10 +16,14 @@ import pytest
 
 from taskworker.auth.rights import Principal
 from taskworker.client import Client, RemoteFile
+from taskworker.errors import ServerBusy
 from taskworker.gateways import http_protocol
+from taskworker.gateways.http_server import HttpServer
 from taskworker.gateways.page import guard, transfers
 from taskworker.gateways.page.acting import Acting
+from taskworker.gateways.page.app import PageApp
 from taskworker.gateways.page.sessions import IDLE_S, LASTING_S, Sessions
+from taskworker.gateways.turns import Turns
 from tests.functions.processes import FunctionPool
 from tests.gateways.page.conftest import Clock, Person
 
@@ -167,3 +173,84 @@ def test_the_cookie_is_secure_if_a_proxy_serves_the_page_by_tls(url: str, person
     answer = one.browser.post("/sign-in", data={"token": one.token}, headers={"origin": origin})
     assert answer.status_code == 303
     assert "Secure" in answer.headers["set-cookie"].split("; ")
+
+
+# -- strangers ------------------------------------------------------------------------------------------
+
+
+def test_strangers_do_not_keep_others_from_signing_in(
+    url: str, person: Callable[..., Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, gone = person(), threading.Event()
+    looking = threading.Semaphore(0)
+    genuine = Acting.principal
+
+    def principal(acting: Acting) -> Principal:
+        if acting._token != ann.token:
+            looking.release()
+            gone.wait(60)
+        return genuine(acting)
+
+    monkeypatch.setattr(Acting, "principal", principal)
+    with contextlib.ExitStack() as ending:
+        threads = ending.enter_context(ThreadPoolExecutor(40))
+        ending.callback(gone.set)
+
+        def try_from(host: str) -> int:
+            with httpx.Client(transport=httpx.HTTPTransport(local_address=host), timeout=60) as browser:
+                token = {"token": "twu1." + "A" * 43}
+                return browser.post(f"{url}/sign-in", data=token, headers={"origin": url}).status_code
+
+        tried = [threads.submit(try_from, host) for host in ("127.0.0.2", "127.0.0.3") for _ in range(20)]
+        for _ in range(9):  # more than were looked up at once
+            assert looking.acquire(timeout=WITHIN_S)
+        ann.sign_in()
+        gone.set()
+        assert {one.result(WITHIN_S) for one in tried} == {401}, "they get their turns"
+
+
+def test_turns_that_nobody_gets_end() -> None:
+    async def try_all() -> list[str]:
+        turns, told = Turns(2, "people", within_s=0.1), []
+        async with turns.one("a"):
+            with pytest.raises(ServerBusy, match="too many people at this moment"):
+                async with turns.one("a"):
+                    told.append("a again")
+            async with turns.one("b"):
+                told.append("b")
+                waiting = asyncio.ensure_future(turns.one("b").__aenter__())
+                left = asyncio.ensure_future(turns.one("c").__aenter__())
+                await asyncio.sleep(0)
+                left.cancel()
+            await waiting
+        async with turns.one("c"):
+            told.append("c")
+        return told
+
+    assert asyncio.run(try_all()) == ["b", "c"]
+
+
+def test_one_host_cannot_have_all_connections(pool: FunctionPool) -> None:
+    server = HttpServer(PageApp(pool.address), "127.0.0.1:0", connections=16)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    host, _, port = server.address.rpartition(":")
+    try:
+        with contextlib.ExitStack() as ending:
+            flood = [
+                ending.enter_context(socket.create_connection((host, int(port)), WITHIN_S, ("127.0.0.2", 0)))
+                for _ in range(16)
+            ]
+            assert flood[-1].recv(65536).startswith(b"HTTP/1.1 503 ")
+            with contextlib.suppress(ConnectionResetError):
+                assert flood[-1].recv(65536) == b""
+            for _ in range(3):
+                assert httpx.get(f"http://{server.address}/sign-in").status_code == 200
+        again = httpx.HTTPTransport(local_address="127.0.0.2", retries=0)
+        give_up_s = time.monotonic() + WITHIN_S
+        with httpx.Client(transport=again) as browser:
+            while browser.get(f"http://{server.address}/sign-in").status_code != 200:
+                assert time.monotonic() < give_up_s, "what they had was not given back"
+    finally:
+        server.stop()
+        thread.join(30)
