@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import stat
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -182,43 +182,44 @@ class Scan:
                 entries = list(listed)
             fingerprint = b"" if self.seen is None else _fingerprint(entries)
             seen = self.seen.get(path) if self.seen is not None and place.is_ruled_alike else None
-            if seen is not None and seen.fingerprint == fingerprint and fingerprint:
-                return (yield from self._inside_alike(descriptor, place, entries, seen))
-            names = sorted((each.name.encode("utf-8", "surrogateescape"), each) for each in entries)
-            rules, rules_hash, only = self._rules_in(descriptor, above, place.rules, {name for name, _ in names})
+            alike = seen if seen is not None and seen.fingerprint == fingerprint != b"" else None
+            if alike is not None and not alike.directories:
+                self._tell_same(path, alike)
+                return alike
+            names = [] if alike else sorted((each.name.encode("utf-8", "surrogateescape"), each) for each in entries)
+            has_rules = alike.rules if alike else any(name == IGNORE_FILE.encode() for name, _ in names)
+            rules, rules_hash, only = self._rules_in(descriptor, above, place.rules, has_rules=bool(has_rules))
             if only:
                 names = self._tag_among(names, above)
         except (OSError, StorageError) as error:
             self.problem(path, error)
             return Look()
-        alike = seen is not None and seen.rules == rules_hash
-        skipped = yield from self._each(descriptor, _Place(path, rules, place.depth + 1, alike), names)
+        if alike is not None:
+            inner = _Place(path, rules, place.depth + 1, True)
+            return (yield from self._inside_alike(descriptor, inner, entries, alike))
+        is_ruled_alike = seen is not None and seen.rules == rules_hash
+        skipped = yield from self._each(descriptor, _Place(path, rules, place.depth + 1, is_ruled_alike), names)
         return Look(fingerprint, rules_hash, skipped)
 
     def _inside_alike(
-        self, descriptor: int, place: _Place, entries: Sequence[DirEntry], seen: Seen
+        self, descriptor: int, inner: _Place, entries: Sequence[DirEntry], seen: Seen
     ) -> Generator[Found, None, Look | Seen]:
         """What is in an open directory that has the names that it had, with the same attributes."""
-        path = place.path
+        path = inner.path
+        above = path + b"/" if path else b""
         kept: list[_Same] = []
-        inner = place
-        if seen.directories:
-            above = path + b"/" if path else b""
-            rules, _, _ = self._rules_in(descriptor, above, place.rules, {IGNORE_FILE.encode()} if seen.rules else ())
-            inner = _Place(path, rules, place.depth + 1, True)
-            for name in seen.directories:
-                try:
-                    same = yield from self._directory(descriptor, name, above + name, inner)
-                except FileNotFoundError:
-                    continue
-                except (OSError, Unstorable) as error:
-                    self.problem(above + name, error)
-                    continue
-                if same is not None:
-                    kept.append(same)
+        for name in seen.directories:
+            try:
+                same = yield from self._directory(descriptor, name, above + name, inner)
+            except FileNotFoundError:
+                continue
+            except (OSError, Unstorable) as error:
+                self.problem(above + name, error)
+                continue
+            if same is not None:
+                kept.append(same)
         if len(kept) == len(seen.directories):
-            if self.same is not None:
-                self.same(path, seen)
+            self._tell_same(path, seen)
             return seen
         for each in kept:
             yield self._same_found(descriptor, each, inner.depth)
@@ -226,6 +227,10 @@ class Scan:
         names = [(each.name.encode("utf-8", "surrogateescape"), each) for each in entries]
         skipped = yield from self._each(descriptor, inner, sorted(each for each in names if each[0] not in done))
         return Look(seen.fingerprint, seen.rules, skipped)
+
+    def _tell_same(self, path: bytes, seen: Seen) -> None:
+        if self.same is not None:
+            self.same(path, seen)
 
     def _each(self, descriptor: int, inner: _Place, names: Sequence[Listed]) -> Generator[Found, None, int]:
         """What has these names in an open directory; returns how many are sockets and devices.
@@ -282,12 +287,10 @@ class Scan:
         if self.left_out is not None:
             self.left_out(path)
 
-    def _rules_in(
-        self, descriptor: int, above: bytes, rules: Rules, names: Collection[bytes]
-    ) -> tuple[Rules, bytes, bool]:
-        """The rules in a directory with these names, the hash of its own, and whether only a cache's tag is kept."""
+    def _rules_in(self, descriptor: int, above: bytes, rules: Rules, *, has_rules: bool) -> tuple[Rules, bytes, bool]:
+        """The rules in a directory, the hash of its own if there are some, and whether only a cache's tag is kept."""
         rules_hash = b""
-        if IGNORE_FILE.encode() in names:
+        if has_rules:
             try:
                 lines = ignored_in(descriptor)
                 rules = rules.deeper(os.fsdecode(above), lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -332,6 +334,22 @@ def test_a_cache_of_another_folder_or_a_damaged_one_is_of_no_use(folder: Folder)
     folder.cache.unlink()
     folder.cache.mkdir()
     assert folder.take().read == 0, "and that it cannot be written is no error"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be a user that has no name")
+def test_a_login_without_a_home_has_no_cache(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, pwd\n"
+        "from taskworker.folders.snapshots.directory_cache import cache_path\n"
+        "os.setuid(54321)\n"
+        "print(cache_path(pathlib.Path('/'), 'place', 'user', 'folder'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    for named, expected in (({}, "None"), ({"XDG_CACHE_HOME": str(tmp_path)}, str(tmp_path))):
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env=environment | named, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.startswith(expected)
 
 
 def test_an_index_that_is_gone_is_told_though_nothing_changed(folder: Folder) -> None:

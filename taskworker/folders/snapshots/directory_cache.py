@@ -96,8 +96,10 @@ class DirectoryCache:
             log.warning("%s cannot be written, so the next snapshot takes longer: %s", self._path, error)
 
 
-def cache_path(directory: Path, place: str, user: str, folder: str) -> Path:
+def cache_path(directory: Path, place: str, user: str, folder: str) -> Path | None:
     """Where the cache of a directory is: below ``taskworker/folders`` in ``$XDG_CACHE_HOME``.
+
+    None if there is no such place, as this login has no home.
 
     Args:
         directory: the directory.
@@ -106,6 +108,9 @@ def cache_path(directory: Path, place: str, user: str, folder: str) -> Path:
         folder: name of the folder.
     """
     named = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(named) if named.startswith("/") else Path.home() / ".cache"
+    try:
+        home = Path(named) if named.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:  # such as in containers with any user's number
+        return None
     pair = blake3(msgspec.msgpack.encode((os.fsencode(directory.resolve()), place, user, folder))).hexdigest()[:32]
     return home / "taskworker" / "folders" / pair
