@@ -11,7 +11,6 @@ from taskworker.errors import ServerBusy
 from taskworker.shares import SharedAmount
 
 _WAITING_EACH_MAX = 32
-_WAITING_MAX = 512
 _WITHIN_S = 20.0
 
 
@@ -24,12 +23,22 @@ class Turns:
         places: how many there are.
         what: what they are for, for error texts: "too many … at this moment".
         times: each may have this many times the number of free places: half of all, if it is 1.
+        waiting: how many of each may wait.
         within_s: how long somebody waits.
     """
 
-    def __init__(self, places: int, what: str, *, times: float = 1, within_s: float = _WITHIN_S) -> None:
+    def __init__(
+        self,
+        places: int,
+        what: str,
+        *,
+        times: float = 1,
+        waiting: int = _WAITING_EACH_MAX,
+        within_s: float = _WITHIN_S,
+    ) -> None:
         self._places = SharedAmount(places, times=times)
         self._what = what
+        self._waiting_max = waiting
         self._within_s = within_s
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by user or host; no queue is empty
 
@@ -51,8 +60,7 @@ class Turns:
             self._give_back(whose)
 
     async def _wait(self, whose: str) -> None:
-        is_full = sum(map(len, self._waiting.values())) >= _WAITING_MAX
-        if is_full or len(self._waiting.get(whose, ())) >= _WAITING_EACH_MAX:
+        if len(self._waiting.get(whose, ())) >= self._waiting_max:
             raise self._busy()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(whose, deque()).append(turn)

@@ -9,12 +9,14 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from storage.clocks import monotonic_s, wall_ms
 from storage.errors import StorageError
-from taskworker.errors import Unauthenticated
+from taskworker.errors import ServerBusy, Unauthenticated
+from taskworker.gateways.http_server import CONNECTIONS_MAX
 from taskworker.gateways.pipes import DIVERT, PIECE_S, Divert, PeerGone
 from taskworker.gateways.s3 import cors, posting
 from taskworker.gateways.s3.accounts import Account, Accounts
@@ -32,6 +34,8 @@ from taskworker.gateways.s3.operations import Operation, Takes, operation_of, re
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of, with_moved_headers
 from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send, Straight, disconnected
+from taskworker.gateways.turns import Turns
+from taskworker.hosts import host_of
 from taskworker.metrics.requests import RequestMetrics, Served
 
 _log = logging.getLogger(__name__)
@@ -91,8 +95,10 @@ class S3App:
         self._clock_s = clock_s
         self._buckets = Buckets()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
-        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
-        self._forms = asyncio.Semaphore(FORMS_MAX)
+        # One user may have 24 of 32 transfers, and one host 4 of 8 forms, as who sends one is not known yet.
+        turns = partial(Turns, waiting=CONNECTIONS_MAX, within_s=_WAIT_S)
+        self._transfers = turns(TRANSFERS_MAX, "transfers are under way", times=3)
+        self._forms = turns(FORMS_MAX, "forms are under way")
 
     def close(self) -> None:
         """End the threads, once what they work on is done, and the connections."""
@@ -120,7 +126,8 @@ class S3App:
     async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Send, served: Served) -> None:
         request_id = os.urandom(8).hex().upper()
         head = _head_of(scope)
-        incoming = Incoming(receive, scope["extensions"][DIVERT], self._piece_s)
+        host = f"host {host_of(scope['client'])}"
+        incoming = Incoming(receive, scope["extensions"][DIVERT], self._piece_s, host)
         if head.fields.get("content-length", "0") == "0" and "transfer-encoding" not in head.fields:
             incoming.ended = True
         try:
@@ -147,7 +154,7 @@ class S3App:
         now_ms = self._now_ms()
         if claim is None and bucket and not key and posting.is_form(head):
             served.operation = "PostObject"
-            async with _place(self._forms):
+            async with _place(self._forms, incoming):
                 return await self._run(
                     posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
                 )
@@ -158,6 +165,8 @@ class S3App:
         served.operation = operation.name
         if claim is None:
             require_public(head, operation)
+        else:
+            incoming.whose = f"user {account.user}"
         account = visiting(account, operation, head.fields, is_signed=claim is not None)
         payload = claim.payload if isinstance(claim, Claim) else UNSIGNED
         takes_body = operation.takes is not Takes.NOTHING
@@ -228,7 +237,7 @@ class S3App:
         body = b""
         if operation.takes is Takes.DOCUMENT and not incoming.ended:
             is_short = _length(call) <= _SHORT
-            async with contextlib.nullcontext() if is_short else _place(self._transfers):
+            async with contextlib.nullcontext() if is_short else _place(self._transfers, incoming):
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
@@ -244,7 +253,7 @@ class S3App:
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
             return await self._run(self._answered, work, call, self._buckets, (body,), True)
-        async with _place(self._transfers):
+        async with _place(self._transfers, incoming):
             return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
 
     def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:
@@ -276,7 +285,7 @@ class S3App:
         closes = not incoming.ended and not await _drained(head, incoming)
         if reply.content is not None:
             async with contextlib.AsyncExitStack() as held:
-                reply = await _or_failure(self._admitted(reply, held), head, request_id, served)
+                reply = await _or_failure(self._admitted(reply, incoming, held), head, request_id, served)
                 if reply.content is not None:
                     await send(_start_of(reply, request_id, closes=closes))
                     await self._send_content(reply.content, incoming.divert, receive, send, served)
@@ -291,9 +300,9 @@ class S3App:
         served.sent += len(body)
         await send({"type": "http.response.body", "body": body})
 
-    async def _admitted(self, reply: Reply, held: contextlib.AsyncExitStack) -> Reply:
+    async def _admitted(self, reply: Reply, incoming: Incoming, held: contextlib.AsyncExitStack) -> Reply:
         """A reply whose content has a place, until ``held`` is closed."""
-        await held.enter_async_context(_place(self._transfers))
+        await held.enter_async_context(_place(self._transfers, incoming))
         return reply
 
     async def _send_later(
@@ -335,21 +344,18 @@ class S3App:
 
 
 @contextlib.asynccontextmanager
-async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
+async def _place(places: Turns, incoming: Incoming) -> AsyncIterator[None]:
     """Wait for a place, and hold it.
 
     Raises:
         S3Error: none became free for a while.
     """
-    try:
-        async with asyncio.timeout(_WAIT_S):
-            await places.acquire()
-    except TimeoutError:
-        raise S3Error("SlowDown", "as many transfers are under way as there may be; try again in a while") from None
-    try:
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            await held.enter_async_context(places.one(incoming.whose))
+        except ServerBusy as error:
+            raise S3Error("SlowDown", str(error)) from None
         yield
-    finally:
-        places.release()
 
 
 async def _or_failure(replying: Awaitable[Reply], head: Head, request_id: str, served: Served) -> Reply:

@@ -38,16 +38,19 @@ class Incoming:
         receive: of ASGI.
         divert: the server's way to put it into a pipe.
         piece_s: how long a piece may take, in seconds.
+        whose: the host that sends it.
 
     Attributes:
         divert: see above.
+        whose: whose share of what there is little of it takes: the host's, or the user's once that is known.
         ended: whether all of it has come.
         received: bytes that have come.
     """
 
-    def __init__(self, receive: Receive, divert: Divert, piece_s: float = PIECE_S) -> None:
+    def __init__(self, receive: Receive, divert: Divert, piece_s: float = PIECE_S, whose: str = "") -> None:
         self._receive = receive
         self.divert = divert
+        self.whose = whose
         self._piece_s = piece_s
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None

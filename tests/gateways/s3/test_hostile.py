@@ -9,7 +9,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import md5
 from itertools import repeat
 from pathlib import Path
@@ -38,7 +38,7 @@ from taskworker.gateways.s3.posting import Form
 from taskworker.gateways.s3.streams import Outgoing, Straight
 from taskworker.metrics.requests import RequestMetrics
 from tests.functions.processes import FunctionPool
-from tests.gateways.s3.conftest import KEY, SECRET, connect, keys_file, send
+from tests.gateways.s3.conftest import KEY, OTHER_KEY, OTHER_SECRET, SECRET, connect, keys_file, send
 from tests.gateways.s3.test_http import exchange
 
 MIB = 1 << 20
@@ -181,6 +181,31 @@ def test_a_reply_that_nobody_reads_is_given_up(
         eventually(lambda: not established(hasty, connection))
         received = len(read_to_end(connection))
     assert received < len(content), "all was kept for a caller who did not read"
+
+
+def test_one_user_or_host_leaves_transfers_and_forms_to_others(
+    pool: FunctionPool, tmp_path: Path, s3: Any, other_s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("TRANSFERS_MAX", 4), ("FORMS_MAX", 2), ("_WAIT_S", 1.0)):
+        monkeypatch.setattr(app, name, value)
+    s3.put_object(Bucket=bucket, Key="large", Body=bytes(12 * MIB))
+    other_s3.create_bucket(Bucket="another-user-s")
+    other_s3.put_object(Bucket="another-user-s", Key="k", Body=bytes(MIB))
+    with serving(pool, tmp_path) as crowded, ExitStack() as ending:
+        for _ in range(5):
+            reader = ending.enter_context(connected(crowded))
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.sendall(signed(crowded, "GET", f"/{bucket}/large"))
+            assert reader.recv(12) in (b"HTTP/1.1 200", b"HTTP/1.1 503")
+        other = connect(f"http://{crowded.address}", OTHER_KEY, OTHER_SECRET)
+        assert other.get_object(Bucket="another-user-s", Key="k")["Body"].read() == bytes(MIB)
+        host, _, port = crowded.address.rpartition(":")
+        form = b"Host: h\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n"
+        for _ in range(3):
+            slow = socket.create_connection((host, int(port)), 60, ("127.0.0.2", 0))
+            ending.enter_context(slow).sendall(b"POST /bucket HTTP/1.1\r\n" + form % 100_000)
+        assert slow.recv(12) == b"HTTP/1.1 503", "it had to wait, and for too long"
+        assert b"SlowDown" not in answered(crowded, b"POST /bucket HTTP/1.1\r\n" + form % 5 + b"--x--")
 
 
 def test_strangers_forms_hold_nobody_up_and_a_gateway_that_is_full_says_so(
