@@ -30,9 +30,9 @@ CHANGED = "it was changed while it was read; what is stored may be a mixture: ta
 def settled(entry: Entry) -> bool:
     """Whether a write from now on gives a file another time than it has. This may wait for the clock's next tick.
 
-    Kernels take the times of files from a clock that ticks every 1 to 10 ms. If a file is read in the tick in which it
-    was written, it may be written once more in that tick, and nothing shows that. It is False if the clock of the file
-    system is ahead, or has long ticks, as those that know whole seconds only.
+    Linux before 6.13, and some file systems still, take the times of files from a clock that ticks every 1 to 10 ms. If
+    a file is read in the tick in which it was written, it may be written again in that tick, and nothing shows that.
+    It is False if the clock of the file system is ahead, or has long ticks, as those that know whole seconds only.
     """
     time_ns = entry.ctime_ns
     if time_ns % _COARSE_NS == 0:

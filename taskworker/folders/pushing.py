@@ -14,7 +14,7 @@ import msgspec
 from storage import Version
 from storage.errors import InvalidArgument, StorageError
 from storage.limits import check_filename
-from taskworker.folders.contents import CHANGED, SMALL_BYTES_MAX, LargeContent, read_small
+from taskworker.folders.contents import CHANGED, SMALL_BYTES_MAX, LargeContent, read_small, settled
 from taskworker.folders.entries import Entry, Kind, decode_listing, encode_listing
 from taskworker.folders.ports import Content, Files
 from taskworker.folders.problems import ChangedWhileRead, FolderDamaged, Problem, Problems, Unstorable
@@ -220,7 +220,8 @@ class _Push:
                 continue
             try:
                 name = self._name_of(found.path)
-                sent = _Sent(found.path, found.entry)
+                entry = found.entry if settled(found.entry) else msgspec.structs.replace(found.entry, ctime_ns=0)
+                sent = _Sent(found.path, entry)
                 content = self._content(found, sent)
             except (OSError, StorageError) as error:
                 self._told(found.path, error)

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import FileNotFound, FileStorage
+from storage import FileNotFound, FileStorage, PushOutcome
 from storage.errors import InvalidArgument
 from taskworker import AsyncClient
 from taskworker.errors import DeadlineExceeded
@@ -33,7 +33,7 @@ from taskworker.folders import (
 )
 from taskworker.folders.embedded import StoreFiles
 from taskworker.folders.entries import Entry, Kind, Listing, decode_listing, encode_listing
-from taskworker.folders.ports import Files
+from taskworker.folders.ports import Content, Files
 from taskworker.folders.rules import Rules
 from tests.folders.trees import described, make, trees
 from tests.functions.processes import FunctionPool
@@ -57,6 +57,42 @@ def restored(files: Files, target: Path) -> Path:
 
 def names(files: Files) -> list[str]:
     return [head.filename for head in files.heads("")]
+
+
+class Rewriting(StoreFiles):
+    """Files of a user, before and after the reading of which something is done."""
+
+    before: Callable[[str], None]
+
+    def push_many(self, files: Iterable[tuple[str, Content]]) -> Iterator[PushOutcome]:
+        def watched() -> Iterator[tuple[str, Content]]:
+            for name, content in files:
+                self.before(name)
+                yield name, content
+
+        return super().push_many(watched())
+
+
+def test_a_file_written_twice_in_one_tick_is_sent_twice(store: FileStorage, user: str, source: Path) -> None:
+    files = Rewriting(store, user)
+    make(source, {b"a": ("file", b"", 0o644, 5), b"d": {b"b": ("file", b"", 0o644, 5)}})
+    a, b = source / "a", source / "d/b"
+
+    def write(name: str) -> None:  # first before it is found, then just after it was read
+        texts = {"folder/a": b"%08d" % number, "folder/d/b": b"%08d" % (number + 1)}
+        if name in texts:
+            b.write_bytes(texts[name])
+
+    files.before = write
+    for number in range(0, 20, 2):
+        a.write_bytes(b"%08d" % number)
+        pushed(files, source)
+        files.before = lambda name: None
+        pushed(files, source)
+        head = files.find("folder/d/b")
+        assert head is not None
+        assert files.read(head, 0, 8) == b.read_bytes() == b"%08d" % (number + 1)
+        files.before = write
 
 
 def test_a_tree_comes_back_as_it_was(files: Files, source: Path, tmp_path: Path) -> None:
