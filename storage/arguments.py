@@ -267,11 +267,14 @@ def _diff(value: Any) -> ManifestDiff:
     return diff if unchanged else replace(diff, patches=patches)
 
 
+_patch_index = whole_number("the index of a patch", 0)  # made once, as a diff may have a million patches
+
+
 def _patch(patch: Any) -> Patch:
     """The patch with a private copy of its data, so that nobody can change it between check and write."""
     if not isinstance(patch, Patch) or type(patch.index) is not int or not isinstance(patch.chunk_id, bytes):
         raise InvalidArgument("a patch has an index (int), a chunk_id (bytes) and data (bytes, or None)")
-    whole_number("the index of a patch", 0)(patch.index)
+    _patch_index(patch.index)
     if patch.data is not None and not isinstance(patch.data, bytes | bytearray | memoryview):
         raise InvalidArgument(f"patch {patch.index}: data must be bytes, not {type(patch.data).__name__}")
     if patch.data is None or type(patch.data) is bytes:
