@@ -1,4 +1,4 @@
-"""What all tests share: the order in which several processes run them, and that no example is too slow.
+"""What all tests share: the order in which several processes run them, and what spares slow machines.
 
 What takes longest is first, so that none works on alone at the end. How long an example takes says how busy the
 machine is, and nothing of what is tested.
@@ -6,6 +6,7 @@ machine is, and nothing of what is tested.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -18,23 +19,27 @@ settings.register_profile("busy machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy machine")
 
 LONGEST = (
-    "cli/test_files.py",
-    "cluster/test_cluster.py",
     "functions/test_in_pool.py",
+    "cluster/test_cluster.py",
     "docs/test_documentation.py",
-    "simulation/test_seeds.py",
-    "cli/test_users.py",
-    "cluster/test_crowd.py",
-    "cli/test_sync.py",
-    "cli/test_readme.py",
     "pool/test_shard_store_conformance.py",
-    "functions/test_command_line.py",
     "sandbox/test_lifecycle.py",
-    "cluster/test_links.py",
-    "gateways/s3/test_clients.py",
-    "transport/test_hostile_callers.py",
-    "cluster/test_hosts.py",
     "crash/test_crash_states.py",
+    "storage/test_layout.py",
+    "transport/test_hostile_callers.py",
+    "cluster/test_links.py",
+    "gateways/test_fsspec_suite.py",
+    "benchmarks/test_cluster.py",
+    "gateways/s3/test_clients.py",
+    "functions/test_command_line.py",
+    "cli/test_readme.py",
+    "cluster/test_hosts.py",
+    "crash/test_disk_full.py",
+    "secrets/test_in_pool.py",
+    "cluster/test_crowd.py",
+    "functions/test_examples.py",
+    "benchmarks/test_run.py",
+    "simulation/test_seeds.py",
 )
 """Files of tests that take longest, the longest first; each is run by one process."""
 _TESTS = Path(__file__).parent
@@ -52,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove them."""
     shutil.rmtree(config.stash[_CONFIG], ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the half million objects that were loaded out of all searches for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

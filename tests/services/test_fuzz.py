@@ -27,6 +27,9 @@ MEANT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(FUZZ, max_examples=50)  # for each of some thirty methods
+LONG = settings(FUZZ, max_examples=5_000)
+ANY_BYTES = st.lists(st.binary(max_size=200), min_size=1, max_size=3)
 
 
 class Served:
@@ -80,9 +83,21 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-@FUZZ
-@given(messages=st.lists(st.binary(max_size=200), min_size=1, max_size=3))
+@FEW
+@given(messages=ANY_BYTES)
 def test_any_bytes(method: str, messages: list[bytes], served: Served) -> None:
+    check_answer(method, messages, served)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("method", METHODS)
+@LONG
+@given(messages=ANY_BYTES)
+def test_any_bytes_for_long(method: str, messages: list[bytes], served: Served) -> None:
+    check_answer(method, messages, served)
+
+
+def check_answer(method: str, messages: list[bytes], served: Served) -> None:
     described = METHODS[method]
     code = served.code_of(
         method, messages, streamed=described.client_streaming, answered_by_stream=described.server_streaming
