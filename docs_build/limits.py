@@ -8,6 +8,7 @@ from taskworker import Limits
 from taskworker.calls.spec import LIMIT_NAMES, LIMITS_MAX
 from taskworker.rpc import limits as wire
 from taskworker.rpc.admission import ServerLimits
+from taskworker.services import node_writes
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -61,6 +62,10 @@ def call_table() -> str:
         ["time until the message of a call, or the first one of a stream, has come", f"{default.message_s:g} s"],
         ["pause between messages of a stream, and until a caller reads an answer", f"{default.idle_s:g} s"],
         ["users who have a revision checked against a SHA-256 at once, one each", f"{default.checks:,}"],
+        [
+            "while other users call: what revisions of a user make the store write of hash trees, beyond what is sent",
+            f"{size_text(node_writes.RATE)} a second, {size_text(node_writes.BURST)} at once",
+        ],
         [
             "connections at once, if the process may open four times as many files; from one address, half as many",
             f"{default.connections:,}",

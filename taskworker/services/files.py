@@ -77,10 +77,12 @@ class FileService:
         if not request.difference:
             raise InvalidArgument("difference is empty; it must be a serialized taskworker.store.ManifestDiff")
         message = parsed(store_pb2.ManifestDiff.FromString, request.difference, "difference")
+        diff = diff_from_proto(message)
+        self._revisions.nodes.take(caller, diff)
         with self._revisions.checking(caller, request.sha256):
             version = self._store.revise(
                 request.file_id,
-                diff_from_proto(message),
+                diff,
                 user_id=request.user_id,
                 sha256=request.sha256 or None,
                 time_ms=request.time or None,
@@ -102,7 +104,7 @@ class FileService:
         if not state.version_id:
             raise InvalidArgument("SyncState.version_id is empty; name the version your copy was made from")
         if state.HasField("diff"):
-            return self._take_over(request.file_id, state, note_of(caller))
+            return self._take_over(request.file_id, state, caller)
         return self._bring_up(request.file_id, state)
 
     def _bring_up(self, file_id: str, state: store_pb2.SyncState) -> taskworker_pb2.SynchronousResponse:
@@ -125,12 +127,15 @@ class FileService:
         response.difference = serialized
         return response
 
-    def _take_over(self, file_id: str, state: store_pb2.SyncState, note: str) -> taskworker_pb2.SynchronousResponse:
+    def _take_over(
+        self, file_id: str, state: store_pb2.SyncState, caller: Caller
+    ) -> taskworker_pb2.SynchronousResponse:
         diff = diff_from_proto(state.diff)
         if diff.base_version_id != state.version_id:
             raise InvalidArgument("SyncState.diff.base_version is not SyncState.version_id; make the diff from it")
+        self._revisions.nodes.take(caller, diff)
         try:
-            version = self._store.revise(file_id, diff, user_id=state.user_id, note=note)
+            version = self._store.revise(file_id, diff, user_id=state.user_id, note=note_of(caller))
         except ConflictError as conflict:
             if not self._leads_to_head(file_id, diff, state.user_id):
                 raise

@@ -20,6 +20,7 @@ from taskworker.rpc.binding import Caller, stop_when_abandoned
 from taskworker.rpc.conversion import patch_from_proto
 from taskworker.rpc.limits import MIB
 from taskworker.services.giving_way import HasOthers, Progress, paced
+from taskworker.services.node_writes import NodeWrites
 from taskworker.shares import SharedAmount
 
 _HELD_BYTES_MAX = 8 * MIB
@@ -81,6 +82,7 @@ class Revisions:
             times=1 / checks,
         )
         self.patches = Patches()
+        self.nodes = NodeWrites(has_others)
         self._guard = threading.Lock()
         self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
 
@@ -184,6 +186,7 @@ class Revision:
         Raises:
             InvalidArgument: patches are missing, or the engine refuses them.
             ConflictError: the base is not the head.
+            ServerBusy: revisions of this user have written too much.
         """
         if patch_count != len(self._patches):
             raise InvalidArgument(f"{len(self._patches)} patches came of {patch_count} sent; send the revision again")
@@ -197,6 +200,7 @@ class Revision:
             chunk_size=header.chunk_size,
             patches=tuple(self._patches),
         )
+        self._shared.nodes.take(self._caller, diff)
         with self._shared.checking(self._caller, header.sha256):
             version = self._store.revise(
                 header.file_id,
