@@ -1,5 +1,7 @@
 """Tickets: with one, a client reads shards of certain objects from certain workers, which need not ask anybody.
 
+Those for writing are in :mod:`taskworker.auth.write_tickets`.
+
 A ticket is signed with a key that only the pool has. The certificate of that key comes with the ticket, and is issued
 by the pool's authority to the pool itself. So whoever knows the authority can check a ticket, also while the authority
 is being replaced, and no worker can make one. docs/format.md has the bytes.
@@ -45,12 +47,14 @@ WORKERS_MAX = 256
 TICKET_BYTES_MAX = 48 * KIB
 _FORMAT = 1
 _NAME_CHARACTERS_MAX = 128
-_READER_BYTES = 16
+USER_BYTES = 16
+"""Length of what names a user to the pool."""
 _CERTIFICATE_BYTES_MAX = 4 * KIB
 _SIGNATURE_BYTES_MAX = 128
 _REMEMBERED = 128
 _NUMBERS = 1 << 20  # more than tickets can be signed in a millisecond
-_SIGNED = b"TaskWorker ticket\0"
+READING = b"TaskWorker ticket\0"
+"""What is signed before the body, so that no ticket can be taken for one of another kind."""
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
@@ -82,22 +86,22 @@ class Ticket(NamedTuple):
     digest: bytes
 
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_CHARACTERS_MAX)]
-_Shards = Annotated[int, msgspec.Meta(ge=1, le=256)]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_CHARACTERS_MAX)]
+Shards = Annotated[int, msgspec.Meta(ge=1, le=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class _Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     format: Annotated[int, msgspec.Meta(ge=_FORMAT, le=_FORMAT)]
-    pool: _Name
-    reader: Annotated[bytes, msgspec.Meta(min_length=_READER_BYTES, max_length=_READER_BYTES)]
-    workers: Annotated[list[_Name], msgspec.Meta(min_length=1, max_length=WORKERS_MAX)]
-    k: _Shards
-    n: _Shards
+    pool: Name
+    reader: Annotated[bytes, msgspec.Meta(min_length=USER_BYTES, max_length=USER_BYTES)]
+    workers: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=WORKERS_MAX)]
+    k: Shards
+    n: Shards
     objects: Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=OBJECTS_MAX * ID_BYTES)]
-    bytes_max: _Count
-    issued_ms: _Count
-    expires_ms: _Count
+    bytes_max: Count
+    issued_ms: Count
+    expires_ms: Count
 
 
 class _Signed(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -119,6 +123,22 @@ class _Signer(NamedTuple):
     renew_ms: int
 
 
+class Head(NamedTuple):
+    """What tickets of all kinds say.
+
+    Attributes:
+        pool: id of the pool.
+        user: names the user to the pool.
+        issued_ms: when it is issued, in ms since 1970.
+        expires_ms: until when it is valid.
+    """
+
+    pool: str
+    user: bytes
+    issued_ms: int
+    expires_ms: int
+
+
 class TicketIssuer:
     """Issues the tickets of a pool. Thread-safe. Its key is in memory only, and another one after a restart.
 
@@ -132,7 +152,7 @@ class TicketIssuer:
         self._now_ms = now_ms
         self._lock = threading.Lock()
         self._signer: _Signer | None = None
-        self._readers = secrets.token_bytes(32)
+        self._users = secrets.token_bytes(32)
         self._number = 0
 
     @property
@@ -153,23 +173,42 @@ class TicketIssuer:
             objects: ids of the chunks, at most :data:`OBJECTS_MAX`.
             bytes_max: how many bytes of payloads each worker may send.
         """
-        signer, authority, now_ms = self._present(), self._authority(), self._now_ms()
-        body = msgspec.msgpack.encode(
+        head = self.head(user)
+        return self.sign(
+            READING,
             _Body(
                 format=_FORMAT,
-                pool=authority.pool_id,
-                reader=blake3(user.encode(), key=self._readers).digest(_READER_BYTES),
+                pool=head.pool,
+                reader=head.user,
                 workers=list(workers),
                 k=k,
                 n=n,
                 objects=b"".join(objects),
                 bytes_max=bytes_max,
-                issued_ms=now_ms,
-                expires_ms=now_ms + int(VALID_S * 1000) + self._next_number(),
-            )
+                issued_ms=head.issued_ms,
+                expires_ms=head.expires_ms,
+            ),
         )
-        signature = signer.key.sign(_SIGNED + body, _ALGORITHM)
-        return msgspec.msgpack.encode(_Signed(body, signature, signer.certificate))
+
+    def head(self, user: str) -> Head:
+        """What every ticket says that is issued now; it differs from that of all others."""
+        now_ms = self._now_ms()
+        return Head(
+            self._authority().pool_id,
+            blake3(user.encode(), key=self._users).digest(USER_BYTES),
+            now_ms,
+            now_ms + int(VALID_S * 1000) + self._next_number(),
+        )
+
+    def sign(self, purpose: bytes, body: msgspec.Struct) -> bytes:
+        """A ticket with a body.
+
+        Args:
+            purpose: what is signed before the body; another one for each kind of ticket.
+            body: what the ticket says.
+        """
+        signer, raw = self._present(), msgspec.msgpack.encode(body)
+        return msgspec.msgpack.encode(_Signed(raw, signer.key.sign(purpose + raw, _ALGORITHM), signer.certificate))
 
     def _next_number(self) -> int:
         """What makes a ticket differ from all others, as workers count the bytes of equal tickets together.
@@ -218,32 +257,18 @@ class TicketChecker:
         Raises:
             TicketRefused: it is malformed, not signed by the pool, expired, or for other workers; the text says which.
         """
-        if len(raw) > TICKET_BYTES_MAX:
-            raise TicketRefused(f"a ticket of {len(raw):,} bytes; there are at most {TICKET_BYTES_MAX:,}")
+        require_short(raw)
         ticket, lifetime = self._read(raw, self._authorities())
-        now_ms = self._now_ms()
-        if now_ms > ticket.expires_ms or now_ms / 1000 > lifetime.end_s:
-            raise TicketRefused(
-                "the ticket has expired; ask the pool for another one, and compare the machines' clocks"
-            )
-        if now_ms < ticket.issued_ms - _SKEW_S * 1000:
-            raise TicketRefused(
-                "the ticket is not valid yet: compare the clocks of the pool's and the worker's machines"
-            )
+        require_valid(ticket.issued_ms, ticket.expires_ms, lifetime, self._now_ms())
         return ticket
 
     def _read_signed(self, raw: bytes, authorities: bytes) -> tuple[Ticket, Lifetime]:
         """Read a ticket of this pool, and check all that does not depend on the time."""
+        raw_body, lifetime = opened(raw, READING, authorities, self._identity.pool)
         try:
-            signed = _envelopes.decode(raw)
-            body = _bodies.decode(signed.body)
+            body = _bodies.decode(raw_body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TicketRefused(f"the ticket is malformed: {error}") from None
-        key, lifetime = _signer_of(signed.certificate, authorities, self._identity.pool)
-        try:
-            key.verify(signed.signature, _SIGNED + signed.body, _ALGORITHM)
-        except InvalidSignature:
-            raise TicketRefused("the ticket was not signed by this pool, or was changed") from None
         if body.pool != self._identity.pool:
             raise TicketRefused("the ticket is of another pool")
         if self._identity.dns_name not in body.workers:
@@ -261,9 +286,49 @@ class TicketChecker:
             body.bytes_max,
             body.issued_ms,
             min(body.expires_ms, body.issued_ms + int(VALID_S * 1000)),
-            blake3(signed.body).digest(),
+            blake3(raw_body).digest(),
         )
         return ticket, lifetime
+
+
+def require_short(raw: bytes) -> None:
+    """Check the length of a ticket.
+
+    Raises:
+        TicketRefused: there is none of this length.
+    """
+    if len(raw) > TICKET_BYTES_MAX:
+        raise TicketRefused(f"a ticket of {len(raw):,} bytes; there are at most {TICKET_BYTES_MAX:,}")
+
+
+def opened(raw: bytes, purpose: bytes, authorities: bytes, pool: str) -> tuple[bytes, Lifetime]:
+    """The body of a ticket that a pool signed for a purpose, and when the certificate is valid with which it did.
+
+    Raises:
+        TicketRefused: it is malformed, of another kind, or not signed by the pool.
+    """
+    try:
+        signed = _envelopes.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TicketRefused(f"the ticket is malformed: {error}") from None
+    key, lifetime = _signer_of(signed.certificate, authorities, pool)
+    try:
+        key.verify(signed.signature, purpose + signed.body, _ALGORITHM)
+    except InvalidSignature:
+        raise TicketRefused("the ticket was not signed by this pool, or was changed") from None
+    return signed.body, lifetime
+
+
+def require_valid(issued_ms: int, expires_ms: int, lifetime: Lifetime, now_ms: int) -> None:
+    """Check that a ticket is valid now.
+
+    Raises:
+        TicketRefused: it is not; the text says why.
+    """
+    if now_ms > expires_ms or now_ms / 1000 > lifetime.end_s:
+        raise TicketRefused("the ticket has expired; ask the pool for another one, and compare the machines' clocks")
+    if now_ms < issued_ms - _SKEW_S * 1000:
+        raise TicketRefused("the ticket is not valid yet: compare the clocks of the pool's and the worker's machines")
 
 
 _MALFORMED = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)

@@ -205,6 +205,11 @@ class AppendSender:
         with self._lock:
             return self._making > 0 or self._appended > self._synced
 
+    def note_written(self) -> None:
+        """Note that the worker may have shards from elsewhere. They are covered by syncs that are sent from now on."""
+        with self._lock:
+            self._appended += 1
+
     def begin_making(self) -> None:
         """Note that the worker may append shards of its own making from now on."""
         with self._lock:

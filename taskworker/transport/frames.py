@@ -21,6 +21,8 @@ Instance   empty                                                                
 Make       see :mod:`taskworker.transport.making_frames`
 Prove      see there
 Take       length of a ticket (2), the ticket, then as Fetch                     as Fetch
+Put        length of a ticket (2), the ticket, then shards as in Append          empty
+Written    keys                                                                  a hash (32) each
 =========  ====================================================================  ==========================
 """
 
@@ -34,7 +36,7 @@ from typing import NamedTuple
 
 from storage.errors import InvalidArgument
 from storage.keys import ID_BYTES, SHARD_KEY_BYTES, Kind, PackedKeys, ShardKey, packed_keys
-from storage.limits import KIB, BytesLike
+from storage.limits import KIB, MIB, BytesLike
 from storage.limits import OBJECT_BYTES_MAX as OBJECT_BYTES_MAX  # larger claims would only make readers allocate memory
 from storage.shards import Location, Shard
 from taskworker.transport.wire.framing import BODY_BYTES_MAX
@@ -42,7 +44,12 @@ from taskworker.transport.wire.framing import BODY_BYTES_MAX
 MESSAGE_BYTES_MAX = BODY_BYTES_MAX
 TAKING_BYTES_MAX = 256 * KIB
 """The largest request to take shards: the largest ticket, and as many keys as fit into a request."""
+PUT_BYTES_MAX = MIB + 64 * KIB
+"""The largest request to put shards: the largest ticket, and a shard of 1 MiB or several smaller ones."""
 KEYS_MAX = 4096
+DIGEST_BYTES = 32
+NO_DIGEST = bytes(DIGEST_BYTES)
+"""Stands for the hash of a shard that no client wrote, as far as is known."""
 _POSITION_BYTES = 4
 # No machine has more bytes or shards; the sum of a thousand such numbers fits into 64 bits.
 COUNT_MAX = 1 << 52
@@ -82,6 +89,8 @@ class Call(IntEnum):
     MAKE = 18
     PROVE = 19
     TAKE = 20
+    PUT = 21
+    WRITTEN = 22
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)
@@ -301,11 +310,47 @@ def parse_taking(message: BytesLike) -> tuple[bytes, list[Wanted]]:
     Raises:
         FrameError: the request is malformed, or asks for more than fits into a message.
     """
+    ticket, rest = _split_ticket(message)
+    return ticket, parse_wanted(rest)
+
+
+def pack_putting(ticket: bytes, shards: Sequence[Shard]) -> list[BytesLike]:
+    """Serialize a request to put shards with a ticket. Payloads are not copied."""
+    parts: list[BytesLike] = [_TICKET.pack(len(ticket)), ticket]
+    for shard in shards:
+        parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, _length(shard)))
+        parts.append(shard.payload)
+    return parts
+
+
+def parse_putting(message: BytesLike) -> tuple[bytes, list[Shard]]:
+    """Inverse of :func:`pack_putting`; payloads are views of ``message``.
+
+    Raises:
+        FrameError: the request is malformed.
+    """
+    ticket, rest = _split_ticket(message)
+    return ticket, _parse_entries(rest, 0)
+
+
+def _split_ticket(message: BytesLike) -> tuple[bytes, memoryview]:
     view = memoryview(message)
     end = _TICKET.size + (_TICKET.unpack_from(view)[0] if len(view) >= _TICKET.size else 0)
     if not _TICKET.size < end <= len(view):
         raise FrameError("a request that ends within its ticket, or has none")
-    return bytes(view[_TICKET.size : end]), parse_wanted(view[end:])
+    return bytes(view[_TICKET.size : end]), view[end:]
+
+
+def parse_digests(message: bytes, count: int) -> list[bytes | None]:
+    """The hashes of an answer to Written; None for each shard of which none is known.
+
+    Raises:
+        FrameError: they are not ``count`` hashes.
+    """
+    if len(message) != count * DIGEST_BYTES:
+        raise FrameError(f"{len(message)} bytes are not {count} hashes")
+    found = (message[at : at + DIGEST_BYTES] for at in range(0, len(message), DIGEST_BYTES))
+    return [None if one == NO_DIGEST else one for one in found]
 
 
 def parse_fetched(message: memoryview, wanted: Sequence[Wanted]) -> list[memoryview | None]:

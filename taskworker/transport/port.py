@@ -108,6 +108,16 @@ class WorkerVolume(ShardStore, Protocol):
             VolumeFailed: the volume is unusable.
         """
 
+    def written(self, keys: Sequence[ShardKey]) -> list[bytes | None]:
+        """Return the BLAKE3 hash of each shard that a client wrote to the worker; None: none is known to have been.
+
+        The next sync makes these shards durable.
+
+        Raises:
+            InvalidArgument: the worker does not know the call.
+            VolumeFailed: the volume is unusable.
+        """
+
 
 Connect = Callable[[str, str, str], WorkerVolume]
 """(address, name, instance) → a connection to the worker.

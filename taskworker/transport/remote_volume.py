@@ -28,6 +28,7 @@ from taskworker.transport.frames import (
     Call,
     join_keys,
     pack_locations,
+    parse_digests,
     parse_found,
     parse_keys,
     parse_locations,
@@ -65,6 +66,7 @@ _RANGES = 256
 _PROBE_S = 4.0  # on a distant link, a connection whose first packet is lost takes more than 1 s
 # The worker reads them all before it answers: a slow disk reads this many of the largest within the time limit.
 _CHECKED_TOGETHER = 32
+_DIGESTS_TOGETHER = 2048
 # Making shards takes a worker this long for each stripe at most, and more for each byte: it waits for other workers.
 _MAKING_S = 20.0
 _MADE_BYTES_PER_S_MIN = 64 * KIB
@@ -191,6 +193,15 @@ class RemoteVolume:
             answer = self._calls.call(Call.PROVE, pack_prove(nonce, batch), lane=Lane.LONG)
             proofs += self._calls.checked(lambda answer=answer, batch=batch: parse_proofs(answer, len(batch)))  # type: ignore[misc]
         return proofs
+
+    def written(self, keys: Sequence[ShardKey]) -> list[bytes | None]:
+        """See :class:`taskworker.transport.port.WorkerVolume`."""
+        found: list[bytes | None] = []
+        for batch in [*batched(keys, _DIGESTS_TOGETHER)] or [[]]:  # without keys, to find out whether it knows the call
+            answer = self._calls.call(Call.WRITTEN, join_keys(batch))
+            self._sender.note_written()  # after: a sync that was sent before may not have covered them
+            found += self._calls.checked(lambda answer=answer, batch=batch: parse_digests(answer, len(batch)))  # type: ignore[misc]
+        return found
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ _DIALS_MAX = 4
 # The largest answer of most calls: a location for each of 4096 keys. A worker has little time for a small answer.
 _ANSWER_BYTES_MAX = 128 * KIB
 # Calls that a sound worker may refuse: it keeps few verifications, and one of a former version lacks the others.
-_REFUSABLE = (Call.JUDGE, Call.REST, Call.MAKE, Call.PROVE)
+_REFUSABLE = (Call.JUDGE, Call.REST, Call.MAKE, Call.PROVE, Call.WRITTEN)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 

@@ -53,6 +53,7 @@ from taskworker.transport.frames import (
 from taskworker.transport.making_frames import ABSENT_PROOF, pack_made, parse_make, parse_prove
 from taskworker.transport.observed import observed
 from taskworker.transport.shard_maker import ShardMaker
+from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.sources import Sources
 from taskworker.transport.wire.connection import Poller
 from taskworker.transport.wire.outgoing import FilePart, Parts
@@ -110,6 +111,7 @@ class ShardService:
         current: returns both for each call, if they change when the volume is reopened.
         clock_s: monotonic seconds.
         dialling: how to reach other workers.
+        from_clients: remembers what clients wrote.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class ShardService:
         current: Current | None = None,
         clock_s: Callable[[], float] = time.monotonic,
         dialling: Dialling | None = None,
+        from_clients: ShardsOfClients | None = None,
     ) -> None:
+        self._from_clients = from_clients or ShardsOfClients()
         self._clock_s = clock_s
         means = dialling or Dialling(SHARED, dial, Runtime())
         self._sources = Sources(lambda: self._volume, means.poller, means.dial, clock_s)
@@ -155,7 +159,7 @@ class ShardService:
                 self._unsynced += len(request)
                 volume.append(shards, urgent=bool(flags & FLAG_URGENT))
             if flags & FLAG_SYNC:
-                self._unsynced = 0
+                self._unsynced = self._from_clients.unsynced = 0
                 self._sync(volume)
         except VolumeReadOnly as error:
             raise WorkerReadOnly(str(error)) from error
@@ -208,7 +212,8 @@ class ShardService:
     def _style_of_append(self, request: memoryview) -> Style:
         """A flush of much takes long, and appends that follow need not wait for it."""
         syncs = len(request) > 0 and request[0] & FLAG_SYNC
-        return Style.SLOW if syncs and self._unsynced + len(request) > _QUICK_SYNC_BYTES_MAX else Style.QUICK
+        unsynced = self._unsynced + self._from_clients.unsynced + len(request)
+        return Style.SLOW if syncs and unsynced > _QUICK_SYNC_BYTES_MAX else Style.QUICK
 
     def locate(self, request: bytes, _caller: Caller) -> bytes:
         """Which shards are here."""
@@ -259,6 +264,10 @@ class ShardService:
             return CORRUPT
         except VolumeUnavailable:
             return UNREADABLE
+
+    def written(self, request: bytes, _caller: Caller) -> bytes:
+        """Hashes of payloads that clients wrote, as far as they are still here."""
+        return b"".join(self._from_clients.digests(self._volume, parse_keys(request)))
 
     def remove(self, request: bytes, _caller: Caller) -> bytes:
         """Forget shards."""
@@ -366,6 +375,7 @@ class ShardService:
             Call.DISCARD: self.discard,
             Call.USAGE: self.usage,
             Call.INSTANCE: self.instance,
+            Call.WRITTEN: self.written,
         }
         slow: Mapping[Call, Callable[[bytes, Caller], bytes]] = {
             Call.REMOVE: self.remove,
@@ -407,6 +417,7 @@ def shard_server(
     secure: Secure = SocketStream,
     dialling: Dialling | None = None,
     allowed: Allowed = lambda stream: None,
+    from_clients: ShardsOfClients | None = None,
 ) -> WireServer:
     """A server of a volume; see :class:`ShardService` and :class:`WireServer`.
 
@@ -418,8 +429,10 @@ def shard_server(
         secure: makes an accepted socket a stream.
         dialling: how to reach other workers.
         allowed: which methods a caller may call, see :class:`WireServer`.
+        from_clients: remembers what clients wrote.
     """
-    return _ShardServer(ShardService(volume, instance, current, dialling=dialling), hide, secure, allowed)
+    service = ShardService(volume, instance, current, dialling=dialling, from_clients=from_clients)
+    return _ShardServer(service, hide, secure, allowed)
 
 
 class _ShardServer(WireServer):

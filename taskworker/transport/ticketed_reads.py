@@ -1,21 +1,23 @@
-"""Serves shards to clients that show tickets, on a port and in threads that the pool and other workers do not share.
+"""Serves clients that show tickets, on a port and in threads that the pool and other workers do not share.
 
-Whoever connects may do nothing but take shards that a ticket names, which comes with each request.
+Whoever connects may do nothing but take shards that a ticket names, or put those that one for writing names. The ticket
+comes with each request.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from storage.keys import Kind, split_stripe_key
 from storage.limits import MIB
 from taskworker.auth.tickets import Ticket
 from taskworker.errors import TicketRefused
-from taskworker.transport.frames import TAKING_BYTES_MAX, Call, Wanted, parse_taking
+from taskworker.transport.frames import PUT_BYTES_MAX, TAKING_BYTES_MAX, Call, Wanted, parse_taking
 from taskworker.transport.observed import observed
 from taskworker.transport.shard_service import Current, ShardService, describe
+from taskworker.transport.shards_of_clients import ShardsOfClients
+from taskworker.transport.spent_tickets import SpentTickets
+from taskworker.transport.ticketed_writes import CheckWriting, TicketedWrites
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireLimits, WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
@@ -28,16 +30,17 @@ from taskworker.transport.wire.streams import Secure, SocketStream
 CLIENTS_LIMITS = WireLimits(
     connections=512,
     threads=24,
-    bodies_bytes=4 * MIB,
+    bodies_bytes=16 * MIB,
     answers_bytes=16 * MIB,
-    body_bytes_max=TAKING_BYTES_MAX,
+    body_bytes_max=PUT_BYTES_MAX,
     idle_s=30.0,
     # A host may start as many readers at once.
     of_host=0.5,
-    strangers=StrangersLimits(connections=256, of_host=128, bodies_bytes=2 * MIB, proving_s=15.0),
+    strangers=StrangersLimits(
+        connections=256, of_host=128, bodies_bytes=2 * MIB, proving_s=15.0, body_bytes_max=TAKING_BYTES_MAX
+    ),
     spares=0.25,
 )
-_COUNTED_MAX = 4096
 
 Check = Callable[[bytes], Ticket]
 """Returns what a ticket allows here and now; raises TicketRefused."""
@@ -54,8 +57,7 @@ class TicketedReads:
     def __init__(self, check: Check, payloads: Callable[[Sequence[Wanted]], Parts]) -> None:
         self._check = check
         self._payloads = payloads
-        self._lock = threading.Lock()
-        self._taken: OrderedDict[bytes, int] = OrderedDict()  # bytes, by the hash of the ticket
+        self._spent = SpentTickets()
 
     def take(self, request: memoryview, _caller: Caller) -> Parts:
         """Payloads, not verified: the reader verifies the whole object.
@@ -67,20 +69,8 @@ class TicketedReads:
         ticket = self._check(raw)
         for want in wanted:
             _require_named(ticket, want)
-        self._count(ticket, sum(want.length for want in wanted))
+        self._spent.count(ticket.digest, sum(want.length for want in wanted), ticket.bytes_max)
         return self._payloads(wanted)
-
-    def _count(self, ticket: Ticket, size: int) -> None:
-        name = ticket.digest
-        with self._lock:
-            taken = self._taken.pop(name, 0) + size
-            if taken <= ticket.bytes_max:
-                self._taken[name] = taken
-                if len(self._taken) > _COUNTED_MAX:
-                    self._taken.popitem(last=False)
-                return
-            self._taken[name] = taken - size
-        raise TicketRefused(f"the ticket is for {ticket.bytes_max:,} bytes, which were read; ask for another one")
 
 
 def _require_named(ticket: Ticket, want: Wanted) -> None:
@@ -89,16 +79,29 @@ def _require_named(ticket: Ticket, want: Wanted) -> None:
         raise TicketRefused("the ticket does not name this shard")
 
 
-def clients_server(current: Current, check: Check, hide: tuple[str, ...], secure: Secure = SocketStream) -> WireServer:
+def clients_server(
+    current: Current,
+    check: Check,
+    check_writing: CheckWriting,
+    written: ShardsOfClients,
+    hide: tuple[str, ...],
+    secure: Secure = SocketStream,
+) -> WireServer:
     """A server for clients with tickets.
 
     Args:
         current: returns the volume as it is open now, and the name of this process.
         check: judges tickets.
+        check_writing: judges tickets for writing.
+        written: remembers what clients write.
         hide: paths not to show to callers.
         secure: makes an accepted socket a stream.
     """
     service = ShardService(None, "", current)
     reads = TicketedReads(check, service.payloads)
-    methods = {int(Call.TAKE): Method(Call.TAKE.name, Style.QUICK, reads.take)}
+    writes = TicketedWrites(check_writing, lambda: current()[0], written)
+    methods = {
+        int(Call.TAKE): Method(Call.TAKE.name, Style.QUICK, reads.take),
+        int(Call.PUT): Method(Call.PUT.name, Style.QUICK, writes.put),
+    }
     return WireServer(observed(methods), lambda error: describe(error, hide), secure=secure, limits=CLIENTS_LIMITS)

@@ -1,4 +1,4 @@
-"""A worker's volume as those see it who only have tickets: shards can be fetched from it, and nothing else."""
+"""A worker's volume as those see it who only have tickets: shards can be fetched from it and put to it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from storage.keys import ShardKey, StripeKey, data_shards, slot_of, stripe_of
 from storage.limits import BytesLike
 from storage.shards import Location, Shard, VolumeFailed
 from taskworker.transport.fetches import Asking, Outcome, begin_fetches
-from taskworker.transport.frames import Call, Wanted, pack_taking
+from taskworker.transport.frames import Call, Wanted, pack_putting, pack_taking
 from taskworker.transport.shard_calls import Lane, ShardCalls
-from taskworker.transport.wire.connection import Poller
+from taskworker.transport.wire.answers import OneAnswer, Refused
+from taskworker.transport.wire.connection import Poller, Signal
+from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.streams import Dial, dial
 
@@ -49,7 +51,7 @@ Find = Callable[[StripeKey], Granted | None]
 
 
 class TicketedVolume:
-    """The part of :class:`storage.shards.ShardStore` that reads. Thread-safe.
+    """The part of :class:`storage.shards.ShardStore` that reads, and what writes with tickets. Thread-safe.
 
     Args:
         address: the worker's address for clients, ``host:port`` or ``unix:path``.
@@ -166,6 +168,26 @@ class TicketedVolume:
         """See :meth:`ShardStore.discard`. A client sets nothing aside: the pool finds a bad shard by itself."""
         return False
 
+    def begin_put(self, ticket: bytes, shards: Sequence[Shard], left_s: Callable[[], float] | None = None) -> Putting:
+        """Begin to write shards with a ticket. Their payloads may change once this returns.
+
+        Args:
+            ticket: a ticket for writing.
+            shards: the shards; none: only the ticket is judged.
+            left_s: for how many seconds the caller still waits until they are sent; asked again and again.
+
+        Raises:
+            VolumeFailed: the volume is unusable.
+            VolumeUnavailable: the caller's time was over before.
+        """
+        self._calls.check_usable()
+        signal = self._calls.poller.signal()
+        answer = OneAnswer(signal, 0)
+        connection, number = self._calls.send(
+            Call.PUT, pack_putting(ticket, shards), answer, _LANE, left_s=left_s or self._left_s
+        )
+        return Putting(self._calls, signal, answer, partial(connection.cancel, number))
+
     def abandon(self, reason: str) -> None:
         """Close the connections; calls fail with this reason."""
         self._calls.fail(VolumeFailed(reason))
@@ -174,6 +196,39 @@ class TicketedVolume:
     def close(self) -> None:
         """Close the connections."""
         self.abandon(f"the connection to worker {self._name} was closed")
+
+
+class Putting:
+    """Shards on their way to a worker. For one thread."""
+
+    def __init__(self, calls: ShardCalls, signal: Signal, answer: OneAnswer, cancel: Callable[[], None]) -> None:
+        self._calls = calls
+        self._signal = signal
+        self._answer = answer
+        self._cancel = cancel
+
+    def cancel(self) -> None:
+        """Wait for them no more. The worker may take them all the same."""
+        self._cancel()
+
+    def wait(self, within_s: float = -1) -> bool:
+        """Wait until the worker has them, though not durably yet; return False if the time ran out.
+
+        Args:
+            within_s: for how long; negative: for ever.
+
+        Raises:
+            StoreFull: it has no space.
+            VolumeUnavailable: it does not take them.
+            VolumeFailed: the volume is unusable.
+        """
+        if not self._signal.wait(within_s):
+            return False
+        try:
+            self._answer.wait()
+        except (Refused, OSError, WireError) as error:
+            raise self._calls.meaning(error, Call.PUT) from None
+        return True
 
 
 def _asking(ticket: bytes) -> Asking:

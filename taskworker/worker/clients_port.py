@@ -1,4 +1,4 @@
-"""A worker's port for clients that read shards from it themselves, with tickets of its pool."""
+"""A worker's port for clients that read shards from it and write some to it themselves, with tickets of its pool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from storage.clocks import wall_ms
 from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.tickets import TicketChecker
 from taskworker.auth.tls import MemberCredentials
+from taskworker.auth.write_tickets import WriteTicketChecker
 from taskworker.transport.shard_service import Current
+from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.ticketed_reads import clients_server
 from taskworker.transport.wire.secure import accept_secure
 from taskworker.transport.wire.server import WireServer
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ClientsOptions(NamedTuple):
-    """Whether clients read from a worker themselves, and where.
+    """Whether clients read from a worker and write to it themselves, and where.
 
     Attributes:
         offered: whether they may.
@@ -42,6 +44,7 @@ class ClientsPort:
         worker: the worker's id.
         current: returns the volume as it is open now, and the name of this process.
         credentials: the worker's certificate; None: it joined without a token, and its pool is on this machine.
+        written: remembers what clients write.
         now_ms: milliseconds since 1970.
 
     Attributes:
@@ -54,12 +57,14 @@ class ClientsPort:
         current: Current,
         credentials: MemberCredentials | None,
         hide: tuple[str, ...] = (),
+        written: ShardsOfClients | None = None,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._worker = worker
         self._current = current
         self._credentials = credentials
         self._hide = hide
+        self._written = written or ShardsOfClients()
         self._now_ms = now_ms
         self._told = b""
         self._server: WireServer | None = None
@@ -73,11 +78,11 @@ class ClientsPort:
             pool_id: id of the pool.
             port: the port; 0: any free one.
         """
-        checker = TicketChecker(
-            MemberIdentity(pool_id, MemberKind.WORKER, self._worker), self._authorities, self._now_ms
-        )
+        me = MemberIdentity(pool_id, MemberKind.WORKER, self._worker)
+        check = TicketChecker(me, self._authorities, self._now_ms).check
+        check_writing = WriteTicketChecker(me, self._authorities, self._now_ms).check
         secure = SocketStream if self._credentials is None else self._accept
-        server = clients_server(self._current, checker.check, self._hide, secure)
+        server = clients_server(self._current, check, check_writing, self._written, self._hide, secure)
         host = worker_address.rpartition(":")[0]
         address = f"{worker_address}.clients" if worker_address.startswith("unix:") else f"{host}:{port}"
         try:

@@ -35,6 +35,7 @@ from taskworker.rpc.protocol import PROTOCOL, upgrade_advice
 from taskworker.rpc.serving import Server
 from taskworker.transport.member_dialling import MemberDialling
 from taskworker.transport.shard_service import shard_server
+from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.wire.server import WireServer
 from taskworker.worker.announcing import announced
 from taskworker.worker.calls_server import calls_server
@@ -122,6 +123,7 @@ class VolumeWorker:
         self._shards: WireServer | None = None
         self._clients: ClientsPort | None = None
         self._clients_options = clients
+        self._from_clients = ShardsOfClients()
         self._instance = ""  # the instance name under which it has joined
         self._end = threading.Thread(target=self._stop_serving, name="end", daemon=True)
         self._pulse = threading.Thread(target=self._keep_lease, name="heartbeat", daemon=True)
@@ -198,9 +200,8 @@ class VolumeWorker:
             self._shards = self._serve_volume(own)
             if self._clients_options.offered:
                 credentials_of = None if self._member is None else self._member.credentials
-                self._clients = ClientsPort(
-                    self.worker_id, own.current, credentials_of, (str(self.directory),), self._now_ms
-                )
+                hide, written = (str(self.directory),), self._from_clients
+                self._clients = ClientsPort(self.worker_id, own.current, credentials_of, hide, written, self._now_ms)
                 self._clients.start(self.address, description.pool_id, self._clients_options.port)
             self._when_it_answers(lambda: self._join(description.pool_id))
             self._instance = own.current().instance
@@ -217,9 +218,9 @@ class VolumeWorker:
         """Serve the volume at an address beside the worker's own."""
         host = self.address.rpartition(":")[0]
         address = f"{self.address}.shards" if self.address.startswith("unix:") else f"{host}:{self._shard_port}"
-        hide = (str(self.directory),)
+        hide, written = (str(self.directory),), self._from_clients
         if self._member is None:
-            server = shard_server(None, hide=hide, current=own.current)
+            server = shard_server(None, hide=hide, current=own.current, from_clients=written)
         else:
             self._members = members = MemberDialling(self._member.credentials)
             server = shard_server(
@@ -229,6 +230,7 @@ class VolumeWorker:
                 secure=members.accept,
                 dialling=members.to_workers(),
                 allowed=members.allowed,
+                from_clients=written,
             )
         try:
             server.start(address)

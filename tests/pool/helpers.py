@@ -13,6 +13,7 @@ from storage.shards.filesystem import FileSystem
 from storage.shards.identity import VolumeIdentity
 from taskworker.transport.frames import Call
 from taskworker.transport.shard_service import shard_server
+from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
@@ -41,10 +42,15 @@ def open_volume(path: Path, filesystem: FileSystem | None = None) -> LocalVolume
 
 @contextmanager
 def served(
-    volume: LocalVolume, instance: str = "", port: int = 0, path: Path | None = None, secure: Secure = SocketStream
+    volume: LocalVolume,
+    instance: str = "",
+    port: int = 0,
+    path: Path | None = None,
+    secure: Secure = SocketStream,
+    from_clients: ShardsOfClients | None = None,
 ) -> Iterator[str]:
     """The address of a server that offers a volume as a worker does: a socket file, or a port."""
-    server = shard_server(volume, instance, secure=secure)
+    server = shard_server(volume, instance, secure=secure, from_clients=from_clients)
     address = server.start(f"127.0.0.1:{port}" if path is None else f"unix:{path}")
     try:
         yield address

@@ -398,7 +398,7 @@ class Waiting:
         return True
 
 
-OF_MEMBERS = [call for call in Call if call is not Call.TAKE]  # TAKE is served at the port of clients
+OF_MEMBERS = [call for call in Call if call not in (Call.TAKE, Call.PUT)]  # which the port of clients serves
 
 
 @pytest.mark.parametrize("call", OF_MEMBERS, ids=[call.name.lower() for call in OF_MEMBERS])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from storage.limits import KIB
 from taskworker.hosts import host_of
+from taskworker.transport.frames import TAKING_BYTES_MAX
 from taskworker.transport.ticketed_reads import CLIENTS_LIMITS
 from taskworker.transport.wire.answering import AnsweringConnection
 from taskworker.transport.wire.framing import WELCOME_BYTES, Kind, pack_greeting
@@ -126,7 +127,7 @@ def test_who_proves_nothing_in_time_is_closed_and_who_does_is_not() -> None:
 
 def test_who_proves_nothing_takes_no_memory_from_others() -> None:
     """However many begin to send large calls, and never end."""
-    size = CLIENTS_LIMITS.body_bytes_max
+    size = TAKING_BYTES_MAX
     large = call(2, bytes(size))
     with clients_port(Clock()) as address, caller(address) as proven, ExitStack() as stack:
         assert answers(proven, 1) is Kind.ANSWER
@@ -169,7 +170,7 @@ def descriptors() -> int:
 
 def test_who_waits_for_memory_is_closed_when_it_must_make_way() -> None:
     """Though nothing more arrives from it, and no memory is freed."""
-    size = CLIENTS_LIMITS.body_bytes_max
+    size = TAKING_BYTES_MAX
     beginning = call(1, bytes(size))[:1000]
     with clients_port(Clock()) as address, ExitStack() as stack:
         for _ in range(LIMITS.bodies_bytes // size):  # they have all memory that may be had
@@ -294,7 +295,7 @@ def test_who_waits_for_memory_is_not_looked_at_whenever_others_call(monkeypatch:
     many = LIMITS.of_host - 8
     with clients_port(Clock()) as address, caller(address) as proven:
         assert answers(proven, 1) is Kind.ANSWER
-        with crowd(address, many, CLIENTS_LIMITS.body_bytes_max):
+        with crowd(address, many, TAKING_BYTES_MAX):
             for number in range(2, 200):
                 assert answers(proven, number) is Kind.ANSWER
             assert next(looks) < 10 * many
@@ -308,7 +309,7 @@ def test_a_crowd_of_one_host_leaves_memory_to_newcomers_of_others() -> None:
 
 
 def test_who_waits_for_memory_gets_it_when_others_leave() -> None:
-    size = CLIENTS_LIMITS.body_bytes_max
+    size = TAKING_BYTES_MAX
     with clients_port(Clock()) as address, crowd(address, 12, size) as peers:
         for peer in peers:
             peer.socket.setblocking(False)

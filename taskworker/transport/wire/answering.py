@@ -110,6 +110,7 @@ class AnsweringConnection:
         self._describe = describe
         self._server = server
         self._memory, answers, self._slow, self._streams, self._clock_s, self._body_bytes_max = resources[:6]
+        self._strangers_body_bytes_max = resources.strangers_body_bytes_max
         self._of_strangers = resources.strangers_bodies or self._memory
         self._awaited: BodyMemory | None = None
         self._reader = FrameReader(stream, self._open_body)
@@ -310,8 +311,9 @@ class AnsweringConnection:
         check_from_client(header)
         if header.kind != Kind.CALL:
             return ()
-        if header.length > self._body_bytes_max:
-            raise WireError(f"a call of {header.length:,} bytes; at most {self._body_bytes_max:,} are taken here")
+        most = self._body_bytes_max if self.standing.is_proven else self._strangers_body_bytes_max
+        if header.length > most:
+            raise WireError(f"a call of {header.length:,} bytes; at most {most:,} are taken here")
         if header.call in self._serving or len(self._serving) >= _CALLS_TAKEN_MAX:
             raise WireError(f"call {header.call} is under way already, or one of more than {CALLS_MAX}")
         memory = self._awaited or (self._memory if self.standing.is_proven else self._of_strangers)

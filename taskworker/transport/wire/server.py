@@ -117,11 +117,19 @@ class WireServer:
         self._streams = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="shards-streams")
         answers = Budget(limits.answers_bytes)
         bodies, of_strangers = BodyMemory(limits.bodies_bytes, divided=limits.strangers is not None), None
+        strangers_max = limits.strangers and limits.strangers.body_bytes_max
         if limits.strangers is not None:
             of_strangers = BodyMemory(limits.strangers.bodies_bytes, divided=True)
         self._memories = [bodies] if of_strangers is None else [bodies, of_strangers]
         self._resources = Resources(
-            bodies, answers, self._slow, self._streams, clock_s, limits.body_bytes_max, of_strangers
+            bodies,
+            answers,
+            self._slow,
+            self._streams,
+            clock_s,
+            limits.body_bytes_max,
+            strangers_max or limits.body_bytes_max,
+            of_strangers,
         )
         self._lock = threading.Lock()
         self._submitted = 0  # connections that have a thread, or wait for one; guarded by a lock of its own

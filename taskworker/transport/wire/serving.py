@@ -60,7 +60,8 @@ class Resources(NamedTuple):
         streams: runs streams.
         clock_s: monotonic seconds.
         body_bytes_max: the largest body that a call may have.
-        strangers_bodies: the same for callers before one of their calls was carried out; None: ``bodies``.
+        strangers_body_bytes_max: the same for callers before one of their calls was carried out.
+        strangers_bodies: ``bodies`` for callers before one of their calls was carried out; None: ``bodies``.
     """
 
     bodies: BodyMemory
@@ -69,6 +70,7 @@ class Resources(NamedTuple):
     streams: Executor
     clock_s: Callable[[], float]
     body_bytes_max: int = BODY_BYTES_MAX
+    strangers_body_bytes_max: int = BODY_BYTES_MAX
     strangers_bodies: BodyMemory | None = None
 
 

@@ -19,12 +19,14 @@ class StrangersLimits(NamedTuple):
         bodies_bytes: memory for all of their calls that are being received or carried out, besides that for others; a
             host has half of it at most, in which one of the largest calls must find room.
         proving_s: seconds after which a connection is closed on which no such call was made.
+        body_bytes_max: the largest body of a call; None: as large as that of others.
     """
 
     connections: int
     of_host: int
     bodies_bytes: int
     proving_s: float
+    body_bytes_max: int | None = None
 
 
 class Standing:
