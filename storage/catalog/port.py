@@ -136,7 +136,8 @@ class Holding(NamedTuple):
     """A user's claim on a stripe: for a version of the user that contains it, or for uploads, given by their numbers.
 
     If the claim cannot be read, ``problem`` says so, and the claim must be kept. ``name`` is the catalog's name of a
-    sealed chunk, which ends with the claim.
+    sealed chunk, which ends with the claim. ``hashes`` are those of the chunk's shards, 16 bytes each, if a client
+    wrote them itself and the store has not verified that they belong together; empty: it has, or wrote them.
     """
 
     stripe: StripeKey
@@ -144,7 +145,11 @@ class Holding(NamedTuple):
     uploads: tuple[int, ...]
     problem: str = ""
     name: bytes = b""
+    hashes: bytes = b""
 
+
+HASH_BYTES = 16
+"""How much a claim keeps of the hash of a shard."""
 
 LEASES_BEFORE = 0
 """Number for all uploads whose claims are in the former format, which had times instead of numbers."""
@@ -244,6 +249,7 @@ class CatalogTransaction(Protocol):
         stripes: Iterable[StripeKey],
         upload: int | None,
         names: Mapping[StripeKey, bytes] | None = None,
+        hashes: Mapping[StripeKey, bytes] | None = None,
     ) -> None:
         """Enter a user's claims on stripes, for an upload or, if None, for a version.
 
@@ -252,7 +258,12 @@ class CatalogTransaction(Protocol):
             stripes: the stripes.
             upload: number of the upload; None: a version.
             names: the names by which :meth:`Catalog.chunks_named` finds sealed chunks, 32 bytes each.
+            hashes: those of shards that were not verified, see :class:`Holding`. A claim that exists keeps its own, or
+                none; and a name that leads to another chunk stays.
         """
+
+    def vouch(self, user: bytes, stripe: StripeKey) -> None:
+        """Note that the store verified or wrote all shards of a stripe: a user's claim on it has no hashes then."""
 
     def keep_upload(self, number: int, record: UploadRecord) -> None:
         """Store the record of an upload, in place of its former record."""
@@ -355,6 +366,9 @@ class Catalog(Protocol):
 
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         """Return for each stripe whether the user has a claim on it."""
+
+    def unverified(self, stripe: StripeKey) -> bytes:
+        """Return the hashes of a stripe's shards, if all claims on it have some; see :class:`Holding`."""
 
     def chunks_named(self, names: Sequence[bytes]) -> list[bytes | None]:
         """Return the ids of the stored chunks with these names; None for each that nobody holds by that name."""

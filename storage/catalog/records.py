@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from storage.catalog.port import (
+    HASH_BYTES,
     LEASES_BEFORE,
     USER_KEY_BYTES,
     Counters,
@@ -38,6 +39,7 @@ _DOCUMENT = b"document:"
 _LEASE_BEFORE = struct.Struct("<q")  # value of a claim in the former format: a time, or 0
 _CLAIM_FORMAT = b"\x01"
 _NAMED_CLAIM_FORMAT = b"\x02"  # with the name of a sealed chunk
+_UNVERIFIED_CLAIM_FORMAT = b"\x03"  # likewise, and with the hashes of all shards
 _NAME_BYTES = 32
 _NUMBER_BYTES = 8
 
@@ -149,34 +151,40 @@ def holding_of(key: bytes, value: bytes) -> Holding:
     """Decode a claim from its key and value."""
     stripe, user = stripe_of(key), key[-USER_KEY_BYTES:]
     try:
-        uploads, name = _claimants(value)
-        return Holding(stripe, user, uploads, name=name)
+        uploads, name, hashes = _claimants(value)
+        return Holding(stripe, user, uploads, name=name, hashes=hashes)
     except FormatError as error:
         return Holding(stripe, user, (), str(error))
 
 
-def claim(uploads: tuple[int, ...], name: bytes = b"") -> bytes:
+def claim(uploads: tuple[int, ...], name: bytes = b"", hashes: bytes = b"") -> bytes:
     """Return the value of a claim for uploads, or for a version if there are none.
 
     Args:
         uploads: numbers of the uploads.
         name: the catalog's name of a sealed chunk, 32 bytes; empty for other chunks.
+        hashes: of the shards of a sealed chunk, 16 bytes each, at most 256; empty: they are verified.
     """
+    if hashes:
+        head = _UNVERIFIED_CLAIM_FORMAT + name + bytes([len(hashes) // HASH_BYTES - 1]) + hashes
+        return head + b"".join(map(number_key, uploads))
     if not uploads and not name:
         return NO_UPLOAD
     return (_NAMED_CLAIM_FORMAT + name if name else _CLAIM_FORMAT) + b"".join(map(number_key, uploads))
 
 
-def _claimants(value: bytes) -> tuple[tuple[int, ...], bytes]:
-    """Decode the uploads in a claim's value, and the name."""
+def _claimants(value: bytes) -> tuple[tuple[int, ...], bytes, bytes]:
+    """Decode the uploads in a claim's value, the name, and the hashes of shards."""
     if value == NO_UPLOAD:
-        return (), b""
+        return (), b"", b""
     if len(value) == _LEASE_BEFORE.size:
-        return ((LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()), b""
-    begin = 1 + _NAME_BYTES if value[:1] == _NAMED_CLAIM_FORMAT else 1
-    is_known = value[:1] in (_CLAIM_FORMAT, _NAMED_CLAIM_FORMAT)
+        return ((LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()), b"", b""
+    named = begin = 1 if value[:1] == _CLAIM_FORMAT else 1 + _NAME_BYTES
+    if value[:1] == _UNVERIFIED_CLAIM_FORMAT and len(value) > named:
+        begin = named + 1 + (value[named] + 1) * HASH_BYTES
+    is_known = value[:1] in (_CLAIM_FORMAT, _NAMED_CLAIM_FORMAT) or begin > named
     if not is_known or len(value) < begin or (len(value) - begin) % _NUMBER_BYTES:
         raise FormatError("a claim in the catalog is damaged or of a newer format; upgrade, or run rebuild")
     starts = range(begin, len(value), _NUMBER_BYTES)
     numbers = tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)
-    return numbers, value[1:begin]
+    return numbers, value[1:named], value[named + 1 : begin]

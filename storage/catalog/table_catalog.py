@@ -140,6 +140,10 @@ class TableCatalog:
     def is_held(self, stripe: StripeKey) -> bool:
         return bool(self._first("holdings", stripe, _past(stripe), 1))
 
+    def unverified(self, stripe: StripeKey) -> bytes:
+        hashes = [holding.hashes for holding in self.holdings(stripe, _past(stripe))]
+        return hashes[0] if hashes and all(hashes) else b""
+
     def holds(self, user: bytes, stripes: Sequence[StripeKey]) -> list[bool]:
         return [claim is not None for claim in self._tables.get_each("holdings", [stripe + user for stripe in stripes])]
 

@@ -172,14 +172,16 @@ class RecordTransaction:
         stripes: Iterable[StripeKey],
         upload: int | None,
         names: Mapping[StripeKey, bytes] | None = None,
+        hashes: Mapping[StripeKey, bytes] | None = None,
     ) -> None:
         uploads = () if upload is None else (upload,)
         plain = claim(uploads)
         for stripe in stripes:
             key, name = stripe + user, names.get(stripe, b"") if names else b""
+            unverified = hashes.get(stripe, b"") if hashes else b""
             if name:
-                self._txn.put("chunk_names", name, object_id_of(stripe))
-            value = claim(uploads, name) if name else plain
+                self._txn.put("chunk_names", name, object_id_of(stripe), overwrite=not unverified)
+            value = claim(uploads, name, unverified) if name else plain
             if not self._txn.put("holdings", key, value, overwrite=False) and (name or upload is not None):
                 self._hold_again(key, upload, name)
 
@@ -190,7 +192,13 @@ class RecordTransaction:
         if upload is not None and upload not in uploads:
             uploads = (*self._still_kept(uploads), upload)
         if uploads != held.uploads or (name and name != held.name):
-            self._txn.put("holdings", key, claim(uploads, name or held.name))
+            self._txn.put("holdings", key, claim(uploads, name or held.name, held.hashes))
+
+    def vouch(self, user: bytes, stripe: StripeKey) -> None:
+        key = stripe + user
+        held = holding_of(key, self._txn.get("holdings", key) or b"")
+        if held.hashes:
+            self._txn.put("holdings", key, claim(held.uploads, held.name))
 
     def _still_kept(self, numbers: tuple[int, ...]) -> list[int]:
         """Return those uploads that are under way, and the latest interrupted one, so that few accumulate."""

@@ -70,11 +70,17 @@ class ReadBack:
         stripes: reads the objects.
         is_collecting: whether a collect may be removing shards right now.
         token_bytes: unforeseeable bytes.
+        is_of_client: whether a client wrote this content of a shard, so that no store is to blame for it.
     """
 
     def __init__(
-        self, stripes: StripeStore, is_collecting: Callable[[], bool], token_bytes: Callable[[int], bytes]
+        self,
+        stripes: StripeStore,
+        is_collecting: Callable[[], bool],
+        token_bytes: Callable[[int], bytes],
+        is_of_client: Callable[[Shard], bool] = lambda _shard: False,
     ) -> None:
+        self._is_of_client = is_of_client
         self._stripes = stripes
         self._is_collecting = is_collecting
         self._token_bytes = token_bytes
@@ -346,7 +352,10 @@ class ReadBack:
             return False  # undecidable: both copies stay
         if truth[slot].digest == shard.digest:
             return True
-        self._fleet.note_lie(store, shard.key, "holds wrong content for a shard, with a digest that matches it")
+        if self._is_of_client(shard):
+            log.warning("a client wrote a shard of %s that does not belong to it", stripe.hex())
+        else:
+            self._fleet.note_lie(store, shard.key, "holds wrong content for a shard, with a digest that matches it")
         return False
 
 

@@ -7,11 +7,13 @@ share a key.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from storage.errors import SealBroken
 from storage.keys import Kind
 from storage.limits import BytesLike
 from storage.sealing.aead import TAG_BYTES, decrypt_into, encrypt, encrypt_into
-from storage.sealing.user_keys import ObjectKeys, UserKey
+from storage.sealing.user_keys import ObjectKeys
 
 _FORMAT = b"\1"
 _TRAILER_BYTES = 4
@@ -21,7 +23,18 @@ OVERHEAD_BYTES = TAG_BYTES + _TRAILER_BYTES
 """How many bytes a sealed object is longer than its content."""
 
 
-def sealed(key: UserKey, kind: Kind, plain_id: bytes, plain: BytesLike) -> bytes:
+class SealingKey(Protocol):
+    """Seals objects: a user's key, or that of one object."""
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the user's key."""
+
+    def opener(self, kind: int, plain_id: bytes, /) -> bytes:
+        """The key of the object of a kind whose content has this hash."""
+
+
+def sealed(key: SealingKey, kind: Kind, plain_id: bytes, plain: BytesLike) -> bytes:
     """Seal an object.
 
     Args:
@@ -34,7 +47,7 @@ def sealed(key: UserKey, kind: Kind, plain_id: bytes, plain: BytesLike) -> bytes
     return encrypt(key.opener(kind, plain_id), plain, _bound(kind, trailer)) + trailer
 
 
-def seal_into(key: UserKey, kind: Kind, plain_id: bytes, plain: BytesLike, out: memoryview) -> None:
+def seal_into(key: SealingKey, kind: Kind, plain_id: bytes, plain: BytesLike, out: memoryview) -> None:
     """Like :func:`sealed`, into memory of exactly :data:`OVERHEAD_BYTES` more than ``plain``."""
     trailer = _trailer(key)
     encrypt_into(key.opener(kind, plain_id), plain, _bound(kind, trailer), out[:-_TRAILER_BYTES])
@@ -79,7 +92,7 @@ def opened(keys: ObjectKeys, kind: Kind, plain_id: bytes, raw: BytesLike) -> byt
     return out
 
 
-def _trailer(key: UserKey) -> bytes:
+def _trailer(key: SealingKey) -> bytes:
     return _FORMAT + key.epoch.to_bytes(_EPOCH_BYTES, "little")
 
 

@@ -220,7 +220,7 @@ class BatchPlan:
         file_id, target = stored.record.file_id, pending.target
         txn.put_version(file_id, stored.version_id, stored.raw)
         txn.put_nodes(pending.nodes)
-        txn.hold(target.user, pending.stripes, None, pending.names)
+        txn.hold(target.user, pending.stripes, None, pending.names, pending.hashes)
         if pending.upload is not None:
             txn.end_upload(pending.upload)
         txn.set_file(file_id, entry, target.name)

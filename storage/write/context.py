@@ -13,6 +13,7 @@ from storage.runtime import Runtime
 from storage.stripes.contents import Contents, Scratch
 from storage.stripes.stripes import StripeStore
 from storage.write.commit import GroupCommit
+from storage.write.opened import Opened
 from storage.write.pins import Pins
 from storage.write.quotas import Quotas
 from storage.write.registry import Uploads
@@ -39,3 +40,4 @@ class PushContext:
     quotas: Quotas
     in_flight: Budget = field(default_factory=lambda: Budget(IN_FLIGHT_BYTES_ALL))
     scratch: Scratch = field(default_factory=Scratch)
+    opened: Opened = field(default_factory=Opened)

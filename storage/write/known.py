@@ -15,17 +15,20 @@ from storage.stripes.stripes import chunk_stripe
 from storage.write.chunks import StoredChunk, content_length, stripe_to
 from storage.write.context import PushContext
 from storage.write.target import PushTarget
+from storage.write.unverified import is_verified, vouch
 
 
 def is_new(context: PushContext, stripe: StripeKey) -> bool:
     """Whether a stripe counts as not stored. It may still be stored; writing it again does no harm.
 
     If asking the stores takes a round trip, the catalog decides: a stripe counts as new if nobody has a claim on it and
-    it was not written a moment ago.
+    it was not written a moment ago. So does one that a client wrote, and nobody verified.
     """
     if not context.stripes.volumes.remote:
         return context.stripes.is_new(stripe)
-    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
+    if context.stripes.was_put_lately(stripe):
+        return False
+    return not context.catalog.is_held(stripe) or bool(context.catalog.unverified(stripe))
 
 
 def reference_held(context: PushContext, target: PushTarget, chunk_id: bytes) -> bytes | None:
@@ -52,8 +55,10 @@ def content_of_held(context: PushContext, target: PushTarget, stripe: StripeKey,
     return context.contents.read(stripe, plain_id(reference), target.keys)
 
 
-def held_length(context: PushContext, target: PushTarget, stripe: StripeKey) -> int | None:
+def held_length(context: PushContext, target: PushTarget, stripe: StripeKey, chunk_id: bytes) -> int | None:
     """Return the length of a chunk's content if this user has a claim on it, and its shards are stored and sound.
+
+    A sealed chunk is opened, and its content compared with ``chunk_id``, if this process has not done that yet.
 
     Otherwise return None.
 
@@ -69,7 +74,7 @@ def held_length(context: PushContext, target: PushTarget, stripe: StripeKey) -> 
         if not is_enough or isinstance(stripes.heal_all([stripe], at_once=True)[0], StorageError):
             return None
     length = stripes.object_length(stripe)
-    if length is None or not stripes.is_sound(stripe, length):
+    if length is None or not is_verified(context, target.user, stripe, chunk_id, target.key, length):
         return None
     return content_length(length, is_sealed=target.key is not None)
 
@@ -84,7 +89,7 @@ def held_otherwise(context: PushContext, target: PushTarget, reference: bytes) -
         stripe = stripe_to(reference, profile)
         context.pins.pin(stripe)
         try:
-            length = held_length(context, target, stripe)
+            length = held_length(context, target, stripe, plain_id(reference))
         except BaseException:
             context.pins.unpin([stripe])
             raise
@@ -113,7 +118,9 @@ def write_missing(context: PushContext, chunk: StoredChunk) -> bool:
         Whether there were any.
     """
     stripes = context.stripes
-    if stripes.absent_slots(chunk.stripe):
+    if context.catalog.unverified(chunk.stripe):
+        stripes.put(chunk.stripe, chunk.data, chunk.length)
+    elif stripes.absent_slots(chunk.stripe):
         stripes.put_absent(chunk.stripe, chunk.data, chunk.length)
     elif not stripes.is_sound(chunk.stripe, chunk.length):
         stripes.put_unsound(chunk.stripe, chunk.data, chunk.length)
@@ -146,22 +153,29 @@ def usable_chunks(
     held = references_held(context, key, chunk_ids)
     stored = {stored_id(reference): plain_id(reference) for reference in held if reference is not None}
     usable: set[bytes] = set()
+    verified: list[StripeKey] = []
     for profile in profiles:
         stripes = [chunk_stripe(one, profile) for one in stored if one not in usable]
-        usable.update(map(object_id_of, _usable_stripes(context, user, stripes)))
+        whole = _whole_stripes(context, user, stripes)
+        usable.update(
+            object_id_of(one)
+            for one in whole
+            if _is_verified(context, user, one, stored[object_id_of(one)], key, verified)
+        )
+    vouch(context, user, verified)
     return {stored[one] for one in usable}
 
 
-def _usable_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> set[StripeKey]:
+def _whole_stripes(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> list[StripeKey]:
+    """Those that the user has a claim on, and that are complete, or as complete as possible now."""
     held = context.catalog.holds(user, stripes)
     ours = [stripe for stripe, holds in zip(stripes, held, strict=True) if holds]
     refusing = _refusing(context.stripes.volumes)
-    whole = [
+    return [
         stripe
         for stripe, absent in zip(ours, context.stripes.absent(ours), strict=True)
         if not absent or (refusing and _is_as_whole_as_can_be(context.stripes.volumes, stripe, absent, refusing))
     ]
-    return {stripe for stripe in whole if _is_sound(context, stripe)}
 
 
 def _refusing(volumes: Fleet[Any]) -> set[int]:
@@ -178,9 +192,16 @@ def _is_as_whole_as_can_be(
     return survives_a_loss(stripe, absent) and all(holders[slot] in refusing for slot in absent)
 
 
-def _is_sound(context: PushContext, stripe: StripeKey) -> bool:
+def _is_verified(
+    context: PushContext,
+    user: bytes,
+    stripe: StripeKey,
+    chunk_id: bytes,
+    key: UserKey | None,
+    verified: list[StripeKey],
+) -> bool:
     length = context.stripes.object_length(stripe)
-    return length is not None and context.stripes.is_sound(stripe, length)
+    return length is not None and is_verified(context, user, stripe, chunk_id, key, length, verified)
 
 
 def not_held(chunk_id: bytes) -> InvalidArgument:

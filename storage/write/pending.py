@@ -31,6 +31,7 @@ class PendingVersion:
         epoch: epoch of the fleet when the first part of it was written.
         upload: number of the upload whose claims end with the commit; None if it has none.
         names: names of sealed chunks in the catalog, by their stripes.
+        hashes: of the shards of chunks that a client wrote, which are not verified, by their stripes.
         taken: bytes that it adds on the volumes, without its record; None: the shards of all its chunks.
         written: yields every stripe that the version needs; None: these are ``stripes`` and those of ``shards``.
     """
@@ -45,6 +46,7 @@ class PendingVersion:
     epoch: tuple[int, ...]
     upload: int | None = None
     names: Mapping[StripeKey, bytes] = field(default_factory=dict)
+    hashes: Mapping[StripeKey, bytes] = field(default_factory=dict)
     taken: int | None = None
     written: Callable[[], Iterable[StripeKey]] | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)

@@ -19,6 +19,7 @@ from storage.write.padding import padded_in_place
 from storage.write.quotas import Taken
 from storage.write.sources import read_exactly
 from storage.write.target import PushTarget
+from storage.write.unverified import vouch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ChunkPipeline:
     ) -> None:
         self._context = context
         self._profile = target.profile
+        self._user = target.user
         self._epoch = target.epoch
         self._key = target.key
         self._taken = taken
@@ -134,6 +136,8 @@ class ChunkPipeline:
         try:
             if is_new(context, stripe):
                 context.stripes.put(stripe, data, chunk.length)
+                if context.stripes.volumes.remote and context.catalog.unverified(stripe):
+                    vouch(context, self._user, [stripe])
             elif context.stripes.absent_slots(stripe):
                 context.stripes.put_absent(stripe, data, chunk.length)
             elif not context.stripes.is_sound(stripe, chunk.length):

@@ -181,7 +181,7 @@ class _Revision:
         self._references[chunk_id] = reference
         stripe = self._stripe(chunk_id)
         self._pin(stripe)
-        length = held_length(self._context, self._target, stripe)
+        length = held_length(self._context, self._target, stripe, chunk_id)
         if length is not None:
             return length
         found = held_otherwise(self._context, self._target, reference)

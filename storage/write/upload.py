@@ -24,6 +24,7 @@ from storage.system.forks import HomeProcess
 from storage.write.background_sync import BackgroundSync
 from storage.write.chunks import AcceptedChunk, reference_to, suffix_of
 from storage.write.claims import require_claims, stripes_of
+from storage.write.client_chunks import ClientChunks
 from storage.write.context import PushContext
 from storage.write.known import content_held_otherwise, content_of_held, held_length, not_held, reference_held
 from storage.write.pending import PendingVersion
@@ -73,6 +74,13 @@ class Upload:
         self._epoch = target.epoch
         self._taken = Taken(context.quotas, target)
         self._pipeline = ChunkPipeline(context, target, self._taken, self._accept)
+        self._hashes: dict[StripeKey, bytes] = {}  # of the shards of chunks that the client wrote
+        self.client_chunks = self._chunks_of_client()
+        """Chunks that the client writes itself; None: it cannot, as its chunks are not sealed, or are to be hashed."""
+
+    def _chunks_of_client(self) -> ClientChunks | None:
+        is_possible = self._key is not None and self._digest is None and self._context.stripes.volumes.remote
+        return ClientChunks(self._context, self._target, self._taken) if is_possible else None
 
     @property
     def chunk_size(self) -> int:
@@ -172,7 +180,7 @@ class Upload:
         context = self._context
         context.pins.pin(stripe)
         try:
-            length = held_length(context, self._target, stripe)
+            length = held_length(context, self._target, stripe, chunk_id)
             if length is None or length > self.chunk_size:
                 self._copy_one(reference)
                 context.pins.unpin([stripe])
@@ -186,6 +194,28 @@ class Upload:
             raise
         self._pipeline.drain()
         self._accept(AcceptedChunk(stripe, chunk_id, length))
+
+    def accept_written(self, stored_ids: Sequence[bytes]) -> None:
+        """Append chunks that the client has written itself, once :meth:`ClientChunks.settle` said that they are there.
+
+        Raises:
+            InvalidArgument: the upload is not at a chunk boundary, or a chunk was not written.
+        """
+        self._home.check()
+        self._spill_small()
+        if self._filled or self.client_chunks is None:
+            raise InvalidArgument(f"written chunks can be appended at multiples of {self.chunk_size} bytes only")
+        self._pipeline.drain()
+        for each in check_chunk_ids(stored_ids):
+            chunk, hashes = self.client_chunks.take(each)
+            try:
+                self._take(chunk.length)
+            except BaseException:
+                self._context.pins.unpin([chunk.stripe])
+                raise
+            self._short = chunk.length < self.chunk_size
+            self._hashes[chunk.stripe] = hashes
+            self._accept(chunk)
 
     def _copy_one(self, reference: bytes) -> None:
         """Append a chunk that this user has with another profile. It is stored again, as if its bytes had been sent."""
@@ -284,7 +314,7 @@ class Upload:
 
         def work(txn: CatalogTransaction) -> None:
             uploads.enter(txn, number, record)
-            txn.hold(self._target.user, self._stripes, number, self._names)
+            txn.hold(self._target.user, self._stripes, number, self._names, self._hashes)
             txn.put_nodes(self._nodes)
 
         self._context.catalog.transact(work)
@@ -292,7 +322,7 @@ class Upload:
             uploads.interrupted(number, record)
             self._taken.end(counted=True)
         self._context.pins.unpin(self._stripes)
-        self._stripes, self._nodes, self._names = [], [], {}
+        self._stripes, self._nodes, self._names, self._hashes = [], [], {}, {}
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -396,6 +426,7 @@ class Upload:
             epoch=self._epoch,
             upload=self._number,
             names=self._names,
+            hashes=self._hashes,
             taken=self._context.quotas.added_bytes(self._target, root, self._nodes),
             written=lambda: self._written(root),
         )
@@ -437,6 +468,8 @@ class Upload:
         self._context.pins.unpin([*self._stripes, *self._node_stripes])
         self._stripes, self._node_stripes, self._buffer = [], [], None
         self._pipeline.free()
+        if self.client_chunks is not None:
+            self.client_chunks.close()
 
     def __enter__(self) -> Upload:
         return self

@@ -23,7 +23,7 @@ from storage.catalog.memory import MemoryDatabase, MemoryTables
 from storage.catalog.port import Holding, StoreTime, UploadRecord
 from storage.catalog.tables import TableTransaction
 from storage.errors import StoreClosed
-from storage.keys import StripeKey
+from storage.keys import StripeKey, object_id_of
 from tests.storage.catalogs import CATALOGS, entry_of, id_of, key_of, stripe_of, version_of
 
 ADA, BOB = user_key(b"ada"), user_key(b"bob")
@@ -311,6 +311,43 @@ def test_a_claim_that_was_renewed_is_not_dropped(catalog: Catalog) -> None:
     catalog.drop_holdings([*lapsed, Holding(stripe_of(3), ADA, ())])
     assert list(catalog.holdings()) == [Holding(stripe_of(2), ADA, (7, 8))]
     catalog.drop_holdings([])
+
+
+def test_a_claim_on_what_a_client_wrote_has_hashes_until_they_were_verified(catalog: Catalog) -> None:
+    one, other = stripe_of(1), stripe_of(2)
+    names, hashes = {one: b"n" * 32, other: b"m" * 32}, {one: bytes(range(96)), other: bytes(32)}
+
+    def hold_written(user: bytes, upload: int | None, **given: dict[StripeKey, bytes]) -> None:
+        catalog.transact(lambda txn: txn.hold(user, [one, other], upload, **given))
+
+    hold_written(ADA, 7, names=names, hashes=hashes)
+    assert [catalog.unverified(stripe) for stripe in (one, other, stripe_of(3))] == [*hashes.values(), b""]
+    hold_written(ADA, None, names=names)  # a version says nothing about shards
+    hold_written(ADA, 8, names=names, hashes={one: bytes(96)})
+    expected = [Holding(stripe, ADA, (8,), name=names[stripe], hashes=hashes[stripe]) for stripe in (one, other)]
+    assert sorted(catalog.holdings()) == sorted(expected)
+    catalog.transact(lambda txn: txn.vouch(BOB, one))
+    assert catalog.unverified(one) == hashes[one]
+    catalog.transact(lambda txn: txn.vouch(ADA, one))
+    assert [catalog.unverified(stripe) for stripe in (one, other)] == [b"", hashes[other]]
+    hold_written(ADA, 9, names=names, hashes=hashes)
+    hold_written(BOB, 9)  # whoever has a claim without hashes relies on shards that were verified
+    assert [catalog.unverified(stripe) for stripe in (one, other)] == [b"", b""]
+    catalog.drop_holdings(list(catalog.holdings()))
+    assert catalog.chunks_named(list(names.values())) == [None, None]
+
+
+def test_a_name_leads_to_the_chunk_that_was_first_unless_the_store_wrote_another(catalog: Catalog) -> None:
+    name, hashes = b"n" * 32, bytes(96)
+
+    def hold_named(number: int, **given: dict[StripeKey, bytes]) -> bytes | None:
+        stripe = stripe_of(number)
+        catalog.transact(lambda txn: txn.hold(ADA, [stripe], 7, {stripe: name}, **given))
+        return catalog.chunks_named([name])[0]
+
+    assert hold_named(1) == object_id_of(stripe_of(1))
+    assert hold_named(2, hashes={stripe_of(2): hashes}) == object_id_of(stripe_of(1))
+    assert hold_named(3) == object_id_of(stripe_of(3))
 
 
 # -- several at once -------------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""Chunks of which this process does not know yet that they are what they are called.
+
+The catalog's name of a sealed chunk leads from the hash of its content to the chunk. Whoever wrote the chunk said so:
+the store itself, or a client that wrote the shards to the stores itself. So before such a chunk satisfies another push,
+it is opened and its content is hashed. If a client wrote it, all of its shards are made from it again, and compared
+with the hashes of those that the stores took: parity that does not fit would be found only when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from blake3 import blake3
+
+from storage.catalog.port import HASH_BYTES, Catalog, CatalogTransaction
+from storage.errors import DataLossError, KeyRequired, SealBroken, ShardsUnavailable
+from storage.keys import Kind, StripeKey, data_shards, slot_of, stripe_of
+from storage.sealing.objects import OVERHEAD_BYTES, open_into
+from storage.sealing.user_keys import UserKey, UserKeys
+from storage.shards import Shard
+from storage.write.context import PushContext
+
+
+def is_verified(
+    context: PushContext,
+    user: bytes,
+    stripe: StripeKey,
+    plain_id: bytes,
+    key: UserKey | None,
+    length: int,
+    verified: list[StripeKey] | None = None,
+) -> bool:
+    """Whether a stripe whose shards all seem to be stored can be reused for content with this hash.
+
+    Args:
+        context: parts of the store.
+        user: key of the user, who has a claim on it.
+        stripe: its stripe.
+        plain_id: hash of the content.
+        key: the user's key, with which it is sealed; None: it is not.
+        length: length of the object in bytes.
+        verified: gets the stripe if a client wrote it, for :func:`vouch` with others; None: it is vouched for at once.
+    """
+    if key is None or not context.stripes.volumes.remote:
+        return context.stripes.is_sound(stripe, length)
+    hashes = context.catalog.unverified(stripe)
+    is_known = not hashes and context.opened.has(stripe, plain_id)
+    if not is_known and not _opens(context, stripe, plain_id, UserKeys("", key), length, hashes):
+        return False
+    if not context.stripes.is_sound(stripe, length):
+        return False
+    if hashes and verified is None:
+        vouch(context, user, [stripe])
+    elif hashes and verified is not None:
+        verified.append(stripe)
+    context.opened.note(stripe, plain_id)
+    return True
+
+
+def _opens(
+    context: PushContext, stripe: StripeKey, plain_id: bytes, keys: UserKeys, length: int, hashes: bytes
+) -> bool:
+    """Whether a stored chunk opens to the right content, and its shards have these hashes, if there are any."""
+    if length <= OVERHEAD_BYTES:
+        return False
+    raw = memoryview(bytearray(-(-length // data_shards(stripe)) * data_shards(stripe)))
+    content = memoryview(bytearray(length - OVERHEAD_BYTES))
+    try:
+        context.stripes.read_into(stripe, raw[:length])
+        open_into(keys, Kind.CHUNK, plain_id, raw[:length], content)
+    except (DataLossError, ShardsUnavailable, SealBroken, KeyRequired):
+        return False
+    if blake3(content).digest() != plain_id:
+        return False
+    return not hashes or hashes_of(shard.digest for shard in context.stripes.shards_of(stripe, raw, length)) == hashes
+
+
+def hashes_of(digests: Iterable[bytes]) -> bytes:
+    """What is kept of the hashes of all shards of a stripe."""
+    return b"".join(digest[:HASH_BYTES] for digest in digests)
+
+
+def is_of_client(catalog: Catalog, shard: Shard) -> bool:
+    """Whether a client wrote this content of a shard, so that no store is to blame if it is wrong."""
+    hashes, at = catalog.unverified(stripe_of(shard.key)), slot_of(shard.key) * HASH_BYTES
+    return bool(hashes) and hashes[at : at + HASH_BYTES] == shard.digest[:HASH_BYTES]
+
+
+def vouch(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> None:
+    """Note that the store has verified all shards of stripes, or has just written them in the place of others.
+
+    If a store loses what it has just been given, it may have the former shards again: those that the client wrote.
+    """
+
+    def work(txn: CatalogTransaction) -> None:
+        for stripe in stripes:
+            txn.vouch(user, stripe)
+
+    if stripes:
+        context.catalog.transact(work)
