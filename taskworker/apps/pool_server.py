@@ -29,6 +29,7 @@ from taskworker.functions.routing.policy import FunctionPolicy
 from taskworker.outbound.dns.names import DnsOptions
 from taskworker.outbound.egress.limits import DEFAULT_LIMITS, EgressLimits
 from taskworker.outbound.secrets.master_key import KeyFile, MasterKeySource
+from taskworker.pool.direct_pushes import DirectPushes
 from taskworker.pool.direct_reads import DirectReads
 from taskworker.pool.functions import PoolFunctions
 from taskworker.pool.node_pool import NodePool
@@ -217,11 +218,18 @@ class PoolServer:
             ready=self.pool.startup_barrier.wait,
             guard=self._guard,
             direct=self._direct_reads() if options.direct else None,
+            pushes=self._direct_pushes() if options.direct and options.direct_pushes else None,
         )
 
     def _direct_reads(self) -> DirectReads:
         pool = self.pool
         return DirectReads(
+            pool.fleet, pool.membership, pool.tickets, pool.pool_id, lambda: pool.credentials is not None
+        )
+
+    def _direct_pushes(self) -> DirectPushes:
+        pool = self.pool
+        return DirectPushes(
             pool.fleet, pool.membership, pool.tickets, pool.pool_id, lambda: pool.credentials is not None
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskworker.cli.bounds import ProfilesText, QuotaText, ServerLimitsText, server_limits, storage_policy
+from taskworker.cli.direct import Direct, DirectPushes
 from taskworker.cli.exits import ExitCode, Failure
 from taskworker.cli.log_lines import LogFormat, LogFormatOption
 from taskworker.cli.metrics import Metrics, MetricsAddress, MetricsCert, MetricsKey, MetricsToken
@@ -168,10 +169,8 @@ def pool(
         ),
     ] = None,
     encrypts: Encryption = None,
-    direct: Annotated[
-        bool,
-        typer.Option("--direct/--no-direct", help="Let clients read large files from the workers themselves."),
-    ] = True,
+    direct: Direct = True,
+    direct_pushes: DirectPushes = False,
     owner: Annotated[
         str,
         typer.Option(
@@ -303,6 +302,7 @@ def pool(
         rebuild=rebuild,
         encrypts=encrypts,
         direct=direct,
+        direct_pushes=direct_pushes,
         owner=owner,
     )
     keep_private()

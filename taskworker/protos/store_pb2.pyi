@@ -278,6 +278,7 @@ class DescribeResponse(_message.Message):
     CHUNK_IDS_MAX_FIELD_NUMBER: _builtins.int
     HAS_CONDITIONS_FIELD_NUMBER: _builtins.int
     HAS_DELETE_CONDITIONS_FIELD_NUMBER: _builtins.int
+    HAS_DIRECT_PUSHES_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """of files that are pushed without one"""
     unary_bytes_max: _builtins.int
@@ -290,6 +291,8 @@ class DescribeResponse(_message.Message):
     """knows if_absent and if_head of pushes, and what ListFiles has after `attributes`"""
     has_delete_conditions: _builtins.bool
     """knows if_head of Delete"""
+    has_direct_pushes: _builtins.bool
+    """knows PrepareChunks, and the calls after it; some worker lets clients in"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """likewise"""
@@ -304,10 +307,11 @@ class DescribeResponse(_message.Message):
         chunk_ids_max: _builtins.int = ...,
         has_conditions: _builtins.bool = ...,
         has_delete_conditions: _builtins.bool = ...,
+        has_direct_pushes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "has_delete_conditions", b"has_delete_conditions", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "has_delete_conditions", b"has_delete_conditions", "has_direct_pushes", b"has_direct_pushes", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +329,7 @@ class PushPart(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     REUSE_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """the next bytes of the file; about 1 MiB a message is best"""
     @_builtins.property
@@ -335,6 +340,10 @@ class PushPart(_message.Message):
 
     @_builtins.property
     def commit(self) -> Global___PushCommit: ...
+    @_builtins.property
+    def written(self) -> Global___ChunkList:
+        """ids, as stored, of the next chunks, which SettleChunks said that workers have; before `commit`"""
+
     def __init__(
         self,
         *,
@@ -342,10 +351,11 @@ class PushPart(_message.Message):
         data: _builtins.bytes = ...,
         reuse: Global___ChunkList | None = ...,
         commit: Global___PushCommit | None = ...,
+        written: Global___ChunkList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header", "reuse", b"reuse"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header", "reuse", b"reuse", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "data", b"data", "header", b"header", "reuse", b"reuse"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "data", b"data", "header", b"header", "reuse", b"reuse", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,6 +375,7 @@ class PushHeader(_message.Message):
     SIZE_HINT_FIELD_NUMBER: _builtins.int
     IF_ABSENT_FIELD_NUMBER: _builtins.int
     IF_HEAD_FIELD_NUMBER: _builtins.int
+    PUSH_ID_FIELD_NUMBER: _builtins.int
     filename: _builtins.str
     user_id: _builtins.str
     chunk_size: _builtins.int
@@ -382,6 +393,8 @@ class PushHeader(_message.Message):
     """
     if_head: _builtins.str
     """the id of the version that is the head; NOT_FOUND if there is no file; empty: any"""
+    push_id: _builtins.bytes
+    """16 random bytes that name this push in PrepareChunks and the calls after it; empty: none is made"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """absent: the store's"""
@@ -399,10 +412,11 @@ class PushHeader(_message.Message):
         size_hint: _builtins.int = ...,
         if_absent: _builtins.bool = ...,
         if_head: _builtins.str = ...,
+        push_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "profile", b"profile", "time_ms", b"time_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "filename", b"filename", "if_absent", b"if_absent", "if_head", b"if_head", "note", b"note", "profile", b"profile", "sha256", b"sha256", "size_hint", b"size_hint", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms", "chunk_size", b"chunk_size", "filename", b"filename", "if_absent", b"if_absent", "if_head", b"if_head", "note", b"note", "profile", b"profile", "push_id", b"push_id", "sha256", b"sha256", "size_hint", b"size_hint", "time_ms", b"time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_ms: _TypeAlias = _typing.Literal["time_ms"]  # noqa: Y015
     _WhichOneofArgType__time_ms: _TypeAlias = _typing.Literal["_time_ms", b"_time_ms"]  # noqa: Y015
@@ -855,6 +869,208 @@ class ShardHolder(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardHolder: _TypeAlias = ShardHolder  # noqa: Y015
+
+@_typing.final
+class PrepareChunksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PUSH_ID_FIELD_NUMBER: _builtins.int
+    PLAIN_IDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    push_id: _builtins.bytes
+    plain_ids: _builtins.bytes
+    """of at most 64 chunks, 32 bytes each: BLAKE3 of their contents"""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        push_id: _builtins.bytes = ...,
+        plain_ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plain_ids", b"plain_ids", "push_id", b"push_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareChunksRequest: _TypeAlias = PrepareChunksRequest  # noqa: Y015
+
+@_typing.final
+class PrepareChunksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """of the user's key"""
+    keys: _builtins.bytes
+    """32 bytes for each chunk, which encrypt this chunk alone"""
+    k: _builtins.int
+    """how to code it"""
+    n: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        keys: _builtins.bytes = ...,
+        k: _builtins.int = ...,
+        n: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "k", b"k", "keys", b"keys", "n", b"n"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareChunksResponse: _TypeAlias = PrepareChunksResponse  # noqa: Y015
+
+@_typing.final
+class PlaceChunksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PUSH_ID_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    push_id: _builtins.bytes
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientChunk]:
+        """at most 64"""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        push_id: _builtins.bytes = ...,
+        chunks: _abc.Iterable[Global___ClientChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "push_id", b"push_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceChunksRequest: _TypeAlias = PlaceChunksRequest  # noqa: Y015
+
+@_typing.final
+class ClientChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAIN_ID_FIELD_NUMBER: _builtins.int
+    STORED_ID_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    plain_id: _builtins.bytes
+    stored_id: _builtins.bytes
+    """BLAKE3 of what is stored"""
+    length: _builtins.int
+    """of its content"""
+    hashes: _builtins.bytes
+    """for each of the n shards, the first 16 bytes of its BLAKE3"""
+    def __init__(
+        self,
+        *,
+        plain_id: _builtins.bytes = ...,
+        stored_id: _builtins.bytes = ...,
+        length: _builtins.int = ...,
+        hashes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "length", b"length", "plain_id", b"plain_id", "stored_id", b"stored_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientChunk: _TypeAlias = ClientChunk  # noqa: Y015
+
+@_typing.final
+class PlaceChunksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    VALID_MS_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    placed: _builtins.bytes
+    """n bytes for each chunk: the position of the holder of each shard; all 255: send it to the pool"""
+    ticket: _builtins.bytes
+    """for the holders; empty: all chunks are to be sent to the pool"""
+    valid_ms: _builtins.int
+    """for how long the ticket is valid"""
+    authorities: _builtins.bytes
+    """PEM; vouch for the holders; empty: those do not use TLS"""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardHolder]:
+        """at most 255"""
+
+    def __init__(
+        self,
+        *,
+        holders: _abc.Iterable[Global___ShardHolder] | None = ...,
+        placed: _builtins.bytes = ...,
+        ticket: _builtins.bytes = ...,
+        valid_ms: _builtins.int = ...,
+        authorities: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "holders", b"holders", "placed", b"placed", "ticket", b"ticket", "valid_ms", b"valid_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceChunksResponse: _TypeAlias = PlaceChunksResponse  # noqa: Y015
+
+@_typing.final
+class SettleChunksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PUSH_ID_FIELD_NUMBER: _builtins.int
+    STORED_IDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    push_id: _builtins.bytes
+    stored_ids: _builtins.bytes
+    """at most 64"""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        push_id: _builtins.bytes = ...,
+        stored_ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["push_id", b"push_id", "stored_ids", b"stored_ids", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleChunksRequest: _TypeAlias = SettleChunksRequest  # noqa: Y015
+
+@_typing.final
+class SettleChunksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def written(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """for each chunk: the workers have all its shards; false: send it to the pool"""
+
+    def __init__(
+        self,
+        *,
+        written: _abc.Iterable[_builtins.bool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleChunksResponse: _TypeAlias = SettleChunksResponse  # noqa: Y015
 
 @_typing.final
 class GetFileRequest(_message.Message):

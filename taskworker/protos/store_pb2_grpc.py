@@ -69,6 +69,21 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.LocateShardsRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.LocateShardsResponse.FromString,
                 _registered_method=True)
+        self.PrepareChunks = channel.unary_unary(
+                '/taskworker.store.StoreService/PrepareChunks',
+                request_serializer=taskworker_dot_store__pb2.PrepareChunksRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.PrepareChunksResponse.FromString,
+                _registered_method=True)
+        self.PlaceChunks = channel.unary_unary(
+                '/taskworker.store.StoreService/PlaceChunks',
+                request_serializer=taskworker_dot_store__pb2.PlaceChunksRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.PlaceChunksResponse.FromString,
+                _registered_method=True)
+        self.SettleChunks = channel.unary_unary(
+                '/taskworker.store.StoreService/SettleChunks',
+                request_serializer=taskworker_dot_store__pb2.SettleChunksRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.SettleChunksResponse.FromString,
+                _registered_method=True)
         self.GetFile = channel.unary_unary(
                 '/taskworker.store.StoreService/GetFile',
                 request_serializer=taskworker_dot_store__pb2.GetFileRequest.SerializeToString,
@@ -217,6 +232,27 @@ class StoreServiceServicer:
         """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
         for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareChunks(self, request, context):
+        """For clients that write chunks of a push to workers themselves, while its PushStream is under way: the keys of some
+        chunks; then, once they are encrypted and coded, where to write them; at last, whether the workers have them. Chunks
+        that they have are named in PushPart.written; the client sends the others. docs/format.md says more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlaceChunks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleChunks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -389,6 +425,21 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.LocateShards,
                     request_deserializer=taskworker_dot_store__pb2.LocateShardsRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.LocateShardsResponse.SerializeToString,
+            ),
+            'PrepareChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareChunks,
+                    request_deserializer=taskworker_dot_store__pb2.PrepareChunksRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.PrepareChunksResponse.SerializeToString,
+            ),
+            'PlaceChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlaceChunks,
+                    request_deserializer=taskworker_dot_store__pb2.PlaceChunksRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.PlaceChunksResponse.SerializeToString,
+            ),
+            'SettleChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleChunks,
+                    request_deserializer=taskworker_dot_store__pb2.SettleChunksRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.SettleChunksResponse.SerializeToString,
             ),
             'GetFile': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFile,
@@ -675,6 +726,87 @@ class StoreService:
             '/taskworker.store.StoreService/LocateShards',
             taskworker_dot_store__pb2.LocateShardsRequest.SerializeToString,
             taskworker_dot_store__pb2.LocateShardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/PrepareChunks',
+            taskworker_dot_store__pb2.PrepareChunksRequest.SerializeToString,
+            taskworker_dot_store__pb2.PrepareChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlaceChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/PlaceChunks',
+            taskworker_dot_store__pb2.PlaceChunksRequest.SerializeToString,
+            taskworker_dot_store__pb2.PlaceChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/SettleChunks',
+            taskworker_dot_store__pb2.SettleChunksRequest.SerializeToString,
+            taskworker_dot_store__pb2.SettleChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

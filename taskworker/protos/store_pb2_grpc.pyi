@@ -55,6 +55,13 @@ class StoreServiceStub:
     """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
     for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
     """
+    PrepareChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.PrepareChunksRequest, _store_pb2.PrepareChunksResponse]
+    """For clients that write chunks of a push to workers themselves, while its PushStream is under way: the keys of some
+    chunks; then, once they are encrypted and coded, where to write them; at last, whether the workers have them. Chunks
+    that they have are named in PushPart.written; the client sends the others. docs/format.md says more.
+    """
+    PlaceChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.PlaceChunksRequest, _store_pb2.PlaceChunksResponse]
+    SettleChunks: _grpc.UnaryUnaryMultiCallable[_store_pb2.SettleChunksRequest, _store_pb2.SettleChunksResponse]
     GetFile: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]
@@ -117,6 +124,13 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
     for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
     """
+    PrepareChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.PrepareChunksRequest, _store_pb2.PrepareChunksResponse]  # type: ignore[assignment]
+    """For clients that write chunks of a push to workers themselves, while its PushStream is under way: the keys of some
+    chunks; then, once they are encrypted and coded, where to write them; at last, whether the workers have them. Chunks
+    that they have are named in PushPart.written; the client sends the others. docs/format.md says more.
+    """
+    PlaceChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.PlaceChunksRequest, _store_pb2.PlaceChunksResponse]  # type: ignore[assignment]
+    SettleChunks: _aio.UnaryUnaryMultiCallable[_store_pb2.SettleChunksRequest, _store_pb2.SettleChunksResponse]  # type: ignore[assignment]
     GetFile: _aio.UnaryUnaryMultiCallable[_store_pb2.GetFileRequest, _store_pb2.GetPart]  # type: ignore[assignment]
     """Returns a version and, if it is small enough, all of its bytes in the same message."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_store_pb2.GetManifestRequest, _store_pb2.GetManifestResponse]  # type: ignore[assignment]
@@ -218,6 +232,31 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns where the first chunks of a range are, for clients that read them from workers themselves. A client asks again
         for what comes after them. Ends with UNIMPLEMENTED if nothing is ever read from workers here: do not ask again.
         """
+
+    @_abc_1.abstractmethod
+    def PrepareChunks(
+        self,
+        request: _store_pb2.PrepareChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.PrepareChunksResponse, _abc.Awaitable[_store_pb2.PrepareChunksResponse]]:
+        """For clients that write chunks of a push to workers themselves, while its PushStream is under way: the keys of some
+        chunks; then, once they are encrypted and coded, where to write them; at last, whether the workers have them. Chunks
+        that they have are named in PushPart.written; the client sends the others. docs/format.md says more.
+        """
+
+    @_abc_1.abstractmethod
+    def PlaceChunks(
+        self,
+        request: _store_pb2.PlaceChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.PlaceChunksResponse, _abc.Awaitable[_store_pb2.PlaceChunksResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SettleChunks(
+        self,
+        request: _store_pb2.SettleChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.SettleChunksResponse, _abc.Awaitable[_store_pb2.SettleChunksResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetFile(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import grpc
 
 from storage import FileStorage, StorageError, StoreUnavailable, Version
+from taskworker.pool.direct_pushes import DirectPushes
 from taskworker.pool.direct_reads import DirectReads
 from taskworker.protos import store_pb2, taskworker_pb2
 from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, ServerLimits
@@ -44,6 +45,7 @@ class FileServer(Server):
         ready: returns once the store can serve; earlier calls wait for it.
         guard: refuses calls that a caller may not make; ``added`` services have their own. None: all may make all.
         direct: answers clients that read from workers themselves; None: they read from here.
+        pushes: answers clients that write to workers themselves; None: they push to here.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class FileServer(Server):
         ready: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
         direct: DirectReads | None = None,
+        pushes: DirectPushes | None = None,
     ) -> None:
         self._quick = QuickThreads(limits.calls)
         super().__init__(
-            {**services_of(store, limits, ready, self._quick, guard, direct), **(added or {})},
+            {**services_of(store, limits, ready, self._quick, guard, direct, pushes), **(added or {})},
             calls=limits.calls + added_calls + (limits.reserved if added else 0),
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
@@ -81,6 +84,7 @@ def services_of(
     quick: QuickThreads,
     guard: Guard | None,
     direct: DirectReads | None = None,
+    pushes: DirectPushes | None = None,
 ) -> dict[str, grpc.GenericRpcHandler]:
     """The services for the files of a store; see :class:`FileServer`."""
     store.upkeep.keep_interrupted(_RESUME_S)
@@ -98,7 +102,7 @@ def services_of(
         ),
         _STORE_SERVICE.full_name: generic_handler(
             _STORE_SERVICE,
-            StoreService(store, limits, hide, revisions, direct),
+            StoreService(store, limits, hide, revisions, direct, pushes),
             codecs=store_service.CODECS,
             hide=hide,
             gate=gate,

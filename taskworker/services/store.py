@@ -14,6 +14,7 @@ from storage.batching import batched
 from taskworker.auth.rights import CANDIDATE_OWNER
 from taskworker.errors import CallNotOffered
 from taskworker.pool.candidates import drop_old_candidates
+from taskworker.pool.direct_pushes import DirectPushes
 from taskworker.pool.direct_reads import DirectReads
 from taskworker.protos import store_pb2
 from taskworker.rpc.admission import Gate, ServerLimits
@@ -37,7 +38,7 @@ from taskworker.rpc.limits import (
     PART_BYTES_MAX,
 )
 from taskworker.rpc.running import Run
-from taskworker.services.many import ManyFilesService
+from taskworker.services.direct_pushes import DirectPushService
 from taskworker.services.pages import file_page_to_proto, shards_page_to_proto, version_page_to_proto, within_page
 from taskworker.services.pieces import GetPieces, pieces_of
 from taskworker.services.revision import Revision, Revisions
@@ -72,7 +73,7 @@ CODECS = {
 """The methods that carry most of the data: pushes are read as views, gets are written as plain bytes."""
 
 
-class StoreService(ManyFilesService):
+class StoreService(DirectPushService):
     """Serves a store through the messages of ``store.proto``; thread-safe.
 
     Methods raise the engine's errors; the binding turns them into status codes.
@@ -83,6 +84,7 @@ class StoreService(ManyFilesService):
         hide: paths that must not appear in texts sent to callers.
         revisions: limits revisions that are expensive.
         direct: answers clients that read from workers themselves; None: they read from here.
+        pushes: answers clients that write to workers themselves; None: they push to here.
     """
 
     def __init__(
@@ -92,11 +94,12 @@ class StoreService(ManyFilesService):
         hide: Sequence[str] = (),
         revisions: Revisions | None = None,
         direct: DirectReads | None = None,
+        pushes: DirectPushes | None = None,
     ) -> None:
         transfers = Gate(
             limits.streams, f"{limits.streams} transfers are under way, as many as this server allows", kind="transfers"
         )
-        super().__init__(store, transfers, hide)
+        super().__init__(store, transfers, hide, pushes)
         self._unary_bytes_max = limits.message_bytes
         self._direct = direct
         self._revisions = revisions or Revisions(limits.checks)
@@ -113,6 +116,7 @@ class StoreService(ManyFilesService):
             chunk_ids_max=CHUNK_IDS_MAX,
             has_conditions=True,
             has_delete_conditions=True,
+            has_direct_pushes=self.has_direct_pushes,
         )
 
     def PushStream(  # noqa: N802
@@ -125,7 +129,7 @@ class StoreService(ManyFilesService):
                 raise InvalidArgument("the first message of PushStream must carry the header; send it first")
             if first.header.user_id == CANDIDATE_OWNER:
                 drop_old_candidates(self._store)
-            with _upload(self._store, first.header) as upload:
+            with _upload(self._store, first.header) as upload, self.writing(upload, first.header, caller):
                 reusing = partial(self._revisions.turn, caller) if first.header.sha256 else nullcontext
                 commit = _take_all(upload, chain((first,), parts), caller, reusing)
                 if commit is None or not caller.is_active():
@@ -405,6 +409,9 @@ def _take_all(
                     return None
                 with reusing():
                     upload.reuse(ids)
+        if part.HasField("written"):
+            _check_count(len(part.written.chunk_ids))
+            upload.accept_written(part.written.chunk_ids)
         if part.HasField("commit"):
             return part.commit
     return None
