@@ -29,6 +29,7 @@ from taskworker.rpc import conversion as convert
 if TYPE_CHECKING:
     from storage.sealing.master_keys import MasterKeys
     from taskworker.client.direct.reads import DirectReads
+    from taskworker.client.direct.writes import DirectWrites
     from taskworker.client.sealed.files import SealedFiles
 
 RETRIES = 3
@@ -46,7 +47,8 @@ class ClientBase:
         channel: a channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
         key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
-        direct: whether to read large files from a pool's workers themselves; None: unless ``TASKWORKER_DIRECT=0``.
+        direct: whether to read large files from a pool's workers themselves, and write them there; None: unless
+            ``TASKWORKER_DIRECT=0``.
 
     Raises:
         InvalidArgument: the address is malformed, or the key.
@@ -74,6 +76,7 @@ class ClientBase:
         self._sealed = None if sealing is None else sealing(self._channel)
         self._is_direct = os.environ.get(_DIRECT, "1") != "0" if direct is None else direct
         self._direct: DirectReads | None = None
+        self._direct_writes: DirectWrites | None = None
         self._making_direct = threading.Lock()
 
     @property
@@ -83,6 +86,8 @@ class ClientBase:
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""
+        if self._direct_writes is not None:
+            self._direct_writes.close()
         if self._direct is not None:
             self._direct.close()
         self._channel.close()
@@ -120,17 +125,33 @@ class ClientBase:
     def _fetch_directly(self, wanted: Wanted, deadline: Deadline) -> tuple[Fetched | None, str]:
         """Begin to fetch a range from workers; or None, and the id of the version if it is known now."""
         from taskworker.client.direct.fetch import fetch_directly  # only for those who read large files
-        from taskworker.client.direct.reads import DirectReads
 
         with self._making_direct:
-            if self._direct is None:
-                self._direct = DirectReads()
-        if not self._direct.may_read(wanted.file_id):
+            direct = self._direct_reads()
+        if not direct.may_read(wanted.file_id):
             return None, ""
-        fetch, version_id = fetch_directly(self._direct, self._channel, wanted, deadline, RETRIES, _DIRECT_BYTES_MIN)
+        fetch, version_id = fetch_directly(direct, self._channel, wanted, deadline, RETRIES, _DIRECT_BYTES_MIN)
         if fetch is not None:
             require_readable(fetch.version)
         return fetch, version_id
+
+    def _direct_reads(self) -> DirectReads:
+        from taskworker.client.direct.reads import DirectReads
+
+        if self._direct is None:
+            self._direct = DirectReads()
+        return self._direct
+
+    def _writes(self) -> DirectWrites | None:
+        """What writes to workers, if that is worth a try; None: push through the server."""
+        from taskworker.client.direct.writes import DirectWrites  # only for those who write large files
+
+        if not self._is_direct or self._sealed is not None:
+            return None
+        with self._making_direct:
+            if self._direct_writes is None:
+                self._direct_writes = DirectWrites(self._direct_reads().fleet)
+        return self._direct_writes if self._direct_writes.may_write() else None
 
     def _fetching(self, wanted: Wanted, timeout_s: float | None) -> Fetching:
         """What fetches ranges of one version, each within the time."""

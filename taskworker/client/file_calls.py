@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,7 +109,8 @@ class FileCalls(ClientBase):
             if self._sealed is not None:
                 require_no_attributes(attributes)
                 options, content = self._sealed.prepared(options, content, deadline)
-            pushed = push(self._channel, content, options, deadline=deadline, retries=RETRIES, progress=progress)
+            send = partial(push, self._channel, retries=RETRIES, writes=self._writes)
+            pushed = send(content, options, deadline=deadline, progress=progress)
             return self._shown(pushed, user_id)
 
     @arguments_checked

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from storage import Version
 from storage.errors import InvalidArgument, StorageError
-from storage.limits import BytesLike
+from storage.limits import MIB, BytesLike
 from storage.options import PushOptions
 from storage.progress import Progress
 from taskworker.client.channel import Channel
@@ -22,6 +24,9 @@ from taskworker.rpc.conversion import profile_to_proto, push_commit, push_header
 from taskworker.rpc.data_frames import data_frame
 from taskworker.rpc.limits import CHUNK_IDS_MAX, PUSH_DATA_BYTES
 
+if TYPE_CHECKING:
+    from taskworker.client.direct.writes import DirectWrites
+
 _TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in one message
 
 # Asking which chunks the server has costs hashing and a round trip, which pays off only if it has some. So a push
@@ -29,6 +34,19 @@ _TOGETHER_BYTES_MAX = PUSH_DATA_BYTES // 2  # a file up to this size travels in 
 _PROBE_CHUNKS_MIN = 8
 _PROBE_CHUNKS_MAX = min(1024, CHUNK_IDS_MAX)
 _PROBE_GROWTH = 4
+DIRECT_BYTES_MIN = 8 * MIB
+"""Less than this is pushed through the server as quickly."""
+_PUSH_ID_BYTES = 16
+
+GiveWrites = Callable[[], "DirectWrites | None"]
+
+
+class _Direct(NamedTuple):
+    """What writes chunks to workers, the id of the push, and the size of its chunks in bytes."""
+
+    writes: DirectWrites
+    push_id: bytes
+    chunk_size: int
 
 
 def push(
@@ -39,8 +57,19 @@ def push(
     deadline: Deadline,
     retries: int,
     progress: Progress | None = None,
+    writes: GiveWrites | None = None,
 ) -> Version:
-    """Push ``source``; retry an interrupted push if that cannot store it twice."""
+    """Push ``source``; retry an interrupted push if that cannot store it twice.
+
+    Args:
+        channel: the connection to the server.
+        source: what to push.
+        options: of the push.
+        deadline: for all of it.
+        retries: how often to retry.
+        progress: called with the bytes done, and all of them or 0.
+        writes: gives what writes to a pool's workers, if that is worth a try; None: all goes through the server.
+    """
     attempt = 0
     if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX and channel.has_small_calls:
         try:
@@ -48,7 +77,7 @@ def push(
         except CallNotOffered:  # an older server
             channel.has_small_calls = False
     while True:
-        messages = OutgoingMessages(_Push(channel, source, options, deadline, progress).messages())
+        messages = OutgoingMessages(_Push(channel, source, options, deadline, progress, writes).messages())
         try:
             response = channel.push(messages, deadline)
             return version_from_proto(response.version, unchanged=response.unchanged)
@@ -125,8 +154,15 @@ class _Push:
     """The messages of one attempt."""
 
     def __init__(
-        self, channel: Channel, source: Source, options: PushOptions, deadline: Deadline, progress: Progress | None
+        self,
+        channel: Channel,
+        source: Source,
+        options: PushOptions,
+        deadline: Deadline,
+        progress: Progress | None,
+        writes: GiveWrites | None = None,
     ) -> None:
+        self._give_writes = writes
         self._channel = channel
         self._source = source
         self._options = options
@@ -139,8 +175,9 @@ class _Push:
 
     def messages(self) -> Iterator[bytes]:
         """All messages, in wire form."""
-        header = push_header(self._options, size_hint=self._total)
         source = self._source
+        direct = self._direct(source) if isinstance(source, SeekableSource) else None
+        header = push_header(self._options, size_hint=self._total, push_id=direct.push_id if direct else b"")
         if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
             data = source.read(0, source.size)
             yield self._last(store_pb2.PushPart(header=header, data=bytes(data)), size=source.size)
@@ -148,12 +185,47 @@ class _Push:
         yield store_pb2.PushPart(header=header).SerializeToString()
         if isinstance(source, SeekableSource):
             yield from self._known_chunks(source)
+            if direct is not None:
+                yield store_pb2.PushPart().SerializeToString()  # a message is sent once the next one is known
+                yield from self._written_chunks(source, direct)
             for block in source.blocks(self._done):
                 yield self._data(block)
         else:
             for pieces in source.gathered():
                 yield self._data(*pieces)
         yield self._last(store_pb2.PushPart(), size=self._done)
+
+    def _direct(self, source: SeekableSource) -> _Direct | None:
+        """How to write chunks to workers; None: all goes through the server."""
+        options = self._options
+        if self._give_writes is None or source.size < DIRECT_BYTES_MIN or options.sha256:
+            return None  # of content with a SHA-256, the server hashes all
+        described = self._channel.describe(self._deadline, self._scope)
+        writes = self._give_writes() if described.has_direct_pushes else None
+        size = options.chunk_size or described.chunk_size
+        return None if writes is None else _Direct(writes, os.urandom(_PUSH_ID_BYTES), size)
+
+    def _written_chunks(self, source: SeekableSource, direct: _Direct) -> Iterator[bytes]:
+        """Messages for the chunks from here on, as far as workers take them."""
+        from taskworker.client.direct.push import DirectPush, PushOf, is_worthwhile  # only for large files
+
+        if not is_worthwhile(source, self._done, direct.chunk_size):
+            return
+        push = PushOf(self._options.user_id, direct.push_id, direct.chunk_size)
+        scope = self._scope or CallScope()
+        pieces = DirectPush(direct.writes, self._channel, push, source, self._deadline, scope).pieces(self._done)
+        try:
+            for piece in pieces:
+                if piece.written:
+                    self._advance(piece.size)
+                    written = store_pb2.ChunkList(chunk_ids=piece.written)
+                    yield store_pb2.PushPart(written=written).SerializeToString()
+                    continue
+                view = memoryview(piece.data)
+                for at in range(0, len(view), PUSH_DATA_BYTES):
+                    yield self._data(view[at : at + PUSH_DATA_BYTES])
+        finally:
+            pieces.close()
 
     def _known_chunks(self, source: SeekableSource) -> Iterator[bytes]:
         """Messages for the chunks up to the first batch of which the server has none."""

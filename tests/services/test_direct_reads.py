@@ -21,9 +21,10 @@ from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
 from taskworker.auth.owner_context import keep_owner_context
 from taskworker.auth.server_certificates import TlsOptions
+from taskworker.client.deadline import Deadline
 from taskworker.client.direct.page import page_of
 from taskworker.client.pool import PoolClient
-from taskworker.errors import ServerFault, StorageUnavailable
+from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
 from taskworker.pool.direct_reads import DirectReads, Page
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
@@ -40,7 +41,7 @@ WAIT_S = 60.0
 class Stand:
     """A 2-of-4 pool with four workers, users, TLS and encryption."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: PoolOptions | None = None) -> None:
         self.directory = directory
         self.server = PoolServer(
             directory / "pool",
@@ -48,6 +49,7 @@ class Stand:
             chunk_size=CHUNK,
             joins_by_token=True,
             authenticates=True,
+            options=options,
         )
         port = self.server.start("127.0.0.1:0", "127.0.0.1:0", tls=TlsOptions())
         self.address = f"127.0.0.1:{port}"
@@ -330,6 +332,15 @@ def page_and_version(stand: Stand, version: Version) -> store_pb2.ShardsPage:
     with stand.client() as asking:
         request = store_pb2.LocateShardsRequest(file_id=version.file_id, user_id="ann")
         return asking.client._channel.store.LocateShards(request).page
+
+
+def test_nobody_writes_to_workers_unless_the_pool_is_told_to_allow_it(stand: Stand) -> None:
+    with stand.client() as pushing:
+        channel = pushing.client._channel
+        assert not channel.describe(Deadline(None)).has_direct_pushes
+        request = store_pb2.PrepareChunksRequest(user_id="ann", push_id=bytes(16))
+        with pytest.raises(CallNotOffered):
+            channel.unary(channel.store.PrepareChunks, request, Deadline(None))
 
 
 def test_a_page_opens_its_own_chunks_only(stand: Stand, version: Version) -> None:

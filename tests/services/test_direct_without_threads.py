@@ -14,7 +14,7 @@ from storage.keys import shard_key
 from taskworker.auth.tickets import TicketIssuer
 from taskworker.client.deadline import Deadline
 from taskworker.client.direct.fleet import TicketedFleet
-from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.page import Holder, Holders
 from taskworker.client.direct.reader import Reader, reading
 from taskworker.client.direct.volume import WorkerVolume
 from taskworker.transport.fetches import Outcome
@@ -89,7 +89,7 @@ def test_a_fetch_that_got_no_thread_to_be_repeated_writes_nothing_later(
 def test_a_worker_that_got_no_thread_to_be_connected_is_connected_by_the_next_get(busy: Busy, address: str) -> None:
     made: list[WorkerVolume] = []
 
-    def connect(holder: Holder, slot: int, _page: Page) -> WorkerVolume:
+    def connect(holder: Holder, slot: int, _page: Holders) -> WorkerVolume:
         made.append(WorkerVolume(holder.address, "w1", slot, busy.executor, timeout_s=WAIT_S))
         return made[-1]
 

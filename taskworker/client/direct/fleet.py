@@ -1,11 +1,11 @@
-"""The workers that a client reads from, as a fleet of stores that can only be read."""
+"""The workers that a client reads from and writes to, as a fleet of stores that is only read as such."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from storage.clocks import monotonic_s
 from storage.erasure import ErasureProfile
@@ -14,7 +14,7 @@ from storage.fleet.fleet import Fleet, Placement
 from storage.keys import StripeKey, data_shards, shard_count
 from storage.shards import Shard, ShardStore, VolumeFailed
 from storage.submitting import submitted
-from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.page import Holder, Holders, Page
 from taskworker.client.direct.pauses import pause_s
 from taskworker.client.direct.reader import Granting, granted_now
 from taskworker.transport.ticketed_volume import Granted, TicketedVolume
@@ -24,8 +24,8 @@ NOBODY = -1
 # Over a distant link, a lost packet is sent again after 1 s. Nobody waits longer for a worker that may be out of reach.
 CONNECT_S = 2.0
 
-Connect = Callable[[Holder, int, Page], TicketedVolume]
-"""Makes the volume of a worker, which is not connected yet; takes the worker's number, and a page that names it."""
+Connect = Callable[[Holder, int, Holders], TicketedVolume]
+"""Makes the volume of a worker, which is not connected yet; takes the worker's number, and what names it."""
 
 AwaitAll = Callable[[Collection[Future[None]], float], None]
 """Waits until all have ended, for so many seconds at most."""
@@ -77,7 +77,7 @@ class TicketedFleet(Fleet[Any]):
             StoreUnavailable: the machine has no thread to connect with.
             StorageError: whatever ``await_all`` raises.
         """
-        slots = self._connect_all(page, await_all)
+        slots = self.connect(page, await_all)
         there = [slot if self.volume(slot) is not None else NOBODY for slot in slots]
         granted: dict[StripeKey, Granted] = {}
         for stripe, length, placed in zip(page.stripes, page.lengths, page.placed, strict=True):
@@ -99,8 +99,15 @@ class TicketedFleet(Fleet[Any]):
             self._stores[number], self._moves[number] = None, 0
         return number
 
-    def _connect_all(self, page: Page, await_all: AwaitAll) -> list[int]:
-        """Wait for connections to a page's workers, which others may need as well; return their slots."""
+    def connect(self, page: Holders, await_all: AwaitAll) -> list[int]:
+        """Wait for connections to the workers of a page or of places, which others may need as well.
+
+        Returns:
+            Their slots. Some of them may not be connected.
+
+        Raises:
+            StoreClosed, StoreUnavailable, StorageError: see :meth:`enter`.
+        """
         with self._lock:
             slots = [self._slot_of(holder) for holder in page.holders]
             coming = [self._attempt(slot, holder, page) for slot, holder in zip(slots, page.holders, strict=True)]
@@ -110,7 +117,7 @@ class TicketedFleet(Fleet[Any]):
             await_all([attempt.ends for attempt in attempts], left_s)
         return slots
 
-    def _attempt(self, slot: int, holder: Holder, page: Page) -> _Attempt | None:
+    def _attempt(self, slot: int, holder: Holder, page: Holders) -> _Attempt | None:
         """Connecting to a worker; None: it is connected, or is not to be tried now. The caller holds the lock."""
         now_s = self._clock_s()
         if self._stores[slot] is not None or self._tries.get(slot, (0, now_s))[1] > now_s:
@@ -122,7 +129,7 @@ class TicketedFleet(Fleet[Any]):
             attempt = self._attempts[slot] = _Attempt(ends, now_s)
         return attempt
 
-    def _join(self, holder: Holder, slot: int, page: Page) -> None:
+    def _join(self, holder: Holder, slot: int, page: Holders) -> None:
         """Connect to a worker, in a thread of its own."""
         volume: TicketedVolume | None = None
         try:
@@ -140,7 +147,7 @@ class TicketedFleet(Fleet[Any]):
         if is_closed and volume is not None:
             volume.close()
 
-    def _connected(self, holder: Holder, slot: int, page: Page) -> TicketedVolume | None:
+    def _connected(self, holder: Holder, slot: int, page: Holders) -> TicketedVolume | None:
         try:
             volume = self._connect(holder, slot, page)
         except StorageError:  # the address is none to connect to
@@ -199,6 +206,10 @@ class TicketedFleet(Fleet[Any]):
             self.set_offline(slot, str(error), store)
         else:
             self.note_unavailable(slot, str(error))
+
+    def note_refused(self, slot: int, volume: TicketedVolume, error: StorageError) -> None:
+        """Note that a worker did not take what was to be written."""
+        self.could_not_read(slot, cast("ShardStore", volume), error)
 
     def losses_survivable(self, _profile: ErasureProfile) -> int:
         """Unknown to a client, so none."""

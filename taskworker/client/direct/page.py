@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from storage import Version
 from storage.errors import KeyRequired
@@ -26,6 +26,18 @@ class Holder(NamedTuple):
 
     address: str
     name: str
+
+
+class Holders(Protocol):
+    """What names workers: a page of chunks to read, or places for chunks to write."""
+
+    @property
+    def holders(self) -> list[Holder]:
+        """The workers."""
+
+    @property
+    def authorities(self) -> bytes:
+        """Certificates of the authorities that vouch for them, PEM; empty: they do not use TLS."""
 
 
 class Page(NamedTuple):

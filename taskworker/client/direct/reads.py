@@ -21,7 +21,7 @@ from storage.system.forks import HomeProcess
 from taskworker.auth.contexts import is_on_this_machine
 from taskworker.auth.tls import trusting_context
 from taskworker.client.direct.fleet import CONNECT_S, Entered, TicketedFleet
-from taskworker.client.direct.page import Holder, Page
+from taskworker.client.direct.page import Holder, Holders
 from taskworker.client.direct.pauses import Pauses
 from taskworker.client.direct.reader import Reader, current_reader, reading
 from taskworker.client.direct.volume import WorkerVolume
@@ -124,7 +124,7 @@ class DirectReads:
         self._readers.shutdown(wait=False)
         self._connecting.shutdown(wait=False)
 
-    def _volume(self, holder: Holder, slot: int, page: Page) -> TicketedVolume:
+    def _volume(self, holder: Holder, slot: int, page: Holders) -> TicketedVolume:
         return WorkerVolume(
             holder.address,
             holder.address,

@@ -1,0 +1,229 @@
+"""Writes chunks to workers, for all pushes of one client."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, TypeVar
+
+from blake3 import blake3
+
+from storage.erasure import ErasureProfile
+from storage.errors import StorageError
+from storage.keys import Kind, slot_of
+from storage.limits import MIB, BytesLike
+from storage.sealing.objects import OVERHEAD_BYTES, seal_into
+from storage.shards import Shard
+from storage.stripes.encoding import Encoder
+from storage.stripes.stripes import chunk_stripe
+from storage.submitting import submitted
+from storage.system.forks import HomeProcess
+from taskworker.client.direct.fleet import TicketedFleet
+from taskworker.client.direct.pauses import Pauses
+from taskworker.client.direct.places import ChunkKey, Places
+from taskworker.transport.ticketed_volume import Putting, TicketedVolume
+
+T = TypeVar("T")
+
+_Begun = list[tuple[int, Putting]]
+"""For each worker to which shards of a chunk are on their way, its position among the holders."""
+
+_WRITERS = 3
+_HASH_BYTES = 16
+# If less than this gets through, a worker is slow, for which the pool finds another one, or the client's own link is,
+# over which fewer bytes need to be sent to the pool.
+_BYTES_PER_S_MIN = MIB
+_LOOK_S = 0.2
+_PATIENCE_S = 5.0
+_AHEAD = 2  # chunks that are being sent while the next one is begun
+
+
+class SealedChunk(NamedTuple):
+    """A chunk as it is stored: its id and all its shards."""
+
+    stored_id: bytes
+    shards: list[Shard]
+
+    @property
+    def hashes(self) -> bytes:
+        """What the pool keeps of the hashes of the shards."""
+        return b"".join(shard.digest[:_HASH_BYTES] for shard in self.shards)
+
+
+class _Space:
+    """Memory for one chunk at a time."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._parity = bytearray()
+
+    def sealed(
+        self, content: BytesLike, plain_id: bytes, key: ChunkKey, profile: ErasureProfile, encoder: Encoder
+    ) -> SealedChunk:
+        """Seal and code a chunk."""
+        length = len(content) + OVERHEAD_BYTES
+        shard_bytes = profile.shard_length(length)
+        if len(self._data) < profile.k * shard_bytes:
+            self._data = bytearray(profile.k * shard_bytes)
+            self._parity = bytearray((profile.n - profile.k) * shard_bytes)
+        data = memoryview(self._data)[: profile.k * shard_bytes]
+        seal_into(key, Kind.CHUNK, plain_id, content, data[:length])
+        data[length:] = bytes(len(data) - length)
+        stored_id = blake3(data[:length]).digest()
+        stripe = chunk_stripe(stored_id, profile)
+        return SealedChunk(stored_id, encoder.shards_of(stripe, data, length, self._parity))
+
+
+class DirectWrites:
+    """Writes to workers, and remembers whether that works. Thread-safe.
+
+    Args:
+        fleet: connects to workers.
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, fleet: TicketedFleet, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._home = HomeProcess("this client")
+        self._fleet = fleet
+        self._clock_s = clock_s
+        self._is_off = False
+        self._failed: Pauses[None] = Pauses(1, clock_s)
+        self._encoder = Encoder()
+        self._local = threading.local()  # memory that each thread uses again and again
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="direct-write")
+
+    @property
+    def together(self) -> int:
+        """How many pages are written at a time."""
+        return _WRITERS
+
+    def may_write(self) -> bool:
+        """Whether writing to workers is worth a try: it has not failed lately. In a forked process, it is not."""
+        return self._home.is_here and not (self._is_off or self._failed.has(None))
+
+    def note_failed(self) -> None:
+        """Push through the pool for a while; longer each time."""
+        self._failed.note_failed(None)
+
+    def note_worked(self) -> None:
+        """Note that a push wrote to workers."""
+        self._failed.note_worked(None)
+
+    def never(self) -> None:
+        """Do not try again: the pool does not know how."""
+        self._is_off = True
+
+    def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
+        """Do something in another thread.
+
+        Raises:
+            StoreClosed: the client is closed.
+            StoreUnavailable: the machine has no thread for it.
+        """
+        return submitted("the client was closed while a file was being pushed", self._writers, work, *arguments)
+
+    def sealed(
+        self,
+        contents: Sequence[BytesLike],
+        plain_ids: Sequence[bytes],
+        keys: Sequence[ChunkKey],
+        profile: ErasureProfile,
+    ) -> list[SealedChunk]:
+        """Seal and code chunks. Their shards are valid until this thread's next call."""
+        spaces: list[_Space] = getattr(self._local, "spaces", [])
+        spaces += [_Space() for _ in range(len(contents) - len(spaces))]
+        self._local.spaces = spaces
+        return [
+            space.sealed(content, plain_id, key, profile, self._encoder)
+            for space, content, plain_id, key in zip(spaces, contents, plain_ids, keys, strict=False)
+        ]
+
+    def write(self, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]) -> list[bool]:
+        """Write chunks to their places; return for each whether all workers took it."""
+        size = sum(len(shard.payload) for chunk in chunks for shard in chunk.shards)
+        until_s = self._clock_s() + _PATIENCE_S + size / _BYTES_PER_S_MIN
+
+        def left_s() -> float:
+            return 0.0 if is_given_up() else until_s - self._clock_s()
+
+        sending = _Sending(self._fleet, places, left_s)
+        under_way: deque[_Begun | None] = deque()
+        done: list[bool] = []
+        for chunk, row in zip(chunks, places.placed, strict=True):
+            under_way.append(None if row is None else sending.begin(chunk, row))
+            if len(under_way) > _AHEAD:
+                done.append(sending.ended(under_way.popleft()))
+        return done + [sending.ended(begun) for begun in under_way]
+
+    def close(self) -> None:
+        """End threads. Running pushes go on through the pool, or fail."""
+        if self._home.is_here:
+            self.never()
+            self._writers.shutdown(wait=False)
+
+
+class _Sending:
+    """Chunks on their way to their places. For one thread."""
+
+    def __init__(self, fleet: TicketedFleet, places: Places, left_s: Callable[[], float]) -> None:
+        self._fleet = fleet
+        self._ticket = places.ticket
+        self._left_s = left_s
+        slots = fleet.connect(places, self._await_all)
+        self._workers: list[tuple[int, TicketedVolume] | None] = [
+            (slot, volume) if (volume := fleet.volume(slot)) else None for slot in slots
+        ]
+        # Workers take nothing large on a connection on which they have seen no ticket.
+        begun = [(at, self._put(at, [])) for at in range(len(slots))]
+        for at, putting in begun:
+            if putting is None or not self._has_ended(at, putting):
+                self._workers[at] = None
+
+    def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
+        wait(futures, max(0.0, min(within_s, self._left_s())))
+
+    def begin(self, chunk: SealedChunk, row: tuple[int, ...]) -> _Begun | None:
+        """Begin to send the shards of a chunk; return None if that is not possible."""
+        if any(self._workers[at] is None for at in row):
+            return None
+        begun: _Begun = []
+        for at in dict.fromkeys(row):
+            putting = self._put(at, [shard for shard in chunk.shards if row[slot_of(shard.key)] == at])
+            if putting is None:
+                return None
+            begun.append((at, putting))
+        return begun
+
+    def ended(self, begun: _Begun | None) -> bool:
+        """Wait until all workers have a chunk; return whether they do."""
+        ended = [self._has_ended(at, putting) for at, putting in begun or ()]  # all of them, also after a failure
+        return begun is not None and all(ended)
+
+    def _put(self, at: int, shards: Sequence[Shard]) -> Putting | None:
+        worker = self._workers[at]
+        if worker is None:
+            return None
+        slot, volume = worker
+        try:
+            return volume.begin_put(self._ticket, shards, self._left_s)
+        except StorageError as error:
+            self._fleet.note_refused(slot, volume, error)
+            return None
+
+    def _has_ended(self, at: int, putting: Putting) -> bool:
+        worker = self._workers[at]
+        if worker is None:
+            return False
+        slot, volume = worker
+        try:
+            while (left_s := self._left_s()) > 0:  # maybe none at once, as the push was given up
+                if putting.wait(min(left_s, _LOOK_S)):
+                    return True
+            putting.cancel()
+            return False
+        except StorageError as error:
+            self._fleet.note_refused(slot, volume, error)
+            return False

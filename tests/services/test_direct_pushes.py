@@ -1,0 +1,442 @@
+"""Large files whose chunks clients write to workers themselves: what is stored, and what forgers cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from storage import InvalidArgument, QuotaExceeded, Version
+from storage.catalog import CatalogTransaction
+from storage.keys import object_id_of, shard_count, shard_key
+from storage.write.unverified import is_of_client
+from taskworker import Client
+from taskworker.auth.rights import Scope
+from taskworker.client.deadline import Deadline
+from taskworker.client.direct.places import Places
+from taskworker.client.direct.writes import DirectWrites, SealedChunk
+from taskworker.client.sending import OutgoingMessages
+from taskworker.pool.options import PoolOptions
+from taskworker.protos import store_pb2
+from tests.services.test_direct_reads import MIB, Stand
+
+CHUNK = MIB // 2
+SIZE = 9 * MIB + 12_345
+CHUNKS = -(-SIZE // CHUNK)
+PEOPLE = ("ann", "bob", "eve")
+
+
+class Pushing(Stand):
+    """A 2-of-4 pool that lets clients write to its workers."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, PoolOptions(direct_pushes=True, audit_bytes_per_s=0, collect_every_s=0))
+        self.people: dict[str, Client] = {}
+        for name in PEOPLE:
+            self.server.users.add(name)
+            self.people[name] = self.user(name)
+
+    def user(self, name: str, *scopes: str) -> Client:
+        """A client with a token of a user."""
+        users = self.server.users
+        token = users.create_token(name, scopes=map(Scope.parse, scopes)) if scopes else users.create_token(name)
+        return Client(self.address, token=token.text)
+
+    @property
+    def unverified(self) -> int:
+        """How many claims are on chunks that clients wrote, and that the pool has not verified."""
+        return sum(bool(holding.hashes) for holding in self.server.pool.documents.holdings())
+
+    def shards(self) -> set[bytes]:
+        """The keys of all shards on all workers."""
+        volumes = [worker._own.current().volume for worker in self.workers if worker._own is not None]
+        return {key for volume in volumes for key in list(volume.keys())}
+
+    def close(self) -> None:
+        """End all."""
+        for client in self.people.values():
+            client.close()
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushing]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        stand = Pushing(tmp_path_factory.mktemp("stand"))
+        yield stand
+        stand.close()
+
+
+@pytest.fixture
+def ann(stand: Pushing) -> Iterator[Client]:
+    """Who has not been told yet that workers take nothing."""
+    with stand.user("ann") as client:
+        yield client
+
+
+def noise(seed: int, size: int = SIZE) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def content_of(client: Client, version: Version, user: str = "ann") -> bytes:
+    return bytes(client.get(version.file_id, user_id=user))
+
+
+def test_a_large_file_is_written_by_the_client(stand: Pushing, ann: Client) -> None:
+    before, data, told = stand.unverified, noise(1), list[tuple[int, int]]()
+    version = ann.push(
+        data, user_id="ann", filename="large", chunk_size=CHUNK, progress=lambda *done: told.append(done)
+    )
+    assert stand.unverified - before == CHUNKS
+    assert content_of(ann, version) == data
+    with Client(stand.address, direct=False) as operator:
+        assert operator.stat(version.file_id, user_id="ann").size == SIZE
+        assert bytes(operator.get(version.file_id, user_id="ann")) == data
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (SIZE, SIZE)
+
+
+def test_what_is_written_is_verified_before_it_satisfies_another_push(stand: Pushing, ann: Client) -> None:
+    before, data = stand.unverified, noise(2)
+    first = ann.push(data, user_id="ann", filename="first", chunk_size=CHUNK)
+    shards = stand.shards()
+    second = ann.push(data, user_id="ann", filename="second", chunk_size=CHUNK)
+    assert stand.unverified == before
+    assert len({key[:32] for key in stand.shards() - shards}) < 5  # metadata
+    for version in (first, second):
+        assert content_of(ann, version) == data
+
+
+@pytest.mark.parametrize("way", ["small", "hashed", "stream", "off"])
+def test_other_files_go_through_the_pool(stand: Pushing, ann: Client, way: str) -> None:
+    before, data = stand.unverified, noise(3)
+    if way == "small":
+        version = ann.push(data[: 2 * MIB], user_id="ann", filename=way, chunk_size=CHUNK)
+    elif way == "hashed":
+        version = ann.push(data, user_id="ann", filename=way, chunk_size=CHUNK, sha256=hashlib.sha256(data).hexdigest())
+    elif way == "stream":
+        version = ann.push(iter([data]), user_id="ann", filename=way, chunk_size=CHUNK)
+    else:
+        token = stand.server.users.create_token("ann").text
+        with Client(stand.address, token=token, direct=False) as other:
+            version = other.push(data, user_id="ann", filename=way, chunk_size=CHUNK)
+    assert stand.unverified == before
+    assert content_of(ann, version) == data[: version.size]
+
+
+# -- forgers ---------------------------------------------------------------------------------------------
+
+Seal = Callable[..., list[SealedChunk]]
+
+
+def forging(monkeypatch: pytest.MonkeyPatch, forge: Callable[[Seal, Sequence[Any]], list[SealedChunk]]) -> None:
+    """Have clients seal chunks in another way."""
+    sealed = DirectWrites.sealed
+
+    def forged(self: DirectWrites, *arguments: Any) -> list[SealedChunk]:
+        return forge(lambda *given: sealed(self, *given), arguments)
+
+    monkeypatch.setattr(DirectWrites, "sealed", forged)
+
+
+def other_content(seal: Seal, arguments: Sequence[Any]) -> list[SealedChunk]:
+    """Seal zeros with the keys of the right contents."""
+    contents, *rest = arguments
+    return seal([bytes(len(content)) for content in contents], *rest)
+
+
+def wrong_parity(seal: Seal, arguments: Sequence[Any]) -> list[SealedChunk]:
+    """The last shard of each chunk is garbage, with a hash that matches it."""
+    chunks: list[SealedChunk] = []
+    for chunk in seal(*arguments):
+        *others, last = chunk.shards
+        payload = bytes(len(last.payload))
+        chunks.append(
+            SealedChunk(chunk.stored_id, [*others, last._replace(digest=blake3(payload).digest(), payload=payload)])
+        )
+    return chunks
+
+
+@pytest.mark.parametrize("forge", [other_content, wrong_parity])
+@pytest.mark.parametrize("directly", [True, False])
+def test_a_token_for_some_names_cannot_spoil_what_is_pushed_to_others(
+    stand: Pushing,
+    ann: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    forge: Callable[[Seal, Sequence[Any]], list[SealedChunk]],
+    *,
+    directly: bool,
+) -> None:
+    before, data = stand.unverified, noise(hash((forge.__name__, directly)) % 1000)
+    with monkeypatch.context() as patch, stand.user("ann", "files:write:tmp/") as thief:
+        forging(patch, forge)
+        thief.push(data, user_id="ann", filename="tmp/forged", chunk_size=CHUNK)
+    assert stand.unverified - before == CHUNKS
+    token = stand.server.users.create_token("ann").text
+    with Client(stand.address, token=token, direct=directly) as client:
+        version = client.push(data, user_id="ann", filename="good", chunk_size=CHUNK)
+        assert content_of(client, version) == data
+    assert content_of(ann, version) == data
+    for index in range(0, CHUNKS, 5):  # all shards are what they should be
+        (place,) = places_of(stand, version, index)
+        audited = stand.server.pool.store.upkeep.read_back().audit(place)
+        assert (audited.shards, audited.wrong) == (shard_count(place), 0)
+
+
+def places_of(stand: Pushing, version: Version, index: int) -> list[Any]:
+    with stand.server.pool.store.open_file(version.file_id, user_id="ann") as reader:
+        return [place.stripe for place in reader.places(index, 1)]
+
+
+def test_contents_are_compared_also_when_it_is_forgotten_who_wrote_them(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a rebuild of the catalog."""
+    data, documents = noise(4), stand.server.pool.documents
+    with monkeypatch.context() as patch:
+        forging(patch, other_content)
+        forged = ann.push(data, user_id="ann", filename="forged", chunk_size=CHUNK)
+    forgotten = [holding for holding in documents.holdings() if holding.hashes]
+
+    def forget(txn: CatalogTransaction) -> None:
+        for holding in forgotten:
+            txn.vouch(holding.user, holding.stripe)
+
+    documents.transact(forget)
+    version = ann.push(data, user_id="ann", filename="good", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    assert content_of(ann, forged) == bytes(SIZE)  # which is what was pushed, whatever it was called
+
+
+def test_no_worker_is_blamed_for_what_a_client_wrote(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, pool = noise(5), stand.server.pool
+    with monkeypatch.context() as patch:
+        forging(patch, wrong_parity)
+        version = ann.push(data, user_id="ann", filename="spoiled", chunk_size=CHUNK)
+    (stripe,) = places_of(stand, version, 0)
+    volume = pool.fleet.volume(pool.fleet.targets(stripe)[3])
+    assert volume is not None
+    forged = volume.read(shard_key(stripe, 3))
+    assert forged is not None
+    assert is_of_client(pool.documents, forged)
+    assert not is_of_client(pool.documents, forged._replace(digest=bytes(32)))
+    readback = pool.store.upkeep.read_back()
+    for index in range(0, CHUNKS, 3):
+        readback.audit(*places_of(stand, version, index))
+    assert not any(pool.fleet.times_lied(slot) for slot in pool.fleet.slots)
+    assert content_of(ann, version) == data
+
+
+class Raw:
+    """A push that is under way, and calls about it, made by hand."""
+
+    def __init__(self, stand: Pushing, user: str, push_id: bytes = b"p" * 16) -> None:
+        self.user, self.push_id = user, push_id
+        self.channel = stand.people[user]._channel
+        self.store = self.channel.store
+        self.steps: list[store_pb2.PushPart] = []
+
+    def run(self, act: Callable[[Raw], list[store_pb2.PushPart]]) -> store_pb2.PushStreamResponse:
+        """Begin the push, act, and send what ``act`` returns."""
+
+        def messages() -> Iterator[bytes]:
+            header = store_pb2.PushHeader(filename="raw", user_id=self.user, push_id=self.push_id, chunk_size=CHUNK)
+            yield store_pb2.PushPart(header=header).SerializeToString()
+            yield b""
+            yield from [part.SerializeToString() for part in act(self)]
+
+        return self.channel.push(OutgoingMessages(messages()), Deadline(60.0))
+
+    def call(self, method: Any, request: Any) -> Any:
+        request.user_id, request.push_id = self.user, self.push_id
+        return self.channel.unary(method, request, Deadline(60.0))
+
+    def prepare(self, *plain_ids: bytes) -> store_pb2.PrepareChunksResponse:
+        return self.call(self.store.PrepareChunks, store_pb2.PrepareChunksRequest(plain_ids=b"".join(plain_ids)))  # type: ignore[no-any-return]
+
+    def place(
+        self, *stored_ids: bytes, length: int = CHUNK, hashes: bytes = bytes(64)
+    ) -> store_pb2.PlaceChunksResponse:
+        chunks = [
+            store_pb2.ClientChunk(plain_id=bytes(32), stored_id=one, length=length, hashes=hashes) for one in stored_ids
+        ]
+        return self.call(self.store.PlaceChunks, store_pb2.PlaceChunksRequest(chunks=chunks))  # type: ignore[no-any-return]
+
+    def settle(self, *stored_ids: bytes) -> list[bool]:
+        request = store_pb2.SettleChunksRequest(stored_ids=b"".join(stored_ids))
+        return list(self.call(self.store.SettleChunks, request).written)
+
+
+def written(*stored_ids: bytes) -> store_pb2.PushPart:
+    return store_pb2.PushPart(written=store_pb2.ChunkList(chunk_ids=stored_ids))
+
+
+def commit(size: int) -> store_pb2.PushPart:
+    return store_pb2.PushPart(commit=store_pb2.PushCommit(size=size))
+
+
+def test_what_workers_do_not_have_is_not_stored(stand: Pushing) -> None:
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        stored_id = blake3(b"never written").digest()
+        assert raw.place(stored_id).ticket
+        assert raw.settle(stored_id, bytes(32)) == [False, False]
+        return [written(stored_id), commit(CHUNK)]
+
+    before = stand.unverified
+    with pytest.raises(InvalidArgument, match="was not written; send its bytes"):
+        Raw(stand, "ann").run(act)
+    assert stand.people["ann"].find("raw", user_id="ann") is None
+    assert stand.unverified == before
+
+
+def test_nobody_writes_to_a_chunk_that_exists(stand: Pushing, ann: Client) -> None:
+    version = ann.push(noise(7), user_id="ann", filename="mine", chunk_size=CHUNK)
+    (stripe,) = places_of(stand, version, 0)
+
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        placed = raw.place(object_id_of(stripe))
+        assert (placed.placed, placed.ticket) == (b"\xff" * 4, b"")
+        assert raw.settle(object_id_of(stripe)) == [False]
+        return [written(object_id_of(stripe)), commit(CHUNK)]
+
+    for user in ("ann", "eve"):
+        with pytest.raises(InvalidArgument, match="was not written"):
+            Raw(stand, user).run(act)
+
+
+def test_a_push_is_known_to_its_user_only(stand: Pushing) -> None:
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        keys = raw.prepare(bytes(32)).keys
+        assert len(keys) == 32
+        eve = Raw(stand, "eve", raw.push_id)
+        with pytest.raises(InvalidArgument, match="no push with this id"):
+            eve.prepare(bytes(32))
+        with pytest.raises(InvalidArgument, match="another push has this id"):
+            Raw(stand, "ann", raw.push_id).run(lambda _: [commit(0)])
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    assert Raw(stand, "ann").run(act).version.size == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"length": 0}, "1 to"),
+        ({"length": CHUNK + 1}, "1 to"),
+        ({"hashes": bytes(65)}, "4 hashes"),
+        ({"stored_id": b"short"}, "32 bytes each"),
+    ],
+)
+def test_malformed_chunks_are_refused(stand: Pushing, given: dict[str, Any], why: str) -> None:
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        stored_id = given.pop("stored_id", bytes(32))
+        with pytest.raises(InvalidArgument, match=why):
+            raw.place(stored_id, **given)
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    Raw(stand, "bob").run(act)
+
+
+def test_too_many_chunks_are_refused(stand: Pushing) -> None:
+    many = [blake3(bytes([at])).digest() for at in range(65)]
+
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        for call in (raw.prepare, raw.place, raw.settle):
+            with pytest.raises(InvalidArgument, match="at most 64"):
+                call(*many)
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    Raw(stand, "bob").run(act)
+
+
+def test_a_quota_holds(stand: Pushing) -> None:
+    stand.server.users.add("small")
+    stand.server.users.set_quota("small", files_max=None, bytes_max=SIZE)
+    with stand.user("small") as client, pytest.raises(QuotaExceeded):
+        client.push(noise(8), user_id="small", filename="large", chunk_size=CHUNK)
+    assert not [
+        one for one in stand.server.pool.documents.holdings() if one.hashes and not one.uploads and not one.name
+    ]
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------
+
+
+class Breaking(io.BytesIO):
+    """A file that cannot be read to its end, once some of it was written."""
+
+    def __init__(self, data: bytes, is_written: threading.Event) -> None:
+        super().__init__(data)
+        self._is_written = is_written
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() > SIZE * 2 // 3:
+            assert self._is_written.wait(60.0)
+            raise OSError("the disk failed")
+        return super().read(size)
+
+
+def test_what_a_push_wrote_that_was_given_up_is_collected(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, write, is_written = stand.server.pool.store.collect, DirectWrites.write, threading.Event()
+
+    def noted(self: DirectWrites, *arguments: Any) -> list[bool]:
+        taken = write(self, *arguments)
+        is_written.set()
+        return taken
+
+    monkeypatch.setattr(DirectWrites, "write", noted)
+    collect(grace_s=0.0)
+    before = stand.shards()
+    with pytest.raises(OSError, match="the disk failed"):
+        ann.push(Breaking(noise(9), is_written), user_id="ann", filename="broken")
+    assert stand.shards() > before
+    collect(grace_s=0.0)
+    assert stand.shards() == before
+
+
+def test_chunks_that_a_worker_does_not_take_go_through_the_pool(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, data, write = stand.unverified, noise(10), DirectWrites.write
+
+    def partly(
+        self: DirectWrites, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]
+    ) -> list[bool]:
+        placed = [None if at % 3 == 1 else row for at, row in enumerate(places.placed)]
+        return write(self, places._replace(placed=placed), chunks, is_given_up)
+
+    monkeypatch.setattr(DirectWrites, "write", partly)
+    version = ann.push(data, user_id="ann", filename="partly", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    assert CHUNKS / 2 < stand.unverified - before < CHUNKS * 3 / 4
+
+
+def test_a_worker_that_stops_in_the_middle_fails_no_push(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test, as the worker does not come back."""
+    data, write, pages = noise(11), DirectWrites.write, list[int]()
+
+    def interrupted(self: DirectWrites, *arguments: Any) -> list[bool]:
+        pages.append(len(pages))
+        if len(pages) == 2:
+            stand.workers.pop().stop(0.0)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(DirectWrites, "write", interrupted)
+    version = ann.push(data, user_id="ann", filename="interrupted", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    with Client(stand.address, direct=False) as operator:
+        assert bytes(operator.get(version.file_id, user_id="ann")) == data
