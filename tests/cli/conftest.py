@@ -81,8 +81,13 @@ class Cli:
 @contextmanager
 def serving(cli: Cli, store: Path, *options: str) -> Iterator[str]:
     """A server process on ``store``; gives its address, and must end well when asked to."""
-    process = cli.start(
-        "--store", store, "serve", "--listen", "127.0.0.1:0", "--json", *options, stdin=subprocess.DEVNULL
+    process = forked.Command(
+        ["--store", store, "serve", "--listen", "127.0.0.1:0", "--json", *options],
+        cwd=cli.directory,
+        env=cli.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
