@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "taskworker" / "client"
-FILES = ("file_calls", "listing_calls", "concatenating_calls", "many_calls", "revision_calls")
+FILES = ("file_calls", "deleting_calls", "listing_calls", "concatenating_calls", "many_calls", "revision_calls")
 OTHERS = ("folder_calls", "sharing_calls", "function_calls", "maintenance_calls")
 NOT_AWAITED = {"close", "open", "call_texts", "stream_texts"}
 """Methods that are written by hand, have no use as coroutines, or are only for the command line."""

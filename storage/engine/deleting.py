@@ -48,7 +48,9 @@ class DeletingStore(ReadableStore):
         self._delete(list(dict.fromkeys(self._parts.files.entry(file_id, user_id)[0] for file_id in file_ids)), user_id)
 
     @checked
-    def delete_version(self, file_id: str, version_id: str, *, user_id: str) -> Version | None:
+    def delete_version(
+        self, file_id: str, version_id: str, *, user_id: str, if_head: str | None = None
+    ) -> Version | None:
         """Delete one version of a file. The others stay as they are; their history leaves it out.
 
         If it is the newest one, the version before it is the head again. If it is the only one, the file is deleted.
@@ -58,6 +60,7 @@ class DeletingStore(ReadableStore):
             file_id: the file.
             version_id: the version.
             user_id: the owner.
+            if_head: delete nothing unless this version is the head then, which may be the same one.
 
         Returns:
             The head of the file now; None if the file is gone.
@@ -65,11 +68,13 @@ class DeletingStore(ReadableStore):
         Raises:
             FileNotFound: there is no such file, or it is another user's.
             VersionNotFound: the file has no such version.
+            ConflictError: another version is the head.
             CatalogBehind: see :attr:`behind`.
         """
         self._parts.check_writable()
         identifier, version = self._parts.files.identifiers(file_id, version_id, user_id)
-        head = self._parts.pushing.commits.delete_version(identifier, version, *_deleting_by(user_id))
+        condition = condition_of(if_absent=False, if_head=if_head)
+        head = self._parts.pushing.commits.delete_version(identifier, version, *_deleting_by(user_id, condition))
         self._parts.forget([identifier])
         return None if head is None else head.public()
 

@@ -221,11 +221,13 @@ class AsyncFileCalls(AsyncCalls):
         )
 
     async def delete_version(
-        self, file_id: str, version_id: str, *, user_id: str, timeout_s: float | None = None
+        self, file_id: str, version_id: str, *, user_id: str, if_head: str | None = None, timeout_s: float | None = None
     ) -> Version | None:
         """See :meth:`Client.delete_version`."""
         return await self._run(
-            lambda: self._client.delete_version(file_id, version_id, user_id=user_id, timeout_s=timeout_s)
+            lambda: self._client.delete_version(
+                file_id, version_id, user_id=user_id, if_head=if_head, timeout_s=timeout_s
+            )
         )
 
     async def delete_files(self, file_ids: Sequence[str], *, user_id: str, timeout_s: float | None = None) -> None:

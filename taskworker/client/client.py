@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskworker.client.concatenating_calls import ConcatenatingCalls
+from taskworker.client.deleting_calls import DeletingCalls
 from taskworker.client.file_calls import FileCalls
 from taskworker.client.folder_calls import FolderCalls
 from taskworker.client.function_calls import FunctionCalls
@@ -15,6 +16,7 @@ from taskworker.client.sharing_calls import SharingCalls
 
 class Client(
     FileCalls,
+    DeletingCalls,
     ListingCalls,
     ConcatenatingCalls,
     ManyCalls,

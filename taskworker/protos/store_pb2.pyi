@@ -279,6 +279,7 @@ class DescribeResponse(_message.Message):
     HAS_CONDITIONS_FIELD_NUMBER: _builtins.int
     HAS_DELETE_CONDITIONS_FIELD_NUMBER: _builtins.int
     HAS_DIRECT_PUSHES_FIELD_NUMBER: _builtins.int
+    HAS_VERSION_DELETE_CONDITIONS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """of files that are pushed without one"""
     unary_bytes_max: _builtins.int
@@ -293,6 +294,8 @@ class DescribeResponse(_message.Message):
     """knows if_head of Delete"""
     has_direct_pushes: _builtins.bool
     """knows PrepareChunks, and the calls after it; some worker lets clients in"""
+    has_version_delete_conditions: _builtins.bool
+    """knows if_head of DeleteVersion"""
     @_builtins.property
     def profile(self) -> Global___ErasureProfile:
         """likewise"""
@@ -308,10 +311,11 @@ class DescribeResponse(_message.Message):
         has_conditions: _builtins.bool = ...,
         has_delete_conditions: _builtins.bool = ...,
         has_direct_pushes: _builtins.bool = ...,
+        has_version_delete_conditions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "has_delete_conditions", b"has_delete_conditions", "has_direct_pushes", b"has_direct_pushes", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids_max", b"chunk_ids_max", "chunk_size", b"chunk_size", "has_conditions", b"has_conditions", "has_delete_conditions", b"has_delete_conditions", "has_direct_pushes", b"has_direct_pushes", "has_version_delete_conditions", b"has_version_delete_conditions", "part_bytes_max", b"part_bytes_max", "profile", b"profile", "unary_bytes_max", b"unary_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1583,19 +1587,23 @@ class DeleteVersionRequest(_message.Message):
     FILE_ID_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    IF_HEAD_FIELD_NUMBER: _builtins.int
     file_id: _builtins.str
     version_id: _builtins.str
     user_id: _builtins.str
+    if_head: _builtins.str
+    """delete nothing unless this version is the head: ABORTED; empty: any"""
     def __init__(
         self,
         *,
         file_id: _builtins.str = ...,
         version_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
+        if_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "if_head", b"if_head", "user_id", b"user_id", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

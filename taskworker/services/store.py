@@ -117,6 +117,7 @@ class StoreService(DirectPushService):
             has_conditions=True,
             has_delete_conditions=True,
             has_direct_pushes=self.has_direct_pushes,
+            has_version_delete_conditions=True,
         )
 
     def PushStream(  # noqa: N802
@@ -350,7 +351,9 @@ class StoreService(DirectPushService):
         self, request: store_pb2.DeleteVersionRequest, _caller: Caller
     ) -> store_pb2.DeleteVersionResponse:
         """Delete one version of a file."""
-        head = self._store.delete_version(request.file_id, request.version_id, user_id=request.user_id)
+        head = self._store.delete_version(
+            request.file_id, request.version_id, user_id=request.user_id, if_head=request.if_head or None
+        )
         return store_pb2.DeleteVersionResponse(head=None if head is None else version_to_proto(head))
 
     def DeleteFiles(  # noqa: N802

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage import ConflictError, FileNotFound, FileStorage, ManifestDiff, Patch, Version, VersionNotFound
-from storage.errors import CatalogBehind
+from storage.errors import CatalogBehind, InvalidArgument
 from storage.keys import Kind, kind_of
 from storage.maintenance.live import LiveRun, live_runs
 from storage.write.quotas import Quota
@@ -290,3 +290,23 @@ def test_its_bytes_count_until_a_collect(chain: Chain) -> None:
     chain.push(content(50, 3 * CHUNK))
     chain.store.delete(chain.file_id, user_id=USER)
     assert taken() == 0
+
+
+def test_a_version_is_deleted_only_if_the_head_is_the_one_given(chain: Chain) -> None:
+    def delete(at: int, head: str) -> None:
+        chain.store.delete_version(chain.file_id, chain.versions[at].version_id, user_id=USER, if_head=head)
+
+    former, newest = chain.versions[2].version_id, chain.versions[3].version_id
+    for at in (0, 2, 3):
+        with pytest.raises(ConflictError, match="the head of"):
+            delete(at, former)
+    with pytest.raises(InvalidArgument):
+        delete(0, "no id")
+    chain.check(0, 1, 2, 3)
+    delete(1, newest)
+    delete(3, newest)
+    chain.check(0, 2)
+    for at in (0, 2):
+        delete(at, former)
+    with pytest.raises(FileNotFound):
+        chain.store.stat(chain.file_id, user_id=USER)

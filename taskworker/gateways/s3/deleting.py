@@ -128,7 +128,7 @@ def _begun(
         if not matches(match, etag_of(head, metadata)):
             raise S3Error("PreconditionFailed", "the object has another entity tag", Condition="If-Match")
     if version_id is not None and (bucket.versioning or version_id != NULL_ID):
-        return _removed_version(call, head, version_id)
+        return _removed_version(call, head, version_id, on_condition=match is not None)
     if bucket.versioning:
         return marked(call, name, bucket.versioning, None if match is None or head is None else head.version_id)
     if head is None:
@@ -183,15 +183,22 @@ def marked(call: Call, name: str, versioning: str, if_head: str | None = None) -
     return [("x-amz-delete-marker", "true"), ("x-amz-version-id", version_id_of(version, marker))]
 
 
-def _removed_version(call: Call, head: Version | None, version_id: str) -> list[tuple[str, str]]:
-    """Delete a version or marker; the one before it is the newest then, if it was that. Nothing, if there is none."""
+def _removed_version(call: Call, head: Version | None, version_id: str, *, on_condition: bool) -> list[tuple[str, str]]:
+    """Delete a version or marker; the one before it is the newest then, if it was that. Nothing, if there is none.
+
+    A condition is about the newest version, as with Amazon, and holds for as long as that is the newest.
+
+    Raises:
+        S3Error: the version is locked, or that cannot be told.
+        ConflictError: there is a condition, and another version is the newest one by now.
+    """
     headers = [("x-amz-version-id", version_id)]
     if head is None:
         return headers
     doomed = _versions_called(call, head, version_id)
     for version in doomed:
         try:
-            delete_unlocked(call, version)
+            delete_unlocked(call, version, head.version_id if on_condition else None)
         except (FileNotFound, VersionNotFound):
             continue  # somebody else was faster
     is_marker = any(metadata_of(version).is_marker for version in doomed[-1:])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from storage import Version, VersionPage
 from storage.errors import ConflictError, FileNotFound, VersionNotFound
+from taskworker.errors import CallNotOffered
 from taskworker.gateways.s3.accounts import Account
 from taskworker.gateways.s3.bodies import Expected
 from taskworker.gateways.s3.buckets import Bucket, read_settings
@@ -195,17 +196,21 @@ class BucketPass:
     def _delete(self, version: Version, *, is_head: bool) -> bool:
         """Delete a version for good, if it is, or is not, the newest one, and is not locked.
 
-        Whether it is the newest one is looked at just before. The store has no deletion on that condition: if somebody
-        deletes the newer ones in the same moment, a version goes that would have been the newest one from then on.
+        Nothing is deleted if another version becomes the newest one meanwhile, unless the pool is of a former release,
+        which has no deletion on that condition.
         """
         account = self._account()
         try:
             head = account.client.stat(version.file_id, user_id=account.user)
             if (head.version_id == version.version_id) is not is_head:
                 return False
-            delete_unlocked(self._call(self._key_of(version)), version)
-        except (FileNotFound, VersionNotFound):
-            return False  # it was deleted just now
+            call = self._call(self._key_of(version))
+            try:
+                delete_unlocked(call, version, head.version_id)
+            except CallNotOffered:
+                delete_unlocked(call, version)
+        except (ConflictError, FileNotFound, VersionNotFound):
+            return False  # it, or a newer one, was deleted or put just now
         except S3Error as error:
             _log.debug("a former version in bucket %r stays: %s", self._name, error)
             return False

@@ -170,16 +170,22 @@ def change_lock(call: Call, version: Version, changed: Callable[[Lock], Lock]) -
     raise S3Error("OperationAborted", "other requests change the lock of this version; try again")
 
 
-def delete_unlocked(call: Call, version: Version) -> None:
+def delete_unlocked(call: Call, version: Version, if_head: str | None = None) -> None:
     """Delete a version for good, if it is not locked.
+
+    Args:
+        call: about which bucket of whom.
+        version: the version.
+        if_head: delete nothing unless the version with this id is the newest one then.
 
     Raises:
         S3Error: it is locked, or that cannot be told.
         FileNotFound, VersionNotFound: it is gone.
+        ConflictError: another version is the newest one.
     """
     with _alone_with(version):
         kept = check_unlocked(call, version)
-        call.client.delete_version(version.file_id, version.version_id, user_id=call.user)
+        call.client.delete_version(version.file_id, version.version_id, user_id=call.user, if_head=if_head)
         if kept is not None:
             with contextlib.suppress(FileNotFound, PermissionDenied):  # it says nothing about any other version
                 call.client.delete(kept.file_id, user_id=call.user)

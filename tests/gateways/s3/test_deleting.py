@@ -183,6 +183,30 @@ def test_if_match_is_of_what_is_deleted(
         assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"new"
 
 
+def test_a_condition_of_deleting_a_version_is_about_the_newest_one_until_it_is_done(
+    s3: Any, new_bucket: NewBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, stat = new_bucket(), Client.stat
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=ENABLED)
+    first, second = (s3.put_object(Bucket=bucket, Key="k", Body=body) for body in (b"1", b"2"))
+    named = {"Bucket": bucket, "Key": "k", "VersionId": first["VersionId"], "IfMatch": second["ETag"]}
+    done: list[str] = []
+
+    def meanwhile(*given: Any, **more: Any) -> Any:
+        """Called when the condition was looked at."""
+        if more.get("version_id") == first["VersionId"] and not done:
+            done.append(s3.put_object(Bucket=bucket, Key="k", Body=b"3")["VersionId"])
+        return stat(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "stat", meanwhile)
+        assert refused(lambda: s3.delete_object(**named)) == ("PreconditionFailed", 412)
+    assert len(versions(s3, bucket)[0]) == 3
+    s3.delete_object(Bucket=bucket, Key="k", VersionId=done[0])
+    s3.delete_object(**named)
+    assert versions(s3, bucket)[0] == [second["VersionId"]]
+
+
 # -- what takes long ------------------------------------------------------------------------------------
 
 

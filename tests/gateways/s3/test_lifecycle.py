@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from taskworker.client import Client
 from taskworker.gateways.s3 import lifecycle_passes
 from taskworker.gateways.s3.lifecycle_passes import Expired
 from taskworker.gateways.s3.lifecycle_rules import after_days, enabled
@@ -326,6 +327,27 @@ def test_what_is_put_again_meanwhile_does_not_expire(
 
     apply(2.1, put_again)
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"new"
+
+
+def test_a_former_version_that_becomes_the_newest_meanwhile_stays(
+    s3: Any, new_bucket: NewBucket, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, stat = new_bucket(), Client.stat
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    put_rules(s3, bucket, rule({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}))
+    former, newest = (s3.put_object(Bucket=bucket, Key="k", Body=body)["VersionId"] for body in (b"1", b"2"))
+
+    def meanwhile(*given: Any, **more: Any) -> Any:
+        """Called when it is known which version is the newest."""
+        head = stat(*given, **more)
+        if head.version_id == newest:
+            s3.delete_object(Bucket=bucket, Key="k", VersionId=newest)
+        return head
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "stat", meanwhile)
+        assert apply(3.1).versions == 0
+    assert versions(s3, bucket)[0] == [former]
 
 
 def test_settings_that_others_wrote_expire_nothing(s3: Any, new_bucket: NewBucket, apply: Apply, accounts: Any) -> None:
