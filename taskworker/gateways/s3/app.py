@@ -93,7 +93,7 @@ class S3App:
         self._lifecycles = lifecycles
         self._now_ms = now_ms
         self._clock_s = clock_s
-        self._buckets = Buckets()
+        self._buckets = Buckets(clock_s=clock_s)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         # One user may have 24 of 32 transfers, and one host 4 of 8 forms, as who sends one is not known yet.
         turns = partial(Turns, waiting=CONNECTIONS_MAX, within_s=_WAIT_S)

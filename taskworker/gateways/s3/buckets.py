@@ -16,7 +16,7 @@ from cachetools import TTLCache
 
 from storage import Version
 from storage.clocks import monotonic_s
-from storage.errors import ConflictError, FileNotFound, PermissionDenied, VersionNotFound
+from storage.errors import ConflictError, FileNotFound, PermissionDenied
 from taskworker.client import Client
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
@@ -412,14 +412,20 @@ def untold() -> S3Error:
 
 def read_settings(client: Client, user: str, name: str) -> tuple[str, Bucket] | None:
     """The settings of a user's bucket, and the id of their version; None: it was not made."""
-    kept = client.find(settings_name(name), user_id=user)
-    if kept is None:
-        return None
+    kept = read_file(client, user, settings_name(name), _SETTINGS_BYTES_MAX)
+    return None if kept is None else (kept[0].version_id, Bucket.parse(kept[1]))
+
+
+def read_file(client: Client, user: str, name: str, bytes_max: int) -> tuple[Version, bytes] | None:
+    """A file of the gateway's own, and its content, by one call of the pool; None: there is none.
+
+    Others may have written it: if it has more than ``bytes_max`` bytes, the content is empty, which makes no sense.
+    """
     try:
-        raw = client.get(kept.file_id, user_id=user, version_id=kept.version_id, length=_SETTINGS_BYTES_MAX)
-    except (FileNotFound, VersionNotFound):  # it was removed just now
+        version, content = client.get_small(name, user_id=user, by_name=True, bytes_max=bytes_max)
+    except FileNotFound:
         return None
-    return kept.version_id, Bucket.parse(raw)
+    return version, content or b""
 
 
 def _check_empty(call: Call) -> None:
