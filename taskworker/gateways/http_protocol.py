@@ -324,6 +324,8 @@ class _Joining:
     def flush(self) -> None:
         held, size = self._held, self._size
         self._held, self._size = [], 0
+        if self._transport.is_closing():  # uvloop raises errors where asyncio drops what is written
+            return
         if size < _TOGETHER:
             held = [b"".join(held)] if held else held
         for data in held:
