@@ -101,6 +101,8 @@ class Target:
         """
         with self._replacing(parts) as (directory, part), self.opened(first[:-1]) as source:
             os.link(first[-1], part, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=directory)  # renaming a file to another name of itself does nothing
 
     def finish(self) -> None:
         """Set modes and times of directories, the innermost first."""
@@ -168,8 +170,6 @@ class Target:
             if isinstance(error, IsADirectoryError):
                 raise Unstorable("a directory is in its place; remove it, or restore to another directory") from None
             raise
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=directory)  # renaming a file to another name of itself does nothing
 
     # -- attributes ------------------------------------------------------------------------------
 

@@ -192,9 +192,9 @@ def test_an_unchanged_folder_is_not_read_from_the_store(folder: Folder) -> None:
     loaded: list[bytes] = []
     load = Repository.load
 
-    def noted(repository: Repository, blob: bytes) -> bytes:
+    def noted(repository: Repository, blob: bytes, **options: bool) -> bytes:
         loaded.append(blob)
-        return load(repository, blob)
+        return load(repository, blob, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Repository, "load", noted)

@@ -277,7 +277,7 @@ class _Sweep:
     def _packs(self, blobs: Sequence[bytes], moved: list[tuple[bytes, Place]]) -> Iterator[tuple[str, Content]]:
         pack = Pack()
         for blob in blobs:
-            pack.add(blob, self.repository.load(blob))
+            pack.add(blob, self.repository.load(blob, with_pack=True))
             if pack.size >= _PACK_BYTES:
                 moved += pack.blobs
                 yield self.repository.container_name(pack.container), pack.content()

@@ -183,8 +183,12 @@ class Repository:
                 return index.place_at(position)
         return None
 
-    def load(self, blob: bytes) -> bytes:
+    def load(self, blob: bytes, *, with_pack: bool = False) -> bytes:
         """A blob that fits into memory, verified: a directory, or the content of a file that was packed.
+
+        Args:
+            blob: its id.
+            with_pack: whether to read all of its pack at once, as most of that will be asked for.
 
         Raises:
             FolderDamaged: it is not stored, or is not what its name says.
@@ -193,7 +197,7 @@ class Repository:
         place = self._place(blob)
         if place.length > max(PACK_BYTES_MAX, DIRECTORY_BYTES_MAX):
             raise FolderDamaged(f"a blob of {place.length:,} bytes is no directory")
-        data = self._piece(place)
+        data = self._piece(place, with_pack=with_pack)
         if blob_id(data) != blob:
             raise FolderDamaged(f"blob {blob.hex()[:16]} of the folder is not what its name says")
         return data
@@ -205,7 +209,7 @@ class Repository:
         """
         place = self._place(blob)
         if place.length <= PACK_BYTES_MAX:
-            yield self.load(blob)
+            yield self.load(blob, with_pack=True)
             return
         from blake3 import blake3
 
@@ -226,11 +230,11 @@ class Repository:
             raise FolderDamaged(f"blob {blob.hex()[:16]} of the folder is not stored any more")
         return place
 
-    def _piece(self, place: Place) -> bytes:
+    def _piece(self, place: Place, *, with_pack: bool) -> bytes:
         pack = self._packs.get(place.container)
         if pack is None:
             self._pieces[place.container] += 1
-            if self._pieces[place.container] <= _PIECES_MAX:
+            if self._pieces[place.container] <= _PIECES_MAX and not with_pack:
                 return self.files.read(self.head(place.container), place.offset, place.offset + place.length)
             (outcome,) = self.files.get_many(
                 [self.container_name(place.container)], by_name=True, bytes_max=PACK_BYTES_MAX
