@@ -13,11 +13,14 @@ from taskworker.folders.problems import Problem, text_of
 from taskworker.folders.restoring import Target
 from taskworker.folders.scanning import DEPTH_MAX
 from taskworker.folders.snapshots.directories import read_directory
+from taskworker.folders.snapshots.reading_ahead import Item, ReadAhead
 from taskworker.folders.snapshots.records import Snapshot
-from taskworker.folders.snapshots.repository import Repository
+from taskworker.folders.snapshots.repository import PACK_BYTES_MAX, Repository
 
 Progress = Callable[[int, int], None]
 """Called with the number of files that are done, and of their bytes."""
+
+_AHEAD_BYTES_MAX = 16 << 20
 
 LinkKey = tuple[int, int, tuple[bytes, ...]]
 Parts = tuple[bytes, ...]
@@ -131,10 +134,14 @@ class _Restoring:
         try:
             if entry.kind is Kind.DIRECTORY:
                 place.add_directory((), entry)
-                for parts, each in walk(self.repository, entry, self._told):
-                    self._put(place, parts, each)
+                with ReadAhead(self._read(entry), _AHEAD_BYTES_MAX) as items:
+                    for item in items:
+                        if item.entry is not None:
+                            self._put(place, item.entry, item)
+                        elif item.error is not None:
+                            self._told(b"/".join(item.path), item.error)
             else:
-                self._put(place, (entry.name,), entry)
+                self._put(place, entry, Item((entry.name,), entry))
             place.finish()
         finally:
             place.close()
@@ -145,12 +152,40 @@ class _Restoring:
         self._failed.add(path)
         self.problem(path, error)
 
-    def _put(self, place: Target, parts: Parts, entry: Entry) -> None:
+    def _read(self, top: Entry) -> Iterator[Item]:
+        """All that is below a directory, with the content of files that fit into memory."""
+        told: list[Item] = []
+
+        def problem(path: bytes, error: Exception) -> None:
+            told.append(Item(tuple(path.split(b"/")), None, error=error))
+
+        for parts, entry in walk(self.repository, top, problem):
+            yield from told
+            told.clear()
+            try:
+                yield Item(parts, entry, self._small(entry))
+            except (OSError, StorageError) as error:
+                yield Item(parts, entry, error=error)
+        yield from told
+
+    def _small(self, entry: Entry) -> bytes | None:
+        """The content of a file, if that is one blob that fits into memory."""
+        if entry.kind is not Kind.FILE or len(entry.content) != 1:
+            return None
+        place = self.repository.place_of(entry.content[0])
+        if place is None or place.length > PACK_BYTES_MAX:
+            return None
+        return b"".join(self.repository.content(entry.content[0]))
+
+    def _put(self, place: Target, entry: Entry, item: Item) -> None:
+        parts = item.path
         try:
+            if item.error is not None:
+                raise item.error
             if entry.kind is Kind.DIRECTORY:
                 place.add_directory(parts, entry)
             elif entry.kind is Kind.FILE:
-                self._put_file(place, parts, entry)
+                self._put_file(place, entry, item)
             else:
                 place.add_other(parts, entry)
         except (OSError, OverflowError, ValueError, StorageError) as error:
@@ -164,14 +199,15 @@ class _Restoring:
         if self.progress is not None:
             self.progress(self.report.files, self.report.size)
 
-    def _put_file(self, place: Target, parts: Parts, entry: Entry) -> None:
+    def _put_file(self, place: Target, entry: Entry, item: Item) -> None:
+        parts = item.path
         if entry.hard_links > 1:
             key = (entry.inode, entry.mtime_ns, entry.content)
             first = self._first.get(key)
             if first is not None:
                 place.add_link(parts, first)
                 return
-        place.add_file(parts, entry, self._content(entry))
+        place.add_file(parts, entry, self._content(entry) if item.data is None else (item.data,))
         if entry.hard_links > 1:
             self._first[key] = parts
 
