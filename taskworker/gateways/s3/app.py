@@ -41,7 +41,11 @@ from taskworker.metrics.requests import RequestMetrics, Served
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-THREADS = 64
+THREADS = 96
+WORKS_MAX = 32
+"""Requests without a large body that threads work on; the others wait."""
+LOOK_UPS_MAX = 16
+"""Access keys that are looked up. Who asks is not known yet."""
 TRANSFERS_MAX = 32
 """Bodies and contents of more than a message that are under way; the others wait."""
 FORMS_MAX = 8
@@ -95,10 +99,12 @@ class S3App:
         self._clock_s = clock_s
         self._buckets = Buckets(clock_s=clock_s)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
-        # One user may have 24 of 32 transfers, and one host 4 of 8 forms, as who sends one is not known yet.
+        # One user may have 24 of 32 works and as many transfers, and one host half of the rest.
         turns = partial(Turns, waiting=CONNECTIONS_MAX, within_s=_WAIT_S)
         self._transfers = turns(TRANSFERS_MAX, "transfers are under way", times=3)
+        self._works = turns(WORKS_MAX, "requests are under way", times=3)
         self._forms = turns(FORMS_MAX, "forms are under way")
+        self._look_ups = turns(LOOK_UPS_MAX, "access keys are looked up")
 
     def close(self) -> None:
         """End the threads, once what they work on is done, and the connections."""
@@ -149,7 +155,7 @@ class S3App:
         bucket, key = self._target(head)
         if head.method == "OPTIONS":
             served.operation = "Preflight"
-            return await self._preflight(head, bucket)
+            return await self._preflight(head, bucket, incoming)
         claim = claim_of(head) or claim_of_url(head)
         now_ms = self._now_ms()
         if claim is None and bucket and not key and posting.is_form(head):
@@ -158,7 +164,7 @@ class S3App:
                 return await self._run(
                     posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
                 )
-        account, signed = await self._caller(head, claim, bucket)
+        account, signed = await self._caller(head, claim, bucket, incoming)
         if isinstance(claim, Claim) and claim.expires_s is not None:
             head = with_moved_headers(head)
         operation = operation_of(head, bucket, key)
@@ -179,13 +185,15 @@ class S3App:
             raise
         return reply
 
-    async def _caller(self, head: Head, claim: Claim | UrlClaim | None, bucket: str) -> tuple[Account, Signed | None]:
+    async def _caller(
+        self, head: Head, claim: Claim | UrlClaim | None, bucket: str, incoming: Incoming
+    ) -> tuple[Account, Signed | None]:
         if claim is None:
             key_id = self._public.get(bucket)
             if key_id is None or head.method not in ("GET", "HEAD"):
                 raise S3Error("AccessDenied", "the request is not signed; sign it with an access key")
-            return await self._account(key_id), None
-        account = await self._account(claim.access_key_id)
+            return await self._account(key_id, incoming), None
+        account = await self._account(claim.access_key_id, incoming)
         if "x-amz-security-token" in head.fields or "X-Amz-Security-Token" in head.parameters:
             raise S3Error("InvalidToken", "access keys here have no session tokens")
         if isinstance(claim, UrlClaim):
@@ -193,9 +201,12 @@ class S3App:
             return account, None
         return account, checked(claim, head, account.secret, now_ms=self._now_ms)
 
-    async def _account(self, access_key_id: str) -> Account:
+    async def _account(self, access_key_id: str, incoming: Incoming) -> Account:
         known = self._accounts.known(access_key_id)
-        return known if known is not None else await self._run(self._accounts.find, access_key_id)
+        if known is not None:
+            return known
+        async with _place(self._look_ups, incoming):
+            return await self._run(self._accounts.find, access_key_id)
 
     def _target(self, head: Head) -> tuple[str, str]:
         """The bucket and the key that a request is about."""
@@ -216,7 +227,7 @@ class S3App:
         host = given.rpartition(":")[0] or given
         return host.removesuffix(f".{self._domain}") if self._domain and host.endswith(f".{self._domain}") else ""
 
-    async def _preflight(self, head: Head, bucket: str) -> Reply:
+    async def _preflight(self, head: Head, bucket: str, incoming: Incoming) -> Reply:
         """Browsers do not sign what they ask before a request. The key in its URL says whose bucket it is about."""
         signed_by = head.parameters.get("X-Amz-Credential", "").partition("/")[0] or head.parameters.get(
             "AWSAccessKeyId"
@@ -224,9 +235,9 @@ class S3App:
         key_id = signed_by or self._public.get(bucket)
         if not key_id or not bucket:
             raise S3Error("AccessDenied", "whose bucket this is cannot be told: no access key is named")
-        account = await self._account(key_id)
+        account = await self._account(key_id, incoming)
         call = Call(head, account, bucket, "", Expected(), self._now_ms())
-        found = await self._run(self._buckets.get, call)
+        found = await self._worked_on(incoming, self._buckets.get, call)
         return cors.preflight(found, head.fields)
 
     # -- the way of bodies --------------------------------------------------------------------------
@@ -241,7 +252,7 @@ class S3App:
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
-        working = self._run(self._answered, operation.work, call, self._buckets, body)
+        working = self._worked_on(incoming, self._answered, operation.work, call, self._buckets, body)
         if operation.is_long and call.head.version != "1.0":
             later = asyncio.ensure_future(working)
             await asyncio.wait({later}, timeout=self._patience_s)
@@ -252,7 +263,7 @@ class S3App:
         work = put_part if operation.takes is Takes.PART else put
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
-            return await self._run(self._answered, work, call, self._buckets, (body,), True)
+            return await self._worked_on(incoming, self._answered, work, call, self._buckets, (body,), True)
         async with _place(self._transfers, incoming):
             return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
 
@@ -266,6 +277,10 @@ class S3App:
             more = [] if found is None else cors.added(found, call.fields, call.head.method)
             reply = replace(reply, headers=[*reply.headers, *more])
         return reply
+
+    async def _worked_on(self, incoming: Incoming, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        async with _place(self._works, incoming):
+            return await self._run(work, *arguments)
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

@@ -38,7 +38,7 @@ from taskworker.gateways.s3.posting import Form
 from taskworker.gateways.s3.streams import Outgoing, Straight
 from taskworker.metrics.requests import RequestMetrics
 from tests.functions.processes import FunctionPool
-from tests.gateways.s3.conftest import KEY, OTHER_KEY, OTHER_SECRET, SECRET, connect, keys_file, send
+from tests.gateways.s3.conftest import KEY, OTHER_KEY, OTHER_SECRET, SECRET, USER, connect, keys_file, send
 from tests.gateways.s3.test_http import exchange
 
 MIB = 1 << 20
@@ -206,6 +206,48 @@ def test_one_user_or_host_leaves_transfers_and_forms_to_others(
             ending.enter_context(slow).sendall(b"POST /bucket HTTP/1.1\r\n" + form % 100_000)
         assert slow.recv(12) == b"HTTP/1.1 503", "it had to wait, and for too long"
         assert b"SlowDown" not in answered(crowded, b"POST /bucket HTTP/1.1\r\n" + form % 5 + b"--x--")
+
+
+def test_one_user_or_host_leaves_threads_to_others(
+    pool: FunctionPool, tmp_path: Path, other_s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORKS_MAX", 4), ("LOOK_UPS_MAX", 2), ("_WAIT_S", 5.0)):
+        monkeypatch.setattr(app, name, value)
+    go_on, busy = threading.Event(), threading.Semaphore(0)
+    list_page = Client.list_page
+    other_s3.create_bucket(Bucket="threads-of-others")
+
+    def slow(client: Client, **asked: Any) -> Any:
+        if asked["user_id"] == USER:
+            busy.release()
+            go_on.wait(60)
+        return list_page(client, **asked)
+
+    class Unknown(FileAccounts):
+        """Takes long to find out that there is no such key."""
+
+        def find(self, access_key_id: str) -> Any:
+            busy.release()
+            go_on.wait(60)
+            return super().find(access_key_id)
+
+    monkeypatch.setattr(Client, "list_page", slow)
+    monkeypatch.setattr(f"{__name__}.FileAccounts", Unknown)
+    with serving(pool, tmp_path) as crowded, ExitStack() as ending:
+        ending.callback(go_on.set)
+        host, _, port = crowded.address.rpartition(":")
+        for _ in range(5):
+            ending.enter_context(connected(crowded)).sendall(signed(crowded, "GET", f"/{bucket}?list-type=2"))
+        for _ in range(3):
+            asking = socket.create_connection((host, int(port)), 60, ("127.0.0.2", 0))
+            ending.enter_context(asking).sendall(
+                b"GET /b?AWSAccessKeyId=NOBODY&Signature=x&Expires=9999999999 HTTP/1.1\r\nHost: h\r\n\r\n"
+            )
+        for _ in range(4):  # three of the user, and one of the host
+            assert busy.acquire(timeout=30)
+        other = connect(f"http://{crowded.address}", OTHER_KEY, OTHER_SECRET)
+        assert other.list_objects_v2(Bucket="threads-of-others")["KeyCount"] == 0
+        assert not busy.acquire(blocking=False)
 
 
 def test_strangers_forms_hold_nobody_up_and_a_gateway_that_is_full_says_so(
