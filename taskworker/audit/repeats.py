@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from taskworker.audit.records import Entry
 
 WINDOW_S = 300.0
@@ -15,13 +17,15 @@ class Repeats:
     """What happened within the current window. Not thread-safe.
 
     Callers that are known and callers that are not have separate bounds: nobody without a token can keep the refusals
-    of those who have one from being recorded by themselves.
+    of those who have one from being recorded by themselves. Of the former, each may have as many kinds as are free, so
+    that nobody can keep those of others from it, either; of more, it is only recorded whose they are.
     """
 
     def __init__(self) -> None:
         self._since_s = 0.0
         self._counts: dict[Entry, int] = {}
         self._unknown = 0
+        self._of: Counter[str] = Counter()  # kinds of each known caller
 
     def note(self, entry: Entry, now_s: float) -> Entry | None:
         """Count an entry; return it, without what changes from one to the next, if it is the first of its kind."""
@@ -33,6 +37,7 @@ class Repeats:
             self._since_s = now_s
         self._counts[kept] = 0
         self._unknown += not kept.who
+        self._of[kept.who] += 1
         return kept
 
     def _kind_of(self, entry: Entry) -> Entry:
@@ -43,8 +48,10 @@ class Repeats:
             return kind
         if not entry.who and self._unknown >= _UNKNOWN_MAX:
             return kind._replace(call=_MANY, peer=_MANY)
-        if entry.who and len(self._counts) - self._unknown >= _KNOWN_MAX:
-            return kind._replace(who=_MANY, token="", call=_MANY, on="", peer=_MANY)
+        free = _KNOWN_MAX - (len(self._counts) - self._unknown)
+        if entry.who and self._of[entry.who] >= free:
+            theirs = kind._replace(token="", call=_MANY, on="", peer=_MANY)
+            return theirs if free > 0 or theirs in self._counts else theirs._replace(who=_MANY)
         return kind
 
     def due_s(self, now_s: float) -> float | None:
@@ -55,6 +62,7 @@ class Repeats:
         """End the window; return what was repeated, and how often, not counting the first."""
         found = [(entry, count) for entry, count in self._counts.items() if count]
         self._counts, self._unknown = {}, 0
+        self._of.clear()
         return found
 
 

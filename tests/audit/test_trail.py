@@ -239,6 +239,19 @@ def test_refusals_become_one_record_and_a_count() -> None:
     assert repeats.due_s(1.0) is None
 
 
+def test_one_user_cannot_hide_the_refusals_of_others() -> None:
+    repeats = Repeats()
+    refused = ENTRY._replace(peer="ipv4:127.0.0.1", outcome="PERMISSION_DENIED")
+    flood = [refused._replace(who="eve", on=f"name {n}") for n in range(9999)]
+    recorded = [one for entry in flood if (one := repeats.note(entry, 0.0)) is not None]
+    assert 100 < len(recorded) <= 130
+    assert {one.who for one in recorded} == {"eve"}
+    others = [refused._replace(who=f"u{n}") for n in range(50)]
+    assert [repeats.note(one, 0.0) for one in others] == others
+    assert sum(count for entry, count in repeats.take() if entry.who == "eve") == 9999 - len(recorded)
+    assert repeats.note(flood[0], 0.0) == flood[0], "the next window is empty"
+
+
 def test_strangers_cannot_fill_the_trail_nor_hide_others() -> None:
     repeats = Repeats()
     strangers = [
