@@ -1,5 +1,7 @@
 """What security costs: the same work in a pool with nothing, with tokens and TLS, and with encryption at rest as well.
 
+Large files are pushed to a further pool, whose clients write to the workers themselves.
+
 The pools are started by the command line, as users start them. All ends of all connections are on this machine, so
 that a byte that is encrypted and decrypted on the way costs its processors twice.
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,27 +22,32 @@ from pathlib import Path
 from benchmarks.callers import Callers, Latencies, Operation
 from benchmarks.cluster_processes import ClientProcess
 from benchmarks.function_processes import caller_process
-from benchmarks.measure import Bound, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate
+from benchmarks.measure import GIB, Bound, Figure, Limit, SuiteResult, Target, megabytes_per_second, rate
 from benchmarks.plain_sockets import PlainSockets
 from benchmarks.processes import started_together
 from benchmarks.program_pools import ProgramPool, contexts_in
 from benchmarks.session import Session, human_size, settle
+from benchmarks.usage import Meter
 from benchmarks.workload import RandomContent
 
 OFF, TLS, ALL = "off", "TLS and tokens", "TLS, tokens and encryption"
+DIRECT = f"{ALL}, direct pushes"
 OPTIONS: Mapping[str, Sequence[str]] = {
     OFF: ("--no-auth", "--no-encryption"),
     TLS: ("--tls", "--no-encryption"),
     ALL: ("--tls", "--encryption"),
+    DIRECT: ("--tls", "--encryption", "--direct-pushes"),
 }
-JOIN_WITH_TOKENS = {TLS, ALL}
+FOR_ALL = (OFF, TLS, ALL)
+"""The options with which everything is measured: direct pushes are for large files only."""
+JOIN_WITH_TOKENS = {TLS, ALL, DIRECT}
 CALLERS = (1, 16)
 TASKS: tuple[Operation, ...] = ("push", "get")
 RELAYED = "get_relayed"
 LARGE = {"push": "push", "get": "get", RELAYED: "get through the pool"}
 LARGE_MIN, SMALL_MIN, CALLS_MAX = 0.75, 0.9, 1.15
 MARK = "e"
-CHARTS = {"MB/s": "large files", "/s": "small files", "ms": "calls"}
+CHARTS = {"MB/s": "large files", "/s": "small files", "ms": "calls", "s/GiB": "processor time of the pool"}
 LIMIT = "the same without tokens, TLS and encryption"
 PLAIN_LIMIT = "the same without TLS"
 PLAIN = {
@@ -58,6 +65,8 @@ class Samples:
 
     large: defaultdict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds to push and get a large file, and to get it through the pool."""
+    pool_s_per_gib: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Processor time of the pool to push, by gibibyte."""
     small: defaultdict[tuple[str, Operation, int], list[Latencies]] = field(default_factory=lambda: defaultdict(list))
     """Pushes and gets of 4 KiB, by number of callers."""
     calls_ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -81,7 +90,8 @@ def run(session: Session) -> SuiteResult:
         stack.enter_context(started_together([callers, client, functions, *plain.values()]))
         for pool in pools.values():
             client.run("connect", address=pool.address)
-            callers.fill("pool", pool.address, session.sizes.pool_small_files)
+        for how in FOR_ALL:
+            callers.fill("pool", pools[how].address, session.sizes.pool_small_files)
         _Round(session, root, "warm-up", pools, client, callers, functions, plain).run(Samples(), 0)
         for number in session.rounds("pushes, gets and calls with and without security"):
             _Round(session, root, f"round-{number}", pools, client, callers, functions, plain).run(samples, number)
@@ -107,7 +117,7 @@ class _Round:
     def run(self, samples: Samples, number: int) -> None:
         """Make one round of everything."""
         source = RandomContent(self.name, self.session.sizes.cluster_bytes).write_to(self.root / self.name)
-        self._in_turn(number, partial(self._large, samples, "push", source=source))
+        self._in_turn(number, partial(self._push, samples, source), OPTIONS)
         for encrypted in (True, False) if number % 2 else (False, True):
             settle()
             self._plainly(samples, encrypted, source)
@@ -119,12 +129,19 @@ class _Round:
                 self._in_turn(number, partial(self._small, samples, task, count))
         self._in_turn(number, partial(self._calls, samples))
 
-    def _in_turn(self, number: int, measure: Callable[[str, ProgramPool], None]) -> None:
-        found = list(self.pools.items())
+    def _in_turn(
+        self, number: int, measure: Callable[[str, ProgramPool], None], options: Collection[str] = FOR_ALL
+    ) -> None:
+        found = list(options)
         first = number % len(found)
-        for how, pool in (*found[first:], *found[:first]):
+        for how in (*found[first:], *found[:first]):
             settle()
-            measure(how, pool)
+            measure(how, self.pools[how])
+
+    def _push(self, samples: Samples, source: Path, how: str, pool: ProgramPool) -> None:
+        meter = Meter({how: [pool.pool_pid]})
+        _, usage = meter.during(lambda: self._large(samples, "push", how, pool, source=source))
+        samples.pool_s_per_gib[how].append(usage.cpu_s[how] * GIB / self.session.sizes.cluster_bytes)
 
     def _large(self, samples: Samples, task: str, how: str, pool: ProgramPool, **arguments: object) -> None:
         outcome = self.client.run(task, address=pool.address, name=self.name, **arguments)
@@ -166,16 +183,21 @@ def _result(session: Session, samples: Samples) -> SuiteResult:
 
     size = session.sizes.cluster_bytes
     for task, text in LARGE.items():
-        large = {how: megabytes_per_second(size, samples.large[how, task]) for how in OPTIONS}
+        options = OPTIONS if task == "push" else FOR_ALL
+        large = {how: megabytes_per_second(size, samples.large[how, task]) for how in options}
         add(f"{text} {human_size(size)}", "MB/s", large, "at least", LARGE_MIN, f"{text} of a large file, on / off")
     for count in CALLERS:
         of = f"{count} caller{'s' * (count > 1)}"
         for task in TASKS:
-            rates = {how: [one.rate for one in samples.small[how, task, count]] for how in OPTIONS}
+            rates = {how: [one.rate for one in samples.small[how, task, count]] for how in FOR_ALL}
             text = f"{task} of 4 KiB by {of}, on / off"
             add(f"{task} of 4 KiB, {of}", "/s", rates, "at least", SMALL_MIN, text)
     add("call of a function, p50", "ms", samples.calls_ms, "at most", CALLS_MAX, "p50 of a call, on / off")
     figures += _plain_figures(session, samples)
+    figures += [
+        Figure(f"processor of the pool to push, {how}", "s/GiB", tuple(spent), "lower", chart=CHARTS["s/GiB"])
+        for how, spent in samples.pool_s_per_gib.items()
+    ]
     remarks = (
         "All processes, and both ends of every connection, share this machine's processors.",
         "Plain sockets with TLS are the limit of what TLS from Python allows for shards. What is pushed, or "
