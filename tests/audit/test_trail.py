@@ -241,7 +241,7 @@ def test_refusals_become_one_record_and_a_count() -> None:
 
 def test_one_user_cannot_hide_the_refusals_of_others() -> None:
     repeats = Repeats()
-    refused = ENTRY._replace(peer="ipv4:127.0.0.1", outcome="PERMISSION_DENIED")
+    refused = ENTRY._replace(peer="unix:", outcome="PERMISSION_DENIED")
     flood = [refused._replace(who="eve", on=f"name {n}") for n in range(9999)]
     recorded = [one for entry in flood if (one := repeats.note(entry, 0.0)) is not None]
     assert 100 < len(recorded) <= 130
