@@ -20,7 +20,7 @@ def test_security_is_compared_with_none(tmp_path: Path) -> None:
     before = os.environ.get("XDG_CONFIG_HOME")
     result = security.run(Session(tmp_path, TINY, RunProgress(Console(file=io.StringIO()))))
     assert {target.mark for target in result.targets} == {"e"}
-    assert len(result.targets) == 7
+    assert len(result.targets) == 8
     assert all(len(figure.samples) == TINY.rounds for figure in result.figures)
     encrypted = [figure for figure in result.figures if figure.name.startswith("plain sockets") and figure.ratios]
     assert len(encrypted) == 4
