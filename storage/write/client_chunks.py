@@ -176,6 +176,7 @@ class ClientChunks:
             for one in good & self._chunks.keys():
                 self._chunks[one] = self._chunks[one]._replace(is_settled=True)
         for one in found.keys() - good:
+            self._taken.await_again(found[one].placed.stripe, found[one].chunk.length)
             self._forget(one)
         return [one in good for one in wanted]
 

@@ -131,7 +131,7 @@ class ChunkPipeline:
         chunk = passing_chunk(self._key, self._suffix, content, length, context.scratch)
         stripe, data = chunk.stripe, chunk.data
         context.activity.note()
-        self._taken.add(length)
+        self._taken.add(length, stripe)
         context.pins.pin(stripe)
         try:
             if is_new(context, stripe):

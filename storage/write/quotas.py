@@ -25,6 +25,7 @@ from storage.formats.differences import differing_content
 from storage.formats.manifest import RootNode
 from storage.formats.sealed_nodes import manifest_of, manifest_over
 from storage.formats.versions import StoredVersion, read_version
+from storage.keys import StripeKey
 from storage.limits import KIB, MIB
 from storage.sealing.user_keys import KeyFinder
 from storage.write.registry import Uploads
@@ -50,6 +51,7 @@ NO_QUOTA = Quota()
 _LEFT_PART = 10
 _LEFT_PART_PRESSING = 1  # as much as all files together
 _LEFT_MIN = 64 * MIB
+_AWAITED_MAX = 4096
 _ESTIMATED_MAX = 10_000
 """Chunks that are counted when a version is deleted, so that this is quick however large the file is."""
 
@@ -324,19 +326,37 @@ class Taken:
         self._quotas = quotas
         self._target = target
         self._count = 0
+        self._awaited: dict[StripeKey, int] = {}  # lengths of chunks that take no more space
         self._lock = threading.Lock()
         self._has_ended = False
 
-    def add(self, length: int) -> None:
+    def add(self, length: int, stripe: StripeKey | None = None) -> None:
         """Take the space for a chunk that is about to be stored.
+
+        Args:
+            length: length of its content in bytes.
+            stripe: its stripe, if it may be one that was to be sent again.
 
         Raises:
             QuotaExceeded: the user would take more than allowed.
         """
+        with self._lock:
+            if stripe is not None and self._awaited.get(stripe) == length:
+                del self._awaited[stripe]
+                return
         count = shards_bytes(self._target.profile, length)
         self._quotas.take(self._target, count)
         with self._lock:
             self._count += count
+
+    def await_again(self, stripe: StripeKey, length: int) -> None:
+        """Note that a chunk of this length, whose space was taken, is to be sent again, which takes none then.
+
+        If thousands are to be sent again, the others count twice.
+        """
+        with self._lock:
+            if len(self._awaited) < _AWAITED_MAX:
+                self._awaited[stripe] = length
 
     def record(self, interrupted_s: float | None) -> UploadRecord:
         """The record of the upload in the catalog, with what it has taken."""

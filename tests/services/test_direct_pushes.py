@@ -16,6 +16,7 @@ from blake3 import blake3
 from storage import InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction
 from storage.keys import object_id_of, shard_count, shard_key
+from storage.shards import Shard
 from storage.write.unverified import is_of_client
 from taskworker import Client
 from taskworker.auth.rights import Scope
@@ -132,6 +133,17 @@ def test_other_files_go_through_the_pool(stand: Pushing, ann: Client, way: str) 
     assert content_of(ann, version) == data[: version.size]
 
 
+def test_equal_chunks_are_stored_however_many_there_are(stand: Pushing, ann: Client) -> None:
+    before, same = stand.unverified, noise(12, CHUNK)
+    data = same * 3 + noise(13) + bytes(20 * MIB)[: -(SIZE % CHUNK)]
+    version = ann.push(data, user_id="ann", filename="equal", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    between = stand.unverified
+    assert between > before
+    version = ann.push(noise(14), user_id="ann", filename="other", chunk_size=CHUNK)
+    assert stand.unverified - between == CHUNKS  # pages of which the pool wants no chunk are no reason to stop
+
+
 # -- forgers ---------------------------------------------------------------------------------------------
 
 Seal = Callable[..., list[SealedChunk]]
@@ -155,14 +167,7 @@ def other_content(seal: Seal, arguments: Sequence[Any]) -> list[SealedChunk]:
 
 def wrong_parity(seal: Seal, arguments: Sequence[Any]) -> list[SealedChunk]:
     """The last shard of each chunk is garbage, with a hash that matches it."""
-    chunks: list[SealedChunk] = []
-    for chunk in seal(*arguments):
-        *others, last = chunk.shards
-        payload = bytes(len(last.payload))
-        chunks.append(
-            SealedChunk(chunk.stored_id, [*others, last._replace(digest=blake3(payload).digest(), payload=payload)])
-        )
-    return chunks
+    return [chunk._replace(shards=[*chunk.shards[:-1], garbage(chunk.shards[-1])]) for chunk in seal(*arguments)]
 
 
 @pytest.mark.parametrize("forge", [other_content, wrong_parity])
@@ -194,6 +199,32 @@ def test_a_token_for_some_names_cannot_spoil_what_is_pushed_to_others(
 def places_of(stand: Pushing, version: Version, index: int) -> list[Any]:
     with stand.server.pool.store.open_file(version.file_id, user_id="ann") as reader:
         return [place.stripe for place in reader.places(index, 1)]
+
+
+def hollow(seal: Seal, arguments: Sequence[Any]) -> list[SealedChunk]:
+    """All shards are garbage, with hashes that match it."""
+    return [chunk._replace(shards=[garbage(shard) for shard in chunk.shards]) for chunk in seal(*arguments)]
+
+
+def garbage(shard: Shard) -> Shard:
+    payload = bytes(len(shard.payload))
+    return shard._replace(digest=blake3(payload).digest(), payload=payload)
+
+
+def test_what_a_client_wrote_is_written_anew_also_if_the_pool_wrote_the_same_before(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, token = noise(15), stand.server.users.create_token("ann").text
+    with Client(stand.address, token=token, direct=False) as client:
+        former = client.push(data, user_id="ann", filename="former", chunk_size=CHUNK)
+        assert content_of(client, former) == data
+        client.delete(former.file_id, user_id="ann")
+        stand.server.pool.store.collect(grace_s=0.0)
+        with monkeypatch.context() as patch:
+            forging(patch, hollow)
+            ann.push(data, user_id="ann", filename="tmp/hollow", chunk_size=CHUNK)
+        version = client.push(data, user_id="ann", filename="good", chunk_size=CHUNK)
+        assert content_of(client, version) == data
 
 
 def test_contents_are_compared_also_when_it_is_forgotten_who_wrote_them(
@@ -369,6 +400,17 @@ def test_a_quota_holds(stand: Pushing) -> None:
     ]
 
 
+def test_a_quota_counts_once_what_workers_did_not_take(stand: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.server.users.add("exact")
+    stand.server.users.set_quota("exact", files_max=None, bytes_max=SIZE * 5 // 2)  # two shards of four hold the data
+    data, before = noise(16), stand.unverified
+    with stand.user("exact") as client:
+        refusing_every_third(monkeypatch)
+        version = client.push(data, user_id="exact", filename="partly", chunk_size=CHUNK)
+        assert content_of(client, version, "exact") == data
+    assert before < stand.unverified
+
+
 # -- what goes wrong -------------------------------------------------------------------------------------
 
 
@@ -406,10 +448,9 @@ def test_what_a_push_wrote_that_was_given_up_is_collected(
     assert stand.shards() == before
 
 
-def test_chunks_that_a_worker_does_not_take_go_through_the_pool(
-    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, data, write = stand.unverified, noise(10), DirectWrites.write
+def refusing_every_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers not take every third chunk."""
+    write = DirectWrites.write
 
     def partly(
         self: DirectWrites, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]
@@ -418,6 +459,13 @@ def test_chunks_that_a_worker_does_not_take_go_through_the_pool(
         return write(self, places._replace(placed=placed), chunks, is_given_up)
 
     monkeypatch.setattr(DirectWrites, "write", partly)
+
+
+def test_chunks_that_a_worker_does_not_take_go_through_the_pool(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, data = stand.unverified, noise(10)
+    refusing_every_third(monkeypatch)
     version = ann.push(data, user_id="ann", filename="partly", chunk_size=CHUNK)
     assert content_of(ann, version) == data
     assert CHUNKS / 2 < stand.unverified - before < CHUNKS * 3 / 4

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from storage.errors import StorageError
+from storage.errors import InvalidArgument, StorageError
 from storage.limits import MIB, BytesLike
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
@@ -141,17 +141,23 @@ class DirectPush:
             found = self._write(contents)
         except (DeadlineExceeded, CallAbandoned):
             raise
+        except InvalidArgument:  # the pool takes this push by itself only, such as one to a share
+            found = None
         except CallNotOffered:
             self._writes.never()
             found = nothing
         except StorageError:  # the pool can do without, or knows better what it is
             found = nothing
+        if found is None:  # which says nothing about other pushes
+            self._given_up.set()
+            return nothing
         if not any(found):
             self._given_up.set()
             self._writes.note_failed()
         return found
 
-    def _write(self, contents: Sequence[BytesLike]) -> list[bytes | None]:
+    def _write(self, contents: Sequence[BytesLike]) -> list[bytes | None] | None:
+        """See :meth:`_written`; None if the pool says that all of them are to be sent to it."""
         store, push = self._channel.store, self._push
         plain_ids = [blake3(content).digest() for content in contents]
         prepare = store_pb2.PrepareChunksRequest(
@@ -176,13 +182,16 @@ class DirectPush:
             self._channel.unary(store.PlaceChunks, place, self._deadline, self._scope), len(chunks), prepared.profile.n
         )
         if not places.ticket:
-            return [None] * len(chunks)
-        taken = self._writes.write(places, chunks, self._given_up.is_set)
-        there = [chunk.stored_id for chunk, is_taken in zip(chunks, taken, strict=True) if is_taken]
+            return None
+        self._writes.write(places, chunks, self._given_up.is_set)
+        # Also those that are not known to be there, so that the pool need not wait for them.
+        placed = [None if row is None else chunk.stored_id for chunk, row in zip(chunks, places.placed, strict=True)]
+        there = [one for one in placed if one is not None]
         settle = store_pb2.SettleChunksRequest(user_id=push.user_id, push_id=push.push_id, stored_ids=b"".join(there))
-        answer = self._channel.unary(store.SettleChunks, settle, self._deadline, self._scope) if there else None
-        settled = {one for one, is_there in zip(there, answer.written if answer else (), strict=True) if is_there}
-        return [chunk.stored_id if chunk.stored_id in settled else None for chunk in chunks]
+        answer = self._channel.unary(store.SettleChunks, settle, self._deadline, self._scope)
+        settled = {one for one, is_there in zip(there, answer.written, strict=True) if is_there}
+        # Of equal chunks, one is placed and named; the others are sent to the pool, which has them then.
+        return [one if one in settled else None for one in placed]
 
 
 def is_worthwhile(source: SeekableSource, done: int, chunk_size: int) -> bool:
