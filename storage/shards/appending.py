@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from storage.errors import StoreFull
+from storage.keys import ShardKey
 from storage.limits import BytesLike
 from storage.shards.condition import Condition
 from storage.shards.entries import Entries
@@ -14,6 +15,9 @@ from storage.shards.record import HEADER_BYTES, SEGMENT_HEADER_BYTES, pack_heade
 from storage.shards.segment_table import SegmentTable
 from storage.shards.segment_writer import SegmentWriter
 from storage.shards.write_access import WriteAccess
+
+Absent = Callable[[Sequence[ShardKey]], Sequence[int]]
+"""Returns the positions of the shards that a volume lacks."""
 
 
 class Appender:
@@ -48,13 +52,26 @@ class Appender:
         self._condition = condition
         self._lock = lock
 
-    def append(self, shards: Sequence[Shard], *, urgent: bool) -> None:
-        """See :meth:`ShardStore.append`. Takes the volume's lock."""
+    def append(self, shards: Sequence[Shard], *, urgent: bool, absent: Absent | None = None) -> Sequence[int]:
+        """See :meth:`ShardStore.append`. Takes the volume's lock.
+
+        Args:
+            shards: the shards.
+            urgent: whether they may take the space that is kept free.
+            absent: says which ones are to be appended, once nobody else appends; None: all.
+
+        Returns:
+            The positions of those that were appended.
+        """
+        at: Sequence[int] = range(len(shards))
         headers = pack_headers(shards, self._key)
         room = self._condition.room
         with self._lock:
             self._condition.check_usable()
             self._access.require()
+            if absent is not None:
+                at = absent([shard.key for shard in shards])
+                shards, headers = [shards[each] for each in at], [headers[each] for each in at]
             start = 0
             try:
                 while start < len(shards):
@@ -65,6 +82,7 @@ class Appender:
             self._condition.refusal = ""
             if room.lacking and not urgent:
                 room.note_taken()
+        return at
 
     def append_copy(self, shard: Shard, header: bytes) -> None:
         """Append a copy of a shard that will be removed from its former location. The caller holds the volume's lock.

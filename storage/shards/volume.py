@@ -291,6 +291,10 @@ class LocalVolume:
         """See :meth:`ShardStore.append`."""
         self._appender.append(shards, urgent=urgent)
 
+    def append_absent(self, shards: Sequence[Shard]) -> Sequence[int]:
+        """Like :meth:`append`, but only what is not here, whoever appends meanwhile; return the positions of that."""
+        return self._appender.append(shards, urgent=False, absent=self._index.missing)
+
     # -- durability ------------------------------------------------------------------------------
 
     def sync(self) -> None:

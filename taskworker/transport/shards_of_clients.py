@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from storage.keys import ShardKey
 from storage.shards import ShardStore
@@ -32,6 +32,12 @@ class ShardsOfClients:
             self._digests[key] = digest
             if len(self._digests) > _REMEMBERED:
                 self._digests.popitem(last=False)
+
+    def forget(self, keys: Iterable[ShardKey]) -> None:
+        """Forget shards that are about to be written, until they are."""
+        with self._lock:
+            for key in keys:
+                self._digests.pop(key, None)
 
     def get(self, key: ShardKey) -> bytes | None:
         """The hash of a shard that a client wrote; None: unknown."""

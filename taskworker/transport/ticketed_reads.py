@@ -14,10 +14,10 @@ from taskworker.auth.tickets import Ticket
 from taskworker.errors import TicketRefused
 from taskworker.transport.frames import PUT_BYTES_MAX, TAKING_BYTES_MAX, Call, Wanted, parse_taking
 from taskworker.transport.observed import observed
-from taskworker.transport.shard_service import Current, ShardService, describe
+from taskworker.transport.shard_service import ShardService, describe
 from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.spent_tickets import SpentTickets
-from taskworker.transport.ticketed_writes import CheckWriting, TicketedWrites
+from taskworker.transport.ticketed_writes import CheckWriting, CurrentForClients, TicketedWrites
 from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.server import WireLimits, WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
@@ -80,7 +80,7 @@ def _require_named(ticket: Ticket, want: Wanted) -> None:
 
 
 def clients_server(
-    current: Current,
+    current: CurrentForClients,
     check: Check,
     check_writing: CheckWriting,
     written: ShardsOfClients,

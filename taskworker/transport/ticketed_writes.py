@@ -7,7 +7,8 @@ What it writes is durable only once the pool has asked for that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -26,6 +27,24 @@ CheckWriting = Callable[[bytes], WriteTicket]
 """Returns what a ticket allows here and now; raises TicketRefused."""
 
 
+class ClientsVolume(ShardStore, Protocol):
+    """A volume that clients write to."""
+
+    def append_absent(self, shards: Sequence[Shard]) -> Sequence[int]:
+        """Append those shards of which none of the same key is here, whoever appends meanwhile.
+
+        Returns:
+            The positions of those that were appended.
+
+        Raises:
+            StoreFull, VolumeUnavailable, VolumeFailed: see :meth:`ShardStore.append`.
+        """
+
+
+CurrentForClients = Callable[[], tuple[ClientsVolume, str]]
+"""See :data:`taskworker.transport.shard_service.Current`."""
+
+
 class TicketedWrites:
     """Takes requests of clients. Thread-safe.
 
@@ -35,7 +54,7 @@ class TicketedWrites:
         written: remembers what clients wrote.
     """
 
-    def __init__(self, check: CheckWriting, volume: Callable[[], ShardStore], written: ShardsOfClients) -> None:
+    def __init__(self, check: CheckWriting, volume: Callable[[], ClientsVolume], written: ShardsOfClients) -> None:
         self._check = check
         self._volume = volume
         self._written = written
@@ -66,17 +85,28 @@ class TicketedWrites:
 
     def _store(self, shards: Sequence[Shard]) -> None:
         volume = self._volume()
-        missing = set(volume.missing([shard.key for shard in shards]))
-        for position, shard in enumerate(shards):
-            if position not in missing and not self._is_there(volume, shard):
-                raise TicketRefused("another shard of this name is here already; write this chunk through the pool")
+        absent = set(volume.missing([shard.key for shard in shards]))
+        self._require_same(volume, [shard for position, shard in enumerate(shards) if position not in absent])
+        lacking = [shards[position] for position in sorted(absent)]
+        self._written.forget(shard.key for shard in lacking)  # of another shard that was removed, maybe
         try:
-            volume.append([shards[position] for position in sorted(missing)])
+            appended = set(volume.append_absent(lacking))
         except VolumeReadOnly as error:
             raise WorkerReadOnly(str(error)) from error
-        self._written.unsynced += sum(len(shards[position].payload) for position in missing)
+        self._written.unsynced += sum(len(lacking[position].payload) for position in appended)
+        # The pool may have been faster.
+        self._require_same(volume, [shard for position, shard in enumerate(lacking) if position not in appended])
         for shard in shards:
             self._written.note(shard.key, shard.digest)
+
+    def _require_same(self, volume: ShardStore, shards: Iterable[Shard]) -> None:
+        """Check that the volume has these shards.
+
+        Raises:
+            TicketRefused: it has another one in the place of one of them.
+        """
+        if not all(self._is_there(volume, shard) for shard in shards):
+            raise TicketRefused("another shard of this name is here already; write this chunk through the pool")
 
     def _is_there(self, volume: ShardStore, shard: Shard) -> bool:
         """Whether the volume has exactly this shard."""

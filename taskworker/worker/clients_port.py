@@ -12,9 +12,9 @@ from taskworker.auth.identity import MemberIdentity, MemberKind
 from taskworker.auth.tickets import TicketChecker
 from taskworker.auth.tls import MemberCredentials
 from taskworker.auth.write_tickets import WriteTicketChecker
-from taskworker.transport.shard_service import Current
 from taskworker.transport.shards_of_clients import ShardsOfClients
 from taskworker.transport.ticketed_reads import clients_server
+from taskworker.transport.ticketed_writes import CurrentForClients
 from taskworker.transport.wire.secure import accept_secure
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.streams import SocketStream, Stream
@@ -54,7 +54,7 @@ class ClientsPort:
     def __init__(
         self,
         worker: str,
-        current: Current,
+        current: CurrentForClients,
         credentials: MemberCredentials | None,
         hide: tuple[str, ...] = (),
         written: ShardsOfClients | None = None,

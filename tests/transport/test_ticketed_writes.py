@@ -150,6 +150,48 @@ def test_what_is_there_is_never_replaced(members: Members, volume: LocalVolume) 
     assert stored(volume, shards[0]) == [True]
 
 
+def forged_in_place_of(shard: Shard) -> Shard:
+    payload = noise(7, len(shard.payload))
+    return Shard(shard.key, SIZE, blake3(payload).digest(), payload)
+
+
+def test_what_the_pool_writes_at_the_same_time_is_not_replaced(
+    members: Members, volume: LocalVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, missing = shards_of(1), volume.missing
+
+    def overtaken(keys: Sequence[ShardKey]) -> list[int]:
+        found = missing(keys)
+        volume.append(shards[: len(found) // 2])  # none when only the ticket is judged
+        return found
+
+    monkeypatch.setattr(volume, "missing", overtaken)
+    with offered(volume, members) as remote, pytest.raises(VolumeUnavailable, match="is here already"):
+        put(remote, ticket_for(members, *shards), [shards[1], forged_in_place_of(shards[0])])
+    assert stored(volume, *shards) == [True, True]
+
+
+def test_what_a_client_wrote_is_forgotten_before_another_shard_takes_its_place(
+    members: Members, volume: LocalVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, shards, append = ShardsOfClients(), shards_of(1), volume.append_absent
+    known: list[bytes | None] = []
+
+    def noted(given: Sequence[Shard]) -> Sequence[int]:
+        appended = append(given)
+        known.extend(written.get(shard.key) for shard in given)
+        return appended
+
+    monkeypatch.setattr(volume, "append_absent", noted)
+    with offered(volume, members, written) as remote:
+        put(remote, ticket_for(members, *shards), shards)
+        volume.remove([shard.key for shard in shards])
+        other = forged_in_place_of(shards[0])
+        put(remote, ticket_for(members, *shards), [other])
+    assert known == [None, None, None]
+    assert written.get(other.key) == other.digest
+
+
 def test_a_payload_has_the_hash_that_comes_with_it(members: Members, volume: LocalVolume) -> None:
     shards = shards_of(1)
     with offered(volume, members) as remote, pytest.raises(VolumeFailed, match="changed on its way"):
