@@ -73,6 +73,7 @@ class DirectPush:
         self._deadline = deadline
         self._scope = scope
         self._given_up = threading.Event()
+        self._unwanted = threading.Event()  # the pool wants the rest itself; what is under way goes on
 
     def pieces(self, offset: int) -> Generator[Piece, None, None]:
         """Write from an offset on, at a chunk's end; yield what was done, in order.
@@ -89,7 +90,7 @@ class DirectPush:
     def _pieces(self, offset: int) -> Iterator[Piece]:
         under_way: deque[tuple[list[BytesLike], Future[list[bytes | None]]]] = deque()
         try:
-            while offset < self._source.size and not self._given_up.is_set():
+            while offset < self._source.size and not self._is_over():
                 contents = self._read(offset)
                 offset += sum(map(len, contents))
                 under_way.append((contents, self._writes.submit(self._written, contents)))
@@ -103,6 +104,9 @@ class DirectPush:
             self._given_up.set()
             for _, writing in under_way:
                 writing.cancel()
+
+    def _is_over(self) -> bool:
+        return self._given_up.is_set() or self._unwanted.is_set()
 
     def _read(self, offset: int) -> list[BytesLike]:
         """The contents of the next page."""
@@ -135,7 +139,7 @@ class DirectPush:
             DeadlineExceeded, CallAbandoned: the push has no time left, or was cancelled.
         """
         nothing: list[bytes | None] = [None] * len(contents)
-        if self._given_up.is_set():
+        if self._is_over():
             return nothing
         try:
             found = self._write(contents)
@@ -149,7 +153,7 @@ class DirectPush:
         except StorageError:  # the pool can do without, or knows better what it is
             found = nothing
         if found is None:  # which says nothing about other pushes
-            self._given_up.set()
+            self._unwanted.set()
             return nothing
         if not any(found):
             self._given_up.set()
