@@ -39,7 +39,7 @@ from storage.maintenance.set_aside import SetAside
 from storage.progress import Progress
 from storage.reports import DAMAGE_LISTED_MAX, Damage, RepairReport, RepairState
 from storage.stripes.delegation import Written
-from storage.stripes.recovery import Unread
+from storage.stripes.recovery import Unread, WrittenWrong
 from storage.stripes.shard_map import ShardMap
 from storage.write.unverified import is_of_client
 
@@ -107,7 +107,7 @@ def _unwritable(volumes: Fleet[Any]) -> list[str]:
 
 
 _Made = tuple[int, int] | Unread | None
-"""(shards, bytes) rebuilt of an object, or why none could be; None: its file was deleted meanwhile."""
+"""(shards, bytes) rebuilt of an object, or why none could be; None: its file was deleted, or it never was right."""
 
 
 class _Damaged(NamedTuple):
@@ -467,8 +467,8 @@ def _former(holders: tuple[int | None, ...] | None, written: Written) -> int | N
 
 
 def _make_from_catalog(context: MaintenanceContext, live: LiveObject, error: Unread) -> _Made:
-    if not is_live(context.catalog, live):
-        return None
+    if isinstance(error, WrittenWrong) or not is_live(context.catalog, live):
+        return None  # nothing that the store had is lost
     raw = _from_catalog(context.catalog, live)
     if raw is None:
         return error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 
 from blake3 import blake3
 
@@ -14,6 +15,7 @@ from storage.keys import Kind, StripeParts
 from storage.shards import Shard
 
 _COMBINATIONS_MAX = 5000  # enough for any 2 wrong shards among 32; a limit against hostile volumes
+_COMBINATIONS_OF_CLIENT_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,24 @@ def survivors_by_length(found: dict[int, Shard], k: int) -> list[Survivors]:
     )
 
 
-def solve(parts: StripeParts, survivors: Survivors) -> memoryview | None:
+def solve(parts: StripeParts, survivors: Survivors, of_client: Collection[int] = ()) -> memoryview | None:
     """Decode the padded object from k shards; return None if no k of them give the right object.
 
-    If some shards give a wrong object, other combinations are tried, up to `_COMBINATIONS_MAX`.
+    If some shards give a wrong object, other combinations are tried, up to `_COMBINATIONS_MAX`; few if a client wrote
+    some of the shards itself, as one that writes what does not belong together should not cost much.
+
+    Args:
+        parts: what the key of the object's stripe says.
+        survivors: the shards.
+        of_client: the slots of those that are as a client wrote them.
     """
     slots = sorted(survivors.payloads)
-    for chosen in islice(combinations(slots, parts.k), _COMBINATIONS_MAX):
+    tried: Iterable[Sequence[int]] = combinations(slots, parts.k)
+    if of_client:
+        theirs, others = [at for at in slots if at in of_client], [at for at in slots if at not in of_client]
+        whole = [each[: parts.k] for each in (theirs, others) if len(each) >= parts.k]
+        tried = chain(whole, islice(tried, _COMBINATIONS_OF_CLIENT_MAX if others else 0))
+    for chosen in islice(tried, _COMBINATIONS_MAX):
         data = _decode(parts.k, parts.n, survivors, chosen)
         # Wrong bytes in the padding would make good shards look wrong when they are compared with the encoded object.
         if is_object(parts, data[: survivors.length]) and not any(data[survivors.length :]):
@@ -54,7 +67,7 @@ def solve(parts: StripeParts, survivors: Survivors) -> memoryview | None:
     return None
 
 
-def _decode(k: int, n: int, survivors: Survivors, chosen: tuple[int, ...]) -> memoryview:
+def _decode(k: int, n: int, survivors: Survivors, chosen: Sequence[int]) -> memoryview:
     """Decode k shards to the padded object, of k * shard length bytes."""
     shard_length = -(-survivors.length // k)
     data = memoryview(bytearray(k * shard_length))

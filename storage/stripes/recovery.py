@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from itertools import islice, product
 from typing import Any
 
@@ -16,10 +18,18 @@ from storage.stripes.quarantine import Quarantine
 from storage.stripes.shard_map import ShardMapper
 from storage.stripes.soundness import Soundness
 
+log = logging.getLogger(__name__)
+
+IsOfClient = Callable[[Shard], bool]
+
 _COPIES_TRIED_MAX = 100  # combinations of differing copies: with two copies of each of 6 shards, there are 64
 
 Unread = DataLossError | ShardsUnavailable
 """Why an object cannot be read: its shards are gone, or out of reach for now."""
+
+
+class WrittenWrong(DataLossError):
+    """A client wrote shards of an object itself that never belonged together, and the stores have them so."""
 
 
 class Recovery:
@@ -32,12 +42,14 @@ class Recovery:
         encoder: makes the right shards for comparison.
         quarantine: sets bad shards aside.
         soundness: remembers which stripes can be read.
+        is_of_client: whether a client wrote this content of a shard itself.
     """
 
     def __init__(
         self, fleet: Fleet[Any], reader: CheckedReader, mapper: ShardMapper, encoder: Encoder, quarantine: Quarantine,
-        soundness: Soundness,
+        soundness: Soundness, is_of_client: IsOfClient,
     ) -> None:  # fmt: skip
+        self._is_of_client = is_of_client
         self._fleet = fleet
         self._reader = reader
         self._mapper = mapper
@@ -93,7 +105,7 @@ class Recovery:
         if expect is not None:
             groups = [group for group in groups if group.length == expect]
         for survivors in groups:
-            data = solve(parts, survivors)
+            data = solve(parts, survivors, self._of_client(found) if len(survivors.payloads) > parts.k else ())
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
                 if liars:
@@ -105,6 +117,10 @@ class Recovery:
                     )
                 return data[: survivors.length]
         return None
+
+    def _of_client(self, found: dict[int, Shard]) -> set[int]:
+        """The slots whose shard is as a client wrote it."""
+        return {slot for slot, shard in found.items() if self._is_of_client(shard)}
 
     def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
         """Return the slots whose shard differs from that of the verified object."""
@@ -145,6 +161,9 @@ class Recovery:
         away = len(reads.unreachable.keys() - reads.found.keys())
         if sound + away < k or most > sound:
             self._soundness.note_unreadable(stripe)
+        if most > sound and len(self._of_client(reads.found)) >= k:
+            log.warning("chunk %s cannot be read: a client wrote what does not belong together", stripe.hex())
+            return WrittenWrong(object_id_of(stripe).hex(), 0, k)
         if sound + away < k:
             return DataLossError(object_id_of(stripe).hex(), most if most == sound else 0, k)
         causes = tuple(dict.fromkeys(reads.unreachable.values()))

@@ -28,7 +28,7 @@ from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.quarantine import HealRequests, Quarantine
 from storage.stripes.reading import StripeReader
-from storage.stripes.recovery import Recovery, Unread
+from storage.stripes.recovery import IsOfClient, Recovery, Unread
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 from storage.stripes.writing import StripeWriter
@@ -46,7 +46,14 @@ class StripeStore:
         hot: small objects that users read lately.
     """
 
-    def __init__(self, volumes: Fleet[Any], runtime: Runtime, *, hot_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        volumes: Fleet[Any],
+        runtime: Runtime,
+        *,
+        hot_bytes: int = 0,
+        is_of_client: IsOfClient = lambda _shard: False,
+    ) -> None:
         self.volumes = volumes
         self.hot = HotObjects(hot_bytes)
         self.heal_requests = HealRequests()
@@ -59,7 +66,7 @@ class StripeStore:
         self._checked = CheckedReader(volumes, self._lookup, self.shard_mapper)
         self._quarantine = Quarantine(volumes, self._soundness, self.heal_requests)
         self._recovery = Recovery(
-            volumes, self._checked, self.shard_mapper, self._encoder, self._quarantine, self._soundness
+            volumes, self._checked, self.shard_mapper, self._encoder, self._quarantine, self._soundness, is_of_client
         )
         self._fast: FastReads = (
             HedgedReads(volumes, self._soundness, self.heal_requests, runtime)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from storage import InvalidArgument, QuotaExceeded, Version
+from storage import DataLossError, InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction
 from storage.keys import object_id_of, shard_count, shard_key
 from storage.shards import Shard
@@ -266,6 +266,20 @@ def test_no_worker_is_blamed_for_what_a_client_wrote(
         readback.audit(*places_of(stand, version, index))
     assert not any(pool.fleet.times_lied(slot) for slot in pool.fleet.slots)
     assert content_of(ann, version) == data
+
+
+def test_what_a_client_wrote_wrong_is_no_loss_of_the_pool(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = stand.server.pool
+    with monkeypatch.context() as patch:
+        forging(patch, hollow)
+        version = ann.push(noise(17), user_id="ann", filename="hollow", chunk_size=CHUNK)
+    with pytest.raises(DataLossError):
+        content_of(ann, version)
+    assert pool.store.repair().lost_count == 0
+    assert not any(pool.fleet.times_lied(slot) for slot in pool.fleet.slots)
+    ann.delete(version.file_id, user_id="ann")
 
 
 class Raw:
