@@ -25,7 +25,7 @@ from taskworker.transport.worker_fleet import WorkerFleet
 PUSH_ID_BYTES = 16
 _SHARD_BYTES_MAX = MIB  # a larger one does not fit into a message to a worker
 _TIMES = 3  # a client writes each shard once, and once more after a connection failed
-_BEGINNING_S = 1.0  # a client's first call may overtake the beginning of its push
+_BEGINNING_S = 3.0  # a client's first call may overtake the beginning of its push
 
 
 class Prepared(NamedTuple):
@@ -85,7 +85,7 @@ class DirectPushes:
         self._uses_tls = uses_tls
         self._clock_s = clock_s
         self._changed = threading.Condition()
-        self._under_way: dict[tuple[str, bytes], ClientChunks] = {}
+        self._under_way: dict[tuple[str, bytes], ClientChunks | None] = {}
         self._able: dict[int, tuple[WorkerVolume, bool]] = {}  # by slot, whether it takes shards from clients
 
     @property
@@ -94,13 +94,13 @@ class DirectPushes:
         return any(record.clients_address for record in self._membership.records)
 
     @contextmanager
-    def under_way(self, user: str, push_id: bytes, chunks: ClientChunks) -> Iterator[None]:
-        """A context in which a client may write chunks of a push.
+    def under_way(self, user: str, push_id: bytes, chunks: ClientChunks | None) -> Iterator[None]:
+        """A context in which a client may write chunks of a push, or is told at once that it cannot.
 
         Args:
             user: the owner of the file.
             push_id: names the push.
-            chunks: those of the push.
+            chunks: those of the push; None: it is for the pool alone.
 
         Raises:
             InvalidArgument: the id is malformed, or that of another push.
@@ -228,12 +228,15 @@ class DirectPushes:
     def _find(self, user: str, push_id: bytes) -> ClientChunks:
         until_s = self._clock_s() + _BEGINNING_S
         with self._changed:
-            while (found := self._under_way.get((user, push_id))) is None:
+            while (user, push_id) not in self._under_way:
                 left_s = until_s - self._clock_s()
                 if left_s <= 0:
                     raise InvalidArgument("no push with this id is under way; send the chunks to the pool")
                 self._changed.wait(left_s)
-            return found
+            found = self._under_way[user, push_id]
+        if found is None:
+            raise InvalidArgument("the chunks of this push are not written to workers; send them to the pool")
+        return found
 
 
 def _sizes(placed: Placed, shard_bytes: int) -> dict[int, int]:

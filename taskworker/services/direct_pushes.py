@@ -44,12 +44,10 @@ class DirectPushService(ManyFilesService):
 
         Guests may not: what the keys of the owner's chunks are is not shared.
         """
-        chunks = upload.client_chunks
-        if not header.push_id or self._pushes is None or chunks is None:
+        if not header.push_id or self._pushes is None:
             return nullcontext()
-        if is_guest(caller) or header.user_id == CANDIDATE_OWNER:
-            return nullcontext()
-        return self._pushes.under_way(header.user_id, header.push_id, chunks)
+        may_write = not (is_guest(caller) or header.user_id == CANDIDATE_OWNER)
+        return self._pushes.under_way(header.user_id, header.push_id, upload.client_chunks if may_write else None)
 
     def PrepareChunks(  # noqa: N802 - the names are the contract's
         self, request: store_pb2.PrepareChunksRequest, _caller: Caller
