@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
@@ -77,15 +78,31 @@ def push(
         except CallNotOffered:  # an older server
             channel.has_small_calls = False
     while True:
-        messages = OutgoingMessages(_Push(channel, source, options, deadline, progress, writes).messages())
         try:
-            response = channel.push(messages, deadline)
+            with _own_scope():
+                messages = OutgoingMessages(_Push(channel, source, options, deadline, progress, writes).messages())
+                response = channel.push(messages, deadline)
             return version_from_proto(response.version, unchanged=response.unchanged)
         except StorageUnavailable as error:
             attempt += 1
             if attempt > retries or not _may_repeat(source, error, committed=messages.last_sent):
                 raise
         deadline.back_off(attempt)
+
+
+@contextmanager
+def _own_scope() -> Iterator[None]:
+    """A context whose calls in all threads are cancelled if it ends with an error, such as that the time ran out."""
+    outer, own = current_scope.get(), CallScope()
+    token = current_scope.set(own)
+    try:
+        with nullcontext() if outer is None else outer.holding(own):
+            yield
+    except BaseException:
+        own.cancel()
+        raise
+    finally:
+        current_scope.reset(token)
 
 
 def _push_small(

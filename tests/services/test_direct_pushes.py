@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from storage import DataLossError, InvalidArgument, QuotaExceeded, Version
+from storage import DataLossError, ErasureProfile, InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction
 from storage.keys import object_id_of, shard_count, shard_key
 from storage.shards import Shard
@@ -21,11 +22,14 @@ from storage.write.unverified import is_of_client
 from taskworker import Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
+from taskworker.client.direct import writes as direct_writes
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
 from taskworker.client.sending import OutgoingMessages
+from taskworker.errors import DeadlineExceeded
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
+from taskworker.transport.ticketed_volume import Putting, TicketedVolume
 from tests.services.test_direct_reads import MIB, Stand
 
 CHUNK = MIB // 2
@@ -291,11 +295,13 @@ class Raw:
         self.store = self.channel.store
         self.steps: list[store_pb2.PushPart] = []
 
-    def run(self, act: Callable[[Raw], list[store_pb2.PushPart]]) -> store_pb2.PushStreamResponse:
+    def run(self, act: Callable[[Raw], list[store_pb2.PushPart]], sha256: str = "") -> store_pb2.PushStreamResponse:
         """Begin the push, act, and send what ``act`` returns."""
 
         def messages() -> Iterator[bytes]:
-            header = store_pb2.PushHeader(filename="raw", user_id=self.user, push_id=self.push_id, chunk_size=CHUNK)
+            header = store_pb2.PushHeader(
+                filename="raw", user_id=self.user, push_id=self.push_id, chunk_size=CHUNK, sha256=sha256
+            )
             yield store_pb2.PushPart(header=header).SerializeToString()
             yield b""
             yield from [part.SerializeToString() for part in act(self)]
@@ -342,6 +348,15 @@ def test_what_workers_do_not_have_is_not_stored(stand: Pushing) -> None:
         Raw(stand, "ann").run(act)
     assert stand.people["ann"].find("raw", user_id="ann") is None
     assert stand.unverified == before
+
+
+def test_who_pushes_what_the_pool_hashes_is_told_at_once(stand: Pushing) -> None:
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        with pytest.raises(InvalidArgument, match="are not written to workers"):
+            raw.prepare(bytes(32))
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    assert Raw(stand, "ann").run(act, hashlib.sha256(b"x").hexdigest()).version.size == 1
 
 
 def test_nobody_writes_to_a_chunk_that_exists(stand: Pushing, ann: Client) -> None:
@@ -483,6 +498,50 @@ def test_chunks_that_a_worker_does_not_take_go_through_the_pool(
     version = ann.push(data, user_id="ann", filename="partly", chunk_size=CHUNK)
     assert content_of(ann, version) == data
     assert CHUNKS / 2 < stand.unverified - before < CHUNKS * 3 / 4
+
+
+def test_nothing_is_written_any_more_once_the_time_of_a_push_is_over(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_ended = threading.Event()
+
+    def stuck(
+        self: DirectWrites, _places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]
+    ) -> list[bool]:
+        for _ in range(600):
+            if is_given_up():
+                has_ended.set()
+                break
+            time.sleep(0.05)
+        return [False] * len(chunks)
+
+    monkeypatch.setattr(DirectWrites, "write", stuck)
+    with pytest.raises(DeadlineExceeded):
+        ann.push(noise(18), user_id="ann", filename="late", chunk_size=CHUNK, timeout_s=2.0)
+    assert has_ended.wait(10.0)
+
+
+def test_a_worker_that_takes_nothing_in_time_is_left_alone_for_a_while(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_put, slow, tickets, before = TicketedVolume.begin_put, list[TicketedVolume](), set[bytes](), stand.unverified
+
+    def begun(self: TicketedVolume, ticket: bytes, shards: Sequence[Shard], *rest: Any) -> Putting:
+        putting = begin_put(self, ticket, shards, *rest)
+        if shards and self in (slow or [self]):
+            slow[:] = [self]
+            tickets.add(ticket)
+            monkeypatch.setattr(putting, "wait", lambda within_s: threading.Event().wait(within_s))
+        return putting
+
+    monkeypatch.setattr(TicketedVolume, "begin_put", begun)
+    monkeypatch.setattr(direct_writes, "_BYTES_PER_S_MIN", 20 * MIB)
+    monkeypatch.setattr(direct_writes, "_PATIENCE_S", 1.0)
+    data = noise(19, 40 * MIB)
+    version = ann.push(data, user_id="ann", filename="slow", chunk_size=CHUNK, profile=ErasureProfile(1, 2))
+    assert content_of(ann, version) == data
+    assert stand.unverified > before
+    assert 1 <= len(tickets) <= 3  # the pages that were under way at once, of five
 
 
 def test_a_worker_that_stops_in_the_middle_fails_no_push(

@@ -38,6 +38,7 @@ _HASH_BYTES = 16
 _BYTES_PER_S_MIN = MIB
 _LOOK_S = 0.2
 _PATIENCE_S = 5.0
+_SLOW_MAX = 256
 _AHEAD = 2  # chunks that are being sent while the next one is begun
 
 
@@ -91,6 +92,7 @@ class DirectWrites:
         self._clock_s = clock_s
         self._is_off = False
         self._failed: Pauses[None] = Pauses(1, clock_s)
+        self._slow: Pauses[int] = Pauses(_SLOW_MAX, clock_s)  # by slot in the fleet
         self._encoder = Encoder()
         self._local = threading.local()  # memory that each thread uses again and again
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="direct-write")
@@ -149,7 +151,7 @@ class DirectWrites:
         def left_s() -> float:
             return 0.0 if is_given_up() else until_s - self._clock_s()
 
-        sending = _Sending(self._fleet, places, left_s)
+        sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow)
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
@@ -168,13 +170,22 @@ class DirectWrites:
 class _Sending:
     """Chunks on their way to their places. For one thread."""
 
-    def __init__(self, fleet: TicketedFleet, places: Places, left_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        fleet: TicketedFleet,
+        places: Places,
+        left_s: Callable[[], float],
+        is_given_up: Callable[[], bool],
+        slow: Pauses[int],
+    ) -> None:
+        self._is_given_up = is_given_up
+        self._slow = slow
         self._fleet = fleet
         self._ticket = places.ticket
         self._left_s = left_s
         slots = fleet.connect(places, self._await_all)
         self._workers: list[tuple[int, TicketedVolume] | None] = [
-            (slot, volume) if (volume := fleet.volume(slot)) else None for slot in slots
+            (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
         # Workers take nothing large on a connection on which they have seen no ticket.
         begun = [(at, self._put(at, [])) for at in range(len(slots))]
@@ -223,6 +234,9 @@ class _Sending:
                 if putting.wait(min(left_s, _LOOK_S)):
                     return True
             putting.cancel()
+            if not self._is_given_up():  # otherwise each page would wait for this worker again
+                self._slow.note_failed(slot)
+                self._workers[at] = None
             return False
         except StorageError as error:
             self._fleet.note_refused(slot, volume, error)
