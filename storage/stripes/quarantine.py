@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from storage.fleet.fleet import Fleet
 from storage.keys import StripeKey, shard_key
 from storage.shards import Location
 from storage.stripes.soundness import Soundness
+
+log = logging.getLogger(__name__)
 
 HealRequest = Callable[[StripeKey], None]
 """Requests that a stripe be healed."""
@@ -44,7 +47,9 @@ class Quarantine:
         self._soundness = soundness
         self._requests = requests
 
-    def set_aside(self, stripe: StripeKey, places: Places, why: str, *, wrong: bool = False) -> None:
+    def set_aside(
+        self, stripe: StripeKey, places: Places, why: str, *, wrong: bool = False, is_blamed: bool = True
+    ) -> None:
         """Exclude bad shards from further reads, and request healing of the stripe.
 
         Nothing is deleted: the stores keep the bytes until they have a good record of the same shard, or until no file
@@ -56,6 +61,7 @@ class Quarantine:
             places: where the bad shards are.
             why: reason, for operators.
             wrong: whether the decoded object proves that the shards are wrong.
+            is_blamed: whether this counts as damage that the stores have; not if a client wrote the shards so.
         """
         self._soundness.note_damaged(stripe)
         for slot, (holder, place) in places.items():
@@ -64,5 +70,8 @@ class Quarantine:
             if volume is not None and place is not None:
                 with self._fleet.guard(holder, volume):
                     volume.discard(key, place, wrong=wrong)
-            self._fleet.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
+            if is_blamed:
+                self._fleet.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
+            else:
+                log.warning("shard %s is rebuilt, as a client wrote what does not belong to it", key.hex())
         self._requests.damaged(stripe)

@@ -108,13 +108,16 @@ class Recovery:
             data = solve(parts, survivors, self._of_client(found) if len(survivors.payloads) > parts.k else ())
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
-                if liars:
-                    self._quarantine.set_aside(
-                        stripe,
-                        {slot: places[slot] for slot in liars},
-                        "content differs from what the stripe decodes to",
-                        wrong=True,
-                    )
+                of_client = [slot for slot in liars if self._is_of_client(found[slot])]
+                for slots, is_blamed in ((set(liars).difference(of_client), True), (of_client, False)):
+                    if slots:
+                        self._quarantine.set_aside(
+                            stripe,
+                            {slot: places[slot] for slot in slots},
+                            "content differs from what the stripe decodes to",
+                            wrong=True,
+                            is_blamed=is_blamed,
+                        )
                 return data[: survivors.length]
         return None
 

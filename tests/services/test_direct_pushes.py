@@ -16,8 +16,10 @@ from blake3 import blake3
 
 from storage import DataLossError, ErasureProfile, InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction
-from storage.keys import object_id_of, shard_count, shard_key
+from storage.keys import Kind, object_id_of, shard_count, shard_key
+from storage.sealing.objects import open_into
 from storage.shards import Shard
+from storage.write import unverified
 from storage.write.unverified import is_of_client
 from taskworker import Client
 from taskworker.auth.rights import Scope
@@ -184,7 +186,7 @@ def test_a_token_for_some_names_cannot_spoil_what_is_pushed_to_others(
     *,
     directly: bool,
 ) -> None:
-    before, data = stand.unverified, noise(hash((forge.__name__, directly)) % 1000)
+    before, data = stand.unverified, noise(100 + 2 * (forge is wrong_parity) + directly)
     with monkeypatch.context() as patch, stand.user("ann", "files:write:tmp/") as thief:
         forging(patch, forge)
         thief.push(data, user_id="ann", filename="tmp/forged", chunk_size=CHUNK)
@@ -198,6 +200,30 @@ def test_a_token_for_some_names_cannot_spoil_what_is_pushed_to_others(
         (place,) = places_of(stand, version, index)
         audited = stand.server.pool.store.upkeep.read_back().audit(place)
         assert (audited.shards, audited.wrong) == (shard_count(place), 0)
+
+
+@pytest.mark.parametrize("forge", [other_content, wrong_parity])
+def test_what_is_found_wrong_is_not_read_for_each_question(
+    stand: Pushing,
+    ann: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    forge: Callable[[Seal, Sequence[Any]], list[SealedChunk]],
+) -> None:
+    data, opened = noise(200 + (forge is wrong_parity)), list[bytes]()
+    with monkeypatch.context() as patch:
+        forging(patch, forge)
+        ann.push(data, user_id="ann", filename="asked", chunk_size=CHUNK)
+
+    def noted(keys: Any, kind: Kind, plain_id: bytes, *rest: Any) -> None:
+        opened.append(plain_id)
+        open_into(keys, kind, plain_id, *rest)
+
+    monkeypatch.setattr(unverified, "open_into", noted)
+    ids = [blake3(data[at : at + CHUNK]).digest() for at in range(0, 8 * CHUNK, CHUNK)]
+    for _ in range(3):
+        request = store_pb2.MissingChunksRequest(user_id="ann", chunk_ids=ids)
+        assert all(ann._channel.unary(ann._channel.store.MissingChunks, request, Deadline(60.0)).missing)
+    assert sorted(opened) == sorted(ids)
 
 
 def places_of(stand: Pushing, version: Version, index: int) -> list[Any]:
@@ -270,6 +296,28 @@ def test_no_worker_is_blamed_for_what_a_client_wrote(
         readback.audit(*places_of(stand, version, index))
     assert not any(pool.fleet.times_lied(slot) for slot in pool.fleet.slots)
     assert content_of(ann, version) == data
+
+
+def test_what_a_client_wrote_wrong_is_rebuilt_and_counts_for_no_worker(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, store, data = stand.server.pool.fleet, stand.server.pool.store, noise(20)
+    with monkeypatch.context() as patch:
+        forging(patch, wrong_parity)
+        version = ann.push(data, user_id="ann", filename="rebuilt", chunk_size=CHUNK)
+    (stripe,) = places_of(stand, version, 0)
+    liar = fleet.targets(stripe)[1]
+    volume, before = fleet.volume(liar), fleet.lies()
+    assert volume is not None
+    shard = volume.read(shard_key(stripe, 1))
+    assert shard is not None
+    volume.append([garbage(shard)])
+    with Client(stand.address, direct=False) as operator:
+        assert bytes(operator.get(version.file_id, user_id="ann")) == data
+    assert {slot for slot, wrong in fleet.lies().items() if wrong > before.get(slot, 0)} == {liar}
+    store.repair()
+    audited = store.upkeep.read_back().audit(stripe)
+    assert (audited.shards, audited.wrong) == (shard_count(stripe), 0)
 
 
 def test_what_a_client_wrote_wrong_is_no_loss_of_the_pool(
