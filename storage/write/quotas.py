@@ -339,6 +339,7 @@ class Taken:
 
         Raises:
             QuotaExceeded: the user would take more than allowed.
+            InvalidArgument: the upload has ended meanwhile.
         """
         with self._lock:
             if stripe is not None and self._awaited.get(stripe) == length:
@@ -347,7 +348,11 @@ class Taken:
         count = shards_bytes(self._target.profile, length)
         self._quotas.take(self._target, count)
         with self._lock:
-            self._count += count
+            has_ended = self._has_ended
+            self._count += 0 if has_ended else count
+        if has_ended:  # nobody would give it back
+            self._quotas.end(self._target, count, committed=False, counted=True)
+            raise InvalidArgument("this upload has ended")
 
     def await_again(self, stripe: StripeKey, length: int) -> None:
         """Note that a chunk of this length, whose space was taken, is to be sent again, which takes none then.
@@ -364,8 +369,9 @@ class Taken:
 
     def end(self, *, committed: bool = False, counted: bool = False) -> None:
         """The upload has ended; see :meth:`Quotas.end`. Calls after the first one do nothing."""
-        if not self._has_ended:
-            self._has_ended = True
+        with self._lock:
+            had_ended, self._has_ended = self._has_ended, True
+        if not had_ended:
             self._quotas.end(self._target, self._count, committed=committed, counted=counted)
 
 

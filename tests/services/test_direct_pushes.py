@@ -15,11 +15,12 @@ import pytest
 from blake3 import blake3
 
 from storage import DataLossError, ErasureProfile, InvalidArgument, QuotaExceeded, Version
-from storage.catalog import CatalogTransaction
-from storage.keys import Kind, object_id_of, shard_count, shard_key
+from storage.catalog import CatalogTransaction, user_key
+from storage.keys import Kind, StripeKey, object_id_of, shard_count, shard_key
 from storage.sealing.objects import open_into
 from storage.shards import Shard
 from storage.write import unverified
+from storage.write.client_chunks import ClientChunk
 from storage.write.unverified import is_of_client
 from taskworker import Client
 from taskworker.auth.rights import Scope
@@ -312,6 +313,7 @@ def test_what_a_client_wrote_wrong_is_rebuilt_and_counts_for_no_worker(
     shard = volume.read(shard_key(stripe, 1))
     assert shard is not None
     volume.append([garbage(shard)])
+    store.upkeep._parts.stripes._recovery.recover(stripe, None)  # as a read does that gets the wrong shard
     with Client(stand.address, direct=False) as operator:
         assert bytes(operator.get(version.file_id, user_id="ann")) == data
     assert {slot for slot, wrong in fleet.lies().items() if wrong > before.get(slot, 0)} == {liar}
@@ -329,6 +331,10 @@ def test_what_a_client_wrote_wrong_is_no_loss_of_the_pool(
         version = ann.push(noise(17), user_id="ann", filename="hollow", chunk_size=CHUNK)
     with pytest.raises(DataLossError):
         content_of(ann, version)
+    (stripe,) = places_of(stand, version, 0)
+    holder = pool.fleet.volume(pool.fleet.targets(stripe)[0])
+    assert holder is not None
+    holder.remove([shard_key(stripe, 0)])
     assert pool.store.repair().lost_count == 0
     assert not any(pool.fleet.times_lied(slot) for slot in pool.fleet.slots)
     ann.delete(version.file_id, user_id="ann")
@@ -486,6 +492,22 @@ def test_a_quota_counts_once_what_workers_did_not_take(stand: Pushing, monkeypat
         version = client.push(data, user_id="exact", filename="partly", chunk_size=CHUNK)
         assert content_of(client, version, "exact") == data
     assert before < stand.unverified
+
+
+def test_a_push_that_ends_while_places_are_given_takes_nothing(stand: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = stand.server.pool.store.upload(filename="ended", user_id="bob", chunk_size=CHUNK)
+    chunks = upload.client_chunks
+    assert chunks is not None
+    context = chunks._context
+
+    def is_held(_stripe: StripeKey) -> bool:
+        upload.abort(keep_chunks=False)
+        return False
+
+    monkeypatch.setattr(context.catalog, "is_held", is_held)
+    with pytest.raises(InvalidArgument, match="has ended"):
+        chunks.place([ClientChunk(bytes(32), blake3(b"ended").digest(), CHUNK, bytes(64))], lambda _: True)
+    assert context.quotas.uncommitted(user_key(b"bob")) == 0
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------
