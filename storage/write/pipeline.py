@@ -19,7 +19,7 @@ from storage.write.padding import padded_in_place
 from storage.write.quotas import Taken
 from storage.write.sources import read_exactly
 from storage.write.target import PushTarget
-from storage.write.unverified import vouch
+from storage.write.unverified import vouch_for_put
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class ChunkPipeline:
             if is_new(context, stripe):
                 context.stripes.put(stripe, data, chunk.length)
                 if context.stripes.volumes.remote and context.catalog.unverified(stripe):
-                    vouch(context, self._user, [stripe])
+                    vouch_for_put(context, self._user, stripe)
             elif context.stripes.absent_slots(stripe):
                 context.stripes.put_absent(stripe, data, chunk.length)
             elif not context.stripes.is_sound(stripe, chunk.length):

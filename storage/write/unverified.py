@@ -93,6 +93,16 @@ def is_of_client(catalog: Catalog, shard: Shard) -> bool:
     return bool(hashes) and hashes[at : at + HASH_BYTES] == shard.digest[:HASH_BYTES]
 
 
+def vouch_for_put(context: PushContext, user: bytes, stripe: StripeKey) -> None:
+    """Like :func:`vouch`, of a stripe that the store has just written in the place of what a client wrote.
+
+    If others stand in for a store, that one still has what the client wrote, for which it is not to blame later.
+    """
+    volumes = context.stripes.volumes
+    if volumes.targets(stripe) == volumes.holders(stripe):
+        vouch(context, user, [stripe])
+
+
 def vouch(context: PushContext, user: bytes, stripes: Sequence[StripeKey]) -> None:
     """Note that the store has verified all shards of stripes, or has just written them in the place of others.
 

@@ -618,7 +618,11 @@ def test_a_worker_that_stops_in_the_middle_fails_no_push(
     stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last test, as the worker does not come back."""
-    data, write, pages = noise(11), DirectWrites.write, list[int]()
+    data, write, pages, spoiled = noise(11), DirectWrites.write, list[int](), noise(21)
+    with monkeypatch.context() as patch:
+        forging(patch, wrong_parity)
+        ann.push(spoiled, user_id="ann", filename="spoiled", chunk_size=CHUNK)
+    before = stand.unverified
 
     def interrupted(self: DirectWrites, *arguments: Any) -> list[bool]:
         pages.append(len(pages))
@@ -631,3 +635,9 @@ def test_a_worker_that_stops_in_the_middle_fails_no_push(
     assert content_of(ann, version) == data
     with Client(stand.address, direct=False) as operator:
         assert bytes(operator.get(version.file_id, user_id="ann")) == data
+    # The worker that is away has what the client wrote, and is not to blame for it if it comes back.
+    token = stand.server.users.create_token("ann").text
+    with Client(stand.address, token=token, direct=False) as client:
+        again = client.push(spoiled, user_id="ann", filename="again", chunk_size=CHUNK)
+        assert content_of(client, again) == spoiled
+    assert stand.unverified >= before
