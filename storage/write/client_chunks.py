@@ -26,8 +26,9 @@ from storage.write.target import PushTarget
 UNDER_WAY_MAX = 512
 """How many chunks of an upload a client may be writing at a time."""
 
-Ask = Callable[[int, Sequence[ShardKey]], Sequence[bytes | None]]
-"""(store, keys) → the BLAKE3 hash of each shard that a client wrote to the store; None: there is none, or no answer."""
+Ask = Callable[[int, Sequence[ShardKey]], Callable[[], Sequence[bytes | None]]]
+"""(store, keys) → what waits for the BLAKE3 hash of each shard that a client wrote to the store; None: it has none, or
+gave no answer."""
 
 
 class ClientChunk(NamedTuple):
@@ -168,9 +169,9 @@ class ClientChunks:
             for slot, store in enumerate(each.placed.stores):
                 by_store[store].append(shard_key(each.placed.stripe, slot))
         there: dict[ShardKey, bytes] = {}
-        for store, keys in by_store.items():
-            answers = ask(store, keys)
-            there.update({key: digest for key, digest in zip(keys, answers, strict=True) if digest is not None})
+        asked = [(keys, ask(store, keys)) for store, keys in by_store.items()]
+        for keys, answers in asked:
+            there.update({key: digest for key, digest in zip(keys, answers(), strict=True) if digest is not None})
         good = {one for one, each in found.items() if _has_all(each, there)}
         with self._lock:
             for one in good & self._chunks.keys():

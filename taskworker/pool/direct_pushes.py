@@ -186,16 +186,26 @@ class DirectPushes:
         _check_count(len(stored_ids))
         return chunks.settle(stored_ids, self._ask)
 
-    def _ask(self, slot: int, keys: Sequence[ShardKey]) -> Sequence[bytes | None]:
+    def _ask(self, slot: int, keys: Sequence[ShardKey]) -> Callable[[], Sequence[bytes | None]]:
+        """Ask a worker what it has, while others are being asked."""
         nothing: list[bytes | None] = [None] * len(keys)
         volume = self._fleet.volume(slot)
         if volume is None or not self._fleet.trusts(slot):
-            return nothing
+            return lambda: nothing
         try:
-            return volume.written(keys)
+            answer = volume.begin_written(keys)
         except StorageError as error:
             self._fleet.failed(slot, volume, error)
-            return nothing
+            return lambda: nothing
+
+        def ended() -> Sequence[bytes | None]:
+            try:
+                return answer()
+            except StorageError as error:
+                self._fleet.failed(slot, volume, error)
+                return nothing
+
+        return ended
 
     def _holder(self, slot: int) -> Holder | None:
         """The worker in a slot, if clients can write to it now."""
@@ -215,7 +225,7 @@ class DirectPushes:
         if known is volume:
             return is_able
         try:
-            volume.written([])
+            volume.begin_written([])()
             is_able = True
         except InvalidArgument:  # a worker of a former release
             is_able = False

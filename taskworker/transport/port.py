@@ -108,10 +108,13 @@ class WorkerVolume(ShardStore, Protocol):
             VolumeFailed: the volume is unusable.
         """
 
-    def written(self, keys: Sequence[ShardKey]) -> list[bytes | None]:
-        """Return the BLAKE3 hash of each shard that a client wrote to the worker; None: none is known to have been.
+    def begin_written(self, keys: Sequence[ShardKey]) -> Callable[[], list[bytes | None]]:
+        """Ask for the BLAKE3 hash of each shard that a client wrote to the worker; None: none is known to have been.
 
         The next sync makes these shards durable.
+
+        Returns:
+            What waits for the hashes, for the calling thread. It raises the same.
 
         Raises:
             InvalidArgument: the worker does not know the call.

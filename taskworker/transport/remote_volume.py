@@ -194,14 +194,20 @@ class RemoteVolume:
             proofs += self._calls.checked(lambda answer=answer, batch=batch: parse_proofs(answer, len(batch)))  # type: ignore[misc]
         return proofs
 
-    def written(self, keys: Sequence[ShardKey]) -> list[bytes | None]:
+    def begin_written(self, keys: Sequence[ShardKey]) -> Callable[[], list[bytes | None]]:
         """See :class:`taskworker.transport.port.WorkerVolume`."""
-        found: list[bytes | None] = []
-        for batch in [*batched(keys, _DIGESTS_TOGETHER)] or [[]]:  # without keys, to find out whether it knows the call
-            answer = self._calls.call(Call.WRITTEN, join_keys(batch))
-            self._sender.note_written()  # after: a sync that was sent before may not have covered them
-            found += self._calls.checked(lambda answer=answer, batch=batch: parse_digests(answer, len(batch)))  # type: ignore[misc]
-        return found
+        batches = [*batched(keys, _DIGESTS_TOGETHER)] or [[]]  # without keys, to find out whether it knows the call
+        begun = [self._calls.begin_call(Call.WRITTEN, join_keys(batch)) for batch in batches]
+
+        def ended() -> list[bytes | None]:
+            found: list[bytes | None] = []
+            for batch, end in zip(batches, begun, strict=True):
+                answer = bytes(end())
+                self._sender.note_written()  # after: a sync that was sent before may not have covered them
+                found += self._calls.checked(lambda answer=answer, batch=batch: parse_digests(answer, len(batch)))  # type: ignore[misc]
+            return found
+
+        return ended
 
     # -- reading ---------------------------------------------------------------------------------
 

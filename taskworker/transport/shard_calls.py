@@ -223,13 +223,28 @@ class ShardCalls:
         bytes_max: int = _ANSWER_BYTES_MAX,
     ) -> memoryview:
         """Like :meth:`call`, without copying the answer."""
+        return self.begin_call(call, *request, timeout_s=timeout_s, lane=lane, bytes_max=bytes_max)()
+
+    def begin_call(
+        self,
+        call: Call,
+        *request: BytesLike,
+        timeout_s: float | None = None,
+        lane: Lane = Lane.URGENT,
+        bytes_max: int = _ANSWER_BYTES_MAX,
+    ) -> Callable[[], memoryview]:
+        """Send a call; return what waits for its answer, for this thread. Arguments are as for :meth:`call`."""
         self.check_usable()
         answer = OneAnswer(self.poller.signal(), bytes_max)
         self.send(call, request, answer, lane, timeout_s)
-        try:
-            return memoryview(answer.wait())
-        except (Refused, OSError, WireError) as error:
-            raise self.meaning(error, call) from None
+
+        def ended() -> memoryview:
+            try:
+                return memoryview(answer.wait())
+            except (Refused, OSError, WireError) as error:
+                raise self.meaning(error, call) from None
+
+        return ended
 
     def send(
         self,

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from storage import DataLossError, ErasureProfile, InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction, user_key
-from storage.keys import Kind, StripeKey, object_id_of, shard_count, shard_key
+from storage.keys import Kind, ShardKey, StripeKey, object_id_of, shard_count, shard_key
 from storage.sealing.objects import open_into
 from storage.shards import Shard
 from storage.write import unverified
@@ -32,6 +32,7 @@ from taskworker.client.sending import OutgoingMessages
 from taskworker.errors import DeadlineExceeded
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
+from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.ticketed_volume import Putting, TicketedVolume
 from tests.services.test_direct_reads import MIB, Stand
 
@@ -411,6 +412,30 @@ def test_who_pushes_what_the_pool_hashes_is_told_at_once(stand: Pushing) -> None
         return [store_pb2.PushPart(data=b"x"), commit(1)]
 
     assert Raw(stand, "ann").run(act, hashlib.sha256(b"x").hexdigest()).version.size == 1
+
+
+def test_all_workers_are_asked_before_one_has_answered(stand: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, events = RemoteVolume.begin_written, list[str]()
+
+    def noted(self: RemoteVolume, keys: Sequence[ShardKey]) -> Callable[[], list[bytes | None]]:
+        answer = begin(self, keys)
+        events.extend(["asked"] if keys else [])
+
+        def ended() -> list[bytes | None]:
+            events.extend(["answered"] if keys else [])
+            return answer()
+
+        return ended
+
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        stored_id = blake3(b"asked").digest()
+        raw.place(stored_id)
+        assert raw.settle(stored_id) == [False]
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    monkeypatch.setattr(RemoteVolume, "begin_written", noted)
+    Raw(stand, "eve").run(act)
+    assert events == ["asked"] * 4 + ["answered"] * 4
 
 
 def test_nobody_writes_to_a_chunk_that_exists(stand: Pushing, ann: Client) -> None:

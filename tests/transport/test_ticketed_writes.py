@@ -93,15 +93,15 @@ def test_a_client_writes_what_its_ticket_names(members: Members, volume: LocalVo
     shards = shards_of(1)
     with offered(volume, members, written) as remote, served(volume, "i1", from_clients=written) as address:
         pool = RemoteVolume(address, "w1")
-        assert pool.written([shard.key for shard in shards]) == [None, None]
+        assert pool.begin_written([shard.key for shard in shards])() == [None, None]
         pool.sync()
         put(remote, ticket_for(members, *shards), shards)
         assert stored(volume, *shards) == [True, True]
         put(remote, ticket_for(members, *shards), shards)  # once more does no harm
-        assert pool.written([shard.key for shard in shards]) == [shard.digest for shard in shards]
+        assert pool.begin_written([shard.key for shard in shards])() == [shard.digest for shard in shards]
         assert pool.needs_sync
         volume.remove([shards[0].key])
-        assert pool.written([shard.key for shard in shards]) == [None, shards[1].digest]
+        assert pool.begin_written([shard.key for shard in shards])() == [None, shards[1].digest]
         pool.abandon("the test is over")
 
 
