@@ -176,21 +176,35 @@ class SnapshotTree:
         with self._lock:
             if self._clock_s() - self._loaded_s < _RELOAD_S:
                 return False
-            self._repository = Repository(self._files, self._folder)
-            self._loaded_s = self._clock_s()
-            self._containers.clear()
+            self._replace(Repository(self._files, self._folder))
             return True
+
+    def _outdated(self, used: Repository) -> bool:
+        """Whether the record is another one now than when ``used`` was read; if so, it is read again."""
+        with self._lock:
+            if self._repository is used:
+                now = Repository(self._files, self._folder)
+                if now.record.generation == used.record.generation:
+                    return False
+                self._replace(now)
+            return True
+
+    def _replace(self, repository: Repository) -> None:
+        self._repository = repository
+        self._loaded_s = self._clock_s()
+        self._containers.clear()
 
     # -- content ---------------------------------------------------------------------------------
 
     def _retried(self, read: Callable[[], bytes]) -> bytes:
-        """Read; once more if what was forgotten meanwhile has moved other things to new containers."""
-        try:
-            return read()
-        except (FileNotFound, VersionNotFound, FolderDamaged):
-            if not self._reload():
-                raise
-            return read()
+        """Read; again if what was forgotten meanwhile has moved other things to new containers."""
+        while True:
+            used = self._repository
+            try:
+                return read()
+            except (FileNotFound, VersionNotFound, FolderDamaged):
+                if not self._outdated(used):
+                    raise
 
     def _pieces(self, entry: Entry, start: int, stop: int) -> Iterator[bytes]:
         at = 0
