@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import random
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage import DataLossError, ErasureProfile, InvalidArgument, QuotaExceeded, Version
 from storage.catalog import CatalogTransaction, user_key
@@ -484,6 +487,34 @@ def test_malformed_chunks_are_refused(stand: Pushing, given: dict[str, Any], why
         return [store_pb2.PushPart(data=b"x"), commit(1)]
 
     Raw(stand, "bob").run(act)
+
+
+def test_any_chunks_are_answered_or_refused(stand: Pushing) -> None:
+    ids = st.one_of(st.sampled_from([bytes(32), blake3(b"other").digest()]), st.binary(max_size=70))
+    chunks = st.builds(
+        store_pb2.ClientChunk,
+        plain_id=ids,
+        stored_id=ids,
+        length=st.one_of(st.integers(0, 2 * CHUNK), st.integers(0, (1 << 64) - 1)),
+        hashes=st.one_of(st.just(bytes(64)), st.binary(max_size=100)),
+    )
+
+    def act(raw: Raw) -> list[store_pb2.PushPart]:
+        @settings(max_examples=60, deadline=None, database=None)
+        @given(st.lists(chunks, max_size=3), st.binary(max_size=200))
+        def answered_or_refused(some: list[store_pb2.ClientChunk], joined: bytes) -> None:
+            for method, request in (
+                (raw.store.PrepareChunks, store_pb2.PrepareChunksRequest(plain_ids=joined)),
+                (raw.store.PlaceChunks, store_pb2.PlaceChunksRequest(chunks=some)),
+                (raw.store.SettleChunks, store_pb2.SettleChunksRequest(stored_ids=joined)),
+            ):
+                with contextlib.suppress(InvalidArgument, QuotaExceeded):
+                    raw.call(method, request)
+
+        answered_or_refused()
+        return [store_pb2.PushPart(data=b"x"), commit(1)]
+
+    assert Raw(stand, "bob").run(act).version.size == 1
 
 
 def test_too_many_chunks_are_refused(stand: Pushing) -> None:

@@ -26,6 +26,8 @@ MEANT = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+NOT_OFFERED = {"PrepareChunks", "PlaceChunks", "SettleChunks"}
+"""Calls about workers, which a store on this machine does not have."""
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FEW = settings(FUZZ, max_examples=50)  # for each of some thirty methods
 LONG = settings(FUZZ, max_examples=5_000)
@@ -102,7 +104,7 @@ def check_answer(method: str, messages: list[bytes], served: Served) -> None:
     code = served.code_of(
         method, messages, streamed=described.client_streaming, answered_by_stream=described.server_streaming
     )
-    assert code in MEANT
+    assert code in MEANT or (code is grpc.StatusCode.UNIMPLEMENTED and described.name in NOT_OFFERED)
 
 
 sizes = st.sampled_from([0, 1, CHUNK, 3 * CHUNK, 3 * CHUNK + 1, 10 * CHUNK, 1 << 62, (1 << 64) - 1]) | st.integers(
