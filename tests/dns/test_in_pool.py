@@ -78,6 +78,7 @@ def test_the_pool_names_its_workers_and_functions(pool: FunctionPool) -> None:
 
 def test_names_follow_workers_that_come_and_die(pool: FunctionPool) -> None:
     process = pool.start_worker("passing_1")
+    until(lambda: bool(ask(pool, "passing_1.worker.hive").answer))  # once it has joined
     assert [str(one) for one in ask(pool, "passing_1.worker.hive").answer[0]] == ["127.0.0.1"]
     process.kill()
     until(lambda: not ask(pool, "passing_1.worker.hive").answer)  # once its lease has run out
