@@ -47,6 +47,8 @@ FOR_CALLS = {
     or (
         name.startswith("taskworker.store.StoreService.")
         and name.rpartition(".")[2] not in ("Stats", "Scrub", "Repair", "Collect", "Rebuild")
+        # What functions push goes through the pool.
+        and name.rpartition(".")[2] not in ("PrepareChunks", "PlaceChunks", "SettleChunks")
     )
 }
 REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED)
