@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -234,74 +235,130 @@ class TicketIssuer:
             return signer
 
 
-class TicketChecker:
-    """Checks tickets that are shown to a worker. Thread-safe.
+class Body(Protocol):
+    """What the bodies of tickets of all kinds have."""
+
+    @property
+    def pool(self) -> str:
+        """Id of the pool."""
+
+    @property
+    def workers(self) -> Sequence[str]:
+        """DNS names in the certificates of the workers that it is for."""
+
+    @property
+    def issued_ms(self) -> int:
+        """When it was issued, in ms since 1970."""
+
+    @property
+    def expires_ms(self) -> int:
+        """Until when it is said to be valid."""
+
+
+class Timed(Protocol):
+    """What all kinds of tickets have."""
+
+    @property
+    def issued_ms(self) -> int:
+        """When it was issued, in ms since 1970."""
+
+    @property
+    def expires_ms(self) -> int:
+        """Until when it is valid."""
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+TicketT = TypeVar("TicketT", bound=Timed)
+
+
+class Checker(ABC, Generic[BodyT, TicketT]):
+    """Checks tickets of one kind that are shown to a worker. Thread-safe.
 
     Args:
+        purpose: what is signed before the body.
+        bodies: decodes bodies.
         identity: the worker.
         authorities: returns the certificates of the authorities that the worker trusts, PEM; empty: none yet.
         now_ms: milliseconds since 1970.
     """
 
     def __init__(
-        self, identity: MemberIdentity, authorities: Callable[[], bytes], now_ms: Callable[[], int] = wall_ms
+        self,
+        purpose: bytes,
+        bodies: msgspec.msgpack.Decoder[BodyT],
+        identity: MemberIdentity,
+        authorities: Callable[[], bytes],
+        now_ms: Callable[[], int],
     ) -> None:
+        self._purpose = purpose
+        self._bodies = bodies
         self._identity = identity
         self._authorities = authorities
         self._now_ms = now_ms
         self._read = functools.lru_cache(maxsize=_REMEMBERED)(self._read_signed)
 
-    def check(self, raw: bytes) -> Ticket:
+    def check(self, raw: bytes) -> TicketT:
         """Return what a ticket allows here and now.
 
         Raises:
-            TicketRefused: it is malformed, not signed by the pool, expired, or for other workers; the text says which.
+            TicketRefused: it is malformed, for another purpose, not signed by the pool, expired, or for other workers;
+                the text says which.
         """
-        require_short(raw)
+        if len(raw) > TICKET_BYTES_MAX:
+            raise TicketRefused(f"a ticket of {len(raw):,} bytes; there are at most {TICKET_BYTES_MAX:,}")
         ticket, lifetime = self._read(raw, self._authorities())
-        require_valid(ticket.issued_ms, ticket.expires_ms, lifetime, self._now_ms())
+        _require_valid(ticket, lifetime, self._now_ms())
         return ticket
 
-    def _read_signed(self, raw: bytes, authorities: bytes) -> tuple[Ticket, Lifetime]:
+    def _read_signed(self, raw: bytes, authorities: bytes) -> tuple[TicketT, Lifetime]:
         """Read a ticket of this pool, and check all that does not depend on the time."""
-        raw_body, lifetime = opened(raw, READING, authorities, self._identity.pool)
+        raw_body, lifetime = _opened(raw, self._purpose, authorities, self._identity.pool)
         try:
-            body = _bodies.decode(raw_body)
+            body = self._bodies.decode(raw_body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TicketRefused(f"the ticket is malformed: {error}") from None
         if body.pool != self._identity.pool:
             raise TicketRefused("the ticket is of another pool")
         if self._identity.dns_name not in body.workers:
             raise TicketRefused("the ticket is for other workers")
+        expires_ms = min(body.expires_ms, body.issued_ms + int(VALID_S * 1000))
+        return self._ticket(body, expires_ms, blake3(raw_body).digest()), lifetime
+
+    @abstractmethod
+    def _ticket(self, body: BodyT, expires_ms: int, digest: bytes) -> TicketT:
+        """What the body of a ticket for this worker allows.
+
+        Raises:
+            TicketRefused: it is malformed.
+        """
+
+
+class TicketChecker(Checker[_Body, Ticket]):
+    """Checks tickets for reading; see :class:`Checker`."""
+
+    def __init__(
+        self, identity: MemberIdentity, authorities: Callable[[], bytes], now_ms: Callable[[], int] = wall_ms
+    ) -> None:
+        super().__init__(READING, _bodies, identity, authorities, now_ms)
+
+    def _ticket(self, body: _Body, expires_ms: int, digest: bytes) -> Ticket:
         if body.k > body.n or len(body.objects) % ID_BYTES:
             raise TicketRefused("the ticket is malformed: no objects of this kind exist")
-        ids = frozenset(body.objects[at : at + ID_BYTES] for at in range(0, len(body.objects), ID_BYTES))
-        ticket = Ticket(
+        return Ticket(
             body.pool,
             body.reader,
             frozenset(body.workers),
             body.k,
             body.n,
-            ids,
+            frozenset(body.objects[at : at + ID_BYTES] for at in range(0, len(body.objects), ID_BYTES)),
             body.bytes_max,
             body.issued_ms,
-            min(body.expires_ms, body.issued_ms + int(VALID_S * 1000)),
-            blake3(raw_body).digest(),
+            expires_ms,
+            digest,
         )
-        return ticket, lifetime
 
 
-def require_short(raw: bytes) -> None:
-    """Check the length of a ticket.
-
-    Raises:
-        TicketRefused: there is none of this length.
-    """
-    if len(raw) > TICKET_BYTES_MAX:
-        raise TicketRefused(f"a ticket of {len(raw):,} bytes; there are at most {TICKET_BYTES_MAX:,}")
-
-
-def opened(raw: bytes, purpose: bytes, authorities: bytes, pool: str) -> tuple[bytes, Lifetime]:
+def _opened(raw: bytes, purpose: bytes, authorities: bytes, pool: str) -> tuple[bytes, Lifetime]:
     """The body of a ticket that a pool signed for a purpose, and when the certificate is valid with which it did.
 
     Raises:
@@ -319,15 +376,15 @@ def opened(raw: bytes, purpose: bytes, authorities: bytes, pool: str) -> tuple[b
     return signed.body, lifetime
 
 
-def require_valid(issued_ms: int, expires_ms: int, lifetime: Lifetime, now_ms: int) -> None:
-    """Check that a ticket is valid now.
+def _require_valid(ticket: Timed, lifetime: Lifetime, now_ms: int) -> None:
+    """Check that a ticket is valid now, and so was the certificate with which it was signed.
 
     Raises:
         TicketRefused: it is not; the text says why.
     """
-    if now_ms > expires_ms or now_ms / 1000 > lifetime.end_s:
+    if now_ms > ticket.expires_ms or now_ms / 1000 > lifetime.end_s:
         raise TicketRefused("the ticket has expired; ask the pool for another one, and compare the machines' clocks")
-    if now_ms < issued_ms - _SKEW_S * 1000:
+    if now_ms < ticket.issued_ms - _SKEW_S * 1000:
         raise TicketRefused("the ticket is not valid yet: compare the clocks of the pool's and the worker's machines")
 
 

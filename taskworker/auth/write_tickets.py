@@ -5,29 +5,23 @@ They are signed as those for reading are, for another purpose, so that neither c
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
-from blake3 import blake3
 
 from storage.clocks import wall_ms
 from storage.keys import ID_BYTES, Kind, ShardKey, slot_of, split_stripe_key
 from storage.limits import OBJECT_BYTES_MAX
-from taskworker.auth.certificates import Lifetime
 from taskworker.auth.identity import MemberIdentity
 from taskworker.auth.tickets import (
     USER_BYTES,
-    VALID_S,
     WORKERS_MAX,
+    Checker,
     Count,
     Name,
     Shards,
     TicketIssuer,
-    opened,
-    require_short,
-    require_valid,
 )
 from taskworker.errors import TicketRefused
 
@@ -36,7 +30,6 @@ WRITING = b"TaskWorker write ticket\0"
 OBJECTS_MAX = 64
 """How many objects a ticket names at most."""
 _FORMAT = 1
-_REMEMBERED = 128
 
 
 class ToWrite(NamedTuple):
@@ -141,51 +134,20 @@ def issue(
     return tickets.sign(WRITING, body)
 
 
-class WriteTicketChecker:
-    """Checks tickets for writing that are shown to a worker. Thread-safe.
-
-    Args:
-        identity: the worker.
-        authorities: returns the certificates of the authorities that the worker trusts, PEM; empty: none yet.
-        now_ms: milliseconds since 1970.
-    """
+class WriteTicketChecker(Checker[_Body, WriteTicket]):
+    """Checks tickets for writing; see :class:`Checker`."""
 
     def __init__(
         self, identity: MemberIdentity, authorities: Callable[[], bytes], now_ms: Callable[[], int] = wall_ms
     ) -> None:
-        self._identity = identity
-        self._authorities = authorities
-        self._now_ms = now_ms
-        self._read = functools.lru_cache(maxsize=_REMEMBERED)(self._read_signed)
+        super().__init__(WRITING, _bodies, identity, authorities, now_ms)
 
-    def check(self, raw: bytes) -> WriteTicket:
-        """Return what a ticket allows here and now.
-
-        Raises:
-            TicketRefused: it is malformed, for another purpose, not signed by the pool, expired, or for other workers;
-                the text says which.
-        """
-        require_short(raw)
-        ticket, lifetime = self._read(raw, self._authorities())
-        require_valid(ticket.issued_ms, ticket.expires_ms, lifetime, self._now_ms())
-        return ticket
-
-    def _read_signed(self, raw: bytes, authorities: bytes) -> tuple[WriteTicket, Lifetime]:
-        """Read a ticket of this pool, and check all that does not depend on the time."""
-        raw_body, lifetime = opened(raw, WRITING, authorities, self._identity.pool)
-        try:
-            body = _bodies.decode(raw_body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise TicketRefused(f"the ticket is malformed: {error}") from None
-        if body.pool != self._identity.pool:
-            raise TicketRefused("the ticket is of another pool")
-        if self._identity.dns_name not in body.workers:
-            raise TicketRefused("the ticket is for other workers")
+    def _ticket(self, body: _Body, expires_ms: int, digest: bytes) -> WriteTicket:
         count = len(body.lengths)
         if body.k > body.n or len(body.objects) != count * ID_BYTES or len(body.placed) != count * body.n:
             raise TicketRefused("the ticket is malformed: no objects of this kind exist")
         ids = (body.objects[at : at + ID_BYTES] for at in range(0, len(body.objects), ID_BYTES))
-        ticket = WriteTicket(
+        return WriteTicket(
             body.k,
             body.n,
             {one: (length, at * body.n) for at, (one, length) in enumerate(zip(ids, body.lengths, strict=True))},
@@ -193,7 +155,6 @@ class WriteTicketChecker:
             body.workers.index(self._identity.dns_name),
             body.bytes_max,
             body.issued_ms,
-            min(body.expires_ms, body.issued_ms + int(VALID_S * 1000)),
-            blake3(raw_body).digest(),
+            expires_ms,
+            digest,
         )
-        return ticket, lifetime
