@@ -51,10 +51,11 @@ def is_verified(
         return False
     if not context.stripes.is_sound(stripe, length):
         return False
-    if hashes and verified is None:
-        vouch(context, user, [stripe])
-    elif hashes and verified is not None:
-        verified.append(stripe)
+    if hashes:
+        if verified is None:
+            vouch(context, user, [stripe])
+        else:
+            verified.append(stripe)
     context.opened.note(stripe, plain_id)
     return True
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from storage import ManifestDiff
 from storage.clocks import monotonic_s
+from storage.formats.manifest import FAN_OUT, SEALED_REFERENCE_BYTES
 from storage.limits import MIB
 from taskworker.errors import ServerBusy
 from taskworker.rpc.authorization import user_of
@@ -20,11 +21,9 @@ from taskworker.rpc.binding import Caller, require_active
 from taskworker.services.giving_way import HasOthers
 
 RATE = MIB
-"""Bytes of nodes a second, before copies, of one user; what the user sends himself does not count."""
+"""Bytes of nodes a second, before copies, of one user, beyond what the user sends."""
 BURST = 8 * MIB
 """As many at once, after a pause."""
-_FAN_OUT = 1024  # of hash trees, see docs/format.md
-_REFERENCE_BYTES = 64  # of an encrypted chunk in a node
 _PATCH_BYTES = 40
 _WAIT_S_MAX = 1.0
 _LATELY_S = 10.0  # other users count as active if they called within this time
@@ -91,9 +90,9 @@ def amplified_bytes(diff: ManifestDiff) -> int:
     changed = {min(patch.index, count - 1) for patch in diff.patches} or {count - 1}
     written = 0
     while True:
-        changed = {position // _FAN_OUT for position in changed}
-        written += len(changed) * min(count, _FAN_OUT) * _REFERENCE_BYTES
-        count = -(-count // _FAN_OUT)
+        changed = {position // FAN_OUT for position in changed}
+        written += len(changed) * min(count, FAN_OUT) * SEALED_REFERENCE_BYTES
+        count = -(-count // FAN_OUT)
         if count <= 1:
             break
     sent = sum(_PATCH_BYTES + len(patch.data or b"") for patch in diff.patches)
