@@ -27,8 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 Argument = str | os.PathLike[str]
 _LENGTH = struct.Struct("!I")
@@ -254,57 +253,77 @@ def _load() -> None:
     gc.freeze()
 
 
+class _Running(NamedTuple):
+    """A forked process, and the descriptor through which its end is told."""
+
+    pid: int
+    status: int
+
+
 class _Forks:
     """Forks commands for whoever asks through a socket, and says how they end."""
 
     def __init__(self, asked: socket.socket) -> None:
         self._asked = asked
-        self._running: dict[int, int] = {}
+        self._running: dict[int, _Running] = {}
+        """By the descriptor that becomes readable when the process ends."""
+        self._poller = select.poll()
+        self._poller.register(asked, select.POLLIN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # that of the terminal is for the tests
-        signal.signal(signal.SIGCHLD, self._tell)
 
     def next_command(self) -> None:
         """Returns in a forked process, ready to run its command; ends this one if nobody can ask any more."""
         while True:
-            head, descriptors, _, _ = socket.recv_fds(self._asked, _LENGTH.size, 4)
-            if not head:
-                os._exit(0)
-            request = json.loads(self._rest(_LENGTH.unpack(head)[0]))
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-            pid = os.fork()
-            if pid == 0:
-                self._become(request, descriptors)
-                return
-            status = descriptors.pop()
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._running[pid] = status
-            os.write(status, _NUMBER.pack(pid))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            for descriptor, _ in self._poller.poll():
+                if descriptor != self._asked.fileno():
+                    self._tell(descriptor)
+                elif self._fork():
+                    return
+
+    def _fork(self) -> bool:
+        """Fork a command; true in its process."""
+        head, descriptors, _, _ = socket.recv_fds(self._asked, _LENGTH.size, 4)
+        if not head:
+            os._exit(0)
+        request = json.loads(self._rest(_LENGTH.unpack(head)[0]))
+        pid = os.fork()
+        if pid == 0:
+            self._become(request, descriptors)
+            return True
+        status = descriptors.pop()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        end = os.pidfd_open(pid)
+        self._running[end] = _Running(pid, status)
+        self._poller.register(end, select.POLLIN)
+        _say(status, pid)
+        return False
 
     def _rest(self, length: int) -> bytes:
         raw = bytearray()
         while len(raw) < length:
-            raw += self._asked.recv(length - len(raw))
+            some = self._asked.recv(length - len(raw))
+            if not some:
+                os._exit(0)
+            raw += some
         return bytes(raw)
 
-    def _tell(self, _number: int, _frame: FrameType | None) -> None:
-        for pid in list(self._running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                told = self._running.pop(pid)
-                with contextlib.suppress(BrokenPipeError):  # whoever started it has ended
-                    os.write(told, _NUMBER.pack(status))
-                os.close(told)
+    def _tell(self, end: int) -> None:
+        """Say how a process has ended."""
+        self._poller.unregister(end)
+        os.close(end)
+        ended = self._running.pop(end)
+        _, status = os.waitpid(ended.pid, 0)
+        _say(ended.status, status)
+        os.close(ended.status)
 
     def _become(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         self._asked.close()
         for number, descriptor in enumerate(descriptors[:3]):
             os.dup2(descriptor, number)
-        for descriptor in (*descriptors, *self._running.values()):
+        others = (descriptor for end, running in self._running.items() for descriptor in (end, running.status))
+        for descriptor in (*descriptors, *others):
             os.close(descriptor)
         sys.stdin = _stream(0, "r")
         sys.stdout = _stream(1, "w")
@@ -317,6 +336,11 @@ class _Forks:
         if os.environ.get("PYTHONFAULTHANDLER"):
             faulthandler.enable()
         sys.argv = ["taskworker", *request["arguments"]]
+
+
+def _say(status: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # whoever asked has ended
+        os.write(status, _NUMBER.pack(number))
 
 
 def _stream(number: int, mode: str, **options: Any) -> TextIOWrapper:
