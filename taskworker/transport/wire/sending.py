@@ -19,17 +19,14 @@ def bytes_of(parts: Sequence[BytesLike]) -> int:
     return total
 
 
-def rest_of(parts: Sequence[BytesLike], sent: int) -> list[memoryview]:
-    """Views of what follows the first ``sent`` bytes."""
-    rest: list[memoryview] = []
-    for part in parts:
-        view = memoryview(part)
-        if sent >= view.nbytes:
-            sent -= view.nbytes
-            continue
-        rest.append(view[sent:])
-        sent = 0
-    return rest
+def rest_of(parts: Sequence[BytesLike], sent: int) -> list[BytesLike]:
+    """What follows the first ``sent`` bytes; nothing is copied."""
+    for at, part in enumerate(parts):
+        size = part.nbytes if isinstance(part, memoryview) else len(part)
+        if sent < size:
+            return [memoryview(part)[sent:], *parts[at + 1 :]]
+        sent -= size
+    return []
 
 
 class Outbox:
@@ -52,10 +49,9 @@ class Outbox:
         sent = 0 if self._waiting else self._stream.send(parts, wait=False)
         if sent == bytes_of(parts):
             return
-        for part in rest_of(parts, sent):
-            copy = memoryview(bytes(part))
-            self._waiting.append(copy)
-            self.size += len(copy)
+        rest = memoryview(b"".join(rest_of(parts, sent)))  # a frame may have thousands of small parts
+        self._waiting.append(rest)
+        self.size += len(rest)
 
     def flush(self) -> None:
         """Send what waits, as much of it as the stream takes now.
