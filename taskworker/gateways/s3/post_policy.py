@@ -95,8 +95,7 @@ def checked(
             limits = _limits(condition)
         else:
             covered.add(_fulfilled(condition, filled))
-    extra = [name for name in filled if name not in covered | _ALWAYS_ALLOWED and not name.startswith("x-ignore-")]
-    if extra := [name for name in extra if name != "bucket"]:
+    if extra := [name for name in filled if name not in covered | _ALWAYS_ALLOWED and not name.startswith("x-ignore-")]:
         raise S3Error("AccessDenied", f"invalid according to policy: extra input field: {extra[0]}")
     return limits
 

@@ -111,3 +111,14 @@ def test_malformed_policies_are_refused_even_if_signed(policy: bytes) -> None:
     key = signing_key(SECRET, given["x-amz-credential"].partition("/")[2])
     given["x-amz-signature"] = signature(key, given["policy"])
     assert refused(given) == "InvalidPolicyDocument"
+
+
+def test_a_policy_is_for_the_buckets_that_it_names() -> None:
+    given = form()
+    policy = json.loads(base64.b64decode(given["policy"]))
+    policy["conditions"] = [one for one in policy["conditions"] if "bucket" not in one]
+    given["policy"] = base64.b64encode(json.dumps(policy).encode()).decode()
+    scope = given["x-amz-credential"].partition("/")[2]
+    given["x-amz-signature"] = signature(signing_key(SECRET, scope), given["policy"])
+    assert refused(given) == "AccessDenied"
+    assert refused(given, "another") == "AccessDenied"
