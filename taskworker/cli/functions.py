@@ -391,6 +391,8 @@ def _rate(rate: float) -> str:
 
 
 def _ms(milliseconds: float) -> str:
+    if not milliseconds:  # there were no calls
+        return "-"
     if milliseconds < 100:
         return f"{milliseconds:.1f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"

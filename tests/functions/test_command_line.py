@@ -297,6 +297,18 @@ def test_functions_fit_into_a_terminal(commands: Commands) -> None:
     assert max(map(len, shown)) <= COLUMNS
 
 
+def test_a_function_that_nobody_called_has_taken_no_time(commands: Commands) -> None:
+    (commands.pool.directory / "app.py").write_text(MODULE)
+    commands.run("deploy", "idle", "app:add")
+    try:
+        shown, _ = commands.run("functions")
+        (line,) = (line for line in shown if line.startswith("idle "))
+        assert line.split().count("-") == 3
+        assert " ms" not in line
+    finally:
+        commands.run("undeploy", "idle")
+
+
 def test_the_pool_s_status_has_its_functions(commands: Commands) -> None:
     shown, _ = commands.run("status")
     at = next(number for number, line in enumerate(shown) if line.startswith("FUNCTION"))

@@ -114,5 +114,9 @@ def _size(count: int) -> Markup:
 
 
 def _latency(milliseconds: float) -> str:
-    """How long something took."""
+    """How long calls took; 0: there were none."""
+    if not milliseconds:
+        return "\u2013"
+    if milliseconds < 10:
+        return f"{milliseconds:.1f} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"

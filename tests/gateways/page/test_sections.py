@@ -52,7 +52,10 @@ def test_arguments_in_forms(text: str, args: list[str], kwargs: dict[str, str]) 
 def test_functions_are_called_and_watched(
     ann: Person, olga: Person, function: str, person: Callable[..., Person]
 ) -> None:
-    assert function in ann.see("/functions")
+    page = ann.see("/functions")
+    assert function in page
+    assert '<td class="number">\u2013</td>' in page  # there were no calls that could have taken any time
+    assert "0 ms" not in page + ann.see("/function", name=function)
     page = ann.do("/function/call", name=function, arguments="<s>\ntimes=2")
     assert "&lt;S&gt;&lt;S&gt;" in page
     assert 'id="logs-heading"' not in page
