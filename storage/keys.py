@@ -16,6 +16,8 @@ StripeKey = NewType("StripeKey", bytes)
 ShardKey = NewType("ShardKey", bytes)
 
 ID_BYTES = 32
+SHARD_HASH_BYTES = 16
+"""How much is kept of the hash of a shard that a client wrote."""
 STRIPE_KEY_BYTES = 35
 SHARD_KEY_BYTES = 36
 

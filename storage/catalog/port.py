@@ -13,7 +13,7 @@ import msgspec
 from blake3 import blake3
 
 from storage.errors import FormatError
-from storage.keys import StripeKey
+from storage.keys import SHARD_HASH_BYTES, StripeKey
 
 T = TypeVar("T")
 
@@ -137,7 +137,8 @@ class Holding(NamedTuple):
 
     If the claim cannot be read, ``problem`` says so, and the claim must be kept. ``name`` is the catalog's name of a
     sealed chunk, which ends with the claim. ``hashes`` are those of the chunk's shards, 16 bytes each, if a client
-    wrote them itself and the store has not verified that they belong together; empty: it has, or wrote them.
+    wrote them itself and the store has not verified that they belong together; empty: it has, or wrote them. They are
+    :data:`UNKNOWN_ORIGIN` if it is not known any more who wrote them, as after a rebuild.
     """
 
     stripe: StripeKey
@@ -148,8 +149,8 @@ class Holding(NamedTuple):
     hashes: bytes = b""
 
 
-HASH_BYTES = 16
-"""How much a claim keeps of the hash of a shard."""
+UNKNOWN_ORIGIN = bytes(SHARD_HASH_BYTES)
+"""In the place of hashes: a client may have written any of the shards itself."""
 
 LEASES_BEFORE = 0
 """Number for all uploads whose claims are in the former format, which had times instead of numbers."""

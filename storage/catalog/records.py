@@ -9,7 +9,6 @@ from typing import TypeVar
 import msgspec
 
 from storage.catalog.port import (
-    HASH_BYTES,
     LEASES_BEFORE,
     USER_KEY_BYTES,
     Counters,
@@ -22,7 +21,7 @@ from storage.catalog.port import (
     Usage,
 )
 from storage.errors import FormatError
-from storage.keys import stripe_of
+from storage.keys import SHARD_HASH_BYTES, stripe_of
 
 T = TypeVar("T")
 
@@ -41,6 +40,7 @@ _CLAIM_FORMAT = b"\x01"
 _NAMED_CLAIM_FORMAT = b"\x02"  # with the name of a sealed chunk
 _UNVERIFIED_CLAIM_FORMAT = b"\x03"  # likewise, and with the hashes of all shards
 _NAME_BYTES = 32
+_NO_NAME = bytes(_NAME_BYTES)
 _NUMBER_BYTES = 8
 
 encode = msgspec.msgpack.Encoder().encode
@@ -163,10 +163,10 @@ def claim(uploads: tuple[int, ...], name: bytes = b"", hashes: bytes = b"") -> b
     Args:
         uploads: numbers of the uploads.
         name: the catalog's name of a sealed chunk, 32 bytes; empty for other chunks.
-        hashes: of the shards of a sealed chunk, 16 bytes each, at most 256; empty: they are verified.
+        hashes: see :class:`Holding`; of at most 256 shards.
     """
     if hashes:
-        head = _UNVERIFIED_CLAIM_FORMAT + name + bytes([len(hashes) // HASH_BYTES - 1]) + hashes
+        head = _UNVERIFIED_CLAIM_FORMAT + (name or _NO_NAME) + bytes([len(hashes) // SHARD_HASH_BYTES - 1]) + hashes
         return head + b"".join(map(number_key, uploads))
     if not uploads and not name:
         return NO_UPLOAD
@@ -181,10 +181,11 @@ def _claimants(value: bytes) -> tuple[tuple[int, ...], bytes, bytes]:
         return ((LEASES_BEFORE,) if _LEASE_BEFORE.unpack(value)[0] else ()), b"", b""
     named = begin = 1 if value[:1] == _CLAIM_FORMAT else 1 + _NAME_BYTES
     if value[:1] == _UNVERIFIED_CLAIM_FORMAT and len(value) > named:
-        begin = named + 1 + (value[named] + 1) * HASH_BYTES
+        begin = named + 1 + (value[named] + 1) * SHARD_HASH_BYTES
     is_known = value[:1] in (_CLAIM_FORMAT, _NAMED_CLAIM_FORMAT) or begin > named
     if not is_known or len(value) < begin or (len(value) - begin) % _NUMBER_BYTES:
         raise FormatError("a claim in the catalog is damaged or of a newer format; upgrade, or run rebuild")
     starts = range(begin, len(value), _NUMBER_BYTES)
     numbers = tuple(int.from_bytes(value[at : at + _NUMBER_BYTES], "big") for at in starts)
-    return numbers, value[1:named], value[named + 1 : begin]
+    name = value[1:named]
+    return numbers, b"" if name == _NO_NAME else name, value[named + 1 : begin]

@@ -181,7 +181,7 @@ class RecordTransaction:
             unverified = hashes.get(stripe, b"") if hashes else b""
             if name:
                 self._txn.put("chunk_names", name, object_id_of(stripe), overwrite=not unverified)
-            value = claim(uploads, name, unverified) if name else plain
+            value = claim(uploads, name, unverified) if name or unverified else plain
             if not self._txn.put("holdings", key, value, overwrite=False) and (name or upload is not None):
                 self._hold_again(key, upload, name)
 

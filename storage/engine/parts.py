@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from storage.write.pins import Pins, Readings
 from storage.write.quotas import Quotas
 from storage.write.registry import Uploads
 from storage.write.target import PushTarget, push_target
-from storage.write.unverified import is_of_client
+from storage.write.unverified import ClaimedOrigins
 from storage.write.user_keys import UserKeyStore
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class StoreParts:
         self.keys = UserKeyStore(catalog, volumes, self.profile, masters, runtime, seals=seals, is_lost=needs_rebuild)
         self.files = Files(catalog, self.keys)
         self.figures = Figures(catalog, volumes, settings)
-        self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes, is_of_client=partial(is_of_client, catalog))
+        self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes, origins=ClaimedOrigins(catalog))
         self.contents = Contents(self.stripes)
         self._recount()
         self.healer = Healer(self.stripes, runtime, self._is_needed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from statistics import median_low
 
 from storage.arguments import checked
@@ -24,7 +23,6 @@ from storage.progress import Progress
 from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport
 from storage.settings import with_incomplete
 from storage.shards import ShardStore
-from storage.write.unverified import is_of_client
 
 log = logging.getLogger(__name__)
 
@@ -213,8 +211,7 @@ class Upkeep:
     def read_back(self) -> ReadBack:
         """A new :class:`ReadBack` for this store."""
         maintenance = self._parts.maintenance
-        blameless, collecting = partial(is_of_client, self._catalog), maintenance.collecting
-        return ReadBack(self._parts.stripes, collecting.locked, maintenance.runtime.token_bytes, blameless)
+        return ReadBack(self._parts.stripes, maintenance.collecting.locked, maintenance.runtime.token_bytes)
 
     def any_stripe(self, near: bytes) -> StripeKey | None:
         """The stripe of the first chunk at or after this id, or else of the very first; None if there are no chunks."""

@@ -70,7 +70,6 @@ class ReadBack:
         stripes: reads the objects.
         is_collecting: whether a collect may be removing shards right now.
         token_bytes: unforeseeable bytes.
-        is_of_client: whether a client wrote this content of a shard, so that no store is to blame for it.
     """
 
     def __init__(
@@ -78,9 +77,7 @@ class ReadBack:
         stripes: StripeStore,
         is_collecting: Callable[[], bool],
         token_bytes: Callable[[int], bytes],
-        is_of_client: Callable[[Shard], bool] = lambda _shard: False,
     ) -> None:
-        self._is_of_client = is_of_client
         self._stripes = stripes
         self._is_collecting = is_collecting
         self._token_bytes = token_bytes
@@ -342,18 +339,21 @@ class ReadBack:
             elif not volume.missing([key]):
                 self._fleet.note_lie(store, key, "says that it holds a shard that it cannot give back")
             return False
-        return self._is_true(store, shard)
+        return self._is_true(store, volume, shard, new=new)
 
-    def _is_true(self, store: int, shard: Shard) -> bool:
-        """Decide between two contents of a shard by decoding the whole stripe."""
+    def _is_true(self, store: int, volume: ShardStore, shard: Shard, *, new: bool) -> bool:
+        """Decide between two contents of a shard by decoding the whole stripe.
+
+        What a client wrote wrong is made again, and no store is to blame for it unless it has just taken the right one.
+        """
         stripe, slot = stripe_of(shard.key), slot_of(shard.key)
         truth = self._truth(stripe)
         if truth is None:
             return False  # undecidable: both copies stay
         if truth[slot].digest == shard.digest:
             return True
-        if self._is_of_client(shard):
-            log.warning("a client wrote a shard of %s that does not belong to it", stripe.hex())
+        if not new and self._stripes.origins.is_blameless(shard):
+            self._stripes.set_aside(shard, store, volume.locate(shard.key))
         else:
             self._fleet.note_lie(store, shard.key, "holds wrong content for a shard, with a digest that matches it")
         return False

@@ -12,6 +12,7 @@ import msgspec
 
 from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
+from storage.catalog.port import UNKNOWN_ORIGIN
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
 from storage.formats.differences import differing_chunks
 from storage.formats.manifest import plain_id, stored_id
@@ -295,7 +296,8 @@ def _hold_together(catalog: Catalog, claims: list[_Claim], judge: _Judge) -> Non
         for user, group in groupby(claims, key=attrgetter("user")):
             of_user = list(group)
             names = {claim.stripe: claim.name for claim in of_user if claim.name}
-            txn.hold(user, [claim.stripe for claim in of_user], None, names)
+            unknown = {claim.stripe: UNKNOWN_ORIGIN for claim in of_user if claim.is_unknown}
+            txn.hold(user, [claim.stripe for claim in of_user], None, names, unknown)
 
     if claims:
         catalog.transact(work)
@@ -303,21 +305,29 @@ def _hold_together(catalog: Catalog, claims: list[_Claim], judge: _Judge) -> Non
 
 
 class _Claim(NamedTuple):
-    """A claim to enter: who has it, on what, and the chunk's name in the catalog, if it is sealed."""
+    """A claim to enter.
+
+    Attributes:
+        user: who has it.
+        stripe: on what.
+        name: the chunk's name in the catalog, if it is sealed.
+        is_unknown: whether a client may have written the chunk itself.
+    """
 
     user: bytes
     stripe: StripeKey
     name: bytes
+    is_unknown: bool
 
 
 def _all_claims(files: list[_File], judge: _Judge) -> Iterator[_Claim]:
     for file in files:
         user = user_key(file.head.record.user_id.encode())
         for stored in file.chain:
-            key = _naming_key(stored)
+            key, is_unknown = _naming_key(stored), stored.root.is_sealed and judge.stripes.volumes.remote
             for reference in _new_references(stored, file, judge):
                 name = key.name_of(plain_id(reference)) if key is not None else b""
-                yield _Claim(user, chunk_stripe(stored_id(reference), stored.root.profile), name)
+                yield _Claim(user, chunk_stripe(stored_id(reference), stored.root.profile), name, is_unknown)
 
 
 def _naming_key(stored: StoredVersion) -> UserKey | None:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from storage.batching import batched
@@ -41,7 +41,6 @@ from storage.reports import DAMAGE_LISTED_MAX, Damage, RepairReport, RepairState
 from storage.stripes.delegation import Written
 from storage.stripes.recovery import Unread, WrittenWrong
 from storage.stripes.shard_map import ShardMap
-from storage.write.unverified import is_of_client
 
 _SYNC_EVERY_BYTES = 64 * MIB
 _READ_BACK_BYTES = 8 * MIB
@@ -389,8 +388,7 @@ class _New:
         self._volumes = context.stripes.volumes
         self._threads = threads
         self._epoch = epoch
-        blameless = partial(is_of_client, context.catalog)
-        self._readback = ReadBack(context.stripes, context.collecting.locked, context.runtime.token_bytes, blameless)
+        self._readback = ReadBack(context.stripes, context.collecting.locked, context.runtime.token_bytes)
         self._unsynced_bytes = self._unsynced_shards = self._unread_bytes = 0
         self._made: Counter[int] = Counter()  # bytes rebuilt, by store, and not durable yet
         self._unread: list[Moved] = []

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from storage.fleet.fleet import Fleet
 from storage.keys import StripeKey, shard_key
 from storage.shards import Location
+from storage.stripes.origins import WrittenWrongLog
 from storage.stripes.soundness import Soundness
-
-log = logging.getLogger(__name__)
 
 HealRequest = Callable[[StripeKey], None]
 """Requests that a stripe be healed."""
@@ -40,9 +38,11 @@ class Quarantine:
         fleet: the stores.
         soundness: remembers which stripes have bad shards.
         requests: called to request healing.
+        told: logs what clients wrote wrong.
     """
 
-    def __init__(self, fleet: Fleet[Any], soundness: Soundness, requests: HealRequests) -> None:
+    def __init__(self, fleet: Fleet[Any], soundness: Soundness, requests: HealRequests, told: WrittenWrongLog) -> None:
+        self._told = told
         self._fleet = fleet
         self._soundness = soundness
         self._requests = requests
@@ -61,7 +61,8 @@ class Quarantine:
             places: where the bad shards are.
             why: reason, for operators.
             wrong: whether the decoded object proves that the shards are wrong.
-            is_blamed: whether this counts as damage that the stores have; not if a client wrote the shards so.
+            is_blamed: whether this counts as damage that the stores have; not if a client wrote the shards so, or may
+                have.
         """
         self._soundness.note_damaged(stripe)
         for slot, (holder, place) in places.items():
@@ -73,5 +74,5 @@ class Quarantine:
             if is_blamed:
                 self._fleet.report("rotten", key, holder, f"shard {slot} quarantined: {why}")
             else:
-                log.warning("shard %s is rebuilt, as a client wrote what does not belong to it", key.hex())
+                self._told.note(stripe, f"a client wrote a shard {slot} that does not belong to it; it is made again")
         self._requests.damaged(stripe)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from itertools import islice, product
 from typing import Any
 
@@ -14,13 +12,10 @@ from storage.shards import Shard
 from storage.stripes.checked_reads import CheckedReader, ShardReads
 from storage.stripes.decoding import solve, survivors_by_length
 from storage.stripes.encoding import Encoder
+from storage.stripes.origins import Origins, WrittenWrongLog
 from storage.stripes.quarantine import Quarantine
 from storage.stripes.shard_map import ShardMapper
 from storage.stripes.soundness import Soundness
-
-log = logging.getLogger(__name__)
-
-IsOfClient = Callable[[Shard], bool]
 
 _COPIES_TRIED_MAX = 100  # combinations of differing copies: with two copies of each of 6 shards, there are 64
 
@@ -42,14 +37,16 @@ class Recovery:
         encoder: makes the right shards for comparison.
         quarantine: sets bad shards aside.
         soundness: remembers which stripes can be read.
-        is_of_client: whether a client wrote this content of a shard itself.
+        origins: knows what a client wrote itself.
+        told: logs what clients wrote wrong.
     """
 
     def __init__(
         self, fleet: Fleet[Any], reader: CheckedReader, mapper: ShardMapper, encoder: Encoder, quarantine: Quarantine,
-        soundness: Soundness, is_of_client: IsOfClient,
+        soundness: Soundness, origins: Origins, told: WrittenWrongLog,
     ) -> None:  # fmt: skip
-        self._is_of_client = is_of_client
+        self._origins = origins
+        self._told = told
         self._fleet = fleet
         self._reader = reader
         self._mapper = mapper
@@ -108,8 +105,8 @@ class Recovery:
             data = solve(parts, survivors, self._of_client(found) if len(survivors.payloads) > parts.k else ())
             if data is not None:
                 liars = self._liars(stripe, survivors.length, data, found)
-                of_client = [slot for slot in liars if self._is_of_client(found[slot])]
-                for slots, is_blamed in ((set(liars).difference(of_client), True), (of_client, False)):
+                excused = [slot for slot in liars if self._origins.is_blameless(found[slot])]
+                for slots, is_blamed in ((set(liars).difference(excused), True), (excused, False)):
                     if slots:
                         self._quarantine.set_aside(
                             stripe,
@@ -123,7 +120,7 @@ class Recovery:
 
     def _of_client(self, found: dict[int, Shard]) -> set[int]:
         """The slots whose shard is as a client wrote it."""
-        return {slot for slot, shard in found.items() if self._is_of_client(shard)}
+        return {slot for slot, shard in found.items() if self._origins.is_of_client(shard)}
 
     def _liars(self, stripe: StripeKey, length: int, data: memoryview, found: dict[int, Shard]) -> list[int]:
         """Return the slots whose shard differs from that of the verified object."""
@@ -165,7 +162,7 @@ class Recovery:
         if sound + away < k or most > sound:
             self._soundness.note_unreadable(stripe)
         if most > sound and len(self._of_client(reads.found)) >= k:
-            log.warning("chunk %s cannot be read: a client wrote what does not belong together", stripe.hex())
+            self._told.note(stripe, "a client wrote what does not belong together; it cannot be read")
             return WrittenWrong(object_id_of(stripe).hex(), 0, k)
         if sound + away < k:
             return DataLossError(object_id_of(stripe).hex(), most if most == sound else 0, k)

@@ -11,10 +11,10 @@ from typing import Any
 
 from storage.erasure import ErasureProfile
 from storage.fleet.fleet import Fleet
-from storage.keys import Kind, StripeKey, stripe_key
+from storage.keys import Kind, StripeKey, slot_of, stripe_key, stripe_of
 from storage.limits import BytesLike
 from storage.runtime import Runtime
-from storage.shards import Shard
+from storage.shards import Location, Shard
 from storage.stripes.checked_reads import CheckedReader
 from storage.stripes.delegation import Written
 from storage.stripes.encoding import Encoder
@@ -26,9 +26,10 @@ from storage.stripes.known_content import KnownContent
 from storage.stripes.local_reads import LocalReads
 from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
+from storage.stripes.origins import Origins, WrittenByStore, WrittenWrongLog
 from storage.stripes.quarantine import HealRequests, Quarantine
 from storage.stripes.reading import StripeReader
-from storage.stripes.recovery import IsOfClient, Recovery, Unread
+from storage.stripes.recovery import Recovery, Unread
 from storage.stripes.shard_map import ShardMap, ShardMapper
 from storage.stripes.soundness import Soundness
 from storage.stripes.writing import StripeWriter
@@ -44,6 +45,7 @@ class StripeStore:
         shard_mapper: looks up shards of many stripes.
         heal_requests: called by reads to request healing.
         hot: small objects that users read lately.
+        origins: knows what clients wrote.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class StripeStore:
         runtime: Runtime,
         *,
         hot_bytes: int = 0,
-        is_of_client: IsOfClient = lambda _shard: False,
+        origins: Origins | None = None,
     ) -> None:
+        self.origins = origins or WrittenByStore()
+        told = WrittenWrongLog(runtime.monotonic_s)
         self.volumes = volumes
         self.hot = HotObjects(hot_bytes)
         self.heal_requests = HealRequests()
@@ -64,9 +68,16 @@ class StripeStore:
         self.shard_mapper = ShardMapper(volumes, self._askers)
         self._lookup = ShardLookup(volumes, self._soundness, self.shard_mapper)
         self._checked = CheckedReader(volumes, self._lookup, self.shard_mapper)
-        self._quarantine = Quarantine(volumes, self._soundness, self.heal_requests)
+        self._quarantine = Quarantine(volumes, self._soundness, self.heal_requests, told)
         self._recovery = Recovery(
-            volumes, self._checked, self.shard_mapper, self._encoder, self._quarantine, self._soundness, is_of_client
+            volumes,
+            self._checked,
+            self.shard_mapper,
+            self._encoder,
+            self._quarantine,
+            self._soundness,
+            self.origins,
+            told,
         )
         self._fast: FastReads = (
             HedgedReads(volumes, self._soundness, self.heal_requests, runtime)
@@ -245,6 +256,17 @@ class StripeStore:
         return bytes(self._recovery.recover(stripe, expect=None))
 
     # -- healing -----------------------------------------------------------------------------------
+
+    def set_aside(self, shard: Shard, store: int, place: Location | None) -> None:
+        """Set a wrong shard aside for which its store is not to blame, and request that it is made again.
+
+        Args:
+            shard: the shard.
+            store: slot of the store.
+            place: where it is in the store.
+        """
+        slot, why = slot_of(shard.key), "content differs from what the stripe decodes to"
+        self._quarantine.set_aside(stripe_of(shard.key), {slot: (store, place)}, why, wrong=True, is_blamed=False)
 
     def due(self, stripe: StripeKey, where: ShardMap) -> list[int]:
         """Return the absent slots whose shards have to be made now; see :meth:`StripeHealer.due`."""

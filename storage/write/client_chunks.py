@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from storage.catalog.port import HASH_BYTES
 from storage.erasure import ErasureProfile
 from storage.errors import InvalidArgument
-from storage.keys import ID_BYTES, Kind, ShardKey, StripeKey, shard_key
+from storage.keys import ID_BYTES, SHARD_HASH_BYTES, Kind, ShardKey, StripeKey, shard_key
 from storage.sealing.objects import OVERHEAD_BYTES
 from storage.write.chunks import AcceptedChunk, suffix_of
 from storage.write.context import PushContext
@@ -126,8 +125,8 @@ class ClientChunks:
             raise InvalidArgument(f"the ids of a chunk have {ID_BYTES} bytes each")
         if not 0 < chunk.length <= self._target.chunk_size:
             raise InvalidArgument(f"a chunk has 1 to {self._target.chunk_size} bytes, not {chunk.length}")
-        if len(chunk.hashes) != self._target.profile.n * HASH_BYTES:
-            raise InvalidArgument(f"a chunk comes with {self._target.profile.n} hashes of {HASH_BYTES} bytes")
+        if len(chunk.hashes) != self._target.profile.n * SHARD_HASH_BYTES:
+            raise InvalidArgument(f"a chunk comes with {self._target.profile.n} hashes of {SHARD_HASH_BYTES} bytes")
         return chunk
 
     def _place(self, chunk: ClientChunk, is_open: Callable[[int], bool]) -> Placed | None:
@@ -213,7 +212,7 @@ class ClientChunks:
 def _has_all(under_way: _UnderWay, there: dict[ShardKey, bytes]) -> bool:
     hashes = under_way.chunk.hashes
     return all(
-        there.get(shard_key(under_way.placed.stripe, slot), b"")[:HASH_BYTES]
-        == hashes[slot * HASH_BYTES : (slot + 1) * HASH_BYTES]
+        there.get(shard_key(under_way.placed.stripe, slot), b"")[:SHARD_HASH_BYTES]
+        == hashes[slot * SHARD_HASH_BYTES : (slot + 1) * SHARD_HASH_BYTES]
         for slot in range(len(under_way.placed.stores))
     )

@@ -3,22 +3,29 @@
 The catalog's name of a sealed chunk leads from the hash of its content to the chunk. Whoever wrote the chunk said so:
 the store itself, or a client that wrote the shards to the stores itself. So before such a chunk satisfies another push,
 it is opened and its content is hashed. If a client wrote it, all of its shards are made from it again, and compared
-with the hashes of those that the stores took: parity that does not fit would be found only when it is needed.
+with the hashes of those that the stores took: parity that does not fit would be found only when it is needed. After a
+rebuild it is not known who wrote a chunk, nor those hashes: then the shards themselves are compared.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 
 from blake3 import blake3
+from cachetools import LRUCache
 
-from storage.catalog.port import HASH_BYTES, Catalog, CatalogTransaction
+from storage.catalog.port import UNKNOWN_ORIGIN, Catalog, CatalogTransaction
 from storage.errors import DataLossError, KeyRequired, SealBroken, ShardsUnavailable
-from storage.keys import Kind, StripeKey, data_shards, slot_of, stripe_of
+from storage.keys import SHARD_HASH_BYTES, Kind, ShardKey, StripeKey, data_shards, slot_of, stripe_of
 from storage.sealing.objects import OVERHEAD_BYTES, open_into
 from storage.sealing.user_keys import UserKey, UserKeys
 from storage.shards import Shard
 from storage.write.context import PushContext
+
+_EXCUSED_MAX = 16
+"""A shard of unknown origin that is wrong more often than this, although it is made again each time, is a lie."""
+_REMEMBERED_MAX = 65_536
 
 
 def is_verified(
@@ -77,7 +84,10 @@ def _opens(
     except SealBroken:
         is_right = False
     if is_right and hashes:
-        is_right = hashes_of(shard.digest for shard in context.stripes.shards_of(stripe, raw, length)) == hashes
+        shards = context.stripes.shards_of(stripe, raw, length)
+        if hashes == UNKNOWN_ORIGIN:
+            return not context.stripes.unsound_slots(stripe, shards)  # which may be otherwise another time
+        is_right = hashes_of(shard.digest for shard in shards) == hashes
     if not is_right:  # found out once: it is read for each question otherwise
         context.opened.note_wrong(stripe, plain_id, hashes)
     return is_right
@@ -85,13 +95,39 @@ def _opens(
 
 def hashes_of(digests: Iterable[bytes]) -> bytes:
     """What is kept of the hashes of all shards of a stripe."""
-    return b"".join(digest[:HASH_BYTES] for digest in digests)
+    return b"".join(digest[:SHARD_HASH_BYTES] for digest in digests)
 
 
-def is_of_client(catalog: Catalog, shard: Shard) -> bool:
-    """Whether a client wrote this content of a shard, so that no store is to blame if it is wrong."""
-    hashes, at = catalog.unverified(stripe_of(shard.key)), slot_of(shard.key) * HASH_BYTES
-    return bool(hashes) and hashes[at : at + HASH_BYTES] == shard.digest[:HASH_BYTES]
+class ClaimedOrigins:
+    """The ``Origins`` of shards by the claims on their stripes. Thread-safe.
+
+    Args:
+        catalog: has the claims.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._lock = threading.Lock()
+        self._excused: LRUCache[ShardKey, int] = LRUCache(_REMEMBERED_MAX)
+
+    def is_of_client(self, shard: Shard) -> bool:
+        """See ``Origins``."""
+        return _is_among(shard, self._catalog.unverified(stripe_of(shard.key)))
+
+    def is_blameless(self, shard: Shard) -> bool:
+        """See ``Origins``. A shard of unknown origin is excused some times only, as it is made again each time."""
+        hashes = self._catalog.unverified(stripe_of(shard.key))
+        if hashes != UNKNOWN_ORIGIN:
+            return _is_among(shard, hashes)
+        with self._lock:
+            times = self._excused[shard.key] = self._excused.get(shard.key, 0) + 1
+        return times <= _EXCUSED_MAX
+
+
+def _is_among(shard: Shard, hashes: bytes) -> bool:
+    """Whether a shard has the hash that is its own among those of all shards of its stripe."""
+    at = slot_of(shard.key) * SHARD_HASH_BYTES
+    return hashes[at : at + SHARD_HASH_BYTES] == shard.digest[:SHARD_HASH_BYTES]
 
 
 def vouch_for_put(context: PushContext, user: bytes, stripe: StripeKey) -> None:

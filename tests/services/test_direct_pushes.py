@@ -24,7 +24,6 @@ from storage.sealing.objects import open_into
 from storage.shards import Shard
 from storage.write import unverified
 from storage.write.client_chunks import ClientChunk
-from storage.write.unverified import is_of_client
 from taskworker import Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
@@ -294,8 +293,9 @@ def test_no_worker_is_blamed_for_what_a_client_wrote(
     assert volume is not None
     forged = volume.read(shard_key(stripe, 3))
     assert forged is not None
-    assert is_of_client(pool.documents, forged)
-    assert not is_of_client(pool.documents, forged._replace(digest=bytes(32)))
+    origins = pool.store.upkeep._parts.stripes.origins
+    assert origins.is_of_client(forged)
+    assert not origins.is_of_client(forged._replace(digest=bytes(32)))
     readback = pool.store.upkeep.read_back()
     for index in range(0, CHUNKS, 3):
         readback.audit(*places_of(stand, version, index))

@@ -20,7 +20,7 @@ from storage.catalog import (
     user_key,
 )
 from storage.catalog.memory import MemoryDatabase, MemoryTables
-from storage.catalog.port import Holding, StoreTime, UploadRecord
+from storage.catalog.port import UNKNOWN_ORIGIN, Holding, StoreTime, UploadRecord
 from storage.catalog.tables import TableTransaction
 from storage.errors import StoreClosed
 from storage.keys import StripeKey, object_id_of
@@ -335,6 +335,17 @@ def test_a_claim_on_what_a_client_wrote_has_hashes_until_they_were_verified(cata
     assert [catalog.unverified(stripe) for stripe in (one, other)] == [b"", b""]
     catalog.drop_holdings(list(catalog.holdings()))
     assert catalog.chunks_named(list(names.values())) == [None, None]
+
+
+def test_a_claim_of_unknown_origin_may_have_no_name(catalog: Catalog) -> None:
+    one, unknown = stripe_of(1), {stripe_of(1): UNKNOWN_ORIGIN}
+    catalog.transact(lambda txn: txn.hold(ADA, [one], None, {}, unknown))
+    assert list(catalog.holdings()) == [Holding(one, ADA, (), hashes=UNKNOWN_ORIGIN)]
+    assert catalog.unverified(one) == UNKNOWN_ORIGIN
+    catalog.transact(lambda txn: txn.hold(ADA, [one], None, {one: b"n" * 32}))
+    assert list(catalog.holdings()) == [Holding(one, ADA, (), name=b"n" * 32, hashes=UNKNOWN_ORIGIN)]
+    catalog.transact(lambda txn: txn.vouch(ADA, one))
+    assert list(catalog.holdings()) == [Holding(one, ADA, (), name=b"n" * 32)]
 
 
 def test_a_name_leads_to_the_chunk_that_was_first_unless_the_store_wrote_another(catalog: Catalog) -> None:

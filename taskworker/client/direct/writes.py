@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from storage.erasure import ErasureProfile
 from storage.errors import StorageError
-from storage.keys import Kind, slot_of
+from storage.keys import SHARD_HASH_BYTES, Kind, slot_of
 from storage.limits import MIB, BytesLike
 from storage.sealing.objects import OVERHEAD_BYTES, seal_into
 from storage.shards import Shard
@@ -32,7 +32,6 @@ _Begun = list[tuple[int, Putting]]
 """For each worker to which shards of a chunk are on their way, its position among the holders."""
 
 _WRITERS = 3
-_HASH_BYTES = 16
 # If less than this gets through, a worker is slow, for which the pool finds another one, or the client's own link is,
 # over which fewer bytes need to be sent to the pool.
 _BYTES_PER_S_MIN = MIB
@@ -51,7 +50,7 @@ class SealedChunk(NamedTuple):
     @property
     def hashes(self) -> bytes:
         """What the pool keeps of the hashes of the shards."""
-        return b"".join(shard.digest[:_HASH_BYTES] for shard in self.shards)
+        return b"".join(shard.digest[:SHARD_HASH_BYTES] for shard in self.shards)
 
 
 class _Space:
