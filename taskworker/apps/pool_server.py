@@ -230,7 +230,12 @@ class PoolServer:
     def _direct_pushes(self) -> DirectPushes:
         pool = self.pool
         return DirectPushes(
-            pool.fleet, pool.membership, pool.tickets, pool.pool_id, lambda: pool.credentials is not None
+            pool.fleet,
+            pool.membership,
+            pool.tickets,
+            pool.pool_id,
+            lambda: pool.credentials is not None,
+            lambda: pool.store.upkeep.keys.seals,
         )
 
     def _guard_of_users(self) -> Guard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -44,7 +46,14 @@ class Channel:
         has_small_calls: whether to use the calls for small files, which older servers do not offer.
     """
 
-    def __init__(self, address: str, channel: grpc.Channel | None = None, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        channel: grpc.Channel | None = None,
+        access: Access | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock_s = clock_s
         self._connection = Connection(address, channel=channel, access=access)
         self.channel = channel = self._connection.channel
         self.address = address
@@ -71,16 +80,21 @@ class Channel:
             response_deserializer=_read_many_message,
         )
         self._described: store_pb2.DescribeResponse | None = None
+        self._described_s = 0.0
 
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
         self._connection.close()
 
-    def describe(self, deadline: Deadline, scope: CallScope | None = None) -> store_pb2.DescribeResponse:
-        """The server's description of itself, fetched once."""
-        if self._described is None:
-            self._described = self.unary(self.store.Describe, store_pb2.DescribeRequest(), deadline, scope)
-        return self._described
+    def describe(
+        self, deadline: Deadline, scope: CallScope | None = None, *, age_s_max: float = math.inf
+    ) -> store_pb2.DescribeResponse:
+        """The server's description of itself, fetched once, and again when it is older than so many seconds."""
+        found = self._described
+        if found is None or self._clock_s() - self._described_s > age_s_max:
+            found = self._described = self.unary(self.store.Describe, store_pb2.DescribeRequest(), deadline, scope)
+            self._described_s = self._clock_s()
+        return found
 
     def unary(
         self,

@@ -38,6 +38,7 @@ _PROBE_GROWTH = 4
 DIRECT_BYTES_MIN = 8 * MIB
 """Less than this is pushed through the server as quickly."""
 _PUSH_ID_BYTES = 16
+_DESCRIBED_AGAIN_S = 60.0
 
 GiveWrites = Callable[[], "DirectWrites | None"]
 
@@ -194,7 +195,9 @@ class _Push:
         """All messages, in wire form."""
         source = self._source
         direct = self._direct(source) if isinstance(source, SeekableSource) else None
-        header = push_header(self._options, size_hint=self._total, push_id=direct.push_id if direct else b"")
+        header = push_header(self._options, size_hint=self._total)
+        if direct is not None:  # the server may have another chunk size than when it was asked
+            header.push_id, header.chunk_size = direct.push_id, direct.chunk_size
         if isinstance(source, SeekableSource) and source.size <= _TOGETHER_BYTES_MAX:
             data = source.read(0, source.size)
             yield self._last(store_pb2.PushPart(header=header, data=bytes(data)), size=source.size)
@@ -217,10 +220,15 @@ class _Push:
         options = self._options
         if self._give_writes is None or source.size < DIRECT_BYTES_MIN or options.sha256:
             return None  # of content with a SHA-256, the server hashes all
+        writes = self._give_writes()
+        if writes is None:
+            return None
         described = self._channel.describe(self._deadline, self._scope)
-        writes = self._give_writes() if described.has_direct_pushes else None
-        size = options.chunk_size or described.chunk_size
-        return None if writes is None else _Direct(writes, os.urandom(_PUSH_ID_BYTES), size)
+        if not described.has_direct_pushes:  # maybe no worker had joined yet
+            described = self._channel.describe(self._deadline, self._scope, age_s_max=_DESCRIBED_AGAIN_S)
+        if not described.has_direct_pushes:
+            return None
+        return _Direct(writes, os.urandom(_PUSH_ID_BYTES), options.chunk_size or described.chunk_size)
 
     def _written_chunks(self, source: SeekableSource, direct: _Direct) -> Iterator[bytes]:
         """Messages for the chunks from here on, as far as workers take them."""

@@ -66,6 +66,7 @@ class DirectPushes:
         tickets: issues tickets.
         pool_id: id of the pool.
         uses_tls: whether workers have certificates.
+        seals: whether the pool encrypts new files; only then clients write to workers.
         clock_s: monotonic seconds.
     """
 
@@ -76,6 +77,7 @@ class DirectPushes:
         tickets: TicketIssuer,
         pool_id: str,
         uses_tls: Callable[[], bool],
+        seals: Callable[[], bool],
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
@@ -83,6 +85,7 @@ class DirectPushes:
         self._tickets = tickets
         self._pool_id = pool_id
         self._uses_tls = uses_tls
+        self._seals = seals
         self._clock_s = clock_s
         self._changed = threading.Condition()
         self._under_way: dict[tuple[str, bytes], ClientChunks | None] = {}
@@ -90,8 +93,8 @@ class DirectPushes:
 
     @property
     def is_possible(self) -> bool:
-        """Whether any worker lets clients in."""
-        return any(record.clients_address for record in self._membership.records)
+        """Whether the pool encrypts, and any worker lets clients in."""
+        return self._seals() and any(record.clients_address for record in self._membership.records)
 
     @contextmanager
     def under_way(self, user: str, push_id: bytes, chunks: ClientChunks | None) -> Iterator[None]:

@@ -29,8 +29,8 @@ def parsed(parse: Callable[[bytes], MessageT], raw: bytes, what: str) -> Message
         raise InvalidArgument(f"{what} is malformed ({error}); serialize it as the .proto files define") from None
 
 
-def push_header(options: PushOptions, *, size_hint: int, push_id: bytes = b"") -> store_pb2.PushHeader:
-    """The first message of a push; ``push_id`` names it, if the client writes chunks to workers itself."""
+def push_header(options: PushOptions, *, size_hint: int) -> store_pb2.PushHeader:
+    """The first message of a push."""
     return store_pb2.PushHeader(
         filename=options.filename,
         user_id=options.user_id,
@@ -42,7 +42,6 @@ def push_header(options: PushOptions, *, size_hint: int, push_id: bytes = b"") -
         size_hint=size_hint,
         if_absent=options.if_absent,
         if_head=options.if_head or "",
-        push_id=push_id,
     )
 
 

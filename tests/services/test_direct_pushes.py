@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -24,14 +25,15 @@ from storage.sealing.objects import open_into
 from storage.shards import Shard
 from storage.write import unverified
 from storage.write.client_chunks import ClientChunk
-from taskworker import Client
+from taskworker import AsyncClient, Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
-from taskworker.client.direct import writes as direct_writes
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
 from taskworker.client.sending import OutgoingMessages
 from taskworker.errors import DeadlineExceeded
+from taskworker.pool.direct_pushes import DirectPushes
+from taskworker.pool.direct_reads import Holder
 from taskworker.pool.options import PoolOptions
 from taskworker.protos import store_pb2
 from taskworker.transport.remote_volume import RemoteVolume
@@ -661,13 +663,49 @@ def test_a_worker_that_takes_nothing_in_time_is_left_alone_for_a_while(
         return putting
 
     monkeypatch.setattr(TicketedVolume, "begin_put", begun)
-    monkeypatch.setattr(direct_writes, "_BYTES_PER_S_MIN", 20 * MIB)
-    monkeypatch.setattr(direct_writes, "_PATIENCE_S", 1.0)
     data = noise(19, 40 * MIB)
     version = ann.push(data, user_id="ann", filename="slow", chunk_size=CHUNK, profile=ErasureProfile(1, 2))
     assert content_of(ann, version) == data
     assert stand.unverified > before
     assert 1 <= len(tickets) <= 3  # the pages that were under way at once, of five
+
+
+def test_workers_that_a_client_cannot_reach_fail_no_push(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, data, before = DirectPushes._holder, noise(22), stand.unverified
+
+    def out_of_reach(self: DirectPushes, slot: int) -> Holder | None:
+        found = holder(self, slot)
+        return found if found is None or slot % 2 else found._replace(address="127.0.0.1:9")
+
+    monkeypatch.setattr(DirectPushes, "_holder", out_of_reach)
+    version = ann.push(data, user_id="ann", filename="reached", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    assert stand.unverified == before
+
+
+def test_an_async_client_writes_to_workers(stand: Pushing) -> None:
+    before, data = stand.unverified, noise(23)
+
+    async def pushed() -> None:
+        async with AsyncClient(stand.address, token=stand.server.users.create_token("ann").text) as client:
+            version = await client.push(data, user_id="ann", filename="async", chunk_size=CHUNK)
+            assert await client.get(version.file_id, user_id="ann") == data
+
+    asyncio.run(pushed())
+    assert stand.unverified - before == CHUNKS
+
+
+def test_large_files_among_many_and_revisions_are_stored(stand: Pushing, ann: Client) -> None:
+    data, other = noise(24), noise(25)
+    outcomes = list(ann.push_many([("many/1", data), ("many/2", b"small"), ("many/3", other)], user_id="ann"))
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    changed = data[:MIB] + b"changed" + data[MIB + 7 :]
+    for content in (other, data):  # what a client wrote itself is revised, too
+        version = ann.push(content, user_id="ann", filename="revised", chunk_size=CHUNK)
+    version = ann.revise(version.file_id, changed, user_id="ann")
+    assert content_of(ann, version) == changed
 
 
 def test_a_worker_that_stops_in_the_middle_fails_no_push(

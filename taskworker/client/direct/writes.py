@@ -28,15 +28,15 @@ from taskworker.transport.ticketed_volume import Putting, TicketedVolume
 
 T = TypeVar("T")
 
-_Begun = list[tuple[int, Putting]]
-"""For each worker to which shards of a chunk are on their way, its position among the holders."""
-
 _WRITERS = 3
 # If less than this gets through, a worker is slow, for which the pool finds another one, or the client's own link is,
 # over which fewer bytes need to be sent to the pool.
 _BYTES_PER_S_MIN = MIB
 _LOOK_S = 0.2
 _PATIENCE_S = 5.0
+# As the pool judges them: so much longer than half of the workers take, but at least this long.
+_TIMES_SLOWER = 5.0
+_SLOW_S = 2.0
 _SLOW_MAX = 256
 _AHEAD = 2  # chunks that are being sent while the next one is begun
 
@@ -51,6 +51,13 @@ class SealedChunk(NamedTuple):
     def hashes(self) -> bytes:
         """What the pool keeps of the hashes of the shards."""
         return b"".join(shard.digest[:SHARD_HASH_BYTES] for shard in self.shards)
+
+
+class _Begun(NamedTuple):
+    """A chunk on its way: since when, and by the position of each worker among the holders what goes there."""
+
+    since_s: float
+    puttings: dict[int, Putting]
 
 
 class _Space:
@@ -150,7 +157,7 @@ class DirectWrites:
         def left_s() -> float:
             return 0.0 if is_given_up() else until_s - self._clock_s()
 
-        sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow)
+        sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow, self._clock_s)
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
@@ -176,7 +183,10 @@ class _Sending:
         left_s: Callable[[], float],
         is_given_up: Callable[[], bool],
         slow: Pauses[int],
+        clock_s: Callable[[], float],
     ) -> None:
+        self._clock_s = clock_s
+        self._slow_s = _SLOW_S  # how long a worker may take
         self._is_given_up = is_given_up
         self._slow = slow
         self._fleet = fleet
@@ -187,9 +197,10 @@ class _Sending:
             (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
         # Workers take nothing large on a connection on which they have seen no ticket.
-        begun = [(at, self._put(at, [])) for at in range(len(slots))]
-        for at, putting in begun:
-            if putting is None or not self._has_ended(at, putting):
+        begun = {at: putting for at in range(len(slots)) if (putting := self._put(at, [])) is not None}
+        self._ended(_Begun(clock_s(), begun))
+        for at in range(len(slots)):
+            if at not in begun:
                 self._workers[at] = None
 
     def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
@@ -197,46 +208,78 @@ class _Sending:
 
     def begin(self, chunk: SealedChunk, row: tuple[int, ...]) -> _Begun | None:
         """Begin to send the shards of a chunk; return None if that is not possible."""
-        if any(self._workers[at] is None for at in row):
+        begun = _Begun(self._clock_s(), {})
+        if not all(map(self._takes, row)):
             return None
-        begun: _Begun = []
         for at in dict.fromkeys(row):
             putting = self._put(at, [shard for shard in chunk.shards if row[slot_of(shard.key)] == at])
             if putting is None:
                 return None
-            begun.append((at, putting))
+            begun.puttings[at] = putting
         return begun
 
     def ended(self, begun: _Begun | None) -> bool:
-        """Wait until all workers have a chunk; return whether they do."""
-        ended = [self._has_ended(at, putting) for at, putting in begun or ()]  # all of them, also after a failure
-        return begun is not None and all(ended)
+        """Wait until all workers have a chunk; return whether they do. Nobody waits long for those that are slow."""
+        if begun is None or not self._ended(begun):
+            return False
+        for at in begun.puttings:
+            if (worker := self._workers[at]) is not None:
+                self._slow.note_worked(worker[0])
+        return True
+
+    def _ended(self, begun: _Begun) -> bool:
+        waiting, is_whole, many = dict(begun.puttings), True, len(begun.puttings)
+        while waiting:
+            for number, (at, putting) in enumerate(list(waiting.items())):
+                taken = self._has_taken(at, putting, min(_LOOK_S, self._left_s()) if number == 0 else 0.0)
+                if taken is not None:
+                    del waiting[at]
+                    is_whole = is_whole and taken
+                    if 2 * (len(waiting) + 1) > many >= 2 * len(waiting):
+                        self._slow_s = max(_SLOW_S, _TIMES_SLOWER * (self._clock_s() - begun.since_s))
+            is_late = 2 * len(waiting) <= many and self._clock_s() - begun.since_s > self._slow_s
+            if waiting and (is_late or self._left_s() <= 0):
+                for at, putting in waiting.items():
+                    putting.cancel()
+                    self._leave(at)
+                return False
+        return is_whole
+
+    def _takes(self, at: int) -> bool:
+        """Whether a worker is given something; not if others have found it slow meanwhile."""
+        worker = self._workers[at]
+        if worker is not None and self._slow.has(worker[0]):
+            self._workers[at] = None
+        return self._workers[at] is not None
+
+    def _leave(self, at: int) -> None:
+        """Leave a slow worker alone, unless it is this push that takes no longer: each page would wait for it again."""
+        worker, self._workers[at] = self._workers[at], None
+        if worker is not None and not self._is_given_up():
+            self._slow.note_failed(worker[0])
 
     def _put(self, at: int, shards: Sequence[Shard]) -> Putting | None:
-        worker = self._workers[at]
+        worker, until_s = self._workers[at], self._clock_s() + self._slow_s
         if worker is None:
             return None
         slot, volume = worker
         try:
-            return volume.begin_put(self._ticket, shards, self._left_s)
+            return volume.begin_put(self._ticket, shards, lambda: min(self._left_s(), until_s - self._clock_s()))
         except StorageError as error:
+            if self._clock_s() >= until_s:
+                self._leave(at)  # it takes nothing from its connection
             self._fleet.note_refused(slot, volume, error)
             return None
 
-    def _has_ended(self, at: int, putting: Putting) -> bool:
+    def _has_taken(self, at: int, putting: Putting, within_s: float) -> bool | None:
+        """Whether a worker has taken what it was given; None: it is not known within so many seconds."""
         worker = self._workers[at]
         if worker is None:
             return False
         slot, volume = worker
         try:
-            while (left_s := self._left_s()) > 0:  # maybe none at once, as the push was given up
-                if putting.wait(min(left_s, _LOOK_S)):
-                    return True
-            putting.cancel()
-            if not self._is_given_up():  # otherwise each page would wait for this worker again
-                self._slow.note_failed(slot)
-                self._workers[at] = None
-            return False
+            return putting.wait(max(0.0, within_s)) or None
         except StorageError as error:
+            self._workers[at] = None
             self._fleet.note_refused(slot, volume, error)
             return False
