@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from cachetools import LRUCache
 
-from storage.catalog import Catalog, FileEntry, name_key, user_key
+from storage.catalog import Catalog, FileEntry, FileHead, name_key, user_key
 from storage.catalog.ended import Ended
-from storage.errors import ConflictError, FileNotFound, FormatError, VersionNotFound
+from storage.errors import ConflictError, FileNotFound, FormatError, StorageError, VersionNotFound
 from storage.formats.version_records import FILE_ID_BYTES
 from storage.formats.versions import StoredVersion, Version, read_version
 from storage.sealing.user_keys import KeyFinder
@@ -61,7 +61,7 @@ class Files:
         if identifier is not None and (identifier == entry.head or not self._ended.has(file_id, identifier)):
             raw = self._catalog.version(file_id, identifier)
         if identifier is None or raw is None:
-            raise VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
+            raise _no_version(entry, version_id)
         return self._read(raw, identifier)
 
     def _read(self, raw: bytes, version_id: bytes) -> StoredVersion:
@@ -95,7 +95,31 @@ class Files:
             FileNotFound: there is none with this id, or it is another user's.
             VersionNotFound: the file has no such version.
         """
-        return self.stored(*self.entry(file_id, user_id), version_id)
+        if version_id is not None:
+            return self.stored(*self.entry(file_id, user_id), version_id)
+        head = self.newest([file_id], user_id)[0]
+        if isinstance(head, StorageError):
+            raise head
+        return head
+
+    def newest(self, file_ids: Sequence[str], user_id: str) -> list[StoredVersion | StorageError]:
+        """The heads of a user's files, or in the place of each that cannot be had the error of :meth:`version`."""
+        parsed = [parsed_id(file_id) for file_id in file_ids]
+        found = iter(self._catalog.heads([identifier for identifier in parsed if identifier is not None]))
+        heads: list[StoredVersion | StorageError] = []
+        for file_id, identifier in zip(file_ids, parsed, strict=True):
+            head = None if identifier is None else next(found)
+            try:
+                heads.append(head if isinstance(head, StorageError) else self._opened_head(head, file_id, user_id))
+            except StorageError as error:
+                heads.append(error)
+        return heads
+
+    def _opened_head(self, head: FileHead | None, file_id: str, user_id: str) -> StoredVersion:
+        entry = permitted(None if head is None else head.entry, file_id, user_id)
+        if head is None or head.raw is None:
+            raise _no_version(entry, None)
+        return self._read(head.raw, entry.head)
 
     def identifiers(self, file_id: str, version_id: str, user_id: str) -> tuple[bytes, bytes]:
         """The ids of a user's file and of a version, in bytes; the file may have no such version.
@@ -107,7 +131,7 @@ class Files:
         identifier, entry = self.entry(file_id, user_id)
         version = _parsed_hex(version_id, _VERSION_ID_BYTES)
         if version is None:
-            raise VersionNotFound(f"{entry.filename!r} has no version {version_id[:80]!r}; see its history")
+            raise _no_version(entry, version_id)
         return identifier, version
 
     def base(self, file_id: str, user_id: str, version_id: str) -> tuple[str, StoredVersion]:
@@ -131,9 +155,13 @@ class Files:
             )
         return entry.filename, base
 
+    def named(self, filename: str, user_id: str) -> bytes | None:
+        """The id of the file with this name; None if there is none."""
+        return self._catalog.find(name_of(user_key(user_id.encode()), filename))
+
     def find(self, filename: str, user_id: str) -> StoredVersion | None:
         """The head of the file with this name; None if there is none."""
-        identifier = self._catalog.find(name_of(user_key(user_id.encode()), filename))
+        identifier = self.named(filename, user_id)
         entry = self._catalog.file(identifier) if identifier is not None else None
         return None if identifier is None or entry is None else self.stored(identifier, entry, None)
 
@@ -209,6 +237,10 @@ def permitted(entry: FileEntry | None, file_id: str, user_id: str) -> FileEntry:
     if entry is None or entry.user_id != user_id:
         raise FileNotFound(f"there is no file {file_id[:80]!r}; list the files to see what there is")
     return entry
+
+
+def _no_version(entry: FileEntry, version_id: str | None) -> VersionNotFound:
+    return VersionNotFound(f"{entry.filename!r} has no version {str(version_id)[:80]!r}; see its history")
 
 
 def parsed_id(file_id: str) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 from blake3 import blake3
 
-from storage.errors import FormatError
+from storage.errors import FormatError, StorageError
 from storage.keys import SHARD_HASH_BYTES, StripeKey
 
 T = TypeVar("T")
@@ -72,6 +72,13 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     def counted(self) -> int:
         """The bytes that count for the owner's quota."""
         return self.taken or self.size
+
+
+class FileHead(NamedTuple):
+    """A file's entry, and the bytes of its newest version; None if that is not in the catalog."""
+
+    entry: FileEntry
+    raw: bytes | None
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
@@ -346,6 +353,12 @@ class Catalog(Protocol):
 
     def file(self, file_id: bytes) -> FileEntry | None:
         """Return the entry of a file; None if there is none."""
+
+    def heads(self, file_ids: Sequence[bytes]) -> list[FileHead | StorageError | None]:
+        """Return files with their newest versions, all from the same state; None for each that does not exist.
+
+        In the place of a file whose entry cannot be read is the error.
+        """
 
     def find(self, key: bytes) -> bytes | None:
         """Return the file id for a :func:`name_key`; None if there is none."""

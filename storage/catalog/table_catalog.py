@@ -13,6 +13,7 @@ from storage.catalog.port import (
     CatalogTransaction,
     Counters,
     FileEntry,
+    FileHead,
     Holding,
     ProfileCount,
     StoredEntry,
@@ -44,9 +45,9 @@ from storage.catalog.records import (
 )
 from storage.catalog.recount import recounted, time_from
 from storage.catalog.sealing_tables import SealingTables
-from storage.catalog.tables import ROOT, Tables, TableTransaction
+from storage.catalog.tables import ROOT, TableReader, Tables, TableTransaction
 from storage.catalog.transaction import RecordTransaction
-from storage.errors import FormatError
+from storage.errors import FormatError, StorageError
 from storage.formats.version_records import FILE_ID_BYTES
 from storage.keys import StripeKey, object_id_of
 
@@ -118,6 +119,9 @@ class TableCatalog:
     def file(self, file_id: bytes) -> FileEntry | None:
         raw = self._tables.get("files", file_id)
         return None if raw is None else decode_entry(raw)
+
+    def heads(self, file_ids: Sequence[bytes]) -> list[FileHead | StorageError | None]:
+        return self._tables.view(lambda reader: [_head(reader, file_id) for file_id in file_ids])
 
     def find(self, key: bytes) -> bytes | None:
         return self._tables.get("names", key)
@@ -296,6 +300,17 @@ class TableCatalog:
 
     def close(self) -> None:
         self._tables.close()
+
+
+def _head(reader: TableReader, file_id: bytes) -> FileHead | StorageError | None:
+    try:
+        raw = reader.get("files", file_id)
+        if raw is None:
+            return None
+        entry = decode_entry(raw)
+        return FileHead(entry, reader.get("files", file_id + entry.head))
+    except StorageError as error:
+        return error
 
 
 def _past(prefix: bytes) -> bytes | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from storage.engine.deleting import DeletingStore
 from storage.erasure import ErasureProfile
 from storage.errors import FileNotFound, InvalidArgument, StorageError
 from storage.files import parsed_id
-from storage.formats.versions import Version
+from storage.formats.versions import StoredVersion, Version
 from storage.limits import check_filename
 from storage.options import PushOptions
 from storage.outcomes import DeleteOutcome, GetOutcome, PushOutcome
-from storage.read.many import ManyReader, Wanted
+from storage.read.many import ManyReader, Wanted, end_all
 from storage.write.many import ManyPush, push_many
 from storage.write.sources import Source
 from storage.write.target import PushTarget
@@ -26,6 +27,8 @@ from storage.write.target import PushTarget
 NamedSource = str | os.PathLike[str] | tuple[str, Source]
 """A file to push: a path, whose last component becomes the name, or a name with the content."""
 
+_LOOKED_UP_TOGETHER = 128
+"""Files looked up in one transaction: as many as are read together at most."""
 _DELETED_TOGETHER = 250
 """Files deleted in one transaction, during which no push can commit."""
 
@@ -116,9 +119,7 @@ class ManyFiles(DeletingStore):
         """
         self._parts.check_open()
         self._parts.volumes.check_present()
-        return self._reader().read(
-            self._wanted(position, file, user_id, None, by_name, bytes_max) for position, file in enumerate(files)
-        )
+        return self._reader().read(self._each_wanted(files, user_id, by_name, bytes_max))
 
     @checked
     def get_small(
@@ -140,7 +141,8 @@ class ManyFiles(DeletingStore):
         """
         self._parts.check_open()
         self._parts.volumes.check_present()
-        outcome = self._reader().read_one(self._wanted(0, file, user_id, version_id, by_name, bytes_max))
+        [wanted] = self._wanted([(0, file)], user_id, by_name, bytes_max, version_id)
+        outcome = self._reader().read_one(wanted)
         if outcome.error is not None:
             raise outcome.error
         assert outcome.version is not None, "without an error there is a version"
@@ -150,29 +152,67 @@ class ManyFiles(DeletingStore):
         parts = self._parts
         return ManyReader(parts.contents, parts.load_node, parts.activity, parts.readers, self._stream)
 
+    def _each_wanted(
+        self, files: Iterable[str], user_id: str, by_name: bool, bytes_max: int | None
+    ) -> Iterator[Wanted]:
+        for batch in batched(enumerate(files), _LOOKED_UP_TOGETHER):
+            left = deque(self._wanted(batch, user_id, by_name, bytes_max))
+            try:
+                while left:
+                    yield left.popleft()
+            finally:
+                end_all(left)
+
     def _wanted(
-        self, position: int, file: str, user_id: str, version_id: str | None, by_name: bool, bytes_max: int | None
-    ) -> Wanted:
-        """Look up a file, and register the read."""
-        done = _nothing
+        self,
+        files: Sequence[tuple[int, str]],
+        user_id: str,
+        by_name: bool,
+        bytes_max: int | None,
+        version_id: str | None = None,
+    ) -> list[Wanted]:
+        """Look up files by their positions, and register the reads."""
+        wanted: list[Wanted] = []
+        try:
+            for position, file in files:
+                wanted.append(self._registered(position, file, user_id, by_name, bytes_max))
+            self._look_up([each for each in wanted if each.error is None], user_id, version_id)
+        except BaseException:
+            end_all(wanted)
+            raise
+        return wanted
+
+    def _registered(self, position: int, file: str, user_id: str, by_name: bool, bytes_max: int | None) -> Wanted:
+        """Register the read of a file before it is looked up, so a collect that missed it found the file alive."""
         try:
             file_id = self._id_of(file, user_id) if by_name else _text(file)
-            # The read is registered before the lookup, so a collect that missed it found the file alive.
-            done = self._parts.readings.begin(parsed_id(file_id) or b"")
-            stored = self._parts.files.version(file_id, user_id, version_id)
         except StorageError as error:
-            return Wanted(position, file, done, error=error)
-        except BaseException:
-            done()
-            raise
-        return Wanted(position, file, done, stored, bytes_max=bytes_max)
+            return Wanted(position, file, _nothing, error=error)
+        done = self._parts.readings.begin(parsed_id(file_id) or b"")
+        return Wanted(position, file, done, file_id, bytes_max=bytes_max)
+
+    def _look_up(self, wanted: Sequence[Wanted], user_id: str, version_id: str | None) -> None:
+        files = self._parts.files
+        found: Sequence[StoredVersion | StorageError]
+        try:
+            if version_id is None:
+                found = files.newest([each.file_id for each in wanted], user_id)
+            else:
+                found = [files.version(each.file_id, user_id, version_id) for each in wanted]
+        except StorageError as error:
+            found = [error] * len(wanted)
+        for each, version in zip(wanted, found, strict=True):
+            if isinstance(version, StorageError):
+                each.error = version
+            else:
+                each.stored = version
 
     def _id_of(self, filename: str, user_id: str) -> str:
         check_filename(filename)
-        found = self._parts.files.find(filename, user_id)
+        found = self._parts.files.named(filename, user_id)
         if found is None:
             raise FileNotFound(f"there is no file named {filename[:80]!r}; list the files to see what there is")
-        return found.record.file_id.hex()
+        return found.hex()
 
     @checked
     def delete_many(self, files: Iterable[str], *, user_id: str) -> Iterator[DeleteOutcome]:

@@ -34,6 +34,7 @@ class Wanted:
         position: place in the call.
         file: the id or name asked for.
         done: ends the registration of the read.
+        file_id: id of the file; empty if there is an error.
         stored: the version to read; None if there is an error.
         error: why there is none.
         bytes_max: size above which the content is not wanted; None: no limit.
@@ -43,6 +44,7 @@ class Wanted:
     position: int
     file: str
     done: Callable[[], None]
+    file_id: str = ""
     stored: StoredVersion | None = None
     error: StorageError | None = None
     bytes_max: int | None = None
@@ -99,7 +101,7 @@ class ManyReader:
         finally:
             for batch, reading in ahead:
                 reading.exception()  # it still uses the shards
-                _end(batch)
+                end_all(batch)
 
     def read_one(self, wanted: Wanted) -> GetOutcome:
         """Read one file in this thread, and return its outcome."""
@@ -112,7 +114,7 @@ class ManyReader:
         try:
             return submitted("the store was closed while files were being read", self._workers, self._read_batch, batch)
         except BaseException:  # it never runs
-            _end(batch)
+            end_all(batch)
             raise
 
     def _read_batch(self, batch: list[Wanted]) -> bool:
@@ -143,7 +145,7 @@ class ManyReader:
                 yield self._outcome(wanted, is_read=are_read)
                 wanted.target = None
         finally:
-            _end(batch)
+            end_all(batch)
 
     def _outcome(self, wanted: Wanted, *, is_read: bool) -> GetOutcome:
         stored = wanted.stored
@@ -161,6 +163,7 @@ class ManyReader:
             return GetOutcome(wanted.position, wanted.file, version, error=error)
 
 
-def _end(batch: list[Wanted]) -> None:
+def end_all(batch: Iterable[Wanted]) -> None:
+    """End the registrations of reads."""
     for wanted in batch:
         wanted.done()

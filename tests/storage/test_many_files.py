@@ -202,6 +202,16 @@ def test_a_caller_that_leaves_keeps_nothing_busy(store: FileStorage) -> None:
     assert store.scrub().clean
 
 
+def test_files_of_a_read_that_was_left_can_be_collected(store: FileStorage) -> None:
+    ids = [version.file_id for version in pushed(store, [(f"f{number}", b"%d" % number) for number in range(300)])]
+    reading = store.get_many([*ids, ids[0], "no id", *ids], user_id=USER)
+    assert [next(reading).result() for _ in range(3)] == [b"0", b"1", b"2"]
+    reading.close()  # type: ignore[attr-defined]
+    assert not [outcome for outcome in store.delete_many(ids, user_id=USER) if outcome.error]
+    assert store.collect(grace_s=0).objects_removed == 2 * len(ids)  # a chunk and a version of each
+    assert [type(outcome.error) for outcome in store.get_many(ids, user_id=USER)] == [FileNotFound] * len(ids)
+
+
 def test_a_store_that_is_closed_meanwhile(root: Path) -> None:
     store = open_store(root)
 
