@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -97,12 +96,12 @@ class Readings:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: the garbage collector may close a reader at any point
-        self._counts: Counter[bytes] = Counter()
+        self._counts: dict[bytes, int] = {}
 
     def begin(self, file_id: bytes) -> Callable[[], None]:
         """Note a reader of a file. Call the returned function when it is closed; further calls do nothing."""
         with self._lock:
-            self._counts[file_id] += 1
+            self._counts[file_id] = self._counts.get(file_id, 0) + 1
         ended = False
 
         def end() -> None:
@@ -110,7 +109,9 @@ class Readings:
             with self._lock:
                 if not ended:
                     ended = True
-                    self._counts -= Counter((file_id,))
+                    count = self._counts.pop(file_id) - 1
+                    if count:
+                        self._counts[file_id] = count
 
         return end
 
