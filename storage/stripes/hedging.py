@@ -12,7 +12,7 @@ import bisect
 import queue
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -147,18 +147,13 @@ class _Slowness:
             if call.hedged:
                 self._owing[call.store] -= 1
 
-    def order(self, holders: tuple[int | None, ...]) -> list[int]:
-        """Return stripe slots in the order to ask: data, parity, slow stores, stores with overdue calls."""
+    def ranks(self) -> dict[int, int]:
+        """Return which stores to ask last: 1 for slow ones, 2 for those with overdue calls."""
         with self._lock:
-            if not self._lately and not self._owing:
-                return list(range(len(holders)))
             now = self._clock_s()
             self._lately = {store: until for store, until in self._lately.items() if until > now}
             self._owing = +self._owing
-            return sorted(range(len(holders)), key=lambda slot: self._rank(holders[slot]))
-
-    def _rank(self, store: int | None) -> int:
-        return 2 if store in self._owing else int(store in self._lately)
+            return dict.fromkeys(self._lately, 1) | dict.fromkeys(self._owing, 2)
 
 
 class _Patience:
@@ -230,7 +225,8 @@ class HedgedReader:
         The others go on arriving meanwhile. Nothing is written any more to the target of a stripe that was yielded: one
         that has shards under way which are not needed is yielded at the end, when they have been cancelled.
         """
-        readings = [self._begin(read) for read in reads]
+        ranks = self._slowness.ranks()
+        readings = [_begun(read, ranks) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = self._runtime.mailbox()
         under_way = self._ask([(reading, slot) for reading in readings for slot in _first(reading)], arrivals)
@@ -256,11 +252,6 @@ class HedgedReader:
         """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
         for call in under_way:
             call.cancel()
-
-    def _begin(self, read: StripeRead) -> _Reading:
-        k = data_shards(read.stripe)
-        spare = deque(slot for slot in self._slowness.order(read.holders) if read.holders[slot] is not None)
-        return _Reading(read, k, -(-len(read.target) // k), spare)
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
         """Request shards. Calls are small enough for stripes to be complete one after another."""
@@ -331,6 +322,13 @@ class HedgedReader:
                 if not reading.complete and reading.spare:
                     instead.append((reading, reading.spare.popleft()))
         return instead
+
+
+def _begun(read: StripeRead, ranks: Mapping[int, int]) -> _Reading:
+    """Begin to read a stripe; ask for its data first, then parity, and last for what stores with ranks have."""
+    there = [(ranks.get(store, 0), slot) for slot, store in enumerate(read.holders) if store is not None]
+    k = data_shards(read.stripe)
+    return _Reading(read, k, -(-len(read.target) // k), deque(slot for _, slot in sorted(there)))
 
 
 def _calls_of(shards: list[tuple[_Reading, int]]) -> Iterator[list[tuple[_Reading, int]]]:
