@@ -114,21 +114,31 @@ def profile_from_proto(message: store_pb2.ErasureProfile) -> ErasureProfile:
 
 def version_to_proto(version: Version) -> store_pb2.Version:
     """The wire form of a version."""
-    return store_pb2.Version(
-        file_id=version.file_id,
-        version_id=version.version_id,
-        parent_id=version.parent_id or "",
-        user_id=version.user_id,
-        filename=version.filename,
-        size=version.size,
-        chunk_size=version.chunk_size,
-        profile=profile_to_proto(version.profile),
-        time_ms=version.time_ms,
-        sequence=version.sequence,
-        sha256=version.sha256 or "",
-        note=version.note,
-        attributes=attributes_to_proto(version.attributes) if version.attributes else None,
-    )
+    message = store_pb2.Version()
+    describe_version(message, version)
+    return message
+
+
+def describe_version(message: store_pb2.Version, version: Version) -> None:
+    """Fill an empty message with a version: one within another message, which it need not be copied into."""
+    message.file_id = version.file_id
+    message.version_id = version.version_id
+    if version.parent_id is not None:
+        message.parent_id = version.parent_id
+    message.user_id = version.user_id
+    message.filename = version.filename
+    message.size = version.size
+    message.chunk_size = version.chunk_size
+    message.profile.k = version.profile.k
+    message.profile.n = version.profile.n
+    message.time_ms = version.time_ms
+    message.sequence = version.sequence
+    if version.sha256 is not None:
+        message.sha256 = version.sha256
+    if version.note:
+        message.note = version.note
+    if version.attributes:
+        message.attributes.values.update(version.attributes)
 
 
 def version_from_proto(message: store_pb2.Version, *, unchanged: bool = False) -> Version:

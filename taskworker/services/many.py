@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby
 
@@ -26,7 +25,7 @@ from taskworker.rpc import status
 from taskworker.rpc.admission import Gate
 from taskworker.rpc.authorization import hidden_from, user_of
 from taskworker.rpc.binding import Caller, foreseen, require_active
-from taskworker.rpc.conversion import many_options, push_options, version_to_proto
+from taskworker.rpc.conversion import describe_version, many_options, push_options
 from taskworker.rpc.guests import Hidden
 from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
 from taskworker.services.maintenance import MaintenanceService
@@ -71,8 +70,7 @@ class ManyFilesService(MaintenanceService):
                 _Intake(self._store, options, many, chain((first,), parts), caller) as intake,
             ):
                 while outcomes := many.take():
-                    for results in _messages_of(map(self._push_result, outcomes)):
-                        yield store_pb2.PushManyResults(results=results)
+                    yield from self._push_results(outcomes)
                 intake.raise_error()
 
     def GetMany(  # noqa: N802
@@ -84,10 +82,8 @@ class ManyFilesService(MaintenanceService):
         with self._transfers.place(user_of(caller)):
             gathered = store_pb2.GetManyPart()
             size = 0
-            for outcome in self._got(request, hidden_from(caller)):
-                result = self._get_result(outcome)
-                gathered.results.append(result)
-                size += result.ByteSize()
+            for position, outcome in enumerate(self._got(request, hidden_from(caller))):
+                size += self._add_get_result(gathered, position, outcome)
                 version = outcome.version
                 if (
                     outcome.data is None
@@ -119,19 +115,14 @@ class ManyFilesService(MaintenanceService):
             yield store_pb2.DeleteManyResults(results=gathered)
 
     def _got(self, request: store_pb2.GetManyRequest, hidden: Hidden) -> Iterator[GetOutcome]:
-        """Read the files of a request; those given by name and those given by id are read in runs."""
+        """Read the files of a request, in order; those given by name and those given by id are read in runs."""
         bytes_max = min(request.bytes_max, GET_DATA_BYTES) if request.HasField("bytes_max") else GET_DATA_BYTES
-        start = 0
         for (by_name, error), run in groupby(request.files, partial(_kind, hidden)):
             asked = [each.filename if by_name else each.file_id for each in run]
             if error is not None:
-                yield GetOutcome(start, asked[0], error=error)
+                yield GetOutcome(0, asked[0], error=error)
             else:
-                for outcome in self._store.get_many(
-                    asked, user_id=request.user_id, by_name=by_name, bytes_max=bytes_max
-                ):
-                    yield replace(outcome, position=start + outcome.position)
-            start += len(asked)
+                yield from self._store.get_many(asked, user_id=request.user_id, by_name=by_name, bytes_max=bytes_max)
 
     def _large(
         self, user_id: str, version: Version, gathered: store_pb2.GetManyPart
@@ -150,21 +141,36 @@ class ManyFilesService(MaintenanceService):
             result.error.CopyFrom(self._error(error))
             yield gathered
 
-    def _push_result(self, outcome: PushOutcome) -> store_pb2.PushResult:
-        version = outcome.version
-        if version is None:
-            return store_pb2.PushResult(position=outcome.position, error=self._error(outcome.error))
-        return store_pb2.PushResult(
-            position=outcome.position, version=version_to_proto(version), unchanged=version.unchanged
-        )
+    def _push_results(self, outcomes: Iterable[PushOutcome]) -> Iterator[store_pb2.PushManyResults]:
+        """The results, in messages of which none is too large."""
+        gathered = store_pb2.PushManyResults()
+        size = 0
+        for outcome in outcomes:
+            result, version = gathered.results.add(position=outcome.position), outcome.version
+            if version is None:
+                result.error.CopyFrom(self._error(outcome.error))
+            else:
+                describe_version(result.version, version)
+                result.unchanged = version.unchanged
+            size += result.ByteSize()
+            if len(gathered.results) == _RESULTS_MAX or size >= GET_DATA_BYTES:
+                yield gathered
+                gathered, size = store_pb2.PushManyResults(), 0
+        if gathered.results:
+            yield gathered
 
-    def _get_result(self, outcome: GetOutcome) -> store_pb2.GetResult:
-        return store_pb2.GetResult(
-            position=outcome.position,
-            version=None if outcome.version is None else version_to_proto(outcome.version),
-            data=outcome.data or b"",
-            error=None if outcome.error is None else self._error(outcome.error),
-        )
+    def _add_get_result(self, gathered: store_pb2.GetManyPart, position: int, outcome: GetOutcome) -> int:
+        """Add a result to a message; return its size in bytes, without a few for its fields."""
+        data = outcome.data or b""
+        result = gathered.results.add(position=position, data=data)
+        size = len(data)
+        if outcome.version is not None:
+            describe_version(result.version, outcome.version)
+            size += result.version.ByteSize()
+        if outcome.error is not None:
+            result.error.CopyFrom(self._error(outcome.error))
+            size += result.error.ByteSize()
+        return size
 
     def _delete_result(self, outcome: DeleteOutcome) -> store_pb2.DeleteResult:
         error = None if outcome.error is None else self._error(outcome.error)
@@ -174,20 +180,6 @@ class ManyFilesService(MaintenanceService):
         return status.file_error(
             foreseen(error or StorageError("there is no outcome"), "a call on many files"), self._hide
         )
-
-
-def _messages_of(results: Iterable[store_pb2.PushResult]) -> Iterator[list[store_pb2.PushResult]]:
-    """The results that go into each message, so that none is too large."""
-    gathered: list[store_pb2.PushResult] = []
-    size = 0
-    for result in results:
-        gathered.append(result)
-        size += result.ByteSize()
-        if len(gathered) == _RESULTS_MAX or size >= GET_DATA_BYTES:
-            yield gathered
-            gathered, size = [], 0
-    if gathered:
-        yield gathered
 
 
 def _kind(hidden: Hidden, file: store_pb2.FileReference) -> tuple[bool, FileNotFound | None]:
