@@ -122,7 +122,12 @@ class Backend(Protocol):
         """The same files, as folders need them."""
 
     def require_key(self) -> None:
-        """Refuse, with KeyRequired, a key of the user's own with which nothing is sealed, although other files are."""
+        """Explain why a file is not there, if it may be sealed with another key than the user's own ones given.
+
+        Raises:
+            KeyRequired: nothing is sealed with these, although other files are sealed.
+            FileNotFound: some files are sealed with other keys.
+        """
 
     def close(self) -> None:
         """Close the store or the connection."""

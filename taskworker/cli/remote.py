@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from storage.errors import VersionNotFound
+from storage.errors import FileNotFound, VersionNotFound
 from taskworker.cli.backend import BytesLike, Delta, Progress, Source
 from taskworker.client import Client
 from taskworker.client.channel import Channel
@@ -197,6 +197,12 @@ class SealedBackend(RemoteBackend):
 
     def require_key(self) -> None:
         self._files.require_used(self._user, Deadline(None))
+        if others := self._files.other_keys(self._user, Deadline(None)):
+            given = " and ".join(key.id for key in self._files.keys)
+            raise FileNotFound(
+                f"there is no such file that is sealed with {given}; others are sealed with {' and '.join(others)}: a "
+                "key that was replaced belongs on a line below the new one"
+            )
 
     def changes_since(self, file_id: str, version_id: str) -> Delta:
         from taskworker.client.sealed.revising import changes_since

@@ -81,7 +81,7 @@ class ClientBase:
 
     @property
     def sealed_files(self) -> SealedFiles | None:
-        """The files that are sealed with this client's key, for the command line; None: it has no key."""
+        """The files that are sealed with this client's keys, for the command line; None: it has none."""
         return self._sealed
 
     def close(self) -> None:
@@ -182,9 +182,9 @@ def _sealing(key: bytes | str | os.PathLike[str] | MasterKeys) -> Callable[[Chan
     """What makes a key's files of a connection, once the key was read."""
     from storage.sealing.master_keys import store_keys  # only for those who have a key
     from taskworker.client.sealed.files import SealedFiles
-    from taskworker.client.sealed.keys import own_key
+    from taskworker.client.sealed.keys import own_keys
 
     keys = store_keys(RULES["key"](key))
     assert keys is not None, "a key was given"
-    own = own_key(keys)
+    own = own_keys(keys)
     return lambda channel: SealedFiles(channel, own, RETRIES)

@@ -40,8 +40,8 @@ class Client(
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
         key: a key of the user's own, with which names, notes and contents of files are sealed before they are sent: its
-            32 bytes, or a key file. The server cannot read them, and whatever needs that raises ``PoolIsBlind``.
-            None: files are not sealed.
+            32 bytes, or a key file, which may have former keys below the one for new files. The server cannot read
+            them, and whatever needs that raises ``PoolIsBlind``. None: files are not sealed.
         direct: whether to read large files from a pool's workers themselves where that is possible, and not through the
             pool. None: unless ``TASKWORKER_DIRECT=0`` is in the environment.
 

@@ -106,12 +106,13 @@ class FileCalls(DeletingCalls):
         deadline = self._deadline(timeout_s)
         require_conditions(self._channel, options, deadline)
         with sources.opened(source) as content:
-            if self._sealed is not None:
-                require_no_attributes(attributes)
-                options, content = self._sealed.prepared(options, content, deadline)
-            send = partial(push, self._channel, retries=RETRIES, writes=self._writes)
-            pushed = send(content, options, deadline=deadline, progress=progress)
-            return self._shown(pushed, user_id)
+            send = partial(
+                push, self._channel, retries=RETRIES, writes=self._writes, deadline=deadline, progress=progress
+            )
+            if self._sealed is None:
+                return send(content, options)
+            require_no_attributes(attributes)
+            return self._shown(self._sealed.push(options, content, deadline, send), user_id)
 
     @arguments_checked
     def get(

@@ -9,6 +9,7 @@ from storage import Version
 from storage.errors import InvalidArgument
 from taskworker.client.base import ClientBase
 from taskworker.client.checked import arguments_checked
+from taskworker.client.deadline import Deadline
 from taskworker.protos import sharing_pb2
 from taskworker.protos.sharing_pb2_grpc import SharingServiceStub
 
@@ -107,11 +108,12 @@ class SharingCalls(ClientBase):
             PoolIsBlind: this client has a key, and the name ends with ``/``; single files can be shared with users who
                 have the key as well.
         """
-        owner, name = self._stored_name(name, user_id)
+        deadline = self._deadline(timeout_s)
+        owner, name = self._stored_name(name, user_id, deadline)
         request = sharing_pb2.ShareRequest(
             user_id=owner, name=name, with_user=with_user, write=write, ttl_s=ttl_s or 0.0
         )
-        return self._share(self._channel.unary(self._sharing.Share, request, self._deadline(timeout_s)))
+        return self._share(self._channel.unary(self._sharing.Share, request, deadline))
 
     @arguments_checked
     def unshare(
@@ -122,9 +124,10 @@ class SharingCalls(ClientBase):
         Raises:
             InvalidArgument: nothing was shared.
         """
-        owner, name = self._stored_name(name, user_id)
+        deadline = self._deadline(timeout_s)
+        owner, name = self._stored_name(name, user_id, deadline)
         request = sharing_pb2.UnshareRequest(user_id=owner, name=name, with_user=with_user)
-        answer = self._channel.unary(self._sharing.Unshare, request, self._deadline(timeout_s))
+        answer = self._channel.unary(self._sharing.Unshare, request, deadline)
         return [self._share(one) for one in answer.grants]
 
     @arguments_checked
@@ -197,7 +200,7 @@ class SharingCalls(ClientBase):
         version = self._stat(found.file_id, "", found.version_id or None, deadline)
         return self._shown(version, version.user_id)
 
-    def _stored_name(self, name: str, user_id: str | None) -> tuple[str, str]:
+    def _stored_name(self, name: str, user_id: str | None, deadline: Deadline) -> tuple[str, str]:
         """The owner to name, and the name under which the server has the files."""
         if self._sealed is None:
             return user_id or "", name
@@ -205,7 +208,7 @@ class SharingCalls(ClientBase):
             raise InvalidArgument("a sealed name is made of the user's and the file's: give user_id")
         if name.endswith("/"):
             self._require_clear("sealed names have no common beginnings: share files one by one")
-        return user_id, self._sealed.stored_name(user_id, name)
+        return user_id, self._sealed.stored_name(user_id, name, deadline)
 
     def _share(self, one: sharing_pb2.Grant) -> Share:
         share = _share(one)

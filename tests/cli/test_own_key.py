@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from storage.sealing.master_keys import new_key_file
-from tests.cli.conftest import Cli
+from tests.cli.conftest import TIMEOUT_S, Cli
 
 MIB = 1 << 20
 
@@ -27,6 +29,12 @@ def cli(keyless: Cli) -> Cli:
     """With the key named in the environment."""
     new_key_file(keyless.directory / "my-key")
     return replace(keyless, variables=keyless.variables | {"TASKWORKER_KEY_FILE": "my-key"})
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < give_up
 
 
 def test_files_are_sealed_by_the_commands(cli: Cli, keyless: Cli) -> None:
@@ -69,3 +77,48 @@ def test_a_copy_is_synchronized_both_ways(cli: Cli) -> None:
     assert cli.read("n") == data + b"longer"
     os.utime(cli.directory / "n", (1, 1))
     assert cli.json("sync", "n")["outcome"] == "in_step"
+
+
+def test_a_key_is_replaced_even_if_the_command_is_killed(cli: Cli, keyless: Cli) -> None:
+    files = {f"f{number}": random.Random(number).randbytes(9 + 400_000 * (number % 3)) for number in range(12)}
+    for name, data in files.items():
+        cli.write(name, data[:-1])
+    cli.run("push", *files)
+    for name, data in files.items():
+        cli.write(name, data)
+    cli.run("push", *files, "--note", "second")
+    (cli.directory / "former").write_bytes((cli.directory / "my-key").read_bytes())
+    (cli.directory / "former").chmod(0o600)
+
+    process = cli.start("rotate-own-key")
+    wait_until(lambda: len({name[:20] for name in keyless.names()}) > 1)
+    process.kill()
+    process.communicate(timeout=TIMEOUT_S)
+    cli.run("get", *files, "-o", "between/")
+
+    done = cli.json("rotate-own-key", "--drop-former")
+    assert done["left"] == []
+    assert done["former_keys"] == 0
+    assert sum(not line.startswith(b"#") for line in cli.read("my-key").splitlines()) == 1
+    cli.run("get", *files, "-o", "after/")
+    for name, data in files.items():
+        assert cli.read(f"between/{name}") == cli.read(f"after/{name}") == data
+    with_former = replace(cli, variables=cli.variables | {"TASKWORKER_KEY_FILE": "former"})
+    assert [one["note"] for one in cli.json("log", "f1")] == ["second", ""]
+    assert "is sealed with the key" in with_former.error("ls", code=1)
+
+
+def test_a_former_key_that_is_missing_or_needed_is_named(cli: Cli, keyless: Cli) -> None:
+    cli.write("a", b"a")
+    cli.run("push", "a")
+    cli.run("push", "a", "--name", ".folders/snapshots/x")
+    (kept,) = {name.split(".")[1] for name in keyless.names()}
+    said = cli.text("rotate-own-key", "--drop-former", code=1)
+    assert "1 file with 1 version stored anew" in said
+    assert "it belongs to snapshots of a folder" in said
+    assert "1 file still needs a former key, which stays in my-key" in said
+    lines = (cli.directory / "my-key").read_text().splitlines()
+    (cli.directory / "my-key").write_text(f"{lines[1]}\n")
+    assert kept in cli.error("get", ".folders/snapshots/x", "-o", "out", code=3)
+    assert "--key-file FILE" in keyless.error("rotate-own-key", code=2)
+    assert "rotate-key" in cli.error("rotate-own-key", "--store", "store", code=2)

@@ -198,7 +198,7 @@ def test_a_key_file_gives_the_key(address: str, tmp_path: Path) -> None:
         pushed = one.push(b"x", filename=NAME, user_id=USER)
         assert two.get(pushed.file_id, user_id=USER) == b"x"
     (tmp_path / "key").write_text((tmp_path / "key").read_text() * 2)
-    with pytest.raises(InvalidArgument, match="one key"):
+    with pytest.raises(InvalidArgument, match="twice"):
         Client(address, key=tmp_path / "key")
     with pytest.raises(KeyRequired, match="no key file"):
         Client(address, key=tmp_path / "none")
@@ -295,7 +295,8 @@ def test_what_was_said_before_is_remembered(sealing: Client, store: FileStorage,
     assert sealing.find("one", user_id=USER) == version
     files = sealing.sealed_files
     assert files is not None
-    other = store.push(b"x" * 1000, filename=files.stored_name(USER, "two"), user_id=USER)
+    two = files.keys.current.sealed_name(USER, "two")
+    other = store.push(b"x" * 1000, filename=two, user_id=USER)
     with pytest.raises(SealBroken, match="something else"):
         files.opened(replace(other, file_id=version.file_id), USER)
     stored = store.stat(version.file_id, user_id=USER)

@@ -1,4 +1,4 @@
-"""A user's own key, and what follows from it: sealed names and notes, and the keys of each file.
+"""A user's own keys, and what follows from them: sealed names and notes, and the keys of each file.
 
 Names and notes are sealed with AES-SIV (RFC 5297), so that the same name is sealed to the same text and can be looked
 up. A block of a file has a key of its own, made from the hash of its content and position.
@@ -10,6 +10,7 @@ import binascii
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -45,10 +46,18 @@ _Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a version's note field has, sealed: a note, and the SHA-256 of the content if the author gave it."""
+    """What a version's note field has, sealed.
+
+    Attributes:
+        sha256: that of the content, if the author gave it.
+        text: the note.
+        goes_on: whether later versions of the file are still to be stored anew with this key, so that the file under
+            the former key is the right one until they are.
+    """
 
     sha256: _Hash | None
     text: str
+    goes_on: bool = False
 
 
 _encode_note = msgspec.msgpack.Encoder().encode
@@ -99,31 +108,29 @@ class OwnKey:
             KeyRequired: it is sealed with another key.
             SealBroken: it is not sealed, or was changed, or is the name of another user's file.
         """
-        key_id = key_in(sealed)
-        if key_id is None:
-            raise SealBroken(f"file {file_id} is not sealed with a key; to read it, give none")
-        if key_id != self.id:
-            raise KeyRequired(f"file {file_id} is sealed with the key {key_id}, and {self.id} was given")
+        if required_key(file_id, sealed) != self.id:
+            raise KeyRequired(f"file {file_id} is sealed with the key {key_in(sealed)}, and {self.id} was given")
         try:
             plain = AESSIV(self._names).decrypt(_bytes(sealed[len(self.prefix) :]), [_NAME, user_id.encode()])
             return plain.decode()
         except (InvalidTag, ValueError):
             raise SealBroken(f"the sealed name of file {file_id} was changed, or is another user's") from None
 
-    def sealed_note(self, user_id: str, note: str, sha256: str | None) -> str:
-        """Seal what is noted of a version; empty if there is nothing to note.
+    def sealed_note(self, user_id: str, note: str, sha256: str | None, *, goes_on: bool = False) -> str:
+        """Seal what is noted of a version; empty if there is nothing to note. See :class:`Note`.
 
         Raises:
             InvalidArgument: the note is too long.
         """
-        if not note and sha256 is None:
+        if not note and sha256 is None and not goes_on:
             return ""
         size = len(note.encode())
         if size > NOTE_SEALED_BYTES_MAX:
             raise InvalidArgument(
                 f"note has {size} bytes, at most {NOTE_SEALED_BYTES_MAX} are allowed with a key of one's own"
             )
-        plain = _encode_note(Note(bytes.fromhex(sha256) if sha256 else None, note))
+        noted = [bytes.fromhex(sha256) if sha256 else None, note]
+        plain = _encode_note([*noted, True] if goes_on else noted)
         return _text(AESSIV(self._notes).encrypt(plain, [_NOTE, user_id.encode()]))
 
     def opened_note(self, user_id: str, file_id: str, field: str) -> tuple[Note, str]:
@@ -204,6 +211,18 @@ class FileKeys:
         return blake3(head + len(noted).to_bytes(4, "little") + noted, key=self._root).update(root_page).digest()
 
 
+def required_key(file_id: str, sealed: str) -> str:
+    """Return the id of the key in a sealed name; the file's id is for messages.
+
+    Raises:
+        SealBroken: the name is not sealed.
+    """
+    key_id = key_in(sealed)
+    if key_id is None:
+        raise SealBroken(f"file {file_id} is not sealed with a key; to read it, give none")
+    return key_id
+
+
 def divided(field: str) -> tuple[str, str]:
     """A version's note field: what its author sealed, and what the pool added about who that is."""
     match = _WITH_AUTHOR.fullmatch(field)
@@ -212,15 +231,55 @@ def divided(field: str) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
-def own_key(keys: MasterKeys) -> OwnKey:
-    """The key that a key file has.
+class OwnKeys:
+    """A user's own keys: new files are sealed with the current one, and each file is opened with its own.
+
+    Args:
+        current: the key for new files.
+        former: the keys that it replaces, newest first.
 
     Raises:
-        InvalidArgument: it has several.
+        InvalidArgument: a key is there twice.
     """
-    if keys.former:
-        raise InvalidArgument("a key file for files on a pool has one key; give each key in a file of its own")
-    return OwnKey(keys.current)
+
+    __slots__ = ("_by_id", "current", "former")
+
+    def __init__(self, current: OwnKey, *former: OwnKey) -> None:
+        self.current = current
+        self.former = former
+        self._by_id = {key.id: key for key in (current, *former)}
+        if len(self._by_id) <= len(former):
+            raise InvalidArgument("a key is in the key file twice; remove one of the two lines")
+
+    def __iter__(self) -> Iterator[OwnKey]:
+        """Yield all keys, newest first."""
+        yield from (self.current, *self.former)
+
+    def key_of(self, file_id: str, sealed: str) -> OwnKey:
+        """Return the key of the file with this sealed name; the id is for messages.
+
+        Raises:
+            KeyRequired: it is none of these.
+            SealBroken: the name is not sealed.
+        """
+        key_id = required_key(file_id, sealed)
+        if key_id not in self._by_id:
+            given = " and ".join(key.id for key in self)
+            raise KeyRequired(f"file {file_id} is sealed with the key {key_id}, and {given} was given")
+        return self._by_id[key_id]
+
+    def opened_name(self, user_id: str, file_id: str, sealed: str) -> str:
+        """See :meth:`OwnKey.opened_name`."""
+        return self.key_of(file_id, sealed).opened_name(user_id, file_id, sealed)
+
+
+def own_keys(keys: MasterKeys) -> OwnKeys:
+    """Return the keys that a key file has.
+
+    Raises:
+        InvalidArgument: it has one twice.
+    """
+    return OwnKeys(OwnKey(keys.current), *map(OwnKey, keys.former))
 
 
 def _head(layout: Layout) -> bytes:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from storage.errors import SealBroken, StorageError
+from storage.errors import InvalidArgument, SealBroken, StorageError
 from storage.limits import CHUNK_SIZE_MIN, BytesLike
 from storage.options import PushOptions
 from storage.outcomes import GetOutcome, PushOutcome
@@ -24,14 +24,23 @@ def push_many(
     """Push many files sealed, and yield the outcome of each, in order; see ``Client.push_many``."""
     options = replace(options, chunk_size=options.chunk_size or files.channel.describe(deadline).chunk_size)
 
+    current = files.keys.current
+    former = files.under_former_keys(options.user_id, deadline)
+
     def prepared(filename: str, source: Source) -> tuple[str, Source]:
-        one, content = files.prepared(replace(options, filename=filename), source, deadline)
+        key = former.get(filename, current)
+        if key is not current and options.note:
+            raise InvalidArgument(
+                "a file that is sealed with a former key cannot get a note together with others: push it by itself, or "
+                "run `taskworker rotate-own-key` first"
+            )
+        content, one = files.prepared(key, replace(options, filename=filename), source, deadline)
         return one.filename, content
 
     yield from many.push_many(
         files.channel,
         sources,
-        replace(options, note=files.key.sealed_note(options.user_id, options.note, None)),
+        replace(options, note=current.sealed_note(options.user_id, options.note, None)),
         deadline,
         prepared=prepared,
         shown=lambda version: files.opened(version, options.user_id),
@@ -43,11 +52,13 @@ def get_many(
 ) -> Iterator[GetOutcome]:
     """Get many sealed files, and yield the outcome of each, in order; see ``Client.get_many``."""
     waiting: deque[str] = deque()
+    former = files.under_former_keys(wanted.user_id, deadline) if wanted.by_name else {}
 
     def stored() -> Iterator[str]:
         for file in asked:
             waiting.append(file)
-            yield files.stored_name(wanted.user_id, file) if wanted.by_name else file
+            key = former.get(file, files.keys.current)
+            yield key.sealed_name(wanted.user_id, file) if wanted.by_name else file
 
     most = None if wanted.bytes_max is None else Layout(wanted.bytes_max, CHUNK_SIZE_MIN).stored_bytes
     for outcome in many.get_many(files.channel, stored(), replace(wanted, bytes_max=most), deadline, retries):

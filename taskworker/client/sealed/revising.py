@@ -35,7 +35,8 @@ def revise(
     """Make local content the new version of a sealed file; see ``Client.revise``."""
     wanted = Wanted(options.file_id, options.user_id, base_version_id)
     base = files.open_version(wanted, lambda: deadline)
-    note = files.key.sealed_note(options.user_id, options.note, options.sha256)
+    key = files.keys.key_of(base.stored.file_id, base.stored.filename)
+    note = key.sealed_note(options.user_id, options.note, options.sha256)
     sealed = base.sealed_like(content, note)
     sealed.require_sha256(options.sha256)
     anew = note not in ("", divided(base.stored.note)[0])
