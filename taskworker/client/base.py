@@ -17,7 +17,7 @@ from storage import (
 )
 from storage.arguments import RULES, seconds, text
 from storage.limits import MIB
-from taskworker.auth.contexts import AccessTo
+from taskworker.auth.contexts import Access, AccessTo
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import Fetch, Fetched, Fetching, Wanted
@@ -83,6 +83,14 @@ class ClientBase:
     def sealed_files(self) -> SealedFiles | None:
         """The files that are sealed with this client's keys, for the command line; None: it has none."""
         return self._sealed
+
+    @property
+    def access(self) -> Access | None:
+        """What calls show now, and to whom, for gateways that make some on a connection of their own.
+
+        None: they cannot, as this client has a key, or a channel that somebody else made.
+        """
+        return None if self._sealed is not None else self._channel.access
 
     def close(self) -> None:
         """Close the connection. Running calls in other threads fail."""

@@ -82,6 +82,11 @@ class Channel:
         self._described: store_pb2.DescribeResponse | None = None
         self._described_s = 0.0
 
+    @property
+    def access(self) -> Access | None:
+        """What calls show now, and to whom; None: the channel is somebody else's, who knows."""
+        return self._connection.access
+
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
         self._connection.close()

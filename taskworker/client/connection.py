@@ -48,6 +48,13 @@ class Connection:
         self._is_own = channel is None
         self.channel = dial(address, access=access) if channel is None else channel
 
+    @property
+    def access(self) -> Access | None:
+        """What calls show now, and to whom; None: the channel is somebody else's, who knows."""
+        if not self._is_own:
+            return None
+        return Access(*self.channel.access()) if isinstance(self.channel, TokenChannel) else Access()
+
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
         if not self.home.is_here or not self._is_own:

@@ -76,6 +76,10 @@ class TokenChannel(grpc.Channel):
         self._trust = access()[1]
         self._channel = make(self._trust)
 
+    def access(self) -> tuple[str, Any]:
+        """The token to show now, and whom calls must reach."""
+        return self._access()
+
     def present(self) -> tuple[grpc.Channel, str]:
         """The channel to use now, and the token to show on it; empty: none.
 

@@ -23,6 +23,7 @@ from taskworker.gateways.s3.accounts import Account, Accounts
 from taskworker.gateways.s3.bodies import Body, Expected, expected
 from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import XML, Call, Content, Reply, failure
+from taskworker.gateways.s3.contents import with_short_content, write
 from taskworker.gateways.s3.documents import DECLARATION, DOCUMENT_BYTES_MAX
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.expiring import BackgroundLifecycles
@@ -33,6 +34,7 @@ from taskworker.gateways.s3.objects import SHORT, put
 from taskworker.gateways.s3.operations import Operation, Takes, operation_of, require_public, visiting
 from taskworker.gateways.s3.signatures import UNSIGNED, Claim, Signed, checked, claim_of, with_moved_headers
 from taskworker.gateways.s3.signatures_v2 import UrlClaim, check_url, claim_of_url
+from taskworker.gateways.s3.small_objects import SmallObjects
 from taskworker.gateways.s3.streams import Incoming, Outgoing, Receive, Send, Straight, disconnected
 from taskworker.gateways.turns import Turns
 from taskworker.hosts import host_of
@@ -98,6 +100,7 @@ class S3App:
         self._now_ms = now_ms
         self._clock_s = clock_s
         self._buckets = Buckets(clock_s=clock_s)
+        self._small = SmallObjects(self._buckets)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         # One user may have 24 of 32 works and as many transfers, and one host half of the rest.
         turns = partial(Turns, waiting=CONNECTIONS_MAX, within_s=_WAIT_S)
@@ -111,6 +114,7 @@ class S3App:
         if self._lifecycles is not None:
             self._lifecycles.stop()
         self._threads.shutdown(cancel_futures=True)
+        self._small.close()
         self._accounts.close()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -252,7 +256,8 @@ class S3App:
                 body = _verified(call.expected, await incoming.whole(DOCUMENT_BYTES_MAX + _CODED_SHORT))
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
-        working = self._worked_on(incoming, self._answered, operation.work, call, self._buckets, body)
+        sooner = partial(self._got, call) if operation.name == "GetObject" else None
+        working = self._worked_on(incoming, self._answered, operation.work, call, self._buckets, body, sooner=sooner)
         if operation.is_long and call.head.version != "1.0":
             later = asyncio.ensure_future(working)
             await asyncio.wait({later}, timeout=self._patience_s)
@@ -263,24 +268,40 @@ class S3App:
         work = put_part if operation.takes is Takes.PART else put
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
-            return await self._worked_on(incoming, self._answered, work, call, self._buckets, (body,), True)
+            sooner = partial(self._small.put, call, body) if operation.takes is Takes.OBJECT else None
+            return await self._worked_on(
+                incoming, self._answered, work, call, self._buckets, (body,), True, sooner=sooner
+            )
         async with _place(self._transfers, incoming):
             return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
 
     def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:
         """The reply to a call, with its content if that is short."""
-        reply = work(call, *arguments)
-        if reply.content is not None and reply.content.length <= _SHORT:
-            reply = Reply(reply.status, reply.headers, _read(reply.content))
+        reply = with_short_content(work(call, *arguments))
         if "origin" in call.fields and call.bucket:
             found = self._buckets.shown(call)
             more = [] if found is None else cors.added(found, call.fields, call.head.method)
             reply = replace(reply, headers=[*reply.headers, *more])
         return reply
 
-    async def _worked_on(self, incoming: Incoming, work: Callable[..., _Result], *arguments: Any) -> _Result:
+    async def _got(self, call: Call) -> Reply | None:
+        """The reply to GetObject, with its content if that is short; None: a thread needs to find it."""
+        reply = await self._small.get(call)
+        if reply is None or reply.content is None or reply.content.data is not None:
+            return None if reply is None else with_short_content(reply)
+        return await self._run(with_short_content, reply) if reply.content.length <= _SHORT else reply
+
+    async def _worked_on(
+        self,
+        incoming: Incoming,
+        work: Callable[..., _Result],
+        *arguments: Any,
+        sooner: Callable[[], Awaitable[_Result | None]] | None = None,
+    ) -> _Result:
+        """What work returns that is done in the event loop, if ``sooner`` does so, or else in a thread."""
         async with _place(self._works, incoming):
-            return await self._run(work, *arguments)
+            done = None if sooner is None else await sooner()
+            return await self._run(work, *arguments) if done is None else done
 
     async def _run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -342,7 +363,7 @@ class S3App:
             if connection is None
             else Straight(connection, receive, self._piece_s, clock_s=self._clock_s)
         )
-        writing = asyncio.ensure_future(self._run(_write, content, outgoing))
+        writing = asyncio.ensure_future(self._run(write, content, outgoing))
         try:
             await outgoing.run()
             with contextlib.suppress(PeerGone):
@@ -404,37 +425,6 @@ def _start_of(reply: Reply, request_id: str, *, closes: bool) -> dict[str, Any]:
         headers.append(("content-length", str(len(reply.body))))
     encoded = [(name.encode(), _encoded(value)) for name, value in headers]
     return {"type": "http.response.start", "status": reply.status, "headers": encoded}
-
-
-def _write(content: Content, outgoing: Outgoing | Straight) -> None:
-    try:
-        content.client.download(
-            content.version.file_id,
-            outgoing,  # type: ignore[arg-type]  # all that is used of a file
-            user_id=content.user,
-            version_id=content.version.version_id,
-            offset=content.offset,
-            length=content.length,
-        )
-    except BaseException:
-        outgoing.give_up()
-        raise
-    outgoing.end()
-
-
-def _read(content: Content) -> bytes:
-    if not content.length:
-        return b""
-    if content.data is not None:
-        return content.data[content.offset : content.offset + content.length]
-    whole = content.length == content.version.size
-    return content.client.get(
-        content.version.file_id,
-        user_id=content.user,
-        version_id=content.version.version_id,
-        offset=content.offset,
-        length=None if whole else content.length,
-    )
 
 
 def _verified(announced: Expected, raw: bytes) -> bytes:

@@ -193,6 +193,11 @@ class Buckets:
                     self._kept[which] = found
         return found
 
+    def kept(self, call: Call) -> Bucket | None:
+        """The bucket of a call, if it was found lately, so that the pool need not be asked."""
+        with self._lock:
+            return self._kept.get((call.account.access_key_id, call.user, call.bucket))
+
     def reread(self, call: Call) -> Bucket:
         """The bucket of a call as it is now, whatever another gateway did to it just before.
 

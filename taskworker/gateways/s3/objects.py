@@ -11,7 +11,7 @@ from storage import Version
 from storage.errors import ConflictError, FileNotFound, InvalidArgument, VersionNotFound
 from storage.limits import BytesLike
 from taskworker.gateways.s3.bodies import Body
-from taskworker.gateways.s3.buckets import ENABLED, Buckets
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Content, Reply, document
 from taskworker.gateways.s3.conditions import check_read, matches, range_of
 from taskworker.gateways.s3.errors import S3Error
@@ -70,11 +70,16 @@ def found(call: Call, name: str, version_id: str | None) -> tuple[Version, Metad
     return version, metadata
 
 
+def no_such_key(name: str) -> S3Error:
+    """The error of whoever asks for an object that is not there; ``name`` is that of its file."""
+    return S3Error("NoSuchKey", "there is no object with this key", Key=name.partition("/")[2])
+
+
 def _version(call: Call, name: str, version_id: str | None) -> Version:
     head = call.client.find(name, user_id=call.user)
     if head is None:
         if version_id is None:
-            raise S3Error("NoSuchKey", "there is no object with this key", Key=name.partition("/")[2])
+            raise no_such_key(name)
         raise S3Error("NoSuchVersion", "there is no such version of the object", VersionId=version_id)
     if version_id in (None, head.version_id):
         return head
@@ -124,9 +129,28 @@ def named_source(call: Call) -> tuple[Version, Metadata, str | None]:
 
 def get(call: Call, buckets: Buckets) -> Reply:
     """GetObject and HeadObject."""
-    asked = call.parameters
     is_get = call.head.method == "GET"
     version, metadata, data = _got_in(call, buckets) if is_get else (*_found_in(call, buckets), None)
+    return reply_of_get(call, version, metadata, data, lambda: buckets.shown(call))
+
+
+def reply_of_get(
+    call: Call, version: Version, metadata: Metadata, data: bytes | None, shown: Callable[[], Bucket | None]
+) -> Reply:
+    """The reply to a request for an object that was found.
+
+    Args:
+        call: the request.
+        version: what was found.
+        metadata: of the version.
+        data: all of its bytes; None: they are not known yet.
+        shown: the object's bucket, as :meth:`Buckets.shown` returns it.
+
+    Raises:
+        S3Error: a condition is not fulfilled, or the object has no such range or part.
+    """
+    asked = call.parameters
+    is_get = call.head.method == "GET"
     etag = etag_of(version, metadata)
     check_read(call.fields, etag, metadata.time_ms)
     span = _part_span(call, version, metadata) or range_of(call.fields, version.size, etag)
@@ -135,7 +159,7 @@ def get(call: Call, buckets: Buckets) -> Reply:
     headers = dict(object_headers(version, metadata, with_checksum=wants_checksum))
     headers["content-length"] = str(length)
     headers["x-amz-version-id"] = version_id_of(version, metadata)
-    bucket = buckets.shown(call)
+    bucket = shown()
     if bucket is not None and bucket.is_known and bucket.object_lock is not None:
         headers |= lock_headers(call, version)
     if "versionId" not in asked:
@@ -275,7 +299,11 @@ def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: boo
     receiving = Receiving(pieces, Body(call.expected), given_metadata(call.head), call.now_ms, settled)
     condition = write_condition(call, call.filename)
     version = _pushed(call, receiving, call.filename, condition, is_short=is_short)
-    made = receiving.metadata
+    return reply_of_put(call, bucket, receiving.metadata, version)
+
+
+def reply_of_put(call: Call, bucket: Bucket, made: Metadata, version: Version) -> Reply:
+    """The reply to a request that made a version with such metadata."""
     headers = [
         ("etag", f'"{made.etag}"'),
         *checksum_headers(made.checksum),

@@ -85,19 +85,20 @@ class _Signer(S3SigV4Auth):
 
 def send(url: str, method: str, path: str, body: bytes = b"", /, **headers: str) -> tuple[int, bytes]:
     """Send a signed request, and return the status and the body of the answer."""
-    status, _, content = _exchange(url, method, path, body, headers)
+    status, _, content = exchange(url, method, path, body, headers)
     return status, content
 
 
 def sent_head(url: str, path: str, /, **headers: str) -> tuple[int, dict[str, str]]:
     """Send a signed HEAD, and return the status and the headers of the answer, whose names are in lower case."""
-    status, given, _ = _exchange(url, "HEAD", path, b"", headers)
+    status, given, _ = exchange(url, "HEAD", path, b"", headers)
     return status, {name.lower(): value for name, value in given.items()}
 
 
-def _exchange(
+def exchange(
     url: str, method: str, path: str, body: bytes, headers: Mapping[str, str]
 ) -> tuple[int, Mapping[str, str], bytes]:
+    """Send a signed request, and return the status, the headers and the body of the answer."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     request = AWSRequest(method=method, url=f"{url}{path}", headers=given, data=body)
     _Signer(given.get("x-amz-content-sha256")).add_auth(request)
