@@ -21,7 +21,6 @@ from taskworker.transport.shard_calls import Lane, ShardCalls
 from taskworker.transport.wire.answers import Refused
 from taskworker.transport.wire.connection import Signal
 from taskworker.transport.wire.framing import Header
-from taskworker.transport.wire.sending import bytes_of
 
 _WAIT_S = 5.0  # at a time; a connection that gets nowhere fails meanwhile
 
@@ -280,7 +279,7 @@ class AppendSender:
             StorageError: the worker cannot be used.
         """
         parts = frame.parts(flags)
-        size = bytes_of(parts)
+        size = frame.size
         while True:
             left_s = min(_WAIT_S, max(0.0, until_s - self.clock_s()))
             if self._calls.await_room(Lane.APPENDS, size, left_s):

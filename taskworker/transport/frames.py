@@ -47,6 +47,7 @@ TAKING_BYTES_MAX = 256 * KIB
 PUT_BYTES_MAX = MIB + 64 * KIB
 """The largest request to put shards: the largest ticket, and a shard of 1 MiB or several smaller ones."""
 KEYS_MAX = 4096
+_GATHERED_BYTES_MAX = 16 * KIB
 DIGEST_BYTES = 32
 NO_DIGEST = bytes(DIGEST_BYTES)
 """Stands for the hash of a shard that no client wrote, as far as is known."""
@@ -116,7 +117,10 @@ class Append(NamedTuple):
 
 
 class AppendFrame:
-    """An append being put together. Payloads are not copied: they are sent from where they are.
+    """An append being put together.
+
+    Large payloads are not copied: they are sent from where they are. Small ones are gathered with what describes them,
+    as passing on thousands of parts takes longer than copying them.
 
     Args:
         instance: name of the worker's process that is to take the shards, at most 255 bytes; empty: any.
@@ -129,7 +133,8 @@ class AppendFrame:
 
     def __init__(self, instance: bytes = b"") -> None:
         self._instance = instance
-        self._parts: list[BytesLike] = []
+        self._parts: list[BytesLike] = []  # before what is being gathered
+        self._gathered = bytearray()
         self.size = 2 + len(instance)
         self.keys: dict[ShardKey, Location] = {}
         self.count = 0
@@ -141,15 +146,19 @@ class AppendFrame:
     def add(self, shard: Shard) -> None:
         """Add a shard; its payload must not change before the message is sent."""
         length = _length(shard)
-        self._parts.append(_ENTRY.pack(shard.key, shard.object_length, shard.digest, length))
-        self._parts.append(shard.payload)
+        self._gathered += _ENTRY.pack(shard.key, shard.object_length, shard.digest, length)
+        if length <= _GATHERED_BYTES_MAX:
+            self._gathered += shard.payload
+        else:
+            self._parts += (self._gathered, shard.payload)
+            self._gathered = bytearray()
         self.size += _ENTRY.size + length
         self.count += 1
         self.keys[shard.key] = Location(0, 0, length, shard.object_length)
 
     def parts(self, flags: int) -> list[BytesLike]:
         """The finished message."""
-        return [bytes((flags, len(self._instance))) + self._instance, *self._parts]
+        return [bytes((flags, len(self._instance))) + self._instance, *self._parts, self._gathered]
 
 
 def _length(shard: Shard) -> int:

@@ -154,11 +154,16 @@ def test_an_append_frame_takes_any_shard_but_no_more_than_a_message_holds() -> N
     assert not frame.takes(SHARD._replace(payload=bytes(rest + 1)))
 
 
-def test_an_append_frame_sends_payloads_from_where_they_are() -> None:
+def test_an_append_frame_sends_large_payloads_from_where_they_are_and_small_ones_together() -> None:
     frame = AppendFrame()
-    payload = memoryview(bytearray(100))
-    frame.add(SHARD._replace(payload=payload))
-    assert any(part is payload for part in frame.parts(0))
+    small, large = memoryview(bytearray(b"small")), memoryview(bytearray(100_000))
+    sent = [SHARD._replace(payload=payload) for payload in (*[small] * 100, large, *[small] * 100)]
+    for shard in sent:
+        frame.add(shard)
+    parts = frame.parts(0)
+    assert [part is large for part in parts].count(True) == 1
+    assert len(parts) < 10
+    assert plain(append_of(b"".join(parts)).shards) == plain(sent)
 
 
 @given(sent=st.lists(shards, max_size=5))
