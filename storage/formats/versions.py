@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -123,19 +122,34 @@ class StoredVersion:
         )
 
 
+class _Keepable:
+    """Where a record is made that may not be encodable."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Name what cannot be stored."""
+        if isinstance(error, (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError)):
+            raise InvalidArgument(f"this cannot be stored in a version's record: {error}") from error
+
+
+_KEEPABLE = _Keepable()
+
+
 def seal(record: VersionRecord, root: RootNode, root_raw: bytes) -> StoredVersion:
     """Encode a record, and name it by its hash.
 
     Raises:
         InvalidArgument: the record could not be decoded again.
     """
-    with _keepable():
+    with _KEEPABLE:
         return _named(_encoder.encode(record), root, root_raw)
 
 
 def seal_signed(unsigned: Signed, root: RootNode, root_raw: bytes, authority: Authority) -> StoredVersion:
     """Like :func:`seal`, with the store's MAC in place of :data:`NO_MAC`."""
-    with _keepable():
+    with _KEEPABLE:
         body = _encoder.encode(unsigned)[:-MAC_BYTES]
         return _named(body + authority.sign(body), root, root_raw)
 
@@ -158,7 +172,7 @@ def seal_encrypted(
         key: the owner's key.
         token_bytes: source of random bytes.
     """
-    with _keepable():
+    with _KEEPABLE:
         salt = token_bytes(SALT_BYTES)
         sealed_root = seal_root(key, salt, unsigned.file_id, root_raw)
         stored_root_id = object_id(sealed_root)
@@ -199,14 +213,6 @@ def seal_encrypted(
         raw = _encoder.encode(VersionObject(raw_record, sealed_root))
         decode_sealed_record(raw_record)  # an unreadable record must not get into a store
         return StoredVersion(object_id(raw_record), shown, root, raw, keys=UserKeys(key.user_id, key))
-
-
-@contextmanager
-def _keepable() -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, OverflowError, UnicodeEncodeError, msgspec.MsgspecError) as error:
-        raise InvalidArgument(f"this cannot be stored in a version's record: {error}") from error
 
 
 def _named(raw_record: bytes, root: RootNode, root_raw: bytes) -> StoredVersion:

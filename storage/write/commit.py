@@ -208,9 +208,10 @@ class GroupCommit:
         volumes.append_and_sync(plan.shards)
         self._stripes.note_appended(plan.shards, since)
         self._make_whole(batch, plan)
-        for pending, outcome in zip(batch, plan.outcomes, strict=True):
-            if isinstance(outcome, StoredVersion):  # others have failed in planning
-                volumes.require_writable(pending.target.profile, pending.epoch)
+        pairs = zip(batch, plan.outcomes, strict=True)
+        planned = [pending for pending, outcome in pairs if isinstance(outcome, StoredVersion)]  # others have failed
+        for profile, epoch in {(pending.target.profile, pending.epoch) for pending in planned}:
+            volumes.require_writable(profile, epoch)
 
     def _keep_incomplete(self, txn: CatalogTransaction) -> None:
         """Enter in the same transaction which volumes are incomplete, so that they do not count as whole after a crash.

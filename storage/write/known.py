@@ -26,9 +26,10 @@ def is_new(context: PushContext, stripe: StripeKey) -> bool:
     """
     if not context.stripes.volumes.remote:
         return context.stripes.is_new(stripe)
-    if context.catalog.unverified(stripe):
-        return True  # also if it was put a moment ago: a collect may have removed that before the client wrote
-    return not context.stripes.was_put_lately(stripe) and not context.catalog.is_held(stripe)
+    if not context.catalog.is_held(stripe):
+        return not context.stripes.was_put_lately(stripe)
+    # Also if it was put a moment ago: a collect may have removed that before the client wrote.
+    return bool(context.catalog.unverified(stripe))
 
 
 def reference_held(context: PushContext, target: PushTarget, chunk_id: bytes) -> bytes | None:
