@@ -94,6 +94,12 @@ def test_ranges_behind_the_end_and_senseless_ones(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="ranged", Body=b"12345")
     assert refused(lambda: s3.get_object(Bucket=bucket, Key="ranged", Range="bytes=5-")) == ("InvalidRange", 416)
     assert refused(lambda: s3.get_object(Bucket=bucket, Key="ranged", Range="bytes=-0")) == ("InvalidRange", 416)
+    # Some programs of Java mean all that is left by an end of Long.MAX_VALUE - 1.
+    for last in (2**63 - 2, 10**50):
+        got = s3.get_object(Bucket=bucket, Key="ranged", Range=f"bytes=2-{last}")
+        assert (got["ContentRange"], got["Body"].read()) == ("bytes 2-4/5", b"345")
+        assert s3.get_object(Bucket=bucket, Key="ranged", Range=f"bytes=-{last}")["ContentRange"] == "bytes 0-4/5"
+        assert refused(lambda: s3.get_object(Bucket=bucket, Key="ranged", Range=f"bytes={last}-"))[1] == 416  # noqa: B023
     for ignored in ("bytes=3-1", "lines=1-2", "bytes=a-b", "bytes=0-1,3-4"):
         assert s3.get_object(Bucket=bucket, Key="ranged", Range=ignored)["Body"].read() == b"12345"
 
