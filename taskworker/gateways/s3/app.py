@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -165,9 +164,8 @@ class S3App:
         if claim is None and bucket and not key and posting.is_form(head):
             served.operation = "PostObject"
             async with _place(self._forms, incoming):
-                return await self._run(
-                    posting.post, head, bucket, incoming.pieces(), self._accounts, self._buckets, now_ms, scheme
-                )
+                put_as, pieces = partial(self._answered, put), incoming.pieces()
+                return await self._run(posting.post, head, bucket, pieces, self._accounts, put_as, now_ms, scheme)
         account, signed = await self._caller(head, claim, bucket, incoming)
         if isinstance(claim, Claim) and claim.expires_s is not None:
             head = with_moved_headers(head)
@@ -257,7 +255,7 @@ class S3App:
         elif operation.takes is Takes.DOCUMENT:
             _verified(call.expected, b"")
         sooner = partial(self._got, call) if operation.name == "GetObject" else None
-        working = self._worked_on(incoming, self._answered, operation.work, call, self._buckets, body, sooner=sooner)
+        working = self._worked_on(incoming, self._answered, operation.work, call, body, sooner=sooner)
         if operation.is_long and call.head.version != "1.0":
             later = asyncio.ensure_future(working)
             await asyncio.wait({later}, timeout=self._patience_s)
@@ -269,20 +267,13 @@ class S3App:
         if _length(call) <= _SHORT:
             body = b"" if incoming.ended else await incoming.whole(_CODED_SHORT)
             sooner = partial(self._small.put, call, body) if operation.takes is Takes.OBJECT else None
-            return await self._worked_on(
-                incoming, self._answered, work, call, self._buckets, (body,), True, sooner=sooner
-            )
+            return await self._worked_on(incoming, self._answered, work, call, (body,), True, sooner=sooner)
         async with _place(self._transfers, incoming):
-            return await self._run(self._answered, work, call, self._buckets, incoming.pieces(), False)
+            return await self._run(self._answered, work, call, incoming.pieces(), False)
 
     def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:
         """The reply to a call, with its content if that is short."""
-        reply = with_short_content(work(call, *arguments))
-        if "origin" in call.fields and call.bucket:
-            found = self._buckets.shown(call)
-            more = [] if found is None else cors.added(found, call.fields, call.head.method)
-            reply = replace(reply, headers=[*reply.headers, *more])
-        return reply
+        return with_short_content(cors.answered(work, call, self._buckets, *arguments))
 
     async def _got(self, call: Call) -> Reply | None:
         """The reply to GetObject, with its content if that is short; None: a thread needs to find it."""

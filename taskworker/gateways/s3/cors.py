@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from taskworker.gateways.s3.buckets import Bucket
-from taskworker.gateways.s3.calls import Reply
+from storage.errors import StorageError
+from taskworker.errors import Unauthenticated
+from taskworker.gateways.s3.buckets import Bucket, Buckets
+from taskworker.gateways.s3.calls import Call, Reply
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.failures import as_s3_error
 
 
 def preflight(bucket: Bucket, fields: Mapping[str, str]) -> Reply:
@@ -26,6 +30,36 @@ def preflight(bucket: Bucket, fields: Mapping[str, str]) -> Reply:
     if asked:
         headers.append(("access-control-allow-headers", ", ".join(asked)))
     return Reply(200, headers)
+
+
+def answered(work: Callable[..., Reply], call: Call, buckets: Buckets, *arguments: Any) -> Reply:
+    """What an operation replies, or its error, with what browsers must be told to show it to programs of other sites.
+
+    Args:
+        work: does the operation.
+        call: the request; the first argument of ``work``.
+        buckets: of all users; the second one.
+        arguments: the others.
+
+    Raises:
+        S3Error: the operation fails.
+        StorageError: likewise, for a reason that is none of the caller's.
+    """
+    try:
+        reply = work(call, buckets, *arguments)
+    except (S3Error, StorageError) as error:
+        problem = error if isinstance(error, S3Error) else as_s3_error(error)
+        if problem.status >= 500 or isinstance(error, Unauthenticated):
+            raise
+        problem.headers = (*problem.headers, *_for_browsers(call, buckets))
+        raise problem from None
+    more = _for_browsers(call, buckets)
+    return replace(reply, headers=[*reply.headers, *more]) if more else reply
+
+
+def _for_browsers(call: Call, buckets: Buckets) -> list[tuple[str, str]]:
+    found = buckets.shown(call) if "origin" in call.fields and call.bucket else None
+    return [] if found is None else added(found, call.fields, call.head.method)
 
 
 def added(bucket: Bucket, fields: Mapping[str, str], method: str) -> list[tuple[str, str]]:

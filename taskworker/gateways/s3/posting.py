@@ -13,11 +13,9 @@ from python_multipart.multipart import MultipartParser
 from taskworker.gateways.s3 import checksums
 from taskworker.gateways.s3.accounts import Accounts
 from taskworker.gateways.s3.bodies import PUT_BYTES_MAX, Expected
-from taskworker.gateways.s3.buckets import Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.http import Head
-from taskworker.gateways.s3.objects import put
 from taskworker.gateways.s3.post_policy import Limits, checked, claim_of
 
 _FIELDS_BYTES_MAX = 64 * 1024
@@ -36,9 +34,24 @@ def is_form(head: Head) -> bool:
 
 
 def post(
-    head: Head, bucket: str, pieces: Iterable[bytes], accounts: Accounts, buckets: Buckets, now_ms: int, scheme: str
+    head: Head,
+    bucket: str,
+    pieces: Iterable[bytes],
+    accounts: Accounts,
+    put_as: Callable[[Call, Iterator[bytes], bool], Reply],
+    now_ms: int,
+    scheme: str,
 ) -> Reply:
     """PostObject.
+
+    Args:
+        head: the request.
+        bucket: where it was sent to.
+        pieces: of its body.
+        accounts: who may sign forms.
+        put_as: puts an object; see :func:`~taskworker.gateways.s3.objects.put`.
+        now_ms: when it came, in milliseconds since 1970.
+        scheme: ``http`` or ``https``.
 
     Raises:
         S3Error: the form is malformed, not signed, or not what its policy allows.
@@ -51,12 +64,12 @@ def post(
     key = fields.get("key", "").replace("${filename}", form.file_name)
     if not key:
         raise S3Error("InvalidArgument", "the form has no field key, or it is empty", ArgumentName="key")
-    put_head = Head("PUT", f"/{quote(bucket)}/{quote(key)}", "", _headers(head, fields))
+    put_head = Head("POST", f"/{quote(bucket)}/{quote(key)}", "", _headers(head, fields))
     sums = tuple((one, fields[name]) for name, one in checksums.BY_HEADER.items() if name in fields)
     for one, value in sums:
         checksums.decoded(value, one.size)
     call = Call(put_head, account, bucket, key, Expected(checksums=sums), now_ms, scheme)
-    reply = put(call, buckets, _limited(form.content(), limits), is_short=False)
+    reply = put_as(call, _limited(form.content(), limits), False)
     return _told(reply, fields, call)
 
 
@@ -218,7 +231,8 @@ def _headers(head: Head, fields: dict[str, str]) -> tuple[tuple[str, str], ...]:
     for name, value in given.items():
         if not value.isprintable():
             raise S3Error("InvalidArgument", "a field has control characters", ArgumentName=name)
-    return (("host", head.fields.get("host", "")), *given.items())
+    own = ((name, head.fields[name]) for name in ("host", "origin") if name in head.fields)
+    return (*own, *given.items())
 
 
 def _told(reply: Reply, fields: dict[str, str], call: Call) -> Reply:

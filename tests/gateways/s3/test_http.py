@@ -248,6 +248,32 @@ def test_browsers_are_told_what_a_bucket_allows(s3: Any, url: str, new_bucket: C
         )
 
 
+def test_browsers_may_read_errors_and_answers_to_forms(s3: Any, new_bucket: Callable[[], str]) -> None:
+    bucket = new_bucket()
+    rule = {"AllowedOrigins": ["https://a.example"], "AllowedMethods": ["PUT", "POST"], "ExposeHeaders": ["ETag"]}
+    s3.put_bucket_cors(Bucket=bucket, CORSConfiguration={"CORSRules": [rule]})
+    origin = {"Origin": "https://a.example"}
+    link = s3.generate_presigned_url("put_object", {"Bucket": bucket, "Key": "k", "IfNoneMatch": "*"})
+    for content, status in (("x", 200), ("y", 412)):
+        with answer_to(link, content.encode(), "PUT", {**origin, "If-None-Match": "*"}) as got:
+            assert (got.status, got.headers["access-control-allow-origin"]) == (status, origin["Origin"])
+    made = s3.generate_presigned_post(bucket, "f", None, [["content-length-range", 1, 5]])
+    for sent, status in ((b"x", 204), (b"too long", 400)):
+        body, kind = form_of(made["fields"], "f", sent)
+        with answer_to(made["url"], body, "POST", {**origin, "Content-Type": kind}) as got:
+            assert (got.status, got.headers["access-control-allow-origin"]) == (status, origin["Origin"])
+        with answer_to(made["url"], body, "POST", {"Origin": "https://b.example", "Content-Type": kind}) as got:
+            assert (got.status, got.headers["access-control-allow-origin"]) == (status, None)
+
+
+def answer_to(url: str, body: bytes, method: str, headers: dict[str, str]) -> Any:
+    """An answer of any status."""
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method))
+    except HTTPError as error:
+        return error
+
+
 def test_buckets_in_host_names(gateway: HttpServer, s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="virtual", Body=b"x")
     request = AWSRequest(method="GET", url=f"http://{bucket}.s3.test/virtual")
