@@ -53,7 +53,7 @@ class HedgedReads:
 
     def read(self, stripe: StripeKey, target: memoryview) -> bool:
         """See :class:`~storage.stripes.fast_reads.FastReads`."""
-        holders = self._fleet.places(stripe)
+        holders = self._present(stripe)
         missing = self._reader.read_into(stripe, holders, target)
         if missing is None:
             return False
@@ -62,11 +62,11 @@ class HedgedReads:
 
     def fill(self, stripe: StripeKey, target: memoryview) -> bool:
         """See :class:`~storage.stripes.fast_reads.FastReads`."""
-        return self._reader.read_into(stripe, self._fleet.places(stripe), target) is not None
+        return self._reader.read_into(stripe, self._present(stripe), target) is not None
 
     def read_together(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> Iterator[tuple[StripeKey, memoryview]]:
         """Read all objects when the first item is requested; yield those that failed."""
-        wanted = [StripeRead(stripe, self._fleet.places(stripe), target) for stripe, target in reads]
+        wanted = [StripeRead(stripe, self._present(stripe), target) for stripe, target in reads]
         failed: list[StripeRead] = []
         for at, missing in self._reader.read_each(wanted):
             read = wanted[at]
@@ -96,6 +96,10 @@ class HedgedReads:
 
     def close(self) -> None:
         """See :class:`~storage.stripes.fast_reads.FastReads`. There are no threads."""
+
+    def _present(self, stripe: StripeKey) -> tuple[int | None, ...]:
+        """The store of each shard of a stripe; None for those that are offline, so that nobody asks them first."""
+        return tuple(slot if self._fleet.volume(slot) is not None else None for slot in self._fleet.places(stripe))
 
     def _note_missing(self, stripe: StripeKey, holders: tuple[int | None, ...], missing: list[int]) -> None:
         """Request healing of a stripe if present stores lack shards of it."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +19,9 @@ from blake3 import blake3
 
 from storage import ErasureProfile
 from storage.errors import StorageError
-from storage.keys import Kind, shard_key, stripe_key
+from storage.keys import Kind, ShardKey, shard_key, slot_of, stripe_key
 from storage.shards import Shard
+from storage.stripes.encoding import Encoder
 from taskworker import Client
 from taskworker.apps.pool_server import PoolServer
 from taskworker.auth.tickets import TicketIssuer
@@ -29,6 +30,7 @@ from taskworker.client.direct import fleet, reads
 from taskworker.client.direct.page import Holder, Page
 from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
+from taskworker.client.direct.volume import WorkerVolume
 from taskworker.client.scope import CallScope, current_scope
 from taskworker.errors import CallAbandoned, DeadlineExceeded
 from taskworker.pool.options import PoolOptions
@@ -68,10 +70,10 @@ def direct() -> Iterator[DirectReads]:
 
 
 @contextmanager
-def served_content(members: Members, directory: Path) -> Iterator[str]:
-    """Where a worker serves clients that has the content, without TLS."""
+def served(members: Members, directory: Path, shards: Sequence[Shard]) -> Iterator[str]:
+    """Where a worker serves clients that has these shards, without TLS."""
     volume = open_volume(directory / "volume")
-    volume.append([Shard(shard_key(STRIPE, 0), len(CONTENT), blake3(CONTENT).digest(), CONTENT)])
+    volume.append(shards)
     port = ClientsPort("w1", lambda: (volume, "i1"), None)
     port.trust(members.authority.certificates_pem)
     port.start("127.0.0.1:0", POOL, 0)
@@ -80,6 +82,14 @@ def served_content(members: Members, directory: Path) -> Iterator[str]:
     finally:
         port.stop(0.0)
         volume.close()
+
+
+@contextmanager
+def served_content(members: Members, directory: Path) -> Iterator[str]:
+    """Where a worker serves clients that has the content, without TLS."""
+    shard = Shard(shard_key(STRIPE, 0), len(CONTENT), blake3(CONTENT).digest(), CONTENT)
+    with served(members, directory, [shard]) as address:
+        yield address
 
 
 @pytest.fixture
@@ -145,6 +155,32 @@ def test_each_get_reads_with_a_ticket_of_its_own(direct: DirectReads, members: M
         assert target == CONTENT
     with pytest.raises(StorageError):  # a ticket was for this much
         direct.read(*getting[0], 0, [memoryview(bytearray(len(CONTENT)))])
+
+
+def test_shards_that_nobody_has_are_not_waited_for(
+    direct: DirectReads, members: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is needed of a worker is asked for at once, parity included."""
+    asked: list[list[int]] = []
+    fetch = WorkerVolume.begin_fetch
+
+    def begin_fetch(self: WorkerVolume, wanted: Sequence[tuple[ShardKey, int]], *others: Any) -> Any:
+        asked.append([slot_of(key) for key, _ in wanted])
+        return fetch(self, wanted, *others)
+
+    monkeypatch.setattr(WorkerVolume, "begin_fetch", begin_fetch)
+    stripe = stripe_key(Kind.CHUNK, blake3(CONTENT).digest(), 2, 4)
+    shards = Encoder().shards_of(stripe, CONTENT, len(CONTENT))
+    with served(members, tmp_path, shards[1:]) as address:
+        issuer = TicketIssuer(lambda: members.authority)
+        ticket = issuer.issue("ann", [worker("w1").dns_name], 2, 4, [blake3(CONTENT).digest()], 2 * len(CONTENT))
+        there = page(address, ticket)._replace(stripes=[stripe], placed=[(None, 0, 0, 0)])
+        reader, target = Reader(Deadline(None)), bytearray(len(CONTENT))
+        entered = direct.fleet.enter(there, reader.await_all)
+        assert entered is not None
+        direct.read(reader, entered, 0, [memoryview(target)])
+    assert target == CONTENT
+    assert asked == [[1, 2]]
 
 
 def test_a_worker_that_closes_a_kept_connection_is_asked_again(
