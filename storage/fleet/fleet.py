@@ -186,6 +186,11 @@ class Fleet(ABC, Generic[StoreT]):
         """Further stores that may hold shards of a stripe, most likely first."""
         return ()
 
+    def is_settled(self, stripe: StripeKey) -> bool:
+        """Whether each shard of a stripe ought to be in its place: all its holders are online and lack nothing."""
+        holders = self.holders(stripe)
+        return self.places(stripe) == holders and all(self.state(slot) == "ok" for slot in holders)
+
     def awaited(self, stripe: StripeKey, there: int) -> frozenset[int]:
         """Slots whose shards need not be rebuilt yet, because the stores that may have them are expected back soon.
 

@@ -14,12 +14,14 @@ class ChunkPlace(NamedTuple):
     Attributes:
         stripe: its stripe.
         length: its length in bytes, as it is stored.
+        holders: the store that has each shard; None: no store has it.
         keys: the key that opens it and nothing else, by the epoch of its owner's key; which of them it is, the stored
             chunk says. Empty: it is not sealed.
     """
 
     stripe: StripeKey
     length: int
+    holders: tuple[int | None, ...]
     keys: Mapping[int, bytes]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import NoReturn, TypeVar
 
@@ -200,18 +200,33 @@ class VersionStream(io.RawIOBase):
                 if recycled:
                     free.append(buffer)
 
-    def places(self, first: int, count: int) -> list[ChunkPlace]:
-        """Where ``count`` chunks from ``first`` on are, and what opens them; for whoever reads them by other means."""
+    def places(self, first: int, count: int, *, look: bool = True) -> list[ChunkPlace]:
+        """Where ``count`` chunks from ``first`` on are, and what opens them; for whoever reads them by other means.
+
+        Args:
+            first: index of the first one.
+            count: how many.
+            look: ask stores about chunks of which shards may be elsewhere or nowhere; see
+                :meth:`StripeStore.whereabouts`. Otherwise, all shards count as being in their places.
+        """
         self._check_open()
         self._activity.note()
-        return [self._place(index) for index in range(first, min(first + count, self._root.chunk_count))]
-
-    def _place(self, index: int) -> ChunkPlace:
-        stripe, plain = self._named(index)
-        length = self._root.chunk_length(index)
-        if self._keys is None:
-            return ChunkPlace(stripe, length, {})
-        return ChunkPlace(stripe, length + OVERHEAD_BYTES, self._keys.openers_by_epoch(Kind.CHUNK, plain))
+        indexes = range(first, min(first + count, self._root.chunk_count))
+        named = [self._named(index) for index in indexes]
+        found: Sequence[tuple[int | None, ...]]
+        if look:
+            found = self._stripes.whereabouts([stripe for stripe, _ in named])
+        else:
+            found = [self._stripes.volumes.places(stripe) for stripe, _ in named]
+        places: list[ChunkPlace] = []
+        for index, (stripe, plain), holders in zip(indexes, named, found, strict=True):
+            length = self._root.chunk_length(index)
+            if self._keys is None:
+                places.append(ChunkPlace(stripe, length, holders, {}))
+            else:
+                keys = self._keys.openers_by_epoch(Kind.CHUNK, plain)
+                places.append(ChunkPlace(stripe, length + OVERHEAD_BYTES, holders, keys))
+        return places
 
     def close(self) -> None:
         """Release the buffers. Reading afterwards raises ValueError."""
@@ -388,9 +403,9 @@ class FileReader(io.BufferedReader):
         """Everything from the position to the end, in memory."""
         return self.read()
 
-    def places(self, first: int, count: int) -> list[ChunkPlace]:
+    def places(self, first: int, count: int, *, look: bool = True) -> list[ChunkPlace]:
         """See :meth:`VersionStream.places`."""
-        return self._stream.places(first, count)
+        return self._stream.places(first, count, look=look)
 
     def iter_chunks(self, start: int = 0, stop: int | None = None, *, recycled: bool = False) -> Iterator[memoryview]:
         """See :meth:`VersionStream.iter_chunks`; it is independent of the position."""

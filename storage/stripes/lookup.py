@@ -137,6 +137,24 @@ class ShardLookup:
             found.get(index) or ShardMap(self._fleet.targets(stripe), [], None) for index, stripe in enumerate(stripes)
         ]
 
+    def whereabouts(self, stripes: Sequence[StripeKey]) -> list[tuple[int | None, ...]]:
+        """Return the store that has each shard of the stripes; None if no store has it.
+
+        Stores are only asked about stripes that are not settled (:meth:`Fleet.is_settled`). One that does not answer
+        counts as having what belongs there.
+        """
+        asked = [stripe for stripe in stripes if not self._fleet.is_settled(stripe)]
+        if not asked:
+            return [self._fleet.places(stripe) for stripe in stripes]
+        found: dict[StripeKey, tuple[int | None, ...]] = dict(zip(asked, self._mapper.placed(asked), strict=True))
+        for index, where in self._mapper.shard_maps(asked).items():
+            placed = found[asked[index]]
+            found[asked[index]] = tuple(
+                placed[slot] if slot in where.unsure and holder is None else holder
+                for slot, holder in enumerate(where.holders)
+            )
+        return [found[stripe] if stripe in found else self._fleet.places(stripe) for stripe in stripes]
+
     def locate(self, holder: int, key: ShardKey) -> Location | None:
         """Return the location of a shard in a store; None if the store lacks it, is away, or does not answer."""
         volume: ShardStore | None = self._fleet.volume(holder)

@@ -126,6 +126,20 @@ class StripeStore:
         """Return where the shards of many stripes are, in their places and elsewhere."""
         return self._lookup.shard_maps(stripes)
 
+    def whereabouts(self, stripes: Sequence[StripeKey]) -> list[tuple[int | None, ...]]:
+        """Return the store that has each shard of stripes that somebody is going to read by other means.
+
+        See :meth:`ShardLookup.whereabouts`. Shards that no store has are made again, as if the stripes were read here.
+        """
+        found = self._lookup.whereabouts(stripes)
+        for stripe, holders in zip(stripes, found, strict=True):
+            if None in holders:
+                targets = self.volumes.targets(stripe)
+                lacking = [store for store, holder in zip(targets, holders, strict=True) if holder is None]
+                if any(self.volumes.volume(store) is not None for store in lacking):
+                    self.heal_requests.missing(stripe)
+        return found
+
     def is_new(self, stripe: StripeKey) -> bool:
         """Whether a stripe is not stored, by a quick check; see :meth:`ShardLookup.is_new`."""
         return self._lookup.is_new(stripe)

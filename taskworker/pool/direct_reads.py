@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -23,6 +25,9 @@ _CHUNK_BYTES_MIN = 64 * KIB
 _EPOCHS_MAX = 16
 # Each worker has one shard of most chunks, but may have several, and is asked again for what was damaged.
 _TIMES = 4
+# Workers are asked where displaced shards are. If one keeps users waiting for that, clients find out by themselves.
+_LOOK_S_MAX = 1.0
+_LOOK_PAUSE_S = 60.0
 
 
 class Holder(NamedTuple):
@@ -71,6 +76,7 @@ class DirectReads:
         tickets: issues tickets.
         pool_id: id of the pool.
         uses_tls: whether workers have certificates.
+        clock_s: monotonic seconds.
     """
 
     def __init__(
@@ -80,12 +86,15 @@ class DirectReads:
         tickets: TicketIssuer,
         pool_id: str,
         uses_tls: Callable[[], bool],
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._membership = membership
         self._tickets = tickets
         self._pool_id = pool_id
         self._uses_tls = uses_tls
+        self._clock_s = clock_s
+        self._look_from_s = -math.inf
 
     @property
     def is_possible(self) -> bool:
@@ -108,7 +117,12 @@ class DirectReads:
         if size < _CHUNK_BYTES_MIN:
             return None
         first = start // size
-        places = reader.places(first, min(OBJECTS_MAX, max(1, _PAGE_BYTES // size), -(-stop // size) - first))
+        count = min(OBJECTS_MAX, max(1, _PAGE_BYTES // size), -(-stop // size) - first)
+        begun_s = self._clock_s()
+        places = reader.places(first, count, look=begun_s >= self._look_from_s)
+        now_s = self._clock_s()
+        if now_s - begun_s > _LOOK_S_MAX:
+            self._look_from_s = now_s + _LOOK_PAUSE_S
         if len(places[0].keys) > _EPOCHS_MAX:
             return None
         placing = _Placing(self._holder_of)
@@ -141,8 +155,10 @@ class DirectReads:
         """The members that have each shard of a chunk, as far as they can be used."""
         fleet, members = self._fleet, self._membership
         return [
-            members.record(fleet.name(slot)) if fleet.volume(slot) is not None and fleet.trusts(slot) else None
-            for slot in fleet.places(place.stripe)
+            members.record(fleet.name(slot))
+            if slot is not None and fleet.volume(slot) is not None and fleet.trusts(slot)
+            else None
+            for slot in place.holders
         ]
 
     def _holder_of(self, record: MemberRecord) -> Holder:

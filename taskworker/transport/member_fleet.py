@@ -8,6 +8,7 @@ from pathlib import Path
 from storage.fleet.fleet import Fleet
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member
+from storage.keys import StripeKey
 from taskworker.transport.port import WorkerVolume
 
 
@@ -44,3 +45,7 @@ class MemberFleet(Fleet[WorkerVolume]):
     def awaits_any(self) -> bool:
         """Whether any known worker, in a layout or not, is away and might come back."""
         return any(store is None for store in list(self._stores.values()))
+
+    def is_settled(self, stripe: StripeKey) -> bool:
+        """See :meth:`Fleet.is_settled`. While shards move to the places of a new layout, none is."""
+        return len(self._layouts) == 1 and super().is_settled(stripe)
