@@ -111,14 +111,21 @@ def test_a_key_is_replaced_even_if_the_command_is_killed(cli: Cli, keyless: Cli)
 def test_a_former_key_that_is_missing_or_needed_is_named(cli: Cli, keyless: Cli) -> None:
     cli.write("a", b"a")
     cli.run("push", "a")
-    cli.run("push", "a", "--name", ".folders/snapshots/x")
-    (kept,) = {name.split(".")[1] for name in keyless.names()}
+    (former,) = {name.split(".")[1] for name in keyless.names()}
+    (cli.directory / "former").write_bytes((cli.directory / "my-key").read_bytes())
+    (cli.directory / "former").chmod(0o600)
+    assert "1 file with 1 version stored anew" in cli.text("rotate-own-key")
+    cli.run("push", "a", "--key-file", "former")
+    cli.run("push", "a", "--name", "b", "--key-file", "former")
+    lines = (cli.directory / "my-key").read_text().splitlines()
+    (cli.directory / "only-new").write_text(lines[1] + "\n")
+    (cli.directory / "only-new").chmod(0o600)
+    assert former in cli.error("get", "b", "-o", "out", "--key-file", "only-new", code=3)
     said = cli.text("rotate-own-key", "--drop-former", code=1)
     assert "1 file with 1 version stored anew" in said
-    assert "it belongs to snapshots of a folder" in said
+    assert "  a: there is another file of this name with the current key" in said
     assert "1 file still needs a former key, which stays in my-key" in said
-    lines = (cli.directory / "my-key").read_text().splitlines()
-    (cli.directory / "my-key").write_text(f"{lines[1]}\n")
-    assert kept in cli.error("get", ".folders/snapshots/x", "-o", "out", code=3)
+    assert (cli.directory / "my-key").read_text().splitlines() == lines
+    assert cli.names() == ["a", "b"]
     assert "--key-file FILE" in keyless.error("rotate-own-key", code=2)
     assert "rotate-key" in cli.error("rotate-own-key", "--store", "store", code=2)

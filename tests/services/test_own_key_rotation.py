@@ -20,6 +20,9 @@ from taskworker.client.folders import ClientFiles
 from taskworker.client.sealed.key_files import with_new_key, without_former
 from taskworker.client.sealed.rotating import OwnKeyRotation, Rotated
 from taskworker.folders.fetching import get_tree
+from taskworker.folders.snapshots.repository import Repository
+from taskworker.folders.snapshots.restoring import restore
+from taskworker.folders.snapshots.taking import take_snapshot
 from tests.services.conftest import CHUNK
 from tests.services.test_sharing import Served
 
@@ -239,7 +242,7 @@ def test_what_is_stored_meanwhile_is_not_lost(
                 # Whoever has the former key only does not see that the file has moved.
                 assert keys is not RING
                 assert {one.name for one in left} == {"a"}
-                assert "after it was stored anew" in left[0].reason
+                assert "there is another file of this name" in left[0].reason
                 of_former = former.find("a", user_id=USER)
                 assert of_former is not None
                 assert former.get(of_former.file_id, user_id=USER) == b"meanwhile"
@@ -273,6 +276,29 @@ def test_a_file_that_is_deleted_meanwhile_stays_deleted(both: Client, address: s
             assert rotation.run().left == []
             if is_reached:
                 assert both.find("a", user_id=USER) is None
+        empty(store)
+        number += STRIDE
+
+
+def test_what_is_stored_already_stays_if_the_versions_after_it_are_deleted(
+    former: Client, current: Client, both: Client, address: str, store: FileStorage
+) -> None:
+    number = 0
+    was_stopped = True
+    while was_stopped:
+        some_files(former)
+        before = described(former, "a")
+        with Client(address, key=RING) as client:
+            rotation = OwnKeyRotation(client, USER)
+            at_call(client, number, kill)
+            with suppress(Stopped):
+                rotation.run()
+                was_stopped = False
+        if was_stopped and (found := former.find("a", user_id=USER)) is not None:
+            former.delete_version(found.file_id, found.version_id, user_id=USER)
+            before = before[:-1]
+        assert rotated(address).left == []
+        assert described(current, "a")[: len(before)] == before
         empty(store)
         number += STRIDE
 
@@ -345,9 +371,7 @@ def test_shares_go_with_the_files(tmp_path: Path) -> None:
             assert OwnKeyRotation(bob, "bob").run().left == []
 
 
-def test_folders_keep_their_times_and_snapshots_their_key(
-    former: Client, current: Client, address: str, tmp_path: Path
-) -> None:
+def test_folders_keep_their_times(former: Client, current: Client, address: str, tmp_path: Path) -> None:
     here = tmp_path / "here"
     (here / "below").mkdir(parents=True)
     for name in ("a", "below/b"):
@@ -356,12 +380,56 @@ def test_folders_keep_their_times_and_snapshots_their_key(
     os.utime(here / "a", ns=(5, 1_234_567_891))
     former.push_tree(here, "tree/", user_id=USER)
     former.push(b"beside", filename="tree-beside", user_id=USER)
-    former.push(b"", filename=".folders/snapshots/x", user_id=USER)
-    report = rotated(address)
-    assert [one.name for one in report.left] == [".folders/snapshots/x"]
+    assert rotated(address).left == []
     get_tree(ClientFiles(current, USER), "tree/", tmp_path / "there")
     assert (tmp_path / "there" / "a").stat().st_mtime_ns == 1_234_567_891
     assert (tmp_path / "there" / "below" / "b").read_bytes() == b"below/b"
+
+
+def restored(client: Client, folder: str, target: Path) -> list[dict[str, bytes]]:
+    """What each snapshot of a folder has, by name."""
+    repository = Repository(ClientFiles(client, USER), folder)
+    found = []
+    for number, snapshot in enumerate(repository.record.snapshots):
+        restore(repository, snapshot, target / str(number), problem=raised)
+        found.append({one.name: one.read_bytes() for one in (target / str(number)).iterdir()})
+    return found
+
+
+def raised(_path: bytes, error: Exception) -> None:
+    raise error
+
+
+def test_snapshots_are_there_wherever_it_was_stopped(
+    former: Client, current: Client, both: Client, address: str, store: FileStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    number = 0
+    was_stopped = True
+    while was_stopped:
+        files = ClientFiles(former, USER)
+        (tmp_path / "here" / "a").write_bytes(content(100_000, number))
+        take_snapshot(files, tmp_path / "here", "x")
+        (tmp_path / "here" / "b").write_bytes(content(5_000, number + 1))
+        take_snapshot(files, tmp_path / "here", "x")
+        before = restored(former, "x", tmp_path / "before" / str(number))
+        with Client(address, key=RING) as client:
+            rotation = OwnKeyRotation(client, USER)
+            at_call(client, number, kill)
+            with suppress(Stopped):
+                assert rotation.run().left == []
+                was_stopped = False
+        assert restored(both, "x", tmp_path / "between" / str(number)) == before
+        assert rotated(address).left == []
+        assert restored(current, "x", tmp_path / "after" / str(number)) == before
+        record = current.find(".folders/snapshots/x", user_id=USER)
+        assert record is not None
+        containers = [one.filename for one in current.list_files(user_id=USER, prefix=".folders/data/")]
+        assert {name.split("/")[2] for name in containers} == {record.file_id}
+        assert len(store.list_files(user_id=USER)) == len(containers) + 1
+        empty(store)
+        number += 2 * STRIDE
+    assert number > 5 * STRIDE
 
 
 # -- the key file --------------------------------------------------------------------------------------

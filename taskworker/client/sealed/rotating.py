@@ -1,20 +1,17 @@
-"""Stores files anew with the current one of a user's own keys, so that nothing needs the former keys any more.
+"""Stores all files anew with the current one of a user's own keys, so that nothing needs the former keys any more.
 
-A sealed name tells the key, so a file that is stored anew is another one to the server: all its versions are stored
-under the new name, oldest first, and then the former file is deleted. Until the last version is stored, the notes of
-the others say that more follow, and the former file counts. So this may be interrupted at any time, and begun again.
+Files that name others by their ids or versions are stored anew together with these: the listing of a folder, and the
+record of its snapshots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
-from blake3 import blake3
-
-from storage import ErasureProfile, Version
+from storage import Version
 from storage.clocks import wall_ms
 from storage.errors import (
     ConflictError,
@@ -26,24 +23,14 @@ from storage.errors import (
     ShardsUnavailable,
     VersionNotFound,
 )
-from storage.limits import SMALL_COPIES_BYTES_MAX, BytesLike
-from storage.options import PushOptions
-from taskworker.client.base import RETRIES, ClientBase
-from taskworker.client.deadline import Deadline
-from taskworker.client.fetching import Wanted
-from taskworker.client.pushing import push
-from taskworker.client.sealed.keys import NOTE_SEALED_BYTES_MAX, OwnKey
+from taskworker.client.base import ClientBase
+from taskworker.client.sealed.keys import OwnKey
 from taskworker.client.sealed.listings import with_new_versions
+from taskworker.client.sealed.moving import ENDLESS, Move, Mover
 from taskworker.client.sealed.shares import SealedShares
-from taskworker.client.sources import StreamSource
 from taskworker.errors import CallNotOffered
-from taskworker.protos import store_pb2
-from taskworker.rpc.conversion import profile_from_proto, version_from_proto
+from taskworker.folders.snapshots.records import DATA, RECORDS
 
-SNAPSHOTS = ".folders/"
-"""Files of snapshots name each other by the id of a file, which storing anew would change."""
-_ROUNDS_MAX = 3  # against somebody who stores versions faster than they can be stored anew
-_ENDLESS = Deadline(None)
 _OF_ONE_FILE = (
     ConflictError,
     DataLossError,
@@ -56,7 +43,6 @@ _OF_ONE_FILE = (
 )
 
 Progress = Callable[[int, int], None]
-Remap = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +77,6 @@ class Rotated:
     left: list[Left]
 
 
-@dataclass(slots=True)
-class _Move:
-    """A file on its way from a former key to the current one.
-
-    Attributes:
-        key: the former key.
-        stored: the head of the former file, as the server knows it; that which was stored anew last.
-        name: the clear name.
-        became: id of the version that the head became.
-        remap: makes the content of the head's successor from the head's; None: it is the same.
-    """
-
-    key: OwnKey
-    stored: Version
-    name: str
-    became: str = ""
-    remap: Remap | None = None
-
-
 class OwnKeyRotation:
     """Stores a user's files anew with the current key.
 
@@ -128,8 +95,8 @@ class OwnKeyRotation:
         self.require_offered(client)
         self._files = files
         self._user = user_id
-        self._profile = profile_from_proto(files.channel.describe(_ENDLESS).profile)
         self._shares = SealedShares(files, user_id, now_ms)
+        self._mover = Mover(files, user_id, self._shares)
         self._report = Rotated(0, 0, [])
 
     @staticmethod
@@ -142,7 +109,7 @@ class OwnKeyRotation:
         """
         files = client.sealed_files
         assert files is not None, "the client has keys"
-        described = files.channel.describe(_ENDLESS)
+        described = files.channel.describe(ENDLESS)
         if not (described.has_conditions and described.has_delete_conditions):
             raise CallNotOffered(f"the server at {client.address} knows no conditions yet; upgrade it")
 
@@ -156,198 +123,118 @@ class OwnKeyRotation:
             StorageError: nothing can be stored now, or read. Run it again later: what was done stays done.
         """
         self._report = Rotated(0, 0, [])
+        self._mover.versions = 0
         unfinished: list[Version] = []
         for key in self._files.keys.former:  # newest first: of two files of one name, that is the one that counts
-            moves = [self._move(key, one) for one in self._files.stored_with(key, self._user, _ENDLESS)]
-            unfinished += [move.stored for move in moves if self._goes_on(move.stored)]
+            moves = [Move(key, stored, name) for name, stored in self._names(key)]
+            unfinished += [move.stored for move in moves if self._mover.goes_on(move.stored)]
             self._store_all_anew([move for move in moves if move.stored not in unfinished], progress)
         self._drop_unfinished(unfinished)
         self._shares.share_rest_anew()
+        self._report.versions = self._mover.versions
         self._report.left += [
             Left(name, owner, key_id, "its owner shares it, and has to store it anew")
             for name, owner, key_id in self._shares.received_with_former_keys()
         ]
         return self._report
 
-    def _move(self, key: OwnKey, stored: Version) -> _Move:
-        return _Move(key, stored, self._files.opened(stored, self._user).filename)
+    def _names(self, key: OwnKey) -> Iterator[tuple[str, Version]]:
+        """The names of all files that are sealed with a key, and their heads as the server knows them."""
+        for stored in self._files.stored_with(key, self._user, ENDLESS):
+            yield self._files.opened(stored, self._user).filename, stored
 
-    def _store_all_anew(self, moves: list[_Move], progress: Progress | None) -> None:
+    def _store_all_anew(self, moves: list[Move], progress: Progress | None) -> None:
         moves.sort(key=lambda move: move.name.encode())
-        done = 0
-        for _, group in groupby(moves, _Together([move.name for move in moves])):
+        records = [move for move in moves if move.name.startswith(RECORDS)]
+        containers = tuple(_containers_of(record) for record in records)
+        with_record = {id(move) for move in moves if containers and move.name.startswith(containers)}
+        others = [move for move in moves if id(move) not in with_record and not move.name.startswith(RECORDS)]
+        for record in records:
+            if self._unless_left(record, self._store_snapshots):
+                self._report.files += 1
+        others = self._without_copied(others)
+        done = len(moves) - len(others)
+        for _, group in groupby(others, _Together([move.name for move in others])):
             together = list(group)
             self._store_anew(together)
             done += len(together)
             if progress is not None:
                 progress(done, len(moves))
 
-    def _store_anew(self, moves: list[_Move]) -> None:
+    def _store_anew(self, moves: list[Move]) -> None:
         """Store files anew, one of which may list the others."""
-        done: list[_Move] = []
+        done: list[Move] = []
         for move in sorted(moves, key=_is_listing):
             if _is_listing(move):
                 move.remap = with_new_versions({one.stored.version_id: one.became for one in done})
-            if self._unless_left(move, self._carry):
+            if self._unless_left(move, self._mover.carry):
                 done.append(move)
         for move in reversed(done):  # listings first: they name versions of the former files, which are still there
-            if self._unless_left(move, self._delete):
+            if self._unless_left(move, lambda move: self._mover.finish(move, lambda: self._mover.carry(move))):
                 self._report.files += 1
 
-    def _unless_left(self, move: _Move, do: Callable[[_Move], None]) -> bool:
-        if move.name.startswith(SNAPSHOTS):
-            self._leave(move, "it belongs to snapshots of a folder: forget them, and take new ones of another name")
-            return False
+    def _store_snapshots(self, record: Move) -> None:
+        """Store the record of a folder's snapshots anew, and their containers, whose names have the record's id."""
+        former = _containers_of(record)
+
+        def carry() -> None:
+            begun = self._mover.carry(record, finish=False)
+            for name, stored in self._all_names(former):
+                self._mover.copy(stored, f"{DATA}{begun.file_id}/{name.removeprefix(former)}")
+            self._mover.carry(record)
+
+        carry()
+        self._mover.finish(record, carry)
+        for _, stored in self._all_names(former):
+            with suppress(ConflictError, FileNotFound):
+                self._mover.delete(stored)
+            self._report.files += 1
+
+    def _without_copied(self, moves: list[Move]) -> list[Move]:
+        """Delete containers of snapshots that were copied by a run which was stopped before it deleted them."""
+        if not any(move.name.startswith(DATA) for move in moves):
+            return moves
+        records = {stored.file_id for _, stored in self._all_names(RECORDS)}
+        left: list[Move] = []
+        for move in moves:
+            record_id, _, container = move.name.removeprefix(DATA).partition("/")
+            if not move.name.startswith(DATA) or record_id in records or not self._is_current(records, container):
+                left.append(move)
+                continue
+            with suppress(ConflictError, FileNotFound):
+                self._mover.delete(move.stored)
+        return left
+
+    def _is_current(self, records: Iterable[str], container: str) -> bool:
+        """Whether a container belongs to one of these records by now; no two have the same random name."""
+        key = self._files.keys.current
+        return any(self._files.head(key, self._user, f"{DATA}{one}/{container}", ENDLESS) for one in records)
+
+    def _all_names(self, prefix: str) -> list[tuple[str, Version]]:
+        """Names with this prefix and heads, with whichever key they are sealed."""
+        keys = self._files.keys
+        return [found for key in keys for found in self._names(key) if found[0].startswith(prefix)]
+
+    def _unless_left(self, move: Move, do: Callable[[Move], object]) -> bool:
         try:
             do(move)
         except _OF_ONE_FILE as error:
-            if self._files.head(move.key, self._user, move.name, _ENDLESS) is not None:  # else somebody deleted it
-                self._leave(move, str(error))
+            if self._files.head(move.key, self._user, move.name, ENDLESS) is not None:  # else somebody deleted it
+                self._report.left.append(Left(move.name, self._user, move.key.id, str(error)))
             return False
         return True
-
-    def _leave(self, move: _Move, reason: str) -> None:
-        self._report.left.append(Left(move.name, self._user, move.key.id, reason))
 
     def _drop_unfinished(self, unfinished: list[Version]) -> None:
         """Delete what was begun to be stored anew, by an earlier run with another key, or of files that are deleted."""
         keys = self._files.keys
-        for stored in self._files.stored_with(keys.current, self._user, _ENDLESS):
-            name = self._files.opened(stored, self._user).filename
-            if self._goes_on(stored) and not any(
-                self._files.head(key, self._user, name, _ENDLESS) for key in keys.former
+        for name, stored in self._names(keys.current):
+            if self._mover.goes_on(stored) and not any(
+                self._files.head(key, self._user, name, ENDLESS) for key in keys.former
             ):
                 unfinished.append(stored)
         for stored in unfinished:
             with suppress(ConflictError, FileNotFound):
-                self._delete_stored(stored)
-
-    def _delete_stored(self, stored: Version) -> None:
-        request = store_pb2.DeleteRequest(file_id=stored.file_id, user_id=self._user, if_head=stored.version_id)
-        self._files.channel.unary(self._files.channel.store.Delete, request, _ENDLESS)
-
-    # -- one file -------------------------------------------------------------------------------------
-
-    def _carry(self, move: _Move) -> None:
-        """Store the versions of a file under its new name that are not there yet; the head last."""
-        former = self._history(move.stored.file_id)
-        head = self._files.head(self._files.keys.current, self._user, move.name, _ENDLESS)
-        last = len(former) - 1
-        done, became = 0, ""
-        if head is not None:
-            at = self._last_same(former, head, move.remap)
-            if at is not None:
-                done, became = at + 1, head.version_id
-            elif not self._goes_on(head):
-                done, became = last + 1, self._stored_before(former[last], head, move.remap)
-        for at in range(done, last + 1):
-            head = self._push_one(move, former[at], head, is_last=at == last)
-            became = head.version_id
-            self._report.versions += 1
-        move.stored, move.became = former[last], became
-        self._shares.share_anew(move.key, move.name)
-
-    def _push_one(self, move: _Move, stored: Version, head: Version | None, *, is_last: bool) -> Version:
-        version, note = self._files.opened_with_note(stored, self._user)
-        # Who stored a version is the server's word. It becomes a part of the note, which the server cannot change.
-        text = version.note if len(version.note.encode()) <= NOTE_SEALED_BYTES_MAX else note.text
-        options = PushOptions(
-            move.name,
-            self._user,
-            profile=self._chosen_profile(stored),
-            chunk_size=stored.chunk_size,
-            time_ms=stored.time_ms,
-            note=text,
-            sha256=version.sha256,
-            if_absent=head is None,
-            if_head=None if head is None else head.version_id,
-        )
-        key = self._files.keys.current
-        remap = move.remap if is_last else None
-        if remap is not None:
-            options = replace(options, sha256=None)
-        source = StreamSource(iter(self._content(stored, remap)))
-        content, sealed = self._files.prepared(key, options, source, _ENDLESS, goes_on=not is_last)
-        return push(self._files.channel, content, sealed, deadline=_ENDLESS, retries=RETRIES)
-
-    def _chosen_profile(self, stored: Version) -> ErasureProfile | None:
-        """The profile that the version's author chose; None: that of the server."""
-        copies = ErasureProfile(1, self._profile.n - self._profile.k + 1)
-        if stored.profile == self._profile or (stored.profile == copies and stored.size <= SMALL_COPIES_BYTES_MAX):
-            return None
-        return stored.profile
-
-    def _delete(self, move: _Move) -> None:
-        """Delete the former file, once all that was stored there meanwhile is stored anew, too."""
-        for _ in range(_ROUNDS_MAX):
-            try:
-                self._delete_stored(move.stored)
-            except ConflictError:
-                self._carry(move)
-                continue
-            except FileNotFound:
-                pass  # somebody else was faster
-            self._shares.unshare_former(move.key, move.name)
-            return
-        raise ConflictError(
-            "it was changed again and again while it was stored anew; run the command again",
-            head=move.stored.version_id,
-        )
-
-    # -- what is there already --------------------------------------------------------------------------
-
-    def _history(self, file_id: str) -> list[Version]:
-        """All versions of a file as the server knows them, oldest first."""
-        versions: list[Version] = []
-        before = ""
-        while True:
-            request = store_pb2.HistoryRequest(file_id=file_id, user_id=self._user, before=before)
-            page = self._files.channel.unary(self._files.channel.store.History, request, _ENDLESS)
-            versions += map(version_from_proto, page.versions)
-            before = page.next_before
-            if not before:
-                return versions[::-1]
-
-    def _goes_on(self, head: Version) -> bool:
-        return self._files.opened_with_note(head, self._user)[1].goes_on
-
-    def _last_same(self, former: list[Version], head: Version, remap: Remap | None) -> int | None:
-        """The index of the last version that became this one."""
-        for at in range(len(former) - 1, -1, -1):
-            if self._is_same(former[at], head, remap if at == len(former) - 1 else None):
-                return at
-        return None
-
-    def _stored_before(self, last: Version, head: Version, remap: Remap | None) -> str:
-        """The id of the version that this one became before somebody changed the new file.
-
-        Raises:
-            ConflictError: it is not in the file's history.
-        """
-        for one in self._history(head.file_id):
-            if self._is_same(last, one, remap):
-                return one.version_id
-        raise ConflictError(
-            "a file of this name was stored with the former key, after it was stored anew with the current one; to "
-            "have both, get it with a key file that has the former key only, and delete it there",
-            head=head.version_id,
-        )
-
-    def _is_same(self, former: Version, anew: Version, remap: Remap | None) -> bool:
-        """Whether a version of a former file became this one."""
-        if (former.time_ms, former.chunk_size) != (anew.time_ms, anew.chunk_size):
-            return False
-        one, note = self._files.opened_with_note(former, self._user)
-        other, other_note = self._files.opened_with_note(anew, self._user)
-        if one.size != other.size or other_note.text not in (one.note, note.text):
-            return False
-        return _digest(self._content(former, remap)) == _digest(self._content(anew, None))
-
-    def _content(self, stored: Version, remap: Remap | None) -> Iterable[BytesLike]:
-        wanted = Wanted(stored.file_id, self._user, stored.version_id)
-        opened = self._files.open_version(wanted, lambda: _ENDLESS)
-        content: Iterator[BytesLike] = opened.content(0, opened.layout.size)
-        return content if remap is None else [remap(b"".join(content))]
+                self._mover.delete(stored)
 
 
 class _Together:
@@ -361,7 +248,7 @@ class _Together:
         self._listings = [name for name in names if name.endswith("/")]
         self._at = 0
 
-    def __call__(self, move: _Move) -> str:
+    def __call__(self, move: Move) -> str:
         """The listing that is above a file, or the file's own name. To be called in order."""
         listings = self._listings
         while self._at < len(listings) and not move.name.startswith(listings[self._at]):
@@ -371,12 +258,10 @@ class _Together:
         return listings[self._at] if self._at < len(listings) else move.name
 
 
-def _is_listing(move: _Move) -> bool:
+def _is_listing(move: Move) -> bool:
     return move.name.endswith("/")
 
 
-def _digest(pieces: Iterable[BytesLike]) -> bytes:
-    hasher = blake3()
-    for piece in pieces:
-        hasher.update(piece)
-    return hasher.digest()
+def _containers_of(record: Move) -> str:
+    """How the names of the containers begin that belong to a record of snapshots."""
+    return f"{DATA}{record.stored.file_id}/"
