@@ -39,10 +39,12 @@ class Heartbeats:
         record = self._membership.record(worker)
         # A worker whose volume failed a call must join again, even if its process lives. Its lease is not renewed until
         # then: a heartbeat alone does not prove that its shards can be reached.
-        if record is None or self._fleet.volume(record.slot) is None:
+        volume = None if record is None else self._fleet.volume(record.slot)
+        if record is None or volume is None:
             return False
         if not self._membership.heartbeat(worker, instance, load):
             return False
+        volume.note_alive()
         self._fleet.note_space(record.slot, load.bytes_free, load.bytes_used)
         if load.rotten > before.rotten:
             self._rot_reports.add(record.slot, load.rotten - before.rotten)

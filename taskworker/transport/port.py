@@ -57,6 +57,9 @@ class WorkerVolume(ShardStore, Protocol):
     def received(self) -> int:
         """Number of bytes received from the worker; smaller again after a connection was closed."""
 
+    def note_alive(self) -> None:
+        """Note that the worker's heartbeat has come. Its answers may then take longer before it counts as away."""
+
     @property
     def needs_sync(self) -> bool:
         """Whether some shards that may be found here, under way or at the worker, are not known to be durable."""

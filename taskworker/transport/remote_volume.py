@@ -128,6 +128,10 @@ class RemoteVolume:
         """See :class:`taskworker.transport.port.WorkerVolume`."""
         return self._calls.received
 
+    def note_alive(self) -> None:
+        """See :class:`taskworker.transport.port.WorkerVolume`."""
+        self._calls.note_alive()
+
     # -- writing ---------------------------------------------------------------------------------
 
     @property

@@ -34,6 +34,7 @@ from taskworker.transport.wire.connection import (
 from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.reading import ConnectionEnded
+from taskworker.transport.wire.signs import SignsOfLife
 from taskworker.transport.wire.streams import Dial, dial
 
 ResultT = TypeVar("ResultT")
@@ -112,6 +113,8 @@ class ShardCalls:
         self._clock_s = clock_s
         self._lanes: dict[Lane, Connection] = {}
         self._dialling = threading.Lock()
+        self._told_s = -math.inf
+        self._signs = SignsOfLife(self._arrived_s, lambda: self._told_s)
 
     # -- the connections -------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class ShardCalls:
                         self.poller,
                         self._on_ended,
                         self._clock_s,
-                        self._arrived_s,
+                        self._signs,
                         self._idle_s,
                         self._repeats,
                     )
@@ -183,6 +186,10 @@ class ShardCalls:
                     raise
                 self._lanes[lane] = connection
             return connection
+
+    def note_alive(self) -> None:
+        """Note that the worker has just said that it lives, by other means than its answers."""
+        self._told_s = self._clock_s()
 
     def _arrived_s(self) -> float:
         """When something last arrived on one of the connections, at either end."""

@@ -25,7 +25,7 @@ from storage.shards.identity import VolumeIdentity, new_volume_key, read_identit
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_own_directory, make_root_directory
-from taskworker.errors import NotJoined, ServerNotTrusted, StorageUnavailable, WorkerRefused
+from taskworker.errors import DeadlineExceeded, NotJoined, ServerNotTrusted, StorageUnavailable, WorkerRefused
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
@@ -404,7 +404,7 @@ class VolumeWorker:
                 self._joined.clear()
                 pause_s = 0.05
                 continue
-            except StorageUnavailable as error:
+            except (StorageUnavailable, DeadlineExceeded) as error:
                 silent_s += self._heartbeat_s
                 # Not worth a log line: the pool may just be restarting.
                 log.log(logging.WARNING if silent_s > _SILENT_S else logging.INFO, "%s; it is tried again", error)

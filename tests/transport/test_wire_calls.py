@@ -22,6 +22,7 @@ from taskworker.transport.wire.outgoing import Parts
 from taskworker.transport.wire.poller import SHARED, ThreadPoller
 from taskworker.transport.wire.server import WireServer
 from taskworker.transport.wire.serving import Caller, Method, Style
+from taskworker.transport.wire.signs import NO_OTHERS, SignsOfLife
 from taskworker.transport.wire.streams import SocketStream, dial, dial_socket
 from tests.transport.echo import NUMBER, Do, describe, echo_server
 from tests.transport.peers import call, caller
@@ -39,9 +40,12 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @contextmanager
 def connected(
-    address: str, clock_s: Callable[[], float] = time.monotonic, stream_of: type[SocketStream] = SocketStream
+    address: str,
+    clock_s: Callable[[], float] = time.monotonic,
+    stream_of: type[SocketStream] = SocketStream,
+    signs: SignsOfLife = NO_OTHERS,
 ) -> Iterator[Connection]:
-    connection = Connection(stream_of(dial_socket(address, 5.0)), 1, SHARED, clock_s=clock_s)
+    connection = Connection(stream_of(dial_socket(address, 5.0)), 1, SHARED, clock_s=clock_s, signs=signs)
     try:
         yield connection
     finally:
@@ -358,6 +362,30 @@ def test_a_server_may_be_silent_for_longer_where_losses_take_long(
         with connected(server.start("127.0.0.1:0"), lambda: now[0], CongestedStream) as connection:
             answer = Noted(4)
             connection.call(Do.COUNT, [NUMBER.pack(50)], answer, 5.0, limit_s=5.0)  # never asks for more
+            until(lambda: len(answer.outcomes) >= 1)
+            connection.tick()
+            now[0] = usable_s
+            connection.tick()
+            assert connection.is_usable
+            now[0] = dead_s
+            connection.tick()
+            assert not connection.is_usable
+    finally:
+        server.stop(0.0)
+
+
+@pytest.mark.parametrize(("told_until_s", "usable_s", "dead_s"), [(3.0, 7.5, 8.5), (100.0, 14.5, 15.5)])
+def test_a_server_that_says_that_it_lives_may_be_silent_for_longer(
+    told_until_s: float, usable_s: float, dead_s: float
+) -> None:
+    """What others send over its link may keep its answers back, but not for ever."""
+    now = [0.0]
+    signs = SignsOfLife(told_s=lambda: min(now[0], told_until_s))
+    server = echo_server()
+    try:
+        with connected(server.start("127.0.0.1:0"), lambda: now[0], signs=signs) as connection:
+            answer = Noted(4)
+            connection.call(Do.COUNT, [NUMBER.pack(50)], answer, 5.0)  # never asks for more
             until(lambda: len(answer.outcomes) >= 1)
             connection.tick()
             now[0] = usable_s

@@ -38,6 +38,7 @@ from taskworker.transport.wire.framing import (
 )
 from taskworker.transport.wire.reading import ConnectionEnded, FrameReader
 from taskworker.transport.wire.sending import Outbox, bytes_of
+from taskworker.transport.wire.signs import NO_OTHERS, SignsOfLife
 from taskworker.transport.wire.streams import Stream, milliseconds
 
 # A call's limit grows by what it transfers at this rate: 1 Mbit/s, shared by several calls, is slow but not dead.
@@ -169,8 +170,7 @@ class Connection:
         poller: calls this connection when something happens.
         on_ended: called once, by any thread and under no lock, when the connection has ended.
         clock_s: monotonic seconds.
-        others_s: when something of another connection to the same peer last arrived, at either end, by the clock. Over
-            a slow link, a small call waits for that.
+        signs: what else is heard of the peer.
         idle_s: seconds without calls after which it closes itself.
         repeats: whether all calls may be made twice. Then they end with :class:`Unused` if the other end closes a kept
             connection instead of answering, as it may have closed it before they arrived.
@@ -186,7 +186,7 @@ class Connection:
         poller: Poller,
         on_ended: Callable[[Exception], None] = lambda error: None,
         clock_s: Callable[[], float] = time.monotonic,
-        others_s: Callable[[], float] = lambda: -math.inf,
+        signs: SignsOfLife = NO_OTHERS,
         idle_s: float = IDLE_S,
         repeats: bool = False,
     ) -> None:
@@ -194,7 +194,7 @@ class Connection:
         self._idle_s = idle_s
         self._repeats = repeats
         self._kept_at = 0  # bytes received when it was used again; 0: it was not used before
-        self._others_s = others_s
+        self._signs = signs
         self._welcome = _BEFORE_WELCOME
         self._poller = poller
         self._on_ended = on_ended
@@ -245,7 +245,7 @@ class Connection:
             body: what to send; may be reused after this returns.
             answer: receives the answer.
             patience_s: seconds without any progress on this connection after which it counts as dead; up to three
-                times as many where it takes TCP long to notice losses.
+                times as many where it takes TCP long to notice losses, or while the peer says that it lives.
             limit_s: seconds for the whole call; default: as much more as its bytes take at 16 KiB/s.
                 `math.inf`: no limit.
             left_s: for how many seconds the caller still waits for room; asked again and again. None: for ever.
@@ -396,7 +396,7 @@ class Connection:
             calls = list(self._calls.values())
         if self._ended is not None:
             self._wind_up(self._ended)
-        progress_s = max(self._progress_s, self._others_s())
+        progress_s = max(self._progress_s, self._signs.arrived_s())
         for call in calls:
             heard_s = max(call.sent_s, progress_s)
             overdue_s = max(now_s - heard_s - call.patience_s, now_s - call.sent_s - call.limit_s)
@@ -406,7 +406,10 @@ class Connection:
 
     def _losing_s(self, patience_s: float) -> float:
         """How much longer nothing may be heard, since TCP waits twice as long after each packet that is lost again."""
-        return min(_LOSSES_IN_A_ROW_S * self.stream.retransmission_s(), _PATIENCE_TIMES_MAX * patience_s)
+        most_s = _PATIENCE_TIMES_MAX * patience_s
+        if self._clock_s() - self._signs.told_s() < patience_s:
+            return most_s
+        return min(_LOSSES_IN_A_ROW_S * self.stream.retransmission_s(), most_s)
 
     def fail(self, error: Exception) -> None:
         """End the connection, and fail all its calls. If none is under way, another connection may take its place."""
