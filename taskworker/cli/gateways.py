@@ -86,11 +86,12 @@ def s3(
         from taskworker.gateways.s3.app import S3App
         from taskworker.gateways.s3.expiring import BackgroundLifecycles, Lifecycles
     from storage.system.descriptors import raise_descriptor_limit
-    from taskworker.cli.allocator import keep_one_arena
+    from taskworker.cli.allocator import keep_freed_memory, keep_one_arena
     from taskworker.cli.turns import take_short_turns
     from taskworker.rpc.probing import unready_of
 
     keep_one_arena()
+    keep_freed_memory()
     take_short_turns()
     raise_descriptor_limit()
     readers = dict(_pair(one) for one in public or ())
