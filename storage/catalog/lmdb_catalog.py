@@ -70,6 +70,9 @@ class LmdbTables:
         database = self._environment.databases[table]
         return self._environment.read(lambda txn: [txn.get(key, db=database) for key in keys])
 
+    def has_any(self, table: str, prefix: bytes) -> bool:
+        return self._environment.has_any(table, prefix)
+
     def view(self, work: Callable[[TableReader], T]) -> T:
         databases = self._environment.databases
         return self._environment.read(lambda txn: work(_Transaction(txn, databases)))

@@ -99,6 +99,10 @@ class MemoryTables:
         with self._opened().lock:
             return [self._database.get(table, key) for key in keys]
 
+    def has_any(self, table: str, prefix: bytes) -> bool:
+        with self._opened().lock:
+            return any(key.startswith(prefix) for key, _ in self._database.page(table, prefix, None, 1))
+
     def view(self, work: Callable[[TableReader], T]) -> T:
         with self._opened().lock:
             return work(self._database)

@@ -213,6 +213,9 @@ class SealingTables:
         wanted = list(keys)
         return self.view(lambda reader: [reader.get(table, key) for key in wanted])
 
+    def has_any(self, table: str, prefix: bytes) -> bool:
+        return self._tables.has_any(table, prefix)
+
     def view(self, work: Callable[[TableReader], T]) -> T:
         if not self.sealed_with:
             return self._tables.view(work)

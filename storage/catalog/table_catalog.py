@@ -142,7 +142,7 @@ class TableCatalog:
         return self._tables.get("nodes", node_id)
 
     def is_held(self, stripe: StripeKey) -> bool:
-        return bool(self._first("holdings", stripe, _past(stripe), 1))
+        return self._tables.has_any("holdings", stripe)
 
     def unverified(self, stripe: StripeKey) -> bytes:
         hashes = [holding.hashes for holding in self.holdings(stripe, _past(stripe))]

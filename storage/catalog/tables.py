@@ -54,6 +54,9 @@ class Tables(Protocol):
     def get_each(self, table: str, keys: Iterable[bytes]) -> list[bytes | None]:
         """Return several values, all from the same state."""
 
+    def has_any(self, table: str, prefix: bytes) -> bool:
+        """Whether any key begins with a prefix. Not for the table of names, whose keys may be sealed."""
+
     def view(self, work: Callable[[TableReader], T]) -> T:
         """Run ``work``, all of whose reads are of the same state. It must be short, and may be run again."""
 

@@ -240,6 +240,17 @@ class Environment:
         """Return a value from the latest committed state, or None."""
         return self.read(lambda txn: txn.get(key, db=self.databases[database]) if database in self.databases else None)
 
+    def has_any(self, database: str, prefix: bytes) -> bool:
+        """Return whether any key begins with a prefix, in the latest committed state."""
+
+        def found(txn: Transaction) -> bool:
+            if database not in self.databases:
+                return False
+            cursor = txn.cursor(self.databases[database])
+            return cursor.set_range(prefix) and cursor.key().startswith(prefix)
+
+        return self.read(found)
+
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work`` in one read transaction and return its result. Must be short: the map cannot grow meanwhile."""
         try:

@@ -50,6 +50,10 @@ class ReachedTables:
         self._reach("")
         return self._tables.get_each(table, keys)
 
+    def has_any(self, table: str, prefix: bytes) -> bool:
+        self._reach("")
+        return self._tables.has_any(table, prefix)
+
     def view(self, work: Callable[[TableReader], T]) -> T:
         self._reach("")
         return self._tables.view(work)
