@@ -6,6 +6,7 @@ bytes against its key; the caller checks who made it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,10 +20,7 @@ _AT = {int(Kind.VERSION): 8, int(Kind.TOMBSTONE): 2}
 _ROOT_ID_AT = 3
 _decode = msgspec.msgpack.Decoder().decode
 _decode_object = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
-
-
-# The copies of an object go to all volumes in succession, so it is decoded once. A tuple, so that threads see a pair.
-_last: tuple[BytesLike, int] = (b"", 0)
+_REMEMBERED_BYTES_MAX = 4096
 
 
 def bears_sequence(key: ShardKey) -> bool:
@@ -32,13 +30,15 @@ def bears_sequence(key: ShardKey) -> bool:
 
 def sequence_in(key: ShardKey, payload: BytesLike) -> int:
     """The sequence in the bytes of a version or tombstone; 0 if they are malformed."""
-    global _last
-    known, sequence = _last
-    if payload is not known:
-        sequence = _decoded(Kind(kind_of(key)), payload)
-        if isinstance(payload, bytes):  # other buffers may change
-            _last = payload, sequence
-    return sequence
+    if isinstance(payload, bytes) and len(payload) <= _REMEMBERED_BYTES_MAX:
+        return _remembered(kind_of(key), payload)
+    return _decoded(kind_of(key), payload)
+
+
+# A commit gives each volume in succession the copies of up to 256 objects, so each of these is decoded once.
+@lru_cache(maxsize=256)
+def _remembered(kind: int, payload: bytes) -> int:
+    return _decoded(kind, payload)
 
 
 def is_own(key: ShardKey, payload: BytesLike) -> bool:
@@ -53,9 +53,9 @@ def is_own(key: ShardKey, payload: BytesLike) -> bool:
     return named and msgspec.msgpack.encode((record, root)) == raw
 
 
-def _decoded(kind: Kind, payload: BytesLike) -> int:
+def _decoded(kind: int, payload: BytesLike) -> int:
     try:
-        fields: Any = _decode(_decode_object(payload)[0] if kind is Kind.VERSION else payload)
+        fields: Any = _decode(_decode_object(payload)[0] if kind == Kind.VERSION else payload)
         sequence = fields[_AT[kind]]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return 0
