@@ -14,6 +14,7 @@ import ssl
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +23,8 @@ from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from taskworker.hosts import host_of
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +84,15 @@ class Endpoint:
 
 
 class _Server(socketserver.ThreadingMixIn, HTTPServer):
-    """A thread for each connection, and few connections."""
+    """A thread for each connection, and few connections: a host may have as many as are free, half at most."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, endpoint: Endpoint, host: str, port: int) -> None:
         self.endpoint = endpoint
-        self._places = threading.BoundedSemaphore(_PLACES)
+        self._taken: Counter[str] = Counter()  # by host
+        self._taking = threading.Lock()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
@@ -98,13 +102,14 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread, or close it if too many are open."""
-        if not self._places.acquire(blocking=False):
+        host = host_of(client_address)
+        if not self._take(host):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:  # such as no more threads
-            self._places.release()
+            self._give_back(host)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -112,7 +117,20 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._give_back(host_of(client_address))
+
+    def _take(self, host: str) -> bool:
+        with self._taking:
+            if self._taken[host] >= _PLACES - self._taken.total():
+                return False
+            self._taken[host] += 1
+            return True
+
+    def _give_back(self, host: str) -> None:
+        with self._taking:
+            self._taken[host] -= 1
+            if not self._taken[host]:
+                del self._taken[host]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Answer a request; TLS has bounded time to begin."""

@@ -168,6 +168,17 @@ def test_slow_callers_lose_their_places(monkeypatch: pytest.MonkeyPatch) -> None
             thread.join()
 
 
+def test_one_host_leaves_places_to_others() -> None:
+    with serving() as port, contextlib.ExitStack() as silent:
+        for _ in range(40):
+            silent.enter_context(create_connection(("127.0.0.1", port)))
+        other = silent.enter_context(
+            create_connection(("127.0.0.1", port), timeout=30, source_address=("127.0.0.2", 0))
+        )
+        other.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert other.makefile("rb").readline().split()[1] == b"200"
+
+
 def test_figures_that_cannot_be_read_do_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> Families:
         yield gauge("taskworker_first", "The first of two.", 1)
