@@ -440,7 +440,7 @@ async def _drained(head: Head, incoming: Incoming) -> bool:
         return False
     try:
         async with asyncio.timeout(_LEFT_OVER_S):
-            await incoming.whole(_LEFT_OVER)
+            await incoming.skip(_LEFT_OVER)
     except (TimeoutError, S3Error, PeerGone):
         return False
     return True

@@ -75,6 +75,17 @@ class Incoming:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    async def skip(self, most: int) -> None:
+        """Take all of it, and keep nothing.
+
+        Raises: as :meth:`whole`.
+        """
+        size = 0
+        while not self.ended:
+            size += len(await self._next_piece())
+            if size > most:
+                raise S3Error("MaxMessageLengthExceeded", f"the body of this request may have at most {most} bytes")
+
     def pieces(self) -> Iterator[bytes | memoryview]:
         """All of it, for another thread.
 
@@ -97,7 +108,7 @@ class Incoming:
             pipe.fail()
 
     def abandon(self) -> None:
-        """Give no thread anything any more; what is left can be had by :meth:`whole`. For the event loop."""
+        """Give no thread anything any more; what is left can be had by :meth:`skip`. For the event loop."""
         self._abandoned = True
         if self._pipe is not None:
             self._pipe.fail()

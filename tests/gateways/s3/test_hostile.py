@@ -299,6 +299,20 @@ def test_forms_without_end_are_refused_before_their_file(again: bytes) -> None:
     assert raised.value.code == "MaxMessageLengthExceeded"
 
 
+def test_bodies_that_nobody_wants_are_not_kept(gateway: HttpServer) -> None:
+    host, port = gateway.address.rsplit(":", 1)
+    head = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (4 * MIB)
+    body = bytes(4 * MIB - 1)
+    memory = psutil.Process().memory_info
+    before = memory().rss
+    with ExitStack() as sending:
+        for _ in range(40):
+            connection = sending.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            with suppress(OSError):  # it has waited for as long as it does
+                connection.sendall(head + body)
+        assert memory().rss - before < 64 * MIB
+
+
 def test_whoever_writes_a_reply_that_is_cancelled_does_not_wait() -> None:
     async def scenario() -> None:
         begun, never = asyncio.Event(), asyncio.Event()
