@@ -20,6 +20,7 @@ from storage.errors import ConflictError, FileNotFound, PermissionDenied
 from taskworker.client import Client
 from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.kept_settings import cors_rule, elements, region_of
 from taskworker.gateways.s3.names import OWN, SETTINGS, check_new_bucket, is_bucket, locks_prefix, settings_name
 from taskworker.gateways.s3.steadiness import alone
 
@@ -99,14 +100,15 @@ class Bucket:
             versioning, lock = found["versioning"], found.get("object_lock")
             if versioning not in ("", ENABLED, SUSPENDED) or (lock is not None and versioning != ENABLED):
                 raise ValueError("no state of versioning and locks")
+            json.dumps(found, ensure_ascii=False).encode()  # no halves of characters
             return cls(
                 int(found["created_ms"]),
-                str(found["region"]),
+                region_of(str(found["region"])),
                 versioning,
                 tuple((str(name), str(value)) for name, value in found["tags"]),
-                tuple(dict(rule) for rule in found["cors"]),
-                tuple(dict(rule) for rule in found.get("lifecycle", ())),
-                None if lock is None else dict(lock),
+                tuple(cors_rule(rule) for rule in found["cors"]),
+                tuple(elements(rule) for rule in found.get("lifecycle", ())),
+                None if lock is None else elements(lock),
                 str(found.get("policy", "")),
                 tuple((str(user), str(granted)) for user, granted in found.get("granted", ())),
                 None if found.get("public_block") is None else tuple(map(str, found["public_block"])),

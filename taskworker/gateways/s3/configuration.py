@@ -12,6 +12,7 @@ from taskworker.gateways.s3.buckets import ENABLED, SUSPENDED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of, texts_of
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.kept_settings import region_of
 from taskworker.gateways.s3.listing import count_of, owner
 from taskworker.gateways.s3.locks import LOCK, kept_lock
 from taskworker.gateways.s3.metadata import checked_tags
@@ -50,8 +51,10 @@ def create_bucket(call: Call, buckets: Buckets, body: bytes) -> Reply:
     if ownership is not None:
         checked_ownership(ownership)
     region = (text_of(parsed(body, "CreateBucketConfiguration"), "LocationConstraint") or "") if body.strip() else ""
-    if len(region) > 64 or not region.isascii():
-        raise S3Error("InvalidArgument", "LocationConstraint must be the name of a region")
+    try:
+        region_of(region)
+    except ValueError:
+        raise S3Error("InvalidArgument", "LocationConstraint must be the name of a region") from None
     lockable = Bucket(versioning=ENABLED, object_lock={}) if has_lock else Bucket()
     buckets.make(call, replace(lockable, region=region, ownership=ownership or ""))
     return Reply(200, [("location", f"/{call.bucket}")])

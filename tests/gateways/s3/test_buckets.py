@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from taskworker.client import Client
+from taskworker.gateways.s3.buckets import Bucket
+from taskworker.gateways.s3.names import settings_name
+from tests.functions.processes import FunctionPool
+from tests.gateways.s3.conftest import USER, send
 from tests.gateways.s3.test_objects import refused
 
 NewBucket = Callable[[], str]
@@ -56,6 +62,16 @@ def test_what_the_gateway_keeps_is_in_no_bucket(s3: Any, bucket: str) -> None:
 
 def test_where_buckets_are(s3: Any, new_bucket: NewBucket) -> None:
     assert not s3.get_bucket_location(Bucket=new_bucket()).get("LocationConstraint")
+
+
+def test_no_region_ends_the_header_that_it_is_in(url: str, pool: FunctionPool, s3: Any) -> None:
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    body = b"<CreateBucketConfiguration><LocationConstraint>a&#13;&#10;x-made: up</LocationConstraint>"
+    status, answer = send(url, "PUT", f"/{name}", body + b"</CreateBucketConfiguration>")
+    assert (status, b"InvalidArgument" in answer) == (400, True)
+    with Client(pool.address) as client:  # others may write what they like
+        client.push(Bucket(region="a\r\nx-made: up").encoded(), user_id=USER, filename=settings_name(name))
+    assert "x-made" not in s3.head_bucket(Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
 
 
 def keys(answer: dict[str, Any]) -> list[str]:

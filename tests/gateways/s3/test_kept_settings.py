@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, cast
+from xml.etree.ElementTree import fromstring
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
+from taskworker.client import Client
+from taskworker.gateways.s3 import access, cors
+from taskworker.gateways.s3 import configuration as conf
+from taskworker.gateways.s3.accounts import Account
+from taskworker.gateways.s3.bodies import Expected
 from taskworker.gateways.s3.bucket_policies import grants_in
-from taskworker.gateways.s3.buckets import Bucket
+from taskworker.gateways.s3.buckets import Bucket, Buckets, check_undamaged
+from taskworker.gateways.s3.calls import Call
 from taskworker.gateways.s3.errors import S3Error
-from taskworker.gateways.s3.lifecycle import expiration_header
+from taskworker.gateways.s3.http import Head
+from taskworker.gateways.s3.lifecycle import expiration_header, get_lifecycle
 from taskworker.gateways.s3.lifecycle_rules import enabled
+from taskworker.gateways.s3.locking import get_configuration
 from taskworker.gateways.s3.locks import MODES, Lock
 
 _WORDS = some.sampled_from(
@@ -22,7 +31,8 @@ _WORDS = some.sampled_from(
         *("s3:GetObject", "s3:GetObjectVersion", "s3:ListBucket", "s3:prefix", "arn:aws:s3:::b/k", "arn:aws:s3:::b"),
         *("ID", "Status", "Enabled", "Filter", "And", "Tag", "Key", "Value", "Prefix", "Expiration", "Days", "Date"),
         *("created_ms", "region", "versioning", "tags", "cors", "lifecycle", "object_lock", "policy", "granted"),
-        *("public_block", "ownership", "mode", "until", "hold", "GOVERNANCE", "2030-01-01"),
+        *("public_block", "ownership", "mode", "until", "hold", "GOVERNANCE", "2030-01-01", "Mode", "AllowedOrigin"),
+        *("AllowedMethod", "AllowedHeader", "ExposeHeader", "MaxAgeSeconds", "https://a.example", "GET", "*", "x-*"),
     ]
 )
 _PLAIN = some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=5) | _WORDS
@@ -66,3 +76,47 @@ def test_rules_that_are_kept_of_all_kinds(document: dict[str, Any], days: object
 def test_locks_are_kept_as_they_are(mode: str, until_ms: int, hold: bool | None) -> None:
     lock = Lock(mode, until_ms, hold)
     assert Lock.parse(lock.encoded()) == lock
+
+
+@given(some.dictionaries(_WORDS, JSON), some.lists(some.dictionaries(_WORDS, JSON | some.lists(_WORDS)), max_size=2))
+@example({}, [{"AllowedOrigin": None}])
+@example({}, [{"AllowedOrigin": ["*"], "AllowedMethod": ["GET"], "MaxAgeSeconds": [1]}])
+@example({"versioning": "Enabled", "object_lock": {"<a>": {"b": []}}}, [])
+@example({"policy": "\ud800"}, [])
+@example({"region": "a\r\nb: c"}, [])
+@settings(max_examples=50)
+def test_settings_of_all_kinds_are_shown_or_said_to_be_damaged(document: dict[str, Any], rules: list[Any]) -> None:
+    whole = {"created_ms": 1, "region": "", "versioning": "", "tags": [], "cors": rules}
+    bucket = Bucket.parse(json.dumps({**whole, **document}).encode())
+    asked = {"origin": "https://a.example", "access-control-request-method": "GET"}
+    headers = cors.added(bucket, asked, "GET")
+    with contextlib.suppress(S3Error):
+        headers += cors.preflight(bucket, {**asked, "access-control-request-headers": "x-a"}).headers
+    for show in (
+        *(conf.get_cors, conf.get_bucket_tags, conf.get_versioning, conf.head_bucket, conf.location, get_lifecycle),
+        *(get_configuration, access.get_policy, access.get_public_block, access.get_ownership),
+    ):
+        with contextlib.suppress(S3Error):
+            reply = show(_call(), cast(Buckets, _Kept(bucket)))
+            headers += reply.headers
+            assert not reply.body.startswith(b"<?xml") or fromstring(reply.body.decode("utf-8", "replace")) is not None
+    assert all(value.isprintable() for _, value in headers)
+
+
+class _Kept:
+    """Buckets of which one is known."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def get(self, _: Call) -> Bucket:
+        return self._bucket
+
+    def understood(self, call: Call) -> Bucket:
+        check_undamaged(self._bucket, call.bucket)
+        return self._bucket
+
+
+def _call() -> Call:
+    account = Account("id", "secret", "user", cast(Client, None))
+    return Call(Head("GET", "/bucket"), account, "bucket", "", Expected(), 1_900_000_000_000)
