@@ -18,6 +18,7 @@ from storage.sealing.master_keys import MasterKey, MasterKeys, new_key_file, rea
 from taskworker import Client
 from taskworker.client.folders import ClientFiles
 from taskworker.client.sealed.key_files import with_new_key, without_former
+from taskworker.client.sealed.keys import OwnKey
 from taskworker.client.sealed.rotating import OwnKeyRotation, Rotated
 from taskworker.folders.fetching import get_tree
 from taskworker.folders.snapshots.repository import Repository
@@ -328,11 +329,44 @@ def test_what_cannot_be_read_keeps_its_key(former: Client, current: Client, addr
     raw = bytearray(store.get(found.file_id, user_id=USER))
     raw[5] ^= 1
     store.push(bytes(raw), filename=stored.filename, user_id=USER, note=stored.note)
+    former.push(b"c", filename="c", user_id=USER)
+    own = OwnKey(FORMER)
+    store.push(b"c", filename=own.sealed_name(USER, "c"), user_id=USER, note="made up")
     report = rotated(address)
-    assert [(one.name, one.owner) for one in report.left] == [("a", USER)]
+    assert {(one.name, one.owner) for one in report.left} == {("a", USER), (own.sealed_name(USER, "c"), USER)}
     assert described(current, "b")[-1][0] == b"b"
     with pytest.raises(SealBroken):
         former.get(found.file_id, user_id=USER)
+
+
+def test_what_a_former_key_sealed_is_not_taken_for_what_the_current_one_did(
+    former: Client, address: str, store: FileStorage
+) -> None:
+    """So it helps nobody to have the former key, and nobody without it can read what was deleted before."""
+    former.push(b"deleted", filename="deleted", user_id=USER)
+    former.push(b"kept", filename="kept", user_id=USER)
+    on_old_disks = [
+        (one.filename, one.note, store.get(one.file_id, user_id=USER)) for one in store.list_files(user_id=USER)
+    ]
+    deleted = former.find("deleted", user_id=USER)
+    assert deleted is not None
+    former.delete(deleted.file_id, user_id=USER)
+    assert rotated(address).left == []
+    own = OwnKey(CURRENT)
+    for number, (name, note, raw) in enumerate(on_old_disks):
+        store.push(raw, filename=name, user_id=USER, note=note)
+        for claimed in ("deleted", "kept"):
+            store.push(raw, filename=own.sealed_name(USER, claimed), user_id=USER, note=note)
+            with Client(address, key=CURRENT.raw) as client:
+                found = client.find(claimed, user_id=USER)
+                assert found is not None, number
+                with pytest.raises(SealBroken):
+                    client.get(found.file_id, user_id=USER)
+    with Client(address, key=CURRENT.raw) as client:
+        for one in store.list_files(user_id=USER):
+            if not one.filename.startswith(own.prefix):
+                with pytest.raises(KeyRequired):
+                    client.get(one.file_id, user_id=USER)
 
 
 # -- shares and folders --------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class OwnKeyRotation:
         self._mover.versions = 0
         unfinished: list[Version] = []
         for key in self._files.keys.former:  # newest first: of two files of one name, that is the one that counts
-            moves = [Move(key, stored, name) for name, stored in self._names(key)]
+            moves = [Move(key, stored, name) for name, stored in self._names(key, self._leave_broken)]
             unfinished += [move.stored for move in moves if self._mover.goes_on(move.stored)]
             self._store_all_anew([move for move in moves if move.stored not in unfinished], progress)
         self._drop_unfinished(unfinished)
@@ -138,10 +138,28 @@ class OwnKeyRotation:
         ]
         return self._report
 
-    def _names(self, key: OwnKey) -> Iterator[tuple[str, Version]]:
-        """The names of all files that are sealed with a key, and their heads as the server knows them."""
+    def _names(
+        self, key: OwnKey, broken: Callable[[Version, SealBroken], None] | None = None
+    ) -> Iterator[tuple[str, Version]]:
+        """The names of all files that are sealed with a key, and their heads as the server knows them.
+
+        Args:
+            key: the key.
+            broken: told of files whose names or notes were changed; None: an error is raised.
+        """
         for stored in self._files.stored_with(key, self._user, ENDLESS):
-            yield self._files.opened(stored, self._user).filename, stored
+            try:
+                name = self._files.opened(stored, self._user).filename
+            except SealBroken as error:
+                if broken is None:
+                    raise
+                broken(stored, error)
+            else:
+                yield name, stored
+
+    def _leave_broken(self, stored: Version, error: SealBroken) -> None:
+        key = self._files.keys.key_of(stored.file_id, stored.filename)
+        self._report.left.append(Left(stored.filename, self._user, key.id, str(error)))
 
     def _store_all_anew(self, moves: list[Move], progress: Progress | None) -> None:
         moves.sort(key=lambda move: move.name.encode())
@@ -227,7 +245,7 @@ class OwnKeyRotation:
     def _drop_unfinished(self, unfinished: list[Version]) -> None:
         """Delete what was begun to be stored anew, by an earlier run with another key, or of files that are deleted."""
         keys = self._files.keys
-        for name, stored in self._names(keys.current):
+        for name, stored in self._names(keys.current, lambda _stored, _error: None):  # reading it says what is wrong
             if self._mover.goes_on(stored) and not any(
                 self._files.head(key, self._user, name, ENDLESS) for key in keys.former
             ):
