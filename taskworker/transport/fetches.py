@@ -39,6 +39,10 @@ def as_member(wanted: Sequence[Wanted]) -> tuple[Call, Sequence[BytesLike]]:
     return Call.FETCH, [pack_wanted(wanted)]
 
 
+def _ignore(_outcome: Outcome) -> None:
+    """Nobody waits for it any more."""
+
+
 class Fetch:
     """A fetch under way. See :class:`taskworker.transport.wire.connection.Answer`.
 
@@ -118,7 +122,7 @@ class Fetch:
         if not header.flags & LAST:
             raise WireError("a second message of an answer that has only one")
         if self._message is None:
-            self._done([state == PRESENT for state in self._states])
+            self._end([state == PRESENT for state in self._states])
             return
         try:
             payloads = parse_fetched(memoryview(self._message), self._wanted)
@@ -127,7 +131,7 @@ class Fetch:
         for payload, place in zip(payloads, self._into, strict=True):
             if payload is not None:
                 place[:] = payload
-        self._done([payload is not None for payload in payloads])
+        self._end([payload is not None for payload in payloads])
 
     def refused(self, description: bytes) -> None:
         """See :class:`Answer`."""
@@ -135,11 +139,20 @@ class Fetch:
 
     def dropped(self) -> None:
         """See :class:`Answer`."""
-        self._done([False] * len(self._wanted))
+        self._end([False] * len(self._wanted))
 
     def lost(self, error: Exception) -> None:
         """See :class:`Answer`."""
-        self._done(self._calls.meaning(error, Call.FETCH))
+        self._end(self._calls.meaning(error, Call.FETCH))
+
+    def _end(self, outcome: Outcome) -> None:
+        """Tell the outcome, and let go of the memory and of who waits, who knows how to cancel this.
+
+        Otherwise they would keep each other, and the memory of a get would wait for a garbage collection.
+        """
+        done, self._done = self._done, _ignore
+        self._into, self._message = (), None
+        done(outcome)
 
 
 def begin_fetches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -181,6 +182,33 @@ def test_shards_that_nobody_has_are_not_waited_for(
         direct.read(reader, entered, 0, [memoryview(target)])
     assert target == CONTENT
     assert asked == [[1, 2]]
+
+
+def test_a_get_lets_go_of_its_memory_at_its_end(direct: DirectReads, members: Members, address: str) -> None:
+    """It need not wait for a garbage collection, before which other gets would take more."""
+    issuer = TicketIssuer(lambda: members.authority)
+    ticket = issuer.issue("ann", [worker("w1").dns_name], 1, 1, [blake3(CONTENT).digest()], len(CONTENT))
+    reader, target = Reader(Deadline(None)), bytearray(len(CONTENT))
+    entered = direct.fleet.enter(page(address, ticket), reader.await_all)
+    assert entered is not None
+    gc.disable()
+    try:
+        direct.submit(direct.read, reader, entered, 0, [memoryview(target)]).result(timeout=WAIT_S)
+        give_up = time.monotonic() + WAIT_S
+        while _is_referred_to(target):  # the threads may not have come to the end of their functions
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+def _is_referred_to(target: bytearray) -> bool:
+    """Whether there are views of this memory, which cannot be made longer then."""
+    try:
+        target.append(0)
+    except BufferError:
+        return True
+    return False
 
 
 def test_a_worker_that_closes_a_kept_connection_is_asked_again(

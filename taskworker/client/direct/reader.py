@@ -106,6 +106,10 @@ class Reader:
             return True
 
 
+def _ignore(_outcome: Outcome) -> None:
+    """Nobody waits for it any more."""
+
+
 class _Fetch:
     """A fetch of one get, of which the outcome is told once, be it given up or not."""
 
@@ -131,7 +135,8 @@ class _Fetch:
 
     def _ended(self, outcome: Outcome) -> None:
         if self._reader.forget(self):
-            self._done(outcome)
+            done, self._done = self._done, _ignore  # which knows how to cancel this
+            done(outcome)
 
 
 class Reading(NamedTuple):

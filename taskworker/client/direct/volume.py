@@ -58,6 +58,14 @@ def _left_s() -> float:
     return math.inf if reader is None else reader.within_s(math.inf)
 
 
+def _ignore(_outcome: Outcome) -> None:
+    """Nobody waits for it any more."""
+
+
+def _never(_done: Done) -> Cancel:
+    raise AssertionError("a fetch that has ended does not begin again")
+
+
 class _Repeated:
     """A fetch that is tried once more if it was not answered.
 
@@ -96,12 +104,21 @@ class _Repeated:
 
     def _ended(self, outcome: Outcome) -> None:
         if not isinstance(outcome, NotAnswered):
-            self._done(outcome)
+            self._end(outcome)
             return
         try:
             submitted("the client is closed", self._threads, self._context.run, self._again, outcome)
         except (StoreClosed, StoreUnavailable):  # it is not tried again
-            self._done(outcome)
+            self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Tell the outcome, and let go of the memory and of who waits, who knows how to cancel this.
+
+        Otherwise they would keep each other, and the memory of a get would wait for a garbage collection.
+        """
+        done, self._done = self._done, _ignore
+        self._fetch = _never
+        done(outcome)
 
     def _again(self, former: NotAnswered) -> None:
         outcome: StorageError = former
@@ -118,8 +135,8 @@ class _Repeated:
             self._cancel()  # a part of it may be under way on another connection
             if is_connected and not self._cancelled:
                 try:
-                    self._cancel = self._fetch(self._done)
+                    self._cancel = self._fetch(self._end)
                     return
                 except StorageError as error:
                     outcome = error
-        self._done(outcome)
+        self._end(outcome)
