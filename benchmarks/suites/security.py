@@ -35,8 +35,8 @@ DIRECT = f"{ALL}, direct pushes"
 OPTIONS: Mapping[str, Sequence[str]] = {
     OFF: ("--no-auth", "--no-encryption"),
     TLS: ("--tls", "--no-encryption"),
-    ALL: ("--tls", "--encryption"),
-    DIRECT: ("--tls", "--encryption", "--direct-pushes"),
+    ALL: ("--tls", "--encryption", "--no-direct-pushes"),
+    DIRECT: ("--tls", "--encryption"),
 }
 FOR_ALL = (OFF, TLS, ALL)
 """The options with which everything is measured: direct pushes are for large files only."""

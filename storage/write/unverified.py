@@ -133,10 +133,12 @@ def _is_among(shard: Shard, hashes: bytes) -> bool:
 def vouch_for_put(context: PushContext, user: bytes, stripe: StripeKey) -> None:
     """Like :func:`vouch`, of a stripe that the store has just written in the place of what a client wrote.
 
-    If others stand in for a store, that one still has what the client wrote, for which it is not to blame later.
+    If others stand in for a store, or any store is away, maybe for so long that others have taken its place, that one
+    still has what the client wrote, for which it is not to blame later.
     """
     volumes = context.stripes.volumes
-    if volumes.targets(stripe) == volumes.holders(stripe):
+    are_all_there = all(volumes.volume(slot) is not None for slot in volumes.slots)
+    if are_all_there and volumes.targets(stripe) == volumes.holders(stripe):
         vouch(context, user, [stripe])
 
 

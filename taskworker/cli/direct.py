@@ -14,6 +14,6 @@ DirectPushes = Annotated[
     typer.Option(
         "--direct-pushes/--no-direct-pushes",
         help="Let clients encrypt and code large files and write them to the workers themselves, if the pool encrypts "
-        "and --direct is on. That spares the pool most of the work, where clients have machines of their own.",
+        "and --direct is on. That spares the pool most of the work.",
     ),
 ]

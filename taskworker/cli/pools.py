@@ -170,7 +170,7 @@ def pool(
     ] = None,
     encrypts: Encryption = None,
     direct: Direct = True,
-    direct_pushes: DirectPushes = False,
+    direct_pushes: DirectPushes = True,
     owner: Annotated[
         str,
         typer.Option(

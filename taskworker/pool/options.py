@@ -39,7 +39,8 @@ class PoolOptions:
         encrypts: whether new files are encrypted; None: as before, and in a new pool if it has keys. What is encrypted
             already can be read in any case. If not, workers of other owners are refused.
         direct: whether clients may read from workers themselves.
-        direct_pushes: whether clients may write large files to workers themselves as well, if the pool encrypts.
+        direct_pushes: whether clients may write large files to workers themselves as well, if the pool encrypts and
+            ``direct`` is on.
         owner: who owns the pool; without encryption, workers of other owners are refused.
     """
 
@@ -58,5 +59,5 @@ class PoolOptions:
     keys: GiveKeys | None = None
     encrypts: bool | None = None
     direct: bool = True
-    direct_pushes: bool = False
+    direct_pushes: bool = True
     owner: str = ""

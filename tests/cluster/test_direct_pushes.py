@@ -23,7 +23,7 @@ from tests.forked import Command
 
 MIB = 1 << 20
 SIZE = 24 * MIB
-OPTIONS = ("--k", "2", "--n", "4", "--direct-pushes", "--encryption")
+OPTIONS = ("--k", "2", "--n", "4", "--encryption")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from taskworker import Client
 from tests.cluster.counted_pool import COUNTED, counted
-from tests.cluster.processes import Cluster
+from tests.cluster.processes import WAIT_S, Cluster
 
 MIB = 1 << 20
 USER = "user"
@@ -31,7 +32,8 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 def test_bytes_of_repair_and_moves_pass_from_worker_to_worker(counting: tuple[Cluster, Path]) -> None:
     cluster, path = counting
     data = random.Random(1).randbytes(SIZE)
-    file_id = cluster.client.push(data, filename="a", user_id=USER).file_id
+    with Client(cluster.address, timeout_s=WAIT_S, direct=False) as client:
+        file_id = client.push(data, filename="a", user_id=USER).file_id
     pushed = counted(path)
     assert pushed > 1.5 * SIZE  # all shards of the file
 

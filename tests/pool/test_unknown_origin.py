@@ -20,8 +20,9 @@ from storage.write.client_chunks import ClientChunk
 from storage.write.unverified import hashes_of
 from tests.simulation.catalog import Database
 from tests.simulation.disk import MemoryVolume
-from tests.simulation.pool import CHUNK_BYTES, Cluster
+from tests.simulation.pool import CHUNK_BYTES, GRACE_S, Cluster
 from tests.simulation.surroundings import simulated_surroundings
+from tests.simulation.workers import Worker
 
 PROFILE = ErasureProfile(4, 6)
 CHUNKS = 6
@@ -184,6 +185,39 @@ def test_a_worker_that_goes_on_lying_after_a_rebuild_is_found_out(cluster: Clust
         if fleet.lies():
             break
     assert fleet.lies().keys() == {liar}
+
+
+def test_a_worker_that_comes_back_after_long_is_not_blamed_for_what_a_client_wrote(cluster: Cluster) -> None:
+    """The pool has written the chunks anew meanwhile, to the workers that have taken its place."""
+    cluster.add_worker()
+    cluster.pass_time(5.0)
+    stripes = write_as_client(cluster, [WRONG])
+    store, fleet = cluster.pool.store, cluster.pool.fleet
+    names = {fleet.name(fleet.targets(stripe)[WRONG]) for stripe in stripes}
+    away = next(worker for worker in cluster.workers if worker.name in names)
+    cut_off(away, cut=True)
+    cluster.pass_time(2 * GRACE_S)
+    mend(cluster)
+    store.push(DATA, filename="again", user_id="ann")
+    cut_off(away, cut=False)
+    cluster.pass_time(10.0)
+    mend(cluster)
+    audits = store.upkeep.read_back()
+    for stripe in stripes:
+        audits.audit(stripe)
+    assert not any(fleet.times_lied(slot) for slot in fleet.slots)
+    assert not fleet.lies()
+
+
+def cut_off(worker: Worker, *, cut: bool) -> None:
+    worker.cut_off = cut
+    worker.listen()
+
+
+def mend(cluster: Cluster) -> None:
+    for _ in range(4):
+        cluster.pass_time(2.0)
+        cluster.pool.repair_scheduler.mend()
 
 
 def content(cluster: Cluster) -> bytes:

@@ -50,7 +50,7 @@ class Pushing(Stand):
     """A 2-of-4 pool that lets clients write to its workers."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, PoolOptions(direct_pushes=True, audit_bytes_per_s=0, collect_every_s=0))
+        super().__init__(directory, PoolOptions(audit_bytes_per_s=0, collect_every_s=0))
         self.people: dict[str, Client] = {}
         for name in PEOPLE:
             self.server.users.add(name)

@@ -110,7 +110,7 @@ class Counted:
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-        stand = Stand(tmp_path_factory.mktemp("stand"))
+        stand = Stand(tmp_path_factory.mktemp("stand"), PoolOptions(direct_pushes=False))
         yield stand
         stand.close()
 
@@ -334,7 +334,7 @@ def page_and_version(stand: Stand, version: Version) -> store_pb2.ShardsPage:
         return asking.client._channel.store.LocateShards(request).page
 
 
-def test_nobody_writes_to_workers_unless_the_pool_is_told_to_allow_it(stand: Stand) -> None:
+def test_nobody_writes_to_workers_if_the_pool_is_told_so(stand: Stand) -> None:
     with stand.client() as pushing:
         channel = pushing.client._channel
         assert not channel.describe(Deadline(None)).has_direct_pushes

@@ -28,7 +28,8 @@ from taskworker.transport.ticketed_volume import Putting, TicketedVolume
 
 T = TypeVar("T")
 
-_WRITERS = 3
+_WRITERS = 6
+_TOGETHER = 3  # so that one push is done with half of the memory
 # If less than this gets through, a worker is slow, for which the pool finds another one, or the client's own link is,
 # over which fewer bytes need to be sent to the pool.
 _BYTES_PER_S_MIN = MIB
@@ -105,8 +106,8 @@ class DirectWrites:
 
     @property
     def together(self) -> int:
-        """How many pages are written at a time."""
-        return _WRITERS
+        """How many pages of a push are written at a time."""
+        return _TOGETHER
 
     def may_write(self) -> bool:
         """Whether writing to workers is worth a try: it has not failed lately. In a forked process, it is not."""
