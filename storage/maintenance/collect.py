@@ -5,7 +5,8 @@ compares it with the same range of the catalog's claims and of each volume's ind
 the keys.
 
 Claims are dropped once every store was swept: while one is away, a push of the same content should find what that store
-still has, instead of storing it again. The catalog records which stores missed a collect.
+still has, instead of storing it again. The catalog records which stores missed a collect. Claims that say what a client
+wrote itself stay for some longer: see :func:`_judge_lapsed`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _MARKS_BYTES_MAX = 16 * MIB  # kept in memory: 300,000 marks
 _REMOVE_BATCH = 512
 _NOBODY = bytes(USER_KEY_BYTES)
 _slots = msgspec.msgpack.Decoder(set[int])
+_KEPT_OF_CLIENTS_MAX = 65_536
 LIVE_RATIO_MAX = 0.6  # rewriting a segment that is 60 % live frees 40 % for 60 % copied
 
 
@@ -123,6 +125,7 @@ class _Tally:
     freed: int = 0
     segments: int = 0
     swept: Counter[int] = field(default_factory=Counter)  # buckets, by store
+    kept_of_clients: int = 0  # claims that have lapsed
 
 
 class _Distinct:
@@ -252,7 +255,7 @@ def _sweep(
         if not set_aside:  # a version that cannot be read may need any of them
             _sweep_nodes(context, live, start, stop)
         if _sweep_volumes(context, live, set_aside, start, stop, tally, width):
-            _drop_claims(context, lapsed)
+            _drop_claims(context, _judge_lapsed(context, lapsed, tally))
         tally.objects.next_bucket()
         steps.step(width)
     return tally
@@ -294,6 +297,25 @@ def _judge_claims(
         else:
             lapsed.append(holding)
     return kept, lapsed
+
+
+def _judge_lapsed(context: MaintenanceContext, lapsed: list[Holding], tally: _Tally) -> list[Holding]:
+    """The claims that can be dropped.
+
+    A store that is away, and is not waited for, may still have what a client wrote. If somebody stores the same chunk
+    before it comes back, the hashes in the claim tell that it is not to blame for that. So some claims with hashes stay
+    until every store that is known is there.
+    """
+    volumes = context.stripes.volumes
+    if all(volumes.volume(slot) is not None for slot in volumes.slots):
+        return lapsed
+    dropped: list[Holding] = []
+    for holding in lapsed:
+        if holding.hashes and tally.kept_of_clients < _KEPT_OF_CLIENTS_MAX:
+            tally.kept_of_clients += 1
+        else:
+            dropped.append(holding)
+    return dropped
 
 
 def _drop_claims(context: MaintenanceContext, lapsed: list[Holding]) -> None:

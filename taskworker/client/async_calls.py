@@ -32,7 +32,8 @@ class AsyncCalls:
         channel: a gRPC channel to the server to use in place of one of its own; it stays open.
         token: the token to show, or a link to a file; None: that of this user's context for the address.
         key: a key of the user's own, with which files are sealed: its 32 bytes, or a key file; None: they are not.
-        direct: whether to read large files from a pool's workers themselves; None: unless ``TASKWORKER_DIRECT=0``.
+        direct: whether to read large files from a pool's workers themselves, and write them there; None: unless
+            ``TASKWORKER_DIRECT=0``.
     """
 
     def __init__(

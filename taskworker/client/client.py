@@ -42,8 +42,8 @@ class Client(
         key: a key of the user's own, with which names, notes and contents of files are sealed before they are sent: its
             32 bytes, or a key file, which may have former keys below the one for new files. The server cannot read
             them, and whatever needs that raises ``PoolIsBlind``. None: files are not sealed.
-        direct: whether to read large files from a pool's workers themselves where that is possible, and not through the
-            pool. None: unless ``TASKWORKER_DIRECT=0`` is in the environment.
+        direct: whether to read large files from a pool's workers themselves, and write them there, where that is
+            possible, and not through the pool. None: unless ``TASKWORKER_DIRECT=0`` is in the environment.
 
     Raises:
         InvalidArgument: the address is malformed, or the key.

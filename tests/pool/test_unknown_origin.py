@@ -187,7 +187,10 @@ def test_a_worker_that_goes_on_lying_after_a_rebuild_is_found_out(cluster: Clust
     assert fleet.lies().keys() == {liar}
 
 
-def test_a_worker_that_comes_back_after_long_is_not_blamed_for_what_a_client_wrote(cluster: Cluster) -> None:
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_worker_that_comes_back_after_long_is_not_blamed_for_what_a_client_wrote(
+    cluster: Cluster, *, is_deleted: bool
+) -> None:
     """The pool has written the chunks anew meanwhile, to the workers that have taken its place."""
     cluster.add_worker()
     cluster.pass_time(5.0)
@@ -198,6 +201,11 @@ def test_a_worker_that_comes_back_after_long_is_not_blamed_for_what_a_client_wro
     cut_off(away, cut=True)
     cluster.pass_time(2 * GRACE_S)
     mend(cluster)
+    if is_deleted:
+        found = store.find("written", user_id="ann")
+        assert found is not None
+        store.delete(found.file_id, user_id="ann")
+        store.collect(grace_s=0.0)
     store.push(DATA, filename="again", user_id="ann")
     cut_off(away, cut=False)
     cluster.pass_time(10.0)
@@ -207,6 +215,10 @@ def test_a_worker_that_comes_back_after_long_is_not_blamed_for_what_a_client_wro
         audits.audit(stripe)
     assert not any(fleet.times_lied(slot) for slot in fleet.slots)
     assert not fleet.lies()
+    for version in store.list_files(user_id="ann"):
+        store.delete(version.file_id, user_id="ann")
+    store.collect(grace_s=0.0)
+    assert not any(cluster.pool.documents.is_held(stripe) for stripe in stripes)
 
 
 def cut_off(worker: Worker, *, cut: bool) -> None:
