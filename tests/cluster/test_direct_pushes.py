@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from taskworker import Client
+from taskworker.client.direct import pace
 from taskworker.client.direct.writes import DirectWrites
 from taskworker.client.pushing import _Push
 from taskworker.errors import StorageUnavailable
@@ -28,7 +29,11 @@ OPTIONS = ("--k", "2", "--n", "4", "--encryption")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("cluster"), workers=5, options=OPTIONS) as running:
+    with (
+        Cluster(tmp_path_factory.mktemp("cluster"), workers=5, options=OPTIONS) as running,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 0)  # however busy this machine is
         yield running
 
 

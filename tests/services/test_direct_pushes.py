@@ -28,6 +28,7 @@ from storage.write.client_chunks import ClientChunk
 from taskworker import AsyncClient, Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
+from taskworker.client.direct import pace
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
 from taskworker.client.sending import OutgoingMessages
@@ -83,6 +84,7 @@ class Pushing(Stand):
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushing]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 0)  # however busy this machine is
         stand = Pushing(tmp_path_factory.mktemp("stand"))
         yield stand
         stand.close()
@@ -668,6 +670,37 @@ def test_a_worker_that_takes_nothing_in_time_is_left_alone_for_a_while(
     assert content_of(ann, version) == data
     assert stand.unverified > before
     assert 1 <= len(tickets) <= 3  # the pages that were under way at once, of five
+
+
+def test_over_a_slow_link_files_are_pushed_through_the_pool_soon(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, data, profile = stand.unverified, noise(26, 60 * MIB), ErasureProfile(1, 2)
+    monkeypatch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 1 << 40)
+    version = ann.push(data, user_id="ann", filename="far", chunk_size=CHUNK, profile=profile)
+    assert content_of(ann, version) == data
+    written = stand.unverified - before
+    assert 0 < written < len(data) // CHUNK
+    ann.push(noise(27), user_id="ann", filename="far", chunk_size=CHUNK)
+    assert stand.unverified <= before + written
+
+
+@pytest.mark.parametrize(("took_s", "is_slow"), [(1.0, False), (4.0, True)])
+def test_only_the_time_in_which_something_is_written_counts(
+    monkeypatch: pytest.MonkeyPatch, took_s: float, *, is_slow: bool
+) -> None:
+    monkeypatch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 8 * MIB)
+    now_s = [0.0]
+    judged = pace.Pace(lambda: now_s[0])
+    for _ in range(2):
+        judged.begin()
+        judged.begin()
+        now_s[0] += took_s
+        assert not judged.end(7 * MIB)
+        now_s[0] += took_s / 2
+        found = judged.end(7 * MIB)
+        now_s[0] += 1000.0
+    assert found is is_slow
 
 
 def test_workers_that_a_client_cannot_reach_fail_no_push(

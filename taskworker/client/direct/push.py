@@ -98,7 +98,7 @@ class DirectPush:
                     yield from self._ended(*under_way.popleft())
             while under_way:
                 yield from self._ended(*under_way.popleft())
-            if not self._given_up.is_set():
+            if not self._is_over():
                 self._writes.note_worked()
         finally:
             self._given_up.set()
@@ -106,7 +106,7 @@ class DirectPush:
                 writing.cancel()
 
     def _is_over(self) -> bool:
-        return self._given_up.is_set() or self._unwanted.is_set()
+        return self._given_up.is_set() or self._unwanted.is_set() or not self._writes.may_write()
 
     def _read(self, offset: int) -> list[BytesLike]:
         """The contents of the next page."""

@@ -22,6 +22,7 @@ from storage.stripes.stripes import chunk_stripe
 from storage.submitting import submitted
 from storage.system.forks import HomeProcess
 from taskworker.client.direct.fleet import TicketedFleet
+from taskworker.client.direct.pace import Pace
 from taskworker.client.direct.pauses import Pauses
 from taskworker.client.direct.places import ChunkKey, Places
 from taskworker.transport.ticketed_volume import Putting, TicketedVolume
@@ -99,6 +100,7 @@ class DirectWrites:
         self._clock_s = clock_s
         self._is_off = False
         self._failed: Pauses[None] = Pauses(1, clock_s)
+        self._pace = Pace(clock_s)
         self._slow: Pauses[int] = Pauses(_SLOW_MAX, clock_s)  # by slot in the fleet
         self._encoder = Encoder()
         self._local = threading.local()  # memory that each thread uses again and again
@@ -151,8 +153,21 @@ class DirectWrites:
         ]
 
     def write(self, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]) -> list[bool]:
-        """Write chunks to their places; return for each whether all workers took it."""
+        """Write chunks to their places; return for each whether all workers took it.
+
+        If that is slower than through the pool, this is noted as a failure.
+        """
         size = sum(len(shard.payload) for chunk in chunks for shard in chunk.shards)
+        self._pace.begin()
+        try:
+            return self._write(places, chunks, size, is_given_up)
+        finally:
+            if self._pace.end(size):
+                self.note_failed()
+
+    def _write(
+        self, places: Places, chunks: Sequence[SealedChunk], size: int, is_given_up: Callable[[], bool]
+    ) -> list[bool]:
         until_s = self._clock_s() + _PATIENCE_S + size / _BYTES_PER_S_MIN
 
         def left_s() -> float:

@@ -1,0 +1,50 @@
+"""How fast all pushes of a client together get through to workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from storage.limits import MIB
+
+# Over a link of 64 Mbit/s or less, a push through the pool is faster: it carries the file's bytes, and not n/k times as
+# many.
+_WORTHWHILE_BYTES_PER_S = 8 * MIB
+_JUDGED_BYTES = 24 * MIB
+
+
+class Pace:
+    """Judges, each time that enough was written, whether that was too slow to be worthwhile. Thread-safe.
+
+    Args:
+        clock_s: monotonic seconds.
+    """
+
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._writing = 0
+        self._since_s = 0.0
+        self._busy_s = 0.0  # before that
+        self._bytes = 0
+
+    def begin(self) -> None:
+        """Some shards begin to be written."""
+        with self._lock:
+            if not self._writing:
+                self._since_s = self._clock_s()
+            self._writing += 1
+
+    def end(self, size: int) -> bool:
+        """Shards of so many bytes were written, or not taken; return whether all has been too slow lately."""
+        with self._lock:
+            self._writing -= 1
+            self._bytes += size
+            now_s = self._clock_s()
+            self._busy_s += now_s - self._since_s
+            self._since_s = now_s
+            if self._bytes < _JUDGED_BYTES:
+                return False
+            is_slow = self._bytes < _WORTHWHILE_BYTES_PER_S * self._busy_s
+            self._bytes, self._busy_s = 0, 0.0
+            return is_slow
