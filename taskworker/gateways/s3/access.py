@@ -12,6 +12,7 @@ from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.documents import Node, needed, parsed, text_of
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.listing import owner
+from taskworker.gateways.s3.multipart import abort_all
 from taskworker.gateways.s3.objects import ACLS, check_private, found
 
 _FULL = "FULL_CONTROL"
@@ -110,9 +111,14 @@ def delete_policy(call: Call, buckets: Buckets) -> Reply:
 
 
 def delete_bucket(call: Call, buckets: Buckets) -> Reply:
-    """DeleteBucket, with what its policy granted."""
+    """DeleteBucket, with what its policy granted, and with uploads that are not complete."""
+
+    def before(bucket: Bucket) -> None:
+        _take_back(call, _granted(bucket))
+        abort_all(call)
+
     with _alone_with(call):
-        buckets.remove(call, lambda bucket: _take_back(call, _granted(bucket)))
+        buckets.remove(call, before)
     return Reply(204)
 
 

@@ -152,7 +152,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
     bucket = buckets.settled(call)
     named = _named_parts(body)
     upload = begun(call)
-    found = {int(one.filename[-5:]): one for one in _parts(call)}
+    found = {int(one.filename[-5:]): one for one in _parts(call, call.parameters["uploadId"])}
     chosen = [_checked_part(found, number, element) for number, element in named]
     for part in chosen[:-1]:
         if part.size < PART_BYTES_MIN:
@@ -188,7 +188,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
         raise condition.lost() from None
     except FileNotFound:
         raise S3Error("NoSuchUpload", "parts of the upload are gone; it may have been completed or aborted") from None
-    _remove(call, upload, found.values())
+    _remove(call, upload.version, found.values())
     inner: list[Node] = [
         ("Location", f"{call.scheme}://{call.host}{call.head.path}"),
         ("Bucket", call.bucket),
@@ -205,9 +205,25 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
 
 def abort(call: Call) -> Reply:
     """AbortMultipartUpload."""
-    upload = begun(call)
-    _remove(call, upload, _parts(call))
+    _abort(call, begun(call).version)
     return Reply(204)
+
+
+def abort_all(call: Call) -> None:
+    """End all uploads to the bucket of a call, which is removed: nobody could complete them, or would miss them."""
+    start = uploads_prefix(call.bucket)
+    after: str | None = None
+    while True:
+        page = call.client.list_page(user_id=call.user, prefix=start, after=after)
+        for upload in page.files:
+            _abort(call, upload)
+        after = page.next_after
+        if after is None:
+            return
+
+
+def _abort(call: Call, upload: Version) -> None:
+    _remove(call, upload, _parts(call, _id_of(upload)))
 
 
 def list_parts(call: Call) -> Reply:
@@ -292,9 +308,13 @@ def _uploads(call: Call, start: str) -> Iterator[tuple[str, Version]]:
             return
 
 
-def _parts(call: Call) -> Iterator[Version]:
+def _id_of(upload: Version) -> str:
+    return upload.filename.rpartition("/")[2]
+
+
+def _parts(call: Call, upload_id: str) -> Iterator[Version]:
     after: str | None = None
-    prefix = parts_prefix(call.parameters["uploadId"])
+    prefix = parts_prefix(upload_id)
     for _ in range(PARTS_MAX // 1000 + 1):
         page = call.client.list_page(user_id=call.user, prefix=prefix, after=after, with_attributes=LISTED)
         yield from (one for one in page.files if one.filename[-5:].isdigit())
@@ -303,12 +323,12 @@ def _parts(call: Call) -> Iterator[Version]:
             return
 
 
-def _remove(call: Call, upload: Begun, parts: Iterable[Version]) -> None:
+def _remove(call: Call, upload: Version, parts: Iterable[Version]) -> None:
     """Remove the parts first: while the upload is there, it can be aborted again. Then those that came meanwhile."""
     _remove_parts(call, parts)
     with contextlib.suppress(FileNotFound):  # somebody else was faster
-        call.client.delete(upload.version.file_id, user_id=call.user)
-    _remove_parts(call, _parts(call))
+        call.client.delete(upload.file_id, user_id=call.user)
+    _remove_parts(call, _parts(call, _id_of(upload)))
 
 
 def _remove_parts(call: Call, parts: Iterable[Version]) -> None:

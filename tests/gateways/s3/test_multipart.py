@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from taskworker.gateways.s3.names import parts_prefix
+from tests.functions.processes import FunctionPool
+from tests.gateways.s3.conftest import USER
 from tests.gateways.s3.test_objects import refused
 
 PART = 5 * 1024 * 1024
@@ -143,3 +146,18 @@ def test_completion_may_be_conditional(s3: Any, bucket: str) -> None:
         else:
             s3.complete_multipart_upload(**upload, MultipartUpload=parts, IfNoneMatch="*")
     assert s3.get_object(Bucket=bucket, Key="once")["Body"].read() == b"0"
+
+
+def test_uploads_end_with_their_bucket(s3: Any, pool: FunctionPool, new_bucket: Callable[[], str]) -> None:
+    bucket, other = new_bucket(), new_bucket()
+    begun = {}
+    for name in (bucket, other):
+        upload = {"Bucket": name, "Key": "k"}
+        upload["UploadId"] = begun[name] = s3.create_multipart_upload(**upload)["UploadId"]
+        s3.upload_part(**upload, PartNumber=1, Body=b"part")
+    s3.delete_bucket(Bucket=bucket)
+    left = {one: pool.client.list_page(user_id=USER, prefix=parts_prefix(begun[one])).files for one in begun}
+    assert (len(left[bucket]), len(left[other])) == (0, 1)
+    s3.create_bucket(Bucket=bucket)
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
+    assert len(s3.list_multipart_uploads(Bucket=other)["Uploads"]) == 1
