@@ -9,7 +9,7 @@ be handed over to another thread either way.
 A small call is one ``sendmsg``, and in the receiving thread one ``epoll_wait`` and two ``recv`` (the second one finds
 nothing), shared by all answers that have arrived. A byte of a payload is copied by the kernel alone: from the caller's
 memory when it is sent, and into the caller's memory when it is received. If the kernel's buffer is full, the rest of a
-frame is copied once more, so that the caller need not wait.
+frame is copied once more, so that the caller need not wait. Small payloads of an append are gathered before, by a copy.
 """
 
 from __future__ import annotations
