@@ -16,6 +16,7 @@ from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.direct.fleet import Entered
+from taskworker.client.direct.memory import new_memory
 from taskworker.client.direct.page import Page, page_of
 from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
@@ -117,13 +118,13 @@ class DirectFetch:
 
     def __iter__(self) -> Iterator[memoryview]:
         """Yield the bytes. Each piece is valid until the next one is asked for."""
-        spare: list[bytearray] = []
-        lent: deque[bytearray] = deque()
+        spare: list[memoryview] = []
+        lent: deque[memoryview] = deque()
 
         def place(_start: int, length: int) -> memoryview:
-            whole = spare.pop() if spare and len(spare[-1]) >= length else bytearray(length)
+            whole = spare.pop() if spare and len(spare[-1]) >= length else new_memory(length)
             lent.append(whole)
-            return memoryview(whole)[:length]
+            return whole[:length]
 
         for piece, is_placed in self._pieces(place):
             yield piece
