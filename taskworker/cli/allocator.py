@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     """Keep up to 32 MiB that were freed, for processes through which large files pass, piece by piece.
 
     By default, glibc returns all but some 2 MiB to the system each time, and getting them back costs page faults:
-    8,000 for an object of 64 MiB that passed through the S3 gateway, and a tenth of its processor time.
+    8,000 for an object of 64 MiB that passed through the S3 gateway, and a twentieth of its processor time.
     """
     _set(_M_TRIM_THRESHOLD, _KEPT_BYTES_MAX)
     _set(_M_MMAP_THRESHOLD, _REUSED_BYTES_MAX)  # glibc adapts it no more once the other one is set

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,6 +23,9 @@ HEAD_S = 30.0
 PIPELINED_MAX = 16
 """Requests that may wait for the answer to one before them, on one connection."""
 _TOGETHER = 64 * 1024
+_STRAIGHT_MIN = 1024 * 1024
+"""Bodies of which less is to come are read by the event loop."""
+_PASSED_OVER = bytes(64 * 1024)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CROWDED = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
@@ -44,6 +48,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _unread: asyncio.TimerHandle | None = None
     _diversion: _Diversion | None = None
     _joining: _Joining
+    _body_bytes = 0
+    _passes_over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request, or close the connection if its host has too many."""
@@ -75,6 +81,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and end the connection if it begins with too long a head."""
+        if self._diversion is not None and self._diversion.is_straight:  # it is not for us to read: all of it is lost
+            self._diversion.fail()
+            self.transport.abort()
+            return
         if self._heading:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -100,6 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Let a body take its own time, which the application limits."""
         self._heading = False
+        self._body_bytes = 0
         self._expect_nothing()
         if len(self.pipeline) >= PIPELINED_MAX:
             self.transport.abort()
@@ -113,7 +124,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Give a piece of a body to whoever takes it."""
         diversion = self._diversion
-        if self.transport.is_closing():
+        self._body_bytes += len(body)
+        if self._passes_over or self.transport.is_closing():
             return
         if diversion is None or diversion.cycle is not self.cycle:
             super().on_body(body)
@@ -158,11 +170,32 @@ class BoundedProtocol(HttpToolsProtocol):
         """Give the rest of the body that comes in to this diversion; None: to the application."""
         self._diversion = diversion
 
+    def body_left(self) -> int:
+        """How many bytes of the body are to come; 0 if that is not known."""
+        fields = dict(self.headers)  # the parser has refused a second length, or one that is none
+        if b"transfer-encoding" in fields:
+            return 0
+        return max(0, int(fields.get(b"content-length", b"0")) - self._body_bytes)
+
+    def pass_over(self, count: int) -> None:
+        """Have the parser pass over so much of the body, as another thread has read it."""
+        self._passes_over = True
+        try:
+            while count > 0 and not self.transport.is_closing():
+                self.parser.feed_data(_PASSED_OVER[:count])
+                count -= len(_PASSED_OVER)
+        finally:
+            self._passes_over = False
+
     def straight(self) -> socket.socket | None:
         """See :class:`~taskworker.gateways.pipes.Divert`."""
         self._joining.flush()
+        return None if self.transport.get_write_buffer_size() else self.shared_socket()
+
+    def shared_socket(self) -> socket.socket | None:
+        """The connection with a descriptor of its own; None if it is encrypted, or closes."""
         transport = self.transport
-        if transport.is_closing() or transport.get_write_buffer_size() or transport.get_extra_info("sslcontext"):
+        if transport.is_closing() or transport.get_extra_info("sslcontext"):
             return None
         with contextlib.suppress(OSError):  # no descriptor is left
             return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
@@ -240,6 +273,11 @@ class _Diversion:
     def __init__(self, protocol: BoundedProtocol) -> None:
         self._protocol = protocol
         self._pipe: Pipe | None = None
+        self._failed: Callable[[], None] | None = None
+
+    @property
+    def is_straight(self) -> bool:
+        return self._failed is not None
 
     def begin(self, pipe: Pipe) -> None:
         cycle, protocol = self.cycle, self._protocol
@@ -253,18 +291,39 @@ class _Diversion:
             pipe.end()
         else:
             protocol.divert(self)
-            if cycle.waiting_for_100_continue:
-                protocol.transport.write(_CONTINUE)
-                cycle.waiting_for_100_continue = False
+            self._ask_for_it()
             protocol.flow.resume_reading()
+
+    def straight_body(self, failed: Callable[[], None]) -> tuple[bytes, int, socket.socket] | None:
+        cycle, protocol = self.cycle, self._protocol
+        left = protocol.body_left() if cycle.more_body and protocol.cycle is cycle else 0
+        if left < _STRAIGHT_MIN or cycle.disconnected or (connection := protocol.shared_socket()) is None:
+            return None
+        early, cycle.body = bytes(cycle.body), bytearray()
+        self._failed = failed
+        protocol.flow.pause_reading()
+        protocol.divert(self)
+        self._ask_for_it()
+        return early, left, connection
+
+    def took(self, count: int) -> None:
+        self._protocol.pass_over(count)
+
+    def _ask_for_it(self) -> None:
+        if self.cycle.waiting_for_100_continue:
+            self._protocol.transport.write(_CONTINUE)
+            self.cycle.waiting_for_100_continue = False
 
     def go_on(self) -> None:
         self._protocol.flow.resume_reading()
 
     def end(self) -> None:
-        if self._pipe is not None:
+        was_straight, self._failed = self.is_straight, None
+        if self._pipe is not None or was_straight:
             self._pipe = None
             self._protocol.divert(None)
+        if was_straight and not self._protocol.transport.is_closing():
+            self._protocol.flow.resume_reading()
 
     def straight(self) -> socket.socket | None:
         return None if self.cycle.chunked_encoding else self._protocol.straight()
@@ -286,6 +345,8 @@ class _Diversion:
     def fail(self) -> None:
         if self._pipe is not None:
             self._pipe.fail()
+        if self._failed is not None:
+            self._failed()
 
 
 class _Joining:

@@ -95,7 +95,20 @@ class Divert(Protocol):
         """Read on, as the pipe has room."""
 
     def end(self) -> None:
-        """Let the rest of the body be received as ASGI has it."""
+        """Let the rest of the body be received as ASGI has it. All that was read from the connection was counted."""
+
+    def straight_body(self, failed: Callable[[], None]) -> tuple[bytes, int, socket.socket] | None:
+        """What has come of the body, how many bytes are to come, and the connection, for a thread that reads them.
+
+        It does not block, and is the caller's to close. The server reads nothing from it until :meth:`end`. None: the
+        body can only be read as the server has it, as its length is not known or small, or the connection is encrypted.
+
+        Args:
+            failed: called, by the event loop, if the rest cannot be read there any more.
+        """
+
+    def took(self, count: int) -> None:
+        """Count what was read there."""
 
     def straight(self) -> socket.socket | None:
         """The connection, for another thread that writes the content of a reply whose head was sent.

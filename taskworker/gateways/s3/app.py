@@ -144,6 +144,7 @@ class S3App:
             reply = await _or_failure(handling, head, request_id, served)
         except PeerGone:
             served.code = _GONE
+            await incoming.gone()
             return
         except asyncio.CancelledError:
             incoming.abandon()  # nobody else would tell the thread that reads it
@@ -269,6 +270,7 @@ class S3App:
             sooner = partial(self._small.put, call, body) if operation.takes is Takes.OBJECT else None
             return await self._worked_on(incoming, self._answered, work, call, (body,), True, sooner=sooner)
         async with _place(self._transfers, incoming):
+            incoming.straighten()
             return await self._run(self._answered, work, call, incoming.pieces(), False)
 
     def _answered(self, work: Callable[..., Reply], call: Call, *arguments: Any) -> Reply:

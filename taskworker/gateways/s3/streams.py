@@ -12,11 +12,13 @@ import select
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from storage.clocks import monotonic_s
 from taskworker.gateways.pipes import PIECE_BYTES, PIECE_S, Divert, PeerGone, Pipe
 from taskworker.gateways.s3.errors import S3Error
+from taskworker.gateways.s3.straight_bodies import StraightBody, TooSlow
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -54,6 +56,9 @@ class Incoming:
         self._piece_s = piece_s
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None
+        self._straight: StraightBody | None = None
+        self._early = b""
+        self._let_go = asyncio.Event()
         self._abandoned = False
         self.ended = False
         self.received = 0
@@ -80,11 +85,21 @@ class Incoming:
 
         Raises: as :meth:`whole`.
         """
+        if self._straight is not None:
+            await self._let_go.wait()
         size = 0
         while not self.ended:
             size += len(await self._next_piece())
             if size > most:
                 raise S3Error("MaxMessageLengthExceeded", f"the body of this request may have at most {most} bytes")
+
+    def straighten(self) -> None:
+        """Let :meth:`pieces` read a large body from the connection itself, if that is possible. For the event loop."""
+        found = None if self.ended else self.divert.straight_body(self._stop_straight)
+        if found is not None:
+            self._early, length, connection = found
+            took = partial(self._tell, self._note_taken)
+            self._straight = StraightBody(connection, length, took, self._piece_s)
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """All of it, for another thread.
@@ -94,6 +109,9 @@ class Incoming:
             PeerGone: it breaks off.
         """
         if self.ended:
+            return
+        if self._straight is not None:
+            yield from self._straight_pieces(self._straight)
             return
         pipe = self._pipe = Pipe(lambda: self._tell(self.divert.go_on))
         self._tell(self._begin, pipe)
@@ -110,9 +128,37 @@ class Incoming:
     def abandon(self) -> None:
         """Give no thread anything any more; what is left can be had by :meth:`skip`. For the event loop."""
         self._abandoned = True
+        self._stop_straight()
         if self._pipe is not None:
             self._pipe.fail()
             self.divert.end()
+
+    async def gone(self) -> None:
+        """Return when it is known that the connection is closed, as another thread has noticed."""
+        if self._straight is not None:
+            self.divert.abort()
+            await disconnected(self._receive)
+
+    def _straight_pieces(self, straight: StraightBody) -> Iterator[bytes]:
+        self.received += len(self._early)
+        yield self._early
+        try:
+            for piece in straight.pieces():
+                self.received += len(piece)
+                yield piece
+        except TooSlow:
+            raise self._too_slow() from None
+        self.ended = True
+
+    def _stop_straight(self) -> None:
+        if self._straight is not None:
+            self._straight.stop()
+
+    def _note_taken(self, count: int, is_over: bool) -> None:
+        self.divert.took(count)
+        if is_over:
+            self.divert.end()
+            self._let_go.set()
 
     def _begin(self, pipe: Pipe) -> None:
         if self._abandoned:  # the thread began to read when the request had failed

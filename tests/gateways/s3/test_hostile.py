@@ -158,7 +158,7 @@ def test_requests_that_nobody_waits_for_are_bounded(gateway: HttpServer, s3: Any
 # -- what comes slowly, and what nobody reads -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1000, 1_000_000])
+@pytest.mark.parametrize("length", [1000, 1_000_000, 3_000_000])
 def test_a_body_that_does_not_come_is_given_up(hasty: HttpServer, s3: Any, bucket: str, length: int) -> None:
     with connected(hasty) as connection:
         connection.sendall(signed(hasty, "PUT", f"/{bucket}/slow", length) + b"x" * 10)
