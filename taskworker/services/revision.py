@@ -90,7 +90,8 @@ class Revisions:
     def turn(self, caller: object) -> Iterator[None]:
         """A context in which chunks are read for a user's pushes, by one of them at a time.
 
-        A push with a SHA-256 can name the same chunk of 16 MiB again and again, in 34 bytes each time.
+        A push with a SHA-256 can name the same chunk of 16 MiB again and again, in 34 bytes each time, and a file that
+        is made of others the same large file.
         """
         user = user_of(caller)
         if user is None:
@@ -111,7 +112,11 @@ class Revisions:
 
     def progress(self, caller: Caller, sha256: str) -> Progress:
         """What is told of a revision's progress. It ends with its caller, and gives way to others if it is checked."""
-        return paced(caller, self._has_others) if sha256 else stop_when_abandoned(caller)
+        return self.giving_way(caller) if sha256 else stop_when_abandoned(caller)
+
+    def giving_way(self, caller: Caller) -> Progress:
+        """What is told of the progress of expensive work. It ends with its caller, and gives way to others."""
+        return paced(caller, self._has_others)
 
 
 class Revision:

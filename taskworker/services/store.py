@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from storage import FileNotFound, FileStorage, InvalidArgument, Upload, Version
 from storage.batching import batched
+from storage.progress import Progress
 from taskworker.auth.rights import CANDIDATE_OWNER
 from taskworker.errors import CallNotOffered
 from taskworker.pool.candidates import drop_old_candidates
@@ -165,10 +166,16 @@ class StoreService(DirectPushService):
         """Store a file that consists of others."""
         options = replace(push_options(request.header), attributes=attributes_from_proto(request))
         parts = [(part.file_id, part.version_id or None) for part in request.parts]
-        with (
-            self._transfers.place(user_of(caller)),
-            Run(lambda progress: self._store.concatenate(parts, progress=progress, **options.arguments())) as run,
-        ):
+        gives_way = self._revisions.giving_way(caller)
+
+        def joined(progress: Progress) -> Version:
+            def both(done: int, total: int) -> None:
+                progress(done, total)
+                gives_way(done, total)
+
+            return self._store.concatenate(parts, progress=both, **options.arguments())
+
+        with self._transfers.place(user_of(caller)), self._revisions.turn(caller), Run(joined) as run:
             for done, total in run.progress():
                 yield store_pb2.ConcatenateEvent(progress=store_pb2.Progress(done=done, total=total))
             version = run.outcome()
