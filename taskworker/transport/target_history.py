@@ -17,7 +17,7 @@ class TargetHistory:
         mended_at: the fleet's mark at the last complete mend; None: unknown.
         mended: the targets at the last complete mend; None: no longer known.
         emptied: members that came with an empty volume since.
-        stood_in_for: members that refused writes since, so that others have shards of theirs.
+        stood_in_for: members that refused writes, were slow or distrusted since, so that others have shards of theirs.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,7 @@ class TargetHistory:
 
     def note(self, targets: Targets) -> None:
         """Note that shards are written by these targets from now on."""
+        self.stood_in_for |= targets.avoided
         if targets.is_like(self.latest):
             return
         known = next((one for one in self._since if targets.is_like(one)), None)
@@ -51,11 +52,14 @@ class TargetHistory:
         self.stood_in_for |= {slot}
 
     def note_mended(self, mark: tuple[int, ...], full: frozenset[int]) -> None:
-        """Note that at a mark, every shard was in its place, except those that others hold for ``full`` members."""
+        """Note that at a mark, every shard was in its place.
+
+        Others still hold those of ``full`` members, and of those that are avoided now.
+        """
         self.mended_at = mark
         self.mended = self.latest
         self.emptied = frozenset()
-        self.stood_in_for = full
+        self.stood_in_for = full if self.latest is None else full | self.latest.avoided
         self._since.clear()
 
     def forget(self, slot: int) -> None:

@@ -31,6 +31,9 @@ class Targets:
         keeping: those of the full members that are trusted to keep what they held.
         avoided: slots of the members that are distrusted or slow.
         unproved: slots of the members on trial.
+
+    Attributes:
+        avoided: the avoided members that are online and have space.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Targets:
         self.there = there & layout.by_slot.keys()
         self._online = (self.there - full) or self.there
         self.keeping = (keeping & self.there) - self._online
-        self._avoided = avoided & self._online
+        self.avoided = avoided & self._online
         self._unproved = unproved & self._online
         owners = _domains(layout, 1)
         zones = _domains(layout, 2)
@@ -57,11 +60,11 @@ class Targets:
 
     def is_like(self, other: Targets | None) -> bool:
         """Whether both write shards to the same places."""
-        return other is not None and (self.layout, self._online, self.keeping, self._avoided, self._unproved) == (
+        return other is not None and (self.layout, self._online, self.keeping, self.avoided, self._unproved) == (
             other.layout,
             other._online,
             other.keeping,
-            other._avoided,
+            other.avoided,
             other._unproved,
         )
 
@@ -72,7 +75,7 @@ class Targets:
         """
         if not self._online.issuperset(slots):
             return False  # full ones keep what they hold
-        avoided = self._avoided.union(slots)
+        avoided = self.avoided.union(slots)
         others = self._online - avoided
         return all(len(avoided) <= n - k and _enough(others, k, n) for k, n in profiles)
 
@@ -119,7 +122,7 @@ class Targets:
         """
         found = self._counted_on.get((k, n))
         if found is None:
-            usable = _enough(self._online - self._avoided, k, n) or self._online
+            usable = _enough(self._online - self.avoided, k, n) or self._online
             found = self._counted_on[k, n] = usable, _enough(usable - self._unproved, k, n)
         return found
 

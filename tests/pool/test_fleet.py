@@ -901,6 +901,31 @@ def test_mending_is_woken_when_others_stand_in_for_a_worker_and_when_they_need_n
     assert woken.is_set()
 
 
+@pytest.mark.parametrize("mended_meanwhile", [False, True])
+@pytest.mark.parametrize("change", [_keep_waiting, _lie])
+def test_fewer_losses_are_survivable_while_others_stand_in_for_a_worker_and_until_it_has_its_shards(
+    change: Callable[[WorkerFleet], None], *, mended_meanwhile: bool
+) -> None:
+    now = [1000.0]
+    fleet = WorkerFleet(clock_s=lambda: now[0])
+    fleet.use_layouts(layout_of(6, 6))
+    for slot in range(6):
+        attach(fleet, slot)
+    fleet.note_mended(fleet.mark())
+    assert fleet.losses_survivable(PROFILE) == 2
+    change(fleet)
+    assert fleet.losses_survivable(PROFILE) == 1, "one of five workers has two shards of each stripe"
+    if mended_meanwhile:
+        fleet.note_mended(fleet.mark())
+        assert fleet.losses_survivable(PROFILE) == 1
+    now[0] += 3600
+    fleet.forgive()
+    assert not fleet.slow() | fleet.distrusted()
+    assert fleet.losses_survivable(PROFILE) == 1, "it lacks what was written meanwhile"
+    fleet.note_mended(fleet.mark())
+    assert fleet.losses_survivable(PROFILE) == 2
+
+
 def test_epoch_tells_of_every_coming_and_going() -> None:
     fleet = manned(6)
     seen = {fleet.epoch()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 
+from storage.erasure import ErasureProfile
 from storage.keys import STRIPE_KEY_BYTES, ShardKey, StripeKey, shard_key
 from tests.simulation.disk import MemoryVolume
 from tests.simulation.model import Model
@@ -109,6 +110,7 @@ def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
     """Check that every shard is durable somewhere, except those that faults destroyed.
 
     Shards on lying workers count as missing; while a worker lies, the honest ones must have enough of every stripe.
+    Liars may have more than their part while they stand in for a slow worker, if the pool says that fewer may be lost.
     """
     stripes = dict.fromkeys(stripes)
     for key, volume in cluster.dropped.items():
@@ -121,10 +123,18 @@ def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
     if len(honest) < len(cluster.workers):
         for stripe in dict.fromkeys(StripeKey(key[:STRIPE_KEY_BYTES]) for key in missing):
             left = sum(any(key in worker.volume.durable for worker in honest) for key in shard_keys(stripe))
-            require(left > stripe[33], f"honest workers have too little of {stripe.hex()[:12]}")
+            enough_left = left > stripe[33] or _is_said_to_be_at_risk(cluster, stripe)
+            require(enough_left, f"honest workers have too little of {stripe.hex()[:12]}")
         return
     for key in missing:
         require(excused(cluster, key), f"shard {key[-1]} of {key.hex()[:12]} is durable nowhere, and no fault took it")
+
+
+def _is_said_to_be_at_risk(cluster: Cluster, stripe: StripeKey) -> bool:
+    """Whether others stand in for a slow worker, and the pool says that it cannot lose as many workers as are lying."""
+    fleet = cluster.pool.fleet
+    liars = len(cluster.workers) - len(cluster.honest())
+    return bool(fleet.slow()) and fleet.losses_survivable(ErasureProfile(stripe[33] + 1, stripe[34] + 1)) < liars
 
 
 def check_spread(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
