@@ -89,6 +89,10 @@ class MemoryVolume:
         self.late: list[SyncTicket] = []
         self.synced = 0
         self.received = 0
+        self.heartbeats = 0
+
+    def note_alive(self) -> None:
+        self.heartbeats += 1
 
     @property
     def needs_sync(self) -> bool:

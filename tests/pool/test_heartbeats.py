@@ -57,6 +57,7 @@ def test_shards_that_arrive_are_signs_of_life(stand: Stand) -> None:
         stand.volumes[0].received += 1000
         assert stand.pass_time(LEASE_S / 2 - 0.5) == []
         assert stand.heartbeats.take("w1", "i1", LOAD)
+    assert [volume.heartbeats for volume in stand.volumes] == [0, 10]
     assert sorted(stand.pass_time(2 * LEASE_S)) == ["w0", "w1"]
 
 
