@@ -80,6 +80,8 @@ DETAIL_KEY = "error-detail-bin"
 HEAD_KEY = "head-version"
 BASE_KEY = "base-version"
 RETRY_KEY = "retry-after"  # seconds
+_CUT_OFF = "CANCELLED"
+"""The text of a call that the server cancels, or whose channel was closed; one that its caller cancels has another."""
 _RETRY_AFTER_S = 1
 
 _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
@@ -281,6 +283,10 @@ def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | by
         return StorageUnavailable(
             f"no TaskWorker server answers at {address} ({text}); "
             "check the address, or start one there with `taskworker serve`"
+        )
+    if code is grpc.StatusCode.CANCELLED and text == _CUT_OFF:
+        return StorageUnavailable(
+            f"the call to {address} was cut off: its connection was closed, or the server was stopped; try again"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the call to {address} took longer than its time limit; allow more time or try again")

@@ -298,6 +298,32 @@ def test_a_stranger_server_is_told_from_ours() -> None:
             server.stop(None).wait()
 
 
+def test_a_call_that_is_cut_off_may_be_made_again() -> None:
+    """By the server, or as another thread had the channel made anew."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def stats(_request: store_pb2.StatsRequest, context: grpc.ServicerContext) -> store_pb2.StoreStats:
+        context.cancel()
+        return store_pb2.StoreStats()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        stats, store_pb2.StatsRequest.FromString, store_pb2.StoreStats.SerializeToString
+    )
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        server.add_registered_method_handlers("taskworker.store.StoreService", {"Stats": handler})
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            with (
+                Client(f"127.0.0.1:{port}", timeout_s=2) as client,
+                pytest.raises(StorageUnavailable, match=r"was cut off: .* try again"),
+            ):
+                client.stats()
+        finally:
+            server.stop(None).wait()
+
+
 def test_a_closed_client_says_so(address: str) -> None:
     client = Client(address)
     client.close()
