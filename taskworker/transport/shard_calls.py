@@ -188,7 +188,7 @@ class ShardCalls:
             return connection
 
     def note_alive(self) -> None:
-        """Note that the worker has just said that it lives, by other means than its answers."""
+        """Note that the worker has just said, by other means than its answers, that it is alive."""
         self._told_s = self._clock_s()
 
     def _arrived_s(self) -> float:

@@ -245,7 +245,7 @@ class Connection:
             body: what to send; may be reused after this returns.
             answer: receives the answer.
             patience_s: seconds without any progress on this connection after which it counts as dead; up to three
-                times as many where it takes TCP long to notice losses, or while the peer says that it lives.
+                times as many where it takes TCP long to notice losses, or while the peer says that it is alive.
             limit_s: seconds for the whole call; default: as much more as its bytes take at 16 KiB/s.
                 `math.inf`: no limit.
             left_s: for how many seconds the caller still waits for room; asked again and again. None: for ever.

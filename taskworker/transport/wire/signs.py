@@ -1,4 +1,4 @@
-"""What is known of whether a peer lives, besides what arrives on a connection to it."""
+"""How to tell whether a peer is alive, besides by what arrives on a connection to it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SignsOfLife:
     Attributes:
         arrived_s: when something of another connection to the same peer last arrived, at either end. Over a slow link,
             a small call waits for that.
-        told_s: when the peer last said that it lives, by other means. A small call may starve where others fill the
-            peer's link, and it still lives.
+        told_s: when the peer last said by other means that it is alive. While other traffic fills its link, a small
+            call may get no answer for a while.
     """
 
     arrived_s: Callable[[], float] = _never
