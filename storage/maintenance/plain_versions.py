@@ -20,11 +20,13 @@ class FoundHead(NamedTuple):
     Attributes:
         file_id: hex id of the file.
         user_id: its owner.
+        filename: its name.
         is_plain: whether it is not encrypted.
     """
 
     file_id: str
     user_id: str
+    filename: str
     is_plain: bool
 
 
@@ -34,7 +36,7 @@ def heads(catalog: Catalog) -> Iterator[FoundHead]:
         if found.entry is not None and found.entry.head == found.version_id:
             sealed = _is_sealed(found.raw, found.version_id)
             if sealed is not None:
-                yield FoundHead(found.file_id.hex(), found.entry.user_id, not sealed)
+                yield FoundHead(found.file_id.hex(), found.entry.user_id, found.entry.filename, not sealed)
 
 
 def drop_plain_versions(catalog: Catalog, is_of: Callable[[str], bool]) -> int:

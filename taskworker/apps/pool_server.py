@@ -174,6 +174,7 @@ class PoolServer:
         self.trail = AuditTrail(Path(directory) / _TRAIL, self.pool.documents, bytes_max=audit_log_bytes)
         self._audit = CallAudit(self.trail)
         self._sharing = Sharing(self.pool.documents)
+        self.pool.encrypting.move_links = self._sharing.move_links
         self._guard = self._guard_of_users() if authenticates else None
         self._transport = GrpcTransport(self._dial_worker if joins_by_token else None)
         self.functions = PoolFunctions(

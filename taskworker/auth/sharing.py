@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -249,6 +249,21 @@ class Sharing:
             )
             return found
 
+    def move_links(self, successor: Callable[[str, str, str], str | None]) -> None:
+        """Have links show other versions with the same content, as those that they show are about to be dropped.
+
+        Args:
+            successor: returns, by owner, file and version, the version that takes its place; None: it stays.
+        """
+        shown = {(one.owner, one.file_id, one.version_id) for one in self._kept.links if one.version_id}
+        became = {version: anew for version in shown if (anew := successor(*version)) is not None}
+        if not became:
+            return
+        with self._lock:
+            self._save(
+                msgspec.structs.replace(self._kept, links=tuple(_moved(one, became) for one in self._kept.links))
+            )
+
     def principal_of_link(self, text: str) -> Principal:
         """Return who has a link: somebody who may read one file, in the name of its owner.
 
@@ -335,3 +350,8 @@ def _any_valid(grants: list[Grant], now_ms: int) -> bool:
 
 def _is_same(one: Grant, owner: str, name: str, user: str) -> bool:
     return (one.owner, one.name, one.user) == (owner, name, user)
+
+
+def _moved(link: Link, became: Mapping[tuple[str, str, str], str]) -> Link:
+    anew = became.get((link.owner, link.file_id, link.version_id))
+    return link if anew is None else msgspec.structs.replace(link, version_id=anew)

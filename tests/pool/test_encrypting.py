@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import cast
 
+import msgspec
 import pytest
 
-from storage import ErasureProfile
+from storage import ErasureProfile, FileStorage
 from storage.errors import InvalidArgument, StorageError
 from storage.maintenance.plain_versions import heads
 from storage.sealing.master_keys import MasterKey, MasterKeys
+from taskworker.folders.entries import Entry, Kind, decode_listing, encode_listing
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -96,3 +99,46 @@ def test_a_request_outlives_the_pool_s_process(cluster: Cluster) -> None:
     work.step()
     assert work.views()[0].note == "encrypted 3 files"
     assert work.pause_s() is None
+
+
+@pytest.mark.parametrize("killed_at", range(1, 6))
+def test_listings_name_the_new_versions_wherever_the_pool_was_killed(cluster: Cluster, killed_at: int) -> None:
+    store = cluster.pool.store
+    pushed = [store.push(PLANTED * size, filename=f"folder/{size}", user_id=USER) for size in (1, 5, 30_000)]
+    entries = [Entry(b"", Kind.DIRECTORY, 0o755, 1, 2, 3, 4, 5)]
+    for version in pushed:
+        path, content = version.filename.removeprefix("folder/").encode(), (bytes.fromhex(version.version_id),)
+        entries.append(Entry(path, Kind.FILE, 0o600, 7, 8, 9, 10, 11, version.size, content=content))
+    store.push(encode_listing(entries), filename="folder/", user_id=USER)
+    store.push(b"no listing", filename="other/", user_id=USER)
+    encrypt_from_now_on(cluster)
+    work, steps = cluster.pool.encrypting, iter(range(killed_at))
+
+    class KilledAt:
+        """A store that ends everything before one of its writes."""
+
+        def __getattr__(self, name: str) -> object:
+            if name in ("revise", "push") and next(steps, None) is None:
+                raise KeyboardInterrupt
+            return getattr(cluster.pool.store, name)
+
+    work._store = cast("FileStorage", KilledAt())
+    work.request(drop_earlier=True)
+    with pytest.raises(KeyboardInterrupt):
+        work.step()
+    cluster.crash_pool()
+    cluster.start_pool()
+    cluster.pass_time(5.0)
+    store = cluster.pool.store
+    store.push(b"changed", filename="folder/5", user_id=USER)
+    cluster.pool.encrypting.step()
+    assert "dropped" in cluster.pool.encrypting.views()[0].note
+    found = store.find("folder/", user_id=USER)
+    assert found is not None
+    listed = {entry.name: entry for entry in decode_listing(store.get(found.file_id, user_id=USER))}
+    for version, entry in zip(pushed, entries[1:], strict=True):
+        head = store.stat(version.file_id, user_id=USER)
+        assert head.version_id != version.version_id
+        is_same = head.size == version.size
+        assert (listed[entry.name].content == (bytes.fromhex(head.version_id),)) is is_same
+        assert msgspec.structs.replace(listed[entry.name], content=entry.content) == entry or not is_same

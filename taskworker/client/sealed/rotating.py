@@ -25,10 +25,10 @@ from storage.errors import (
 )
 from taskworker.client.base import ClientBase
 from taskworker.client.sealed.keys import OwnKey
-from taskworker.client.sealed.listings import with_new_versions
 from taskworker.client.sealed.moving import ENDLESS, Move, Mover
 from taskworker.client.sealed.shares import SealedShares
 from taskworker.errors import CallNotOffered
+from taskworker.folders.listings import with_new_versions
 from taskworker.folders.snapshots.records import DATA, RECORDS
 
 _OF_ONE_FILE = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from storage import FileStorage, ManifestDiff
 from storage.catalog import Catalog
 from storage.errors import (
@@ -17,6 +19,7 @@ from storage.errors import (
 from storage.maintenance.plain_versions import FoundHead, drop_plain_versions, heads
 from storage.runtime import Runtime
 from taskworker.pool.background.driver import Signals
+from taskworker.pool.background.naming_versions import ListingsToRenew, successor_with_same_content
 from taskworker.pool.background.work import Tranquility, WorkJournal
 from taskworker.reports import WorkStatus
 
@@ -25,6 +28,8 @@ _WANTED = "pool-encrypt-existing"
 _NEW_VERSIONS, _ONLY_NEW_VERSIONS = b"1", b"2"
 _RETRY_S = 300.0
 _RETRY_SOON_S = 15.0  # if nothing can be written now, for example as the workers of a pool that started are not back
+MoveLinks = Callable[[Callable[[str, str, str], str | None]], None]
+"""Has links show other versions: told what returns, by user, file and version, the version that takes its place."""
 _OF_ONE_FILE = (DataLossError, ShardsUnavailable, QuotaExceeded)
 
 
@@ -40,6 +45,9 @@ class Encrypting:
         journal: stores outcomes.
         tranquility: while users are active, how long to rest after each file, in multiples of the time that it took.
         runtime: clocks.
+
+    Attributes:
+        move_links: has links show other versions; None: there are no links.
     """
 
     name = "encrypting"
@@ -53,6 +61,7 @@ class Encrypting:
         self._catalog = catalog
         self._journal = journal
         self._runtime = runtime
+        self.move_links: MoveLinks | None = None
         self.signals = Signals()
         self._tranquility = Tranquility(tranquility, store.is_busy, self.signals.closing, runtime.monotonic_s)
         self._running: tuple[int, int] | None = None  # files looked at, and files in total
@@ -98,13 +107,19 @@ class Encrypting:
             return
         try:
             encrypted, problem = self._encrypt_all()
+            listings = ListingsToRenew(self._store, self._catalog, self.signals.check_open)
+            listings.renew_all(_is_a_person)
         finally:
             self._running = None
         if problem:
             self._failed(problem)
             return
         result = f"encrypted {encrypted:,} files"
+        if listings.too_large:
+            result += f"; push the {listings.too_large:,} largest folders again, whose listings were not renewed"
         if wanted == _ONLY_NEW_VERSIONS:
+            if self.move_links is not None:
+                self.move_links(self._successor)
             dropped = drop_plain_versions(self._catalog, _is_a_person)
             result += (
                 f", and dropped {dropped:,} earlier versions that were not; `taskworker collect` frees their space"
@@ -150,6 +165,9 @@ class Encrypting:
         except (ConflictError, FileNotFound, VersionNotFound):
             return False  # a new head is encrypted
         return True
+
+    def _successor(self, user_id: str, file_id: str, version_id: str) -> str | None:
+        return successor_with_same_content(self._store, file_id, version_id, user_id)
 
     def _failed(self, problem: str, retry_s: float = _RETRY_S) -> None:
         self._next_s = self._runtime.monotonic_s() + retry_s
