@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.arguments import checked
-from storage.batching import batched
+from storage.batching import UpToError, batched
 from storage.engine.deleting import DeletingStore
 from storage.erasure import ErasureProfile
 from storage.errors import FileNotFound, InvalidArgument, StorageError
@@ -116,10 +116,11 @@ class ManyFiles(DeletingStore):
 
         Raises:
             InvalidArgument: an argument is malformed.
+            Exception: whatever the iterator of ``files`` raises, after the outcomes of those before.
         """
         self._parts.check_open()
         self._parts.volumes.check_present()
-        return self._reader().read(self._each_wanted(files, user_id, by_name, bytes_max))
+        return self._got(files, user_id, by_name, bytes_max)
 
     @checked
     def get_small(
@@ -151,6 +152,11 @@ class ManyFiles(DeletingStore):
     def _reader(self) -> ManyReader:
         parts = self._parts
         return ManyReader(parts.contents, parts.load_node, parts.activity, parts.readers, self._stream)
+
+    def _got(self, files: Iterable[str], user_id: str, by_name: bool, bytes_max: int | None) -> Iterator[GetOutcome]:
+        given = UpToError(files)
+        yield from self._reader().read(self._each_wanted(given, user_id, by_name, bytes_max))
+        given.raise_error()
 
     def _each_wanted(
         self, files: Iterable[str], user_id: str, by_name: bool, bytes_max: int | None
@@ -225,13 +231,16 @@ class ManyFiles(DeletingStore):
         Raises:
             InvalidArgument: an argument is malformed.
             CatalogBehind: see :attr:`FileStorage.behind`.
+            Exception: whatever the iterator of ``files`` raises, after the outcomes of those before.
         """
         self._parts.check_writable()
         return self._delete_many(files, user_id)
 
     def _delete_many(self, file_ids: Iterable[str], user_id: str) -> Iterator[DeleteOutcome]:
-        for batch in batched(enumerate(file_ids), _DELETED_TOGETHER):
+        given = UpToError(file_ids)
+        for batch in batched(enumerate(given), _DELETED_TOGETHER):
             yield from self._delete_batch(batch, user_id)
+        given.raise_error()
 
     def _delete_batch(self, batch: list[tuple[int, str]], user_id: str) -> Iterator[DeleteOutcome]:
         outcomes: list[DeleteOutcome] = []

@@ -91,14 +91,23 @@ class ManyReader:
     def read(self, files: Iterable[Wanted]) -> Iterator[GetOutcome]:
         """Yield the outcome of each file, in order. Small files are read in batches, ahead of the caller."""
         ahead: deque[tuple[list[Wanted], Future[bool]]] = deque()
+        gathered: list[Wanted] = []  # of a batch that is not complete
+
+        def each() -> Iterator[Wanted]:
+            for wanted in files:
+                gathered.append(wanted)
+                yield wanted
+
         try:
-            for batch in batched_by_size(files, _TOGETHER_MAX, _TOGETHER_BYTES, lambda wanted: wanted.small_bytes):
+            for batch in batched_by_size(each(), _TOGETHER_MAX, _TOGETHER_BYTES, lambda wanted: wanted.small_bytes):
+                gathered.clear()
                 ahead.append((batch, self._submit(batch)))
                 if len(ahead) > _AHEAD:
                     yield from self._outcomes(*ahead.popleft())
             while ahead:
                 yield from self._outcomes(*ahead.popleft())
         finally:
+            end_all(gathered)
             for batch, reading in ahead:
                 reading.exception()  # it still uses the shards
                 end_all(batch)

@@ -44,6 +44,19 @@ def source_size(source: Source) -> int:
     return 0
 
 
+def opened_path(path: str | os.PathLike[str], buffering: int = 0) -> BinaryIO:
+    """Open a file for reading; ``buffering`` is that of ``open``.
+
+    Raises:
+        InvalidArgument: no file can have this path.
+        OSError: it cannot be opened.
+    """
+    try:
+        return Path(path).open("rb", buffering=buffering)
+    except ValueError as error:  # it has a NUL character, or one that is no character at all
+        raise InvalidArgument(f"no file can have the path {str(path)[:80]!a}: {error}") from None
+
+
 def feed(source: Source, sink: Sink, *, in_order: bool) -> None:
     """Put all of ``source`` into ``sink``.
 
@@ -95,10 +108,10 @@ def beginning(source: Source, most: int) -> tuple[BytesLike, Source | None]:
             return b"", source
         return bytes(source), None  # a copy, unless it is bytes, as the caller may change the others
     if isinstance(source, str | os.PathLike):
-        with Path(source).open("rb", buffering=0) as stream:
+        with opened_path(source) as stream:
             if os.fstat(stream.fileno()).st_size > most:
                 return b"", source
-            data = _read_up_to(cast(BinaryIO, stream), most + 1)  # files in /proc report a size of 0
+            data = _read_up_to(stream, most + 1)  # files in /proc report a size of 0
             return (data, None) if len(data) <= most else (b"", source)
     if hasattr(source, "read"):
         data = _read_up_to(cast(BinaryIO, source), most + 1)
@@ -134,12 +147,12 @@ def iterated(source: Iterable[BytesLike]) -> Iterator[BytesLike]:
 
 
 def _feed_path(path: Path, sink: Sink, *, in_order: bool) -> None:
-    with path.open("rb", buffering=0) as stream:
+    with opened_path(path) as stream:
         status = os.fstat(stream.fileno())
         if stat.S_ISREG(status.st_mode) and status.st_size > _READ_BYTES and not in_order:
             sink.write_file(stream.fileno(), status.st_size)
         else:
-            _feed_readinto(cast(BinaryIO, stream), sink)
+            _feed_readinto(stream, sink)
 
 
 def _feed_readinto(stream: BinaryIO, sink: Sink) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import Version
-from storage.batching import batched
+from storage.batching import UpToError, batched
 from storage.errors import InvalidArgument, StorageError
 from storage.limits import check_filename
 from storage.options import PushOptions
@@ -77,26 +77,28 @@ def push_many(
         Exception: whatever ``files`` raises, after the outcomes of the files before.
     """
     sending = _Sending(channel, files, options, deadline, prepared, shown)
-    with channel.push_many(sending.messages(), deadline) as results:
-        try:
-            sending.start()
-            for message in results:
-                for result in message.results:
-                    yield from sending.outcomes(result)
-        finally:
-            sending.stop()
-    yield from sending.last_outcomes()
+    try:
+        with channel.push_many(sending.messages(), deadline) as results:
+            try:
+                sending.start()
+                for message in results:
+                    for result in message.results:
+                        yield sending.outcome(result)
+            finally:
+                sending.stop()
+    except StorageError:
+        sending.raise_error()  # because of which the server may have refused the rest
+        raise
+    sending.check_ended()
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A file without an outcome: one that was sent, unless ``error`` says why it could not even be read."""
+    """A file that was sent and has no outcome yet, or one that could not be read because of ``error``."""
 
     position: int
     filename: str
-    stored_name: str = ""
     error: Exception | None = None
-    is_sent: bool = True
 
 
 class _Sending:
@@ -163,16 +165,18 @@ class _Sending:
         try:
             check_filename(filename)
             with opened(content) as plain:
-                sent.stored_name, source = self._prepared(filename, plain)
+                stored_name, source = self._prepared(filename, plain)
                 if isinstance(source, SeekableSource) and source.size <= _WHOLE_BYTES_MAX:
-                    self._put_whole(sent, bytes(source.read(0, source.size)))
+                    self._put_whole(sent, stored_name, bytes(source.read(0, source.size)))
                 else:
-                    self._put_parts(sent, source)
+                    self._put_parts(sent, stored_name, source)
         except (StorageError, OSError) as error:
-            self._note_unreadable(sent, error)
+            sent.error = error
+            # The server refuses a file without a name, so that the outcomes come in order, and no more wait than may.
+            self._put_whole(sent, "", b"")
 
-    def _put_whole(self, sent: _Sent, data: bytes) -> None:
-        file = store_pb2.WholeFile(filename=sent.stored_name, data=data)
+    def _put_whole(self, sent: _Sent, stored_name: str, data: bytes) -> None:
+        file = store_pb2.WholeFile(filename=stored_name, data=data)
         with self._changed:
             while not self._stopped and (
                 self._queued_bytes + self._whole_bytes > _QUEUED_BYTES_MAX or len(self._unanswered) >= _UNANSWERED_MAX
@@ -186,9 +190,9 @@ class _Sending:
             if len(self._whole) == 1 or self._whole_bytes >= _LINGER_BYTES:
                 self._changed.notify_all()
 
-    def _put_parts(self, sent: _Sent, source: Source) -> None:
+    def _put_parts(self, sent: _Sent, stored_name: str, source: Source) -> None:
         """Queue the messages of a large file. If it cannot be read to its end, end it so that it is refused."""
-        options = replace(self._options, filename=sent.stored_name)
+        options = replace(self._options, filename=stored_name)
         begun = False
         try:
             for part in push_messages(self._channel, source, options, self._deadline):
@@ -212,11 +216,6 @@ class _Sending:
             if sent is not None:
                 self._unanswered.append(sent)
             self._changed.notify_all()
-
-    def _note_unreadable(self, sent: _Sent, error: Exception) -> None:
-        sent.error, sent.is_sent = error, False
-        with self._changed:
-            self._unanswered.append(sent)
 
     def _close_message(self) -> None:
         """Turn the files gathered so far into a message, if there are any. The caller holds the condition."""
@@ -255,19 +254,14 @@ class _Sending:
 
     # -- outcomes -----------------------------------------------------------------------------------
 
-    def outcomes(self, result: store_pb2.PushResult) -> Iterator[PushOutcome]:
-        """The outcome of the next file that was sent, after those of files before it that were not."""
-        yield from self._unreadable()
+    def outcome(self, result: store_pb2.PushResult) -> PushOutcome:
+        """The outcome of the next file."""
         with self._changed:
             sent = self._unanswered.popleft() if self._unanswered else None
             if len(self._unanswered) == _UNANSWERED_MAX - 1:
                 self._changed.notify_all()
         if sent is None:
             raise ServerFault("the server sent a result that nobody asked for; is it a TaskWorker server?")
-        yield self._outcome(sent, result)
-        yield from self._unreadable()
-
-    def _outcome(self, sent: _Sent, result: store_pb2.PushResult) -> PushOutcome:
         if result.HasField("version") and sent.error is None:
             version = version_from_proto(result.version, unchanged=result.unchanged)
             try:
@@ -277,24 +271,19 @@ class _Sending:
         error = sent.error or status.file_error_from(result.error, self._channel.address)
         return PushOutcome(sent.position, sent.filename, error=error)
 
-    def _unreadable(self) -> Iterator[PushOutcome]:
-        while True:
-            with self._changed:
-                if not self._unanswered or self._unanswered[0].is_sent:
-                    return
-                sent = self._unanswered.popleft()
-            yield PushOutcome(sent.position, sent.filename, error=sent.error)
+    def raise_error(self) -> None:
+        """Raise the error of the iterator of files, or of reading one of them, if there was one."""
+        if self._error is not None:
+            raise self._error
 
-    def last_outcomes(self) -> Iterator[PushOutcome]:
-        """The outcomes that are left after the last result.
+    def check_ended(self) -> None:
+        """Check that nothing is left after the last result.
 
         Raises:
             Exception: the files could not be iterated.
             ServerFault: the server did not send all results.
         """
-        yield from self._unreadable()
-        if self._error is not None:
-            raise self._error
+        self.raise_error()
         if self._unanswered:
             raise ServerFault(
                 f"the server ended the call without the results of {len(self._unanswered)} files; push them again"
@@ -329,11 +318,16 @@ class ManyWanted:
 def get_many(
     channel: Channel, files: Iterable[str], wanted: ManyWanted, deadline: Deadline, retries: int
 ) -> Iterator[GetOutcome]:
-    """Get files, and yield the outcome of each, in order. After an interruption, the rest is asked for again."""
-    position = 0
-    for batch in batched(files, _ASKED_TOGETHER):
+    """Get files, and yield the outcome of each, in order. After an interruption, the rest is asked for again.
+
+    Raises:
+        Exception: whatever ``files`` raises, after the outcomes of those before.
+    """
+    position, given = 0, UpToError(files)
+    for batch in batched(given, _ASKED_TOGETHER):
         yield from _get_batch(channel, batch, position, wanted, deadline, retries)
         position += len(batch)
+    given.raise_error()
 
 
 def _get_batch(
@@ -419,11 +413,16 @@ def _joined(
 
 
 def delete_many(channel: Channel, files: Iterable[str], user_id: str, deadline: Deadline) -> Iterator[DeleteOutcome]:
-    """Delete files, and yield the outcome of each, in order."""
-    position = 0
-    for batch in batched(files, _ASKED_TOGETHER):
+    """Delete files, and yield the outcome of each, in order.
+
+    Raises:
+        Exception: whatever ``files`` raises, after the outcomes of those before.
+    """
+    position, given = 0, UpToError(files)
+    for batch in batched(given, _ASKED_TOGETHER):
         yield from _delete_batch(channel, batch, position, user_id, deadline)
         position += len(batch)
+    given.raise_error()
 
 
 def _delete_batch(

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOBase
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from storage.errors import InvalidArgument
 from storage.limits import BytesLike
-from storage.write.sources import NON_BLOCKING, iterated
+from storage.write.sources import NON_BLOCKING, iterated, opened_path
 from taskworker.rpc.limits import KIB, PUSH_DATA_BYTES
 
 Pushable = BytesLike | str | os.PathLike[str] | BinaryIO | Iterable[BytesLike]
@@ -103,11 +102,11 @@ def opened(content: Pushable) -> Iterator[Source]:
     """Open ``content`` as a source; a file that was opened here is closed at the end.
 
     Raises:
-        InvalidArgument: it cannot be read as bytes.
+        InvalidArgument: it cannot be read as bytes, or no file can have the path.
         OSError: a path cannot be opened.
     """
     if isinstance(content, str | os.PathLike):
-        with Path(content).open("rb") as file:
+        with opened_path(content, -1) as file:
             yield _of_path(file)
     elif isinstance(content, bytes | bytearray | memoryview):
         yield SeekableSource(content)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from storage import ErasureProfile, FileNotFound, FileStorage, InvalidArgument, StorageError, Version
 from taskworker import AsyncClient, Client
+from taskworker.client import many
 from taskworker.errors import DeadlineExceeded, ServerBusy, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.protos.store_pb2_grpc import StoreServiceStub
@@ -113,6 +114,8 @@ def test_an_error_of_one_file_is_its_outcome(client: Client, tmp_path: Path) -> 
         ("a/../b", b"dots"),
         ("lone \ud800", b"surrogate"),
         tmp_path / "missing",
+        tmp_path / "nul\0" / "name",
+        tmp_path / "lone \ud800" / "name",
         ("text", 5),
         ("broken", broken()),
         ("same", b"1"),
@@ -124,10 +127,10 @@ def test_an_error_of_one_file_is_its_outcome(client: Client, tmp_path: Path) -> 
     assert [outcome.position for outcome in outcomes] == list(range(len(files)))
     kinds = [type(outcome.error) for outcome in outcomes]
     assert kinds[1:4] == [InvalidArgument] * 3
-    assert kinds[4:7] == [FileNotFoundError, InvalidArgument, OSError]
-    assert kinds[0] is kinds[7] is kinds[8] is kinds[9] is type(None)
-    assert kinds[10] is IsADirectoryError
-    same = [outcome.result() for outcome in outcomes[7:10]]
+    assert kinds[4:9] == [FileNotFoundError, InvalidArgument, InvalidArgument, InvalidArgument, OSError]
+    assert kinds[0] is kinds[9] is kinds[10] is kinds[11] is type(None)
+    assert kinds[12] is IsADirectoryError
+    same = [outcome.result() for outcome in outcomes[9:12]]
     assert client.history(same[0].file_id, user_id=USER) == same[::-1]
     assert [each.filename for each in client.list_files(user_id=USER)] == ["first", "same"]
 
@@ -190,6 +193,77 @@ def test_errors_of_the_call_are_raised(client: Client, address: str) -> None:
     assert not list(client.delete_many([], user_id=USER))
     with Client(address, timeout_s=0.3) as hurried, pytest.raises(DeadlineExceeded):
         list(hurried.push_many(_endless(), user_id=USER))
+
+
+def test_the_error_of_a_file_that_is_being_sent_is_the_callers(client: Client) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"x" * (2 * MIB)
+        raise KeyError("of the caller")
+
+    outcomes = client.push_many([("first", b"1"), ("broken", broken())], user_id=USER)
+    assert next(outcomes).result().filename == "first"
+    with pytest.raises(KeyError, match="of the caller"):
+        next(outcomes)
+    assert [each.filename for each in client.list_files(user_id=USER)] == ["first"]
+
+
+def test_what_was_asked_for_before_an_error_of_the_iterator_comes_before_it(client: Client) -> None:
+    ids = [version.file_id for version in pushed(client, [("a", b"1"), ("b", b"2"), ("c", b"3")])]
+
+    def asked() -> Iterator[str]:
+        yield from ids[:2]
+        raise KeyError("of the caller")
+
+    reading, deleting = client.get_many(asked(), user_id=USER), client.delete_many(asked(), user_id=USER)
+    assert [next(reading).result(), next(reading).result()] == [b"1", b"2"]
+    with pytest.raises(KeyError, match="of the caller"):
+        next(reading)
+    assert [next(deleting).error, next(deleting).error] == [None, None]
+    with pytest.raises(KeyError, match="of the caller"):
+        next(deleting)
+    assert [each.filename for each in client.list_files(user_id=USER)] == ["c"]
+
+
+class Given:
+    """Files to push, of which it is counted how many were asked for."""
+
+    def __init__(self, files: Iterable[Any]) -> None:
+        self.count = 0
+        self._files = files
+
+    def __iter__(self) -> Iterator[Any]:
+        for file in self._files:
+            self.count += 1
+            yield file
+
+
+def test_files_that_cannot_be_read_wait_for_their_outcomes_to_be_taken(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "_UNANSWERED_MAX", 64)
+    given = Given(tmp_path / f"missing {number}" for number in range(1000))
+    outcomes = client.push_many(given, user_id=USER)
+    assert isinstance(next(outcomes).error, FileNotFoundError)
+    assert given.count < 200
+    positions = [each.position for each in outcomes if isinstance(each.error, FileNotFoundError)]
+    assert positions == list(range(1, 1000))
+
+
+def test_a_caller_that_pauses_is_given_all_outcomes_also_of_files_that_cannot_be_read(
+    address: str, store: FileStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "_UNANSWERED_MAX", 64)
+    missing = tmp_path / "missing"
+    files: list[Any] = [("first", b""), ("second", b""), missing, *((f"f{number}", b"") for number in range(62))]
+    files += [missing, ("last", b"")]
+    with Client(address, timeout_s=60) as client:
+        outcomes = client.push_many(iter(files), user_id=USER)
+        next(outcomes).result()
+        deadline = time.monotonic() + 60
+        while store.counts().files < 64:  # nothing is on its way any more
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert [each.position for each in outcomes] == list(range(1, len(files)))
 
 
 def _endless() -> Iterator[tuple[str, bytes]]:

@@ -91,6 +91,8 @@ def test_errors_of_single_files_do_not_end_the_call(store: FileStorage, tmp_path
         tmp_path / "missing",
         tmp_path,
         ("text", "no such path"),
+        tmp_path / "nul\0" / "name",
+        tmp_path / "lone \ud800" / "name",
         ("number", 5),
         ("text file", io.StringIO("text")),
         ("broken", broken()),
@@ -102,7 +104,7 @@ def test_errors_of_single_files_do_not_end_the_call(store: FileStorage, tmp_path
     kinds = [type(outcome.error) for outcome in outcomes[1:-1]]
     assert kinds[:4] == [InvalidArgument] * 4
     assert kinds[4:7] == [FileNotFoundError, IsADirectoryError, FileNotFoundError]
-    assert kinds[7:] == [InvalidArgument, InvalidArgument, OSError]
+    assert kinds[7:] == [*[InvalidArgument] * 4, OSError]
     with pytest.raises(InvalidArgument):
         outcomes[1].result()
     assert [version.filename for version in store.list_files(user_id=USER)] == ["first", "last"]
@@ -210,6 +212,38 @@ def test_files_of_a_read_that_was_left_can_be_collected(store: FileStorage) -> N
     assert not [outcome for outcome in store.delete_many(ids, user_id=USER) if outcome.error]
     assert store.collect(grace_s=0).objects_removed == 2 * len(ids)  # a chunk and a version of each
     assert [type(outcome.error) for outcome in store.get_many(ids, user_id=USER)] == [FileNotFound] * len(ids)
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_files_of_a_read_whose_iterator_fails_come_before_its_error_and_can_be_collected(
+    store: FileStorage, count: int
+) -> None:
+    ids = [version.file_id for version in pushed(store, [(f"f{number}", b"%d" % number) for number in range(250)])]
+
+    def asked() -> Iterator[str]:
+        yield from ids[:count]
+        raise KeyError("of the caller")
+
+    reading = store.get_many(asked(), user_id=USER)
+    assert [next(reading).result() for _ in range(count)] == [b"%d" % number for number in range(count)]
+    with pytest.raises(KeyError, match="of the caller"):
+        next(reading)
+    assert not [outcome for outcome in store.delete_many(ids, user_id=USER) if outcome.error]
+    assert store.collect(grace_s=0).objects_removed == 2 * len(ids)  # a chunk and a version of each
+
+
+def test_files_before_the_error_of_an_iterator_are_deleted(store: FileStorage) -> None:
+    ids = [version.file_id for version in pushed(store, [("a", b"1"), ("b", b"2")])]
+
+    def asked() -> Iterator[str]:
+        yield ids[0]
+        raise KeyError("of the caller")
+
+    deleting = store.delete_many(asked(), user_id=USER)
+    assert next(deleting).error is None
+    with pytest.raises(KeyError, match="of the caller"):
+        next(deleting)
+    assert [each.filename for each in store.list_files(user_id=USER)] == ["b"]
 
 
 def test_a_store_that_is_closed_meanwhile(root: Path) -> None:
