@@ -30,7 +30,9 @@ from taskworker.rpc import status
 from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, Place, ServerLimits
 from taskworker.rpc.authorization import Audit, AuditOfMethod, Check, Guard, MethodGuard, user_of
 from taskworker.rpc.conversion import parsed
+from taskworker.rpc.early_messages import EarlyMessages, FirstMessage
 from taskworker.rpc.limits import MIB, PART_BYTES_MAX
+from taskworker.rpc.quick_threads import QuickThreads
 from taskworker.rpc.refusals import DELAYED, Refusals
 from taskworker.rpc.waits import WAITS
 from taskworker.tracing.spans import SPANS, Served, Tracer
@@ -98,7 +100,7 @@ def generic_handler(
     codecs: Mapping[str, Codec] | None = None,
     hide: Sequence[str] = (),
     gate: Gate | None = None,
-    quick: Mapping[str, ThreadPoolExecutor] | None = None,
+    quick: Mapping[str, QuickThreads] | None = None,
     guard: Guard | None = None,
     limits: ServerLimits = DEFAULT_LIMITS,
     audit: Audit | None = None,
@@ -192,7 +194,7 @@ class _Method:
         codec: Codec,
         hide: Sequence[str],
         gate: Gate | None,
-        threads: ThreadPoolExecutor | None,
+        threads: QuickThreads | None,
         guard: MethodGuard | None,
         limits: ServerLimits,
         audit: AuditOfMethod | None,
@@ -206,12 +208,15 @@ class _Method:
         self._hide = hide
         self._gate = gate
         self._threads = threads
+        self._early = None if threads is None else EarlyMessages(threads)
         self._guard = guard
         self._patience = limits.patience
         self._observer = OBSERVERS.of_rpc(method.containing_service.name, method.name)
         self._read = _reader(method, codec, limits.message_bytes, self._observer)
         self._write = _writer(codec, self._observer)
-        self._usual = self._handler_of(self._answer_many if self._streams else self._answer_once, threads)
+        # Only for known users, messages take memory before it is found out who calls.
+        usual = self._early if guard is None else threads
+        self._usual = self._handler_of(self._answer_many if self._streams else self._answer_once, usual)
 
     def handler(self, metadata: object) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a call that begins."""
@@ -224,7 +229,8 @@ class _Method:
         except StorageError as error:
             return self._handler_of(partial(self._refuse, error), sharing.refusals.threads(user))
         # In the few threads for quick calls, none may wait.
-        threads = None if sharing.refusals.are_delayed(user) else self._threads
+        quick = self._early if user else self._threads
+        threads = None if sharing.refusals.are_delayed(user) else quick
         taken = _Taken(place, sharing.refusals, user, may_wait=threads is None)
         return self._handler_of(
             partial(self._answer_many_in if self._streams else self._answer_once_in, taken), threads
@@ -332,8 +338,10 @@ class _Method:
         if self._guard is not None:
             call.caller = self._guard.identified(call.context)
             check = self._guard.admit(call.caller)
-        call.whose = user_of(call.caller) or call.whose or call.context.peer()
-        readable = map(_readable, WAITS.messages(messages, call.context, call.whose, self._patience))
+        if not isinstance(messages, FirstMessage) or not messages.has_come:
+            call.whose = user_of(call.caller) or call.whose or call.context.peer()
+            messages = WAITS.messages(messages, call.context, call.whose, self._patience)
+        readable = map(_readable, messages)
         if self._streamed:
             return readable if check is None else map(check, readable)
         for message in readable:

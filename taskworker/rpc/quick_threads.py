@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -24,6 +24,17 @@ log = logging.getLogger("taskworker.services")
 _FEW = 4
 _TICK_S = 0.002
 _IDLE_S = 0.05  # a helper that found nothing to do for so long ends
+
+
+class Work(Protocol):
+    """Something to do in one of the threads. It raises nothing."""
+
+    @property
+    def future(self) -> Future[Any]:
+        """Ends with it."""
+
+    def run(self) -> None:
+        """Do it."""
 
 
 class QuickThreads(ThreadPoolExecutor):
@@ -48,10 +59,29 @@ class QuickThreads(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, ResultT], /, *args: P.args, **kwargs: P.kwargs) -> Future[ResultT]:
         """See ``Executor.submit``."""
         future = super().submit(fn, *args, **kwargs)
+        self._note()
+        return future
+
+    def put(self, work: Work) -> None:
+        """Have work done, as by :meth:`submit`, which makes more of it.
+
+        Raises:
+            RuntimeError: the threads have ended.
+        """
+        with self._shutdown_lock:
+            if self._shutdown:
+                raise RuntimeError("cannot make calls after the end of the threads for them")
+            self._work_queue.put(work)  # type: ignore[arg-type]  # an item of the base class's does no more
+            try:
+                self._adjust_thread_count()
+            except RuntimeError as error:  # the threads that there are do it, or a helper
+                log.warning("a call waits, and no thread can be started for it now: %s", error)
+        self._note()
+
+    def _note(self) -> None:
         self._submitted += 1  # by gRPC's one thread; if another one interfered, the watcher would look once more
         if self._work_queue.qsize() and not self._crowded.is_set():
             self._watch()
-        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See ``Executor.shutdown``."""

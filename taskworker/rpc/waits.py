@@ -22,6 +22,7 @@ from taskworker.errors import CallOverdue
 log = logging.getLogger("taskworker.services")
 
 _LOOK_S = 0.5
+_MOMENT_S = 0.1
 _UNTOUCHED_S = 1.0  # so briefly, anybody may wait: many calls that begin at once have many messages under way
 
 
@@ -71,6 +72,7 @@ class Waits:
     def __init__(self, clock_s: Callable[[], float] = monotonic_s) -> None:
         self._clock_s = clock_s
         self._waiting: dict[int, tuple[_Wait, Patience]] = {}
+        self._deferred: dict[int, tuple[float, Callable[[], None]]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._watcher: threading.Thread | None = None
@@ -97,15 +99,41 @@ class Waits:
         """Watch a call until :meth:`end`; return its number."""
         number = next(self._numbers)
         self._waiting[number] = wait, patience
-        if not self._some.is_set():
-            self._some.set()
-            if self._watcher is None or not self._watcher.is_alive():  # also in a fork
-                self._start()
+        self._wake()
         return number
 
     def end(self, number: int) -> None:
         """The call does not wait any more."""
         self._waiting.pop(number, None)
+
+    def defer(self, go_on: Callable[[], None]) -> int:
+        """Have a call that waits without a thread go on if it does so for more than a moment.
+
+        Args:
+            go_on: called once, unless :meth:`comes` is called before.
+
+        Returns:
+            The number of the call, for that.
+        """
+        number = next(self._numbers)
+        self._deferred[number] = self._clock_s(), go_on
+        self._wake()
+        return number
+
+    def comes(self, number: int) -> bool:
+        """What a call waited for has come; return whether the call did not go on before."""
+        return self._deferred.pop(number, None) is not None
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether any call waits."""
+        return bool(self._waiting or self._deferred)
+
+    def _wake(self) -> None:
+        if not self._some.is_set():
+            self._some.set()
+            if self._watcher is None or not self._watcher.is_alive():  # also in a fork
+                self._start()
 
     def now_s(self) -> float:
         """The time."""
@@ -114,6 +142,9 @@ class Waits:
     def look(self) -> None:
         """End the calls that waited for too long."""
         now_s = self._clock_s()
+        for number, (began_s, go_on) in list(self._deferred.items()):
+            if now_s - began_s >= _MOMENT_S and self._deferred.pop(number, None) is not None:
+                go_on()
         of_caller: dict[str, list[tuple[_Wait, Patience]]] = defaultdict(list)
         for wait, patience in list(self._waiting.values()):
             waited_s = now_s - wait.began_s
@@ -142,7 +173,7 @@ class Waits:
             except Exception:
                 log.exception("looking for calls that wait failed; trying again")
             self._some.clear()
-            if self._waiting:
+            if self.is_waited_for:
                 self._some.set()
 
 

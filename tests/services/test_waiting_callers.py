@@ -118,11 +118,12 @@ def test_idle_streams_of_one_user_leave_half_of_the_places_to_others(guarded: An
             one.cancel()
 
 
-def test_calls_of_one_user_leave_half_of_the_threads_to_others(guarded: Any, silent: Any) -> None:
+@pytest.mark.parametrize("path", ["/taskworker.FileService/Get", "/taskworker.store.StoreService/Stat"])
+def test_calls_of_one_user_leave_half_of_the_threads_to_others(guarded: Any, silent: Any, path: str) -> None:
     site: Guarded = guarded(ServerLimits(calls=4, reserved=0, unfinished=100))
     mallory = site.shown("mallory")
     with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
-        call: Any = channel.stream_unary("/taskworker.FileService/Get")
+        call: Any = channel.stream_unary(path)
         held = [call.future(iter(silent()), metadata=mallory) for _ in range(40)]
         texts = [failure(one)[1] for one in first_ended(held, 38)]
         assert len(texts) == 38
@@ -133,12 +134,13 @@ def test_calls_of_one_user_leave_half_of_the_threads_to_others(guarded: Any, sil
             one.cancel()
 
 
-def test_callers_without_a_token_hold_nothing(guarded: Any, silent: Any) -> None:
+@pytest.mark.parametrize("path", ["/taskworker.FileService/Get", "/taskworker.store.StoreService/Stat"])
+def test_callers_without_a_token_hold_nothing(guarded: Any, silent: Any, path: str) -> None:
     site: Guarded = guarded(ServerLimits(calls=4, reserved=0))
     stranger: Shown = (("authorization", f"Bearer {new_token()}"),)
     for metadata in ((), stranger):
         with grpc.insecure_channel(site.address) as channel, site.client(ANN) as ann:
-            call: Any = channel.stream_unary("/taskworker.FileService/Get")
+            call: Any = channel.stream_unary(path)
             held = [call.future(iter(silent()), metadata=metadata) for _ in range(40)]
             assert {failure(one)[0] for one in held} <= {grpc.StatusCode.UNAUTHENTICATED, EXHAUSTED}
             ann.push(b"x", filename="b", user_id=ANN)
