@@ -4,14 +4,17 @@ The k likeliest shards are requested at the same time. If one has not arrived in
 calls of similar size have ended, another shard is requested as well (Dean and Barroso, "The Tail at Scale", 2013). The
 slow store is then asked last for a while, and at least until it has answered. Payloads arrive in their places in the
 target; what is still under way once enough have arrived is cancelled.
+
+If this machine or its link is busy, all stores seem to be late, and further requests would make it worse. So a store is
+only late in comparison with others: no further shards of a stripe are requested before so many have arrived that these
+could take the place of all that are missing, nor before a call takes twice as long as the slowest one of the same read
+that has ended.
 """
 
 from __future__ import annotations
 
-import bisect
 import queue
-import threading
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,13 +24,9 @@ from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey, data_shards, shard_count
 from storage.limits import MIB
 from storage.runtime import Mailbox, Runtime
+from storage.stripes.patience import Owed, Patience, Slowness
 
-_SAMPLES = 256
-_HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
-_HEDGE_S_MAX = 1.0  # unless most calls take longer than a quarter of it, over links that are slow as a whole
-_TIMES_MEDIAN_MAX = 4
-_HEDGE_S_FIRST = 0.05  # until there are enough samples
-_SHUNNED_S = 2.0
+_TIMES_OTHERS = 2.0
 _CALL_BYTES = 4 * MIB
 _CALL_SHARDS_MAX = 1024
 
@@ -70,6 +69,7 @@ class _Reading:
     places: dict[int, memoryview] = field(default_factory=dict)
     payloads: dict[int, memoryview] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)
+    replaced: set[int] = field(default_factory=set)
 
     @property
     def complete(self) -> bool:
@@ -80,6 +80,22 @@ class _Reading:
     def quiet(self) -> bool:
         """Whether no shards are under way, so that nothing will be written to the target."""
         return len(self.asked) == len(self.payloads) + len(self.failed)
+
+    def can_replace(self, slot: int) -> bool:
+        """Whether another shard may be requested in place of one.
+
+        Those that may be requested, or were in addition, must be enough for all that are missing. If not, some of those
+        that are missing have to arrive before that is of use.
+        """
+        missing = self.k - len(self.payloads)
+        in_addition = len(self.asked) - len(self.payloads) - len(self.failed) - missing
+        enough = missing <= len(self.spare) + in_addition
+        return bool(self.spare) and enough and not self.complete and slot not in self.replaced
+
+    def replacement(self, slot: int) -> int:
+        """Choose the shard to request in place of one that may still arrive; return its slot."""
+        self.replaced.add(slot)
+        return self.spare.popleft()
 
     def place(self, slot: int) -> memoryview:
         """Return the memory for a shard: where it belongs in the target, if it is data and lies within."""
@@ -107,85 +123,31 @@ def _nothing() -> None:
 class _Call:
     """Shards requested from one store in one call."""
 
-    store: int
+    owed: Owed
     shards: list[tuple[_Reading, int]]
     asked_s: float
     cancel: Callable[[], None] = _nothing
-    hedged: bool = False
-    ended: bool = False
 
     @property
     def size(self) -> int:
         """Number of requested bytes."""
         return sum(reading.length for reading, _ in self.shards)
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether other shards may be requested in place of some of these."""
+        return any(reading.can_replace(slot) for reading, slot in self.shards)
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """The calls of one read that have not ended, and the seconds that the slowest of the others took."""
+
+    calls: list[_Call]
+    slowest_s: float = 0.0
+
 
 _Arrivals = Mailbox[tuple[_Call, Outcome]]
-
-
-class _Slowness:
-    """Which stores to ask last because they are slow. Thread-safe."""
-
-    def __init__(self, clock_s: Callable[[], float]) -> None:
-        self._clock_s = clock_s
-        self._lock = threading.Lock()
-        self._lately: dict[int, float] = {}  # store → until when it counts as slow
-        self._owing: Counter[int] = Counter()  # overdue calls that have not ended, by store
-
-    def note_overdue(self, call: _Call) -> None:
-        """Note that a call takes longer than most."""
-        with self._lock:
-            call.hedged = True
-            self._lately[call.store] = self._clock_s() + _SHUNNED_S
-            if not call.ended:
-                self._owing[call.store] += 1
-
-    def note_ended(self, call: _Call) -> None:
-        """Note that a call has ended, successfully or not."""
-        with self._lock:
-            call.ended = True
-            if call.hedged:
-                self._owing[call.store] -= 1
-
-    def ranks(self) -> dict[int, int]:
-        """Return which stores to ask last: 1 for slow ones, 2 for those with overdue calls."""
-        with self._lock:
-            now = self._clock_s()
-            self._lately = {store: until for store, until in self._lately.items() if until > now}
-            self._owing = +self._owing
-            return dict.fromkeys(self._lately, 1) | dict.fromkeys(self._owing, 2)
-
-
-class _Patience:
-    """How long calls usually take, by their size. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
-        self._sorted: defaultdict[int, list[float]] = defaultdict(list)
-
-    def note(self, size: int, taken_s: float) -> None:
-        """Note the duration of a call for ``size`` bytes."""
-        with self._lock:
-            recent, ordered = self._recent[_magnitude(size)], self._sorted[_magnitude(size)]
-            if len(recent) == _SAMPLES:
-                del ordered[bisect.bisect_left(ordered, recent[0])]
-            recent.append(taken_s)
-            bisect.insort(ordered, taken_s)
-
-    def of(self, size: int) -> float:
-        """Return the seconds after which a call for ``size`` bytes is overdue."""
-        with self._lock:
-            ordered = self._sorted[_magnitude(size)]
-            if len(ordered) < _SAMPLES // 8:
-                return _HEDGE_S_FIRST
-            p95, median = ordered[len(ordered) * 95 // 100], ordered[len(ordered) // 2]
-        return min(max(1.5 * p95, _HEDGE_S_MIN), max(_HEDGE_S_MAX, _TIMES_MEDIAN_MAX * median))
-
-
-def _magnitude(size: int) -> int:
-    """Return a class for sizes, each within a factor of four."""
-    return size.bit_length() // 2
 
 
 class HedgedReader:
@@ -200,8 +162,8 @@ class HedgedReader:
         self._begin_fetch = begin
         self._runtime = runtime
         self._clock_s = runtime.monotonic_s
-        self._patience = _Patience()
-        self._slowness = _Slowness(runtime.monotonic_s)
+        self._patience = Patience()
+        self._slowness = Slowness(runtime.monotonic_s)
 
     def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
         """Like :meth:`read_all`, for one stripe."""
@@ -229,14 +191,15 @@ class HedgedReader:
         readings = [_begun(read, ranks) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = self._runtime.mailbox()
-        under_way = self._ask([(reading, slot) for reading in readings for slot in _first(reading)], arrivals)
+        first = [(reading, slot) for reading in readings for slot in _first(reading)]
+        under_way = _UnderWay(self._ask(first, arrivals))
         try:
             yield from self._ended(readings, positions)
-            while under_way and not all(reading.complete for reading in readings):
+            while under_way.calls and not all(reading.complete for reading in readings):
                 ready = self._await_one(under_way, arrivals)
                 yield from self._ended(ready, positions)
         finally:
-            self._give_up(under_way)
+            self._give_up(under_way.calls)
         for reading in readings:
             at = positions.pop(id(reading), None)
             if at is not None:
@@ -248,9 +211,9 @@ class HedgedReader:
             if reading.complete and reading.quiet and (at := positions.pop(id(reading), None)) is not None:
                 yield at, _outcome(reading)
 
-    def _give_up(self, under_way: list[_Call]) -> None:
+    def _give_up(self, calls: list[_Call]) -> None:
         """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
-        for call in under_way:
+        for call in calls:
             call.cancel()
 
     def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
@@ -262,20 +225,22 @@ class HedgedReader:
             assert store is not None, "slots without a store are not among the spare ones"
             by_store.setdefault(store, []).append((reading, slot))
         calls = [
-            _Call(store, shards, self._clock_s()) for store, all_of in by_store.items() for shards in _calls_of(all_of)
+            _Call(Owed(store), shards, self._clock_s())
+            for store, all_of in by_store.items()
+            for shards in _calls_of(all_of)
         ]
         for call in calls:
             wanted = [reading.wanted(slot) for reading, slot in call.shards]
             into = [reading.place(slot) for reading, slot in call.shards]
-            call.cancel = self._begin_fetch(call.store, wanted, into, partial(self._end, call, arrivals))
+            call.cancel = self._begin_fetch(call.owed.store, wanted, into, partial(self._end, call, arrivals))
         return calls
 
     def _end(self, call: _Call, arrivals: _Arrivals, outcome: Outcome) -> None:
         """Pass an outcome on to the reader. May be called by any thread."""
-        self._slowness.note_ended(call)
+        self._slowness.note_ended(call.owed)
         arrivals.put((call, outcome))
 
-    def _await_one(self, under_way: list[_Call], arrivals: _Arrivals) -> list[_Reading]:
+    def _await_one(self, under_way: _UnderWay, arrivals: _Arrivals) -> list[_Reading]:
         """Handle the next answer; request other shards in place of those that failed or take too long.
 
         Returns:
@@ -284,9 +249,9 @@ class HedgedReader:
         try:
             call, outcome = arrivals.get(timeout=self._patience_s(under_way))
         except queue.Empty:
-            under_way += self._ask(self._overdue(under_way), arrivals)
+            under_way.calls += self._ask(self._instead_of_overdue(under_way), arrivals)
             return []
-        under_way.remove(call)
+        under_way.calls.remove(call)
         if callable(outcome):
             outcome()
             outcome = [False] * len(call.shards)
@@ -299,28 +264,32 @@ class HedgedReader:
             if not reading.complete and reading.spare:
                 again.append((reading, reading.spare.popleft()))
         if any(outcome):
-            self._patience.note(call.size, self._clock_s() - call.asked_s)
-        under_way += self._ask(again, arrivals)
+            taken_s = self._clock_s() - call.asked_s
+            self._patience.note(call.size, taken_s)
+            under_way.slowest_s = max(under_way.slowest_s, taken_s)
+        under_way.calls += self._ask(again, arrivals)
         return [reading for reading, _ in call.shards]
 
-    def _patience_s(self, under_way: list[_Call]) -> float | None:
-        """Return how long to wait before requesting other shards; None if there are no others."""
-        waiting = [
-            call.asked_s + self._patience.of(call.size) for call in under_way if not call.hedged and _replaceable(call)
-        ]
+    def _overdue_s(self, call: _Call, under_way: _UnderWay) -> float:
+        """Return when a call is overdue."""
+        return call.asked_s + max(self._patience.of(call.size), _TIMES_OTHERS * under_way.slowest_s)
+
+    def _patience_s(self, under_way: _UnderWay) -> float | None:
+        """Return how long to wait before requesting other shards; None if that would be of no use."""
+        waiting = [self._overdue_s(call, under_way) for call in under_way.calls if call.replaceable]
         return max(0.0, min(waiting) - self._clock_s()) if waiting else None
 
-    def _overdue(self, under_way: list[_Call]) -> list[tuple[_Reading, int]]:
+    def _instead_of_overdue(self, under_way: _UnderWay) -> list[tuple[_Reading, int]]:
         """Return the shards to request in place of overdue ones."""
-        now = self._clock_s()
+        now_s = self._clock_s()
         instead: list[tuple[_Reading, int]] = []
-        for call in under_way:
-            if call.hedged or now - call.asked_s < self._patience.of(call.size):
+        for call in under_way.calls:
+            if now_s < self._overdue_s(call, under_way):
                 continue
-            self._slowness.note_overdue(call)
-            for reading, _ in call.shards:
-                if not reading.complete and reading.spare:
-                    instead.append((reading, reading.spare.popleft()))
+            for reading, slot in call.shards:
+                if reading.can_replace(slot):
+                    instead.append((reading, reading.replacement(slot)))
+                    self._slowness.note_overdue(call.owed)
         return instead
 
 
@@ -348,10 +317,6 @@ def _calls_of(shards: list[tuple[_Reading, int]]) -> Iterator[list[tuple[_Readin
 def _first(reading: _Reading) -> list[int]:
     """Remove and return the k likeliest stripe slots."""
     return [reading.spare.popleft() for _ in range(min(reading.k, len(reading.spare)))]
-
-
-def _replaceable(call: _Call) -> bool:
-    return any(reading.spare and not reading.complete for reading, _ in call.shards)
 
 
 def _outcome(reading: _Reading) -> list[int] | None:

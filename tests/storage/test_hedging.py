@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.keys import Kind, ShardKey, StripeKey, stripe_key
 from storage.runtime import Runtime
-from storage.stripes import hedging
+from storage.stripes import patience
 from storage.stripes.hedging import HedgedReader, Outcome, StripeRead
 from tests.storage.helpers import content
 
@@ -130,7 +130,7 @@ def test_a_store_that_hangs_keeps_no_other_from_being_asked(exits: ExitStack) ->
     data, workers, reader = set_up(exits)
     workers.hang(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_SHUNNED_S", 0.0)  # as if all stores had been slow lately
+        patch.setattr(patience, "_SHUNNED_S", 0.0)  # as if all stores had been slow lately
         for _ in range(100):
             target, missing = workers.read(reader, len(data))
             assert (bytes(target), missing) == (data, [])
@@ -140,9 +140,9 @@ def test_a_store_that_owes_an_answer_is_asked_last(exits: ExitStack) -> None:
     data, workers, reader = set_up(exits)
     workers.hang(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_SHUNNED_S", 0.0)
+        patch.setattr(patience, "_SHUNNED_S", 0.0)
         workers.read(reader, len(data))
-        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)
+        patch.setattr(patience, "_HEDGE_S_FIRST", 600.0)
         workers.asked.clear()
         workers.read(reader, len(data))
         assert 2 not in workers.asked
@@ -165,7 +165,7 @@ def test_what_small_reads_take_says_nothing_of_large_ones(exits: ExitStack) -> N
 
     both = HedgedReader(begin, Runtime())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)
+        patch.setattr(patience, "_HEDGE_S_FIRST", 600.0)
         for _ in range(100):
             few.read(both, len(small))
         many.hang(*range(6))
@@ -197,7 +197,7 @@ def test_any_k_shards_make_the_object_and_fewer_make_none(k: int, extra: int, si
     gone = data.draw(st.sets(st.integers(0, n - 1)))
     broken = data.draw(st.sets(st.integers(0, n - 1)))
     with ExitStack() as exits, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)  # so that a slow machine does not ask for more than necessary
+        patch.setattr(patience, "_HEDGE_S_FIRST", 600.0)  # so that a slow machine does not ask for more than necessary
         whole, workers, reader = set_up(exits, size, k, n)
         workers.missing, workers.failing = gone, broken
         target, missing = workers.read(reader, size)
@@ -277,14 +277,14 @@ def test_an_object_is_not_written_to_after_it_was_handed_out(exits: ExitStack) -
 
 
 def test_a_worker_that_was_slow_is_asked_last_for_a_while(exits: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hedging, "_SHUNNED_S", 600.0)
+    monkeypatch.setattr(patience, "_SHUNNED_S", 600.0)
     data, workers, reader = set_up(exits)
     workers.hang(1)
     workers.read(reader, len(data))
     workers.let_go()
     workers.hanging = {}
     now = workers.asked.copy()
-    monkeypatch.setattr(hedging, "_HEDGE_S_FIRST", 600.0)
+    monkeypatch.setattr(patience, "_HEDGE_S_FIRST", 600.0)
     for _ in range(3):
         target, missing = workers.read(reader, len(data))
         assert (bytes(target), missing) == (data, [])
@@ -294,7 +294,7 @@ def test_a_worker_that_was_slow_is_asked_last_for_a_while(exits: ExitStack, monk
 def test_slow_workers_are_asked_as_usual_when_their_time_is_up(
     exits: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hedging, "_SHUNNED_S", 0.0)
+    monkeypatch.setattr(patience, "_SHUNNED_S", 0.0)
     data, workers, reader = set_up(exits)
     workers.hang(1)
     workers.read(reader, len(data))
