@@ -70,6 +70,7 @@ class S3App:
         patience_s: after how many seconds, and how often, those who wait for the outcome of a long operation are sent
             a space: their programs give up on a connection that is silent.
         piece_s: how long a piece of a body, or of a reply, may take, in seconds.
+        needs_md5: whether entity tags of large contents must be MD5 sums, as with Amazon, and not random.
         metrics: where requests are counted; None: nowhere.
         lifecycles: applies lifecycle rules until the application is closed; None: nothing does.
         now_ms: milliseconds since 1970.
@@ -84,6 +85,7 @@ class S3App:
         public: Mapping[str, str] | None = None,
         patience_s: float = 10.0,
         piece_s: float = PIECE_S,
+        needs_md5: bool = True,
         metrics: RequestMetrics | None = None,
         lifecycles: BackgroundLifecycles | None = None,
         now_ms: Callable[[], int] = wall_ms,
@@ -94,6 +96,7 @@ class S3App:
         self._public = dict(public or {})
         self._patience_s = patience_s
         self._piece_s = piece_s
+        self._needs_md5 = needs_md5
         self._metrics = metrics
         self._lifecycles = lifecycles
         self._now_ms = now_ms
@@ -178,8 +181,9 @@ class S3App:
             incoming.whose = f"user {account.user}"
         account = visiting(account, operation, head.fields, is_signed=claim is not None)
         payload = claim.payload if isinstance(claim, Claim) else UNSIGNED
-        takes_body = operation.takes is not Takes.NOTHING
-        about_body = expected(head, payload, signed) if takes_body else Expected(size=0)
+        about_body = Expected(size=0, needs_md5=self._needs_md5)
+        if operation.takes is not Takes.NOTHING:
+            about_body = expected(head, payload, signed, needs_md5=self._needs_md5)
         call = Call(head, account, bucket, key, about_body, now_ms, scheme)
         try:
             reply = await self._worked(operation, call, incoming)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ OBJECT_BYTES_MAX = 50 * 1024**4
 """As with Amazon; a pool's own limit on files may be lower."""
 PUT_BYTES_MAX = 5 * 1024**3
 """The largest content of one request; larger objects come in parts. Likewise."""
+RANDOM_TAG_MIN = 64 * 1024
+"""The MD5 of a content of up to so many bytes costs next to nothing, and is always computed."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"[0-9]{1,15}")
 
@@ -37,6 +40,7 @@ class Expected:
         checksums: what the content must have, by the algorithm.
         trailing: whose checksum follows the content; None: nobody's.
         wanted: whose checksum is to be computed even if none was given.
+        needs_md5: whether a large content's entity tag must be its MD5. That of a small one always is.
     """
 
     size: int | None = None
@@ -47,6 +51,7 @@ class Expected:
     checksums: tuple[tuple[Algorithm, str], ...] = ()
     trailing: Algorithm | None = None
     wanted: tuple[Algorithm, ...] = field(default=())
+    needs_md5: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +60,23 @@ class Received:
 
     Attributes:
         size: in bytes.
-        md5: in hexadecimal.
+        etag: its MD5, in hexadecimal; or, if that is not needed, 16 random bytes, with a hyphen.
         checksums: in base64, by the algorithm's name.
     """
 
     size: int
-    md5: str
+    etag: str
     checksums: dict[str, str]
 
 
-def expected(head: Head, payload: str, signed: Signed | None) -> Expected:
+def expected(head: Head, payload: str, signed: Signed | None, *, needs_md5: bool = True) -> Expected:
     """What a request says about its body.
 
     Args:
         head: the request.
         payload: the value of ``x-amz-content-sha256``, or what stands for it.
         signed: the signature of the request, if it has one.
+        needs_md5: see :class:`Expected`.
 
     Raises:
         S3Error: it contradicts itself, or is not supported.
@@ -100,6 +106,7 @@ def expected(head: Head, payload: str, signed: Signed | None) -> Expected:
         checksums=given,
         trailing=trailing,
         wanted=_wanted(fields),
+        needs_md5=needs_md5,
     )
 
 
@@ -113,14 +120,16 @@ class Body:
     def __init__(self, announced: Expected) -> None:
         self._announced = announced
         self._decoder = ChunkDecoder(announced.coding, announced.signed) if announced.coding else None
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        is_large = announced.size is None or announced.size > RANDOM_TAG_MIN
+        needs_md5 = announced.needs_md5 or announced.md5 is not None or not is_large
+        self._md5 = hashlib.md5(usedforsecurity=False) if needs_md5 else None
         self._sha256 = hashlib.sha256() if announced.sha256 is not None else None
         chosen = {one.name: one for one, _ in announced.checksums} | {one.name: one for one in announced.wanted}
         if announced.trailing is not None:
             chosen[announced.trailing.name] = announced.trailing
         self._running: dict[str, Running] = {name: one.start() for name, one in chosen.items()}
-        sums: list[Running] = [self._md5, *([self._sha256] if self._sha256 else ()), *self._running.values()]
-        self._sums = Beside(sums)
+        chosen_sums = (self._md5, self._sha256, *self._running.values())
+        self._sums = Beside([one for one in chosen_sums if one is not None])
         self._size = 0
 
     def feed(self, data: BytesLike) -> Iterator[memoryview]:
@@ -150,13 +159,14 @@ class Body:
         self._sums.finish()
         if self._sha256 is not None and self._sha256.hexdigest() != announced.sha256:
             raise S3Error("XAmzContentSHA256Mismatch", "the body does not have the SHA-256 that was signed")
-        if announced.md5 is not None and self._md5.digest() != announced.md5:
+        if announced.md5 is not None and self._md5 is not None and self._md5.digest() != announced.md5:
             raise S3Error("BadDigest", "the body does not have the MD5 that the request says; send it again")
         sums = {name: checksums.encoded(one.digest()) for name, one in self._running.items()}
         for algorithm, value in (*announced.checksums, *self._trailers()):
             if sums[algorithm.name] != value:
                 raise S3Error("BadDigest", f"the body does not have the {algorithm.name} given; send it again")
-        return Received(self._size, self._md5.hexdigest(), sums)
+        etag = f"{os.urandom(16).hex()}-1" if self._md5 is None else self._md5.hexdigest()
+        return Received(self._size, etag, sums)
 
     def _trailers(self) -> Iterator[tuple[Algorithm, str]]:
         trailing = self._announced.trailing

@@ -135,10 +135,10 @@ def combined(chosen: Algorithm, parts: Iterable[tuple[str, int]]) -> str:
 
 
 def multipart_etag(parts: Iterable[str]) -> str:
-    """The entity tag of a multipart object from the MD5 sums of its parts, in hexadecimal."""
+    """The entity tag of a multipart object from those of its parts: MD5 sums, or what stands for them."""
     whole = hashlib.md5(usedforsecurity=False)
     count = 0
     for part in parts:
-        whole.update(bytes.fromhex(part))
+        whole.update(bytes.fromhex(part.partition("-")[0]))
         count += 1
     return f"{whole.hexdigest()}-{count}"

@@ -28,6 +28,8 @@ class Beside:
 
     def update(self, data: memoryview) -> None:
         """Add what comes next; its bytes must not change."""
+        if not self._sums:
+            return
         self._batch.append(data)
         self._size += len(data)
         if self._size >= _BATCH:

@@ -137,7 +137,8 @@ def copy_part(call: Call) -> Reply:
         raise S3Error("InvalidRequest", f"a part may have at most {PUT_BYTES_MAX} bytes; copy it in ranges")
     wanted = () if not upload.algorithm else (checksums.ALGORITHMS[upload.algorithm],)
     pieces = _pieces_of(call, source, offset, length)
-    receiving = Receiving(pieces, Body(Expected(size=length, wanted=wanted)), Metadata(), call.now_ms)
+    expected = Expected(size=length, wanted=wanted, needs_md5=call.expected.needs_md5)
+    receiving = Receiving(pieces, Body(expected), Metadata(), call.now_ms)
     _push_part(call, upload, receiving, number, is_short=False)
     made = receiving.metadata
     inner: list[Node] = [("LastModified", iso(call.now_ms)), ("ETag", f'"{made.etag}"')]

@@ -282,7 +282,7 @@ class Receiving:
     def _finished(self) -> Metadata:
         received = self._body.finish()
         checksum = next((Checksum(name, value) for name, value in received.checksums.items()), None)
-        return self._settled(self._metadata).put_at(self._now_ms, received.md5, checksum)
+        return self._settled(self._metadata).put_at(self._now_ms, received.etag, checksum)
 
 
 def put(call: Call, buckets: Buckets, pieces: Iterable[BytesLike], is_short: bool) -> Reply:
