@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from benchmarks.client_relay import RelayCaller
 from benchmarks.measure import seconds_of
 from benchmarks.processes import MemoryWatch, PeakMemory, obey
 from benchmarks.program_pools import Program
@@ -22,10 +23,11 @@ class Gateway:
     Args:
         home: a directory for its files; it need not exist.
         pool: ``host:port`` of the pool.
+        options: more of them for the command.
     """
 
-    def __init__(self, home: Path, pool: str) -> None:
-        self._home, self._pool = home, pool
+    def __init__(self, home: Path, pool: str, *options: str) -> None:
+        self._home, self._pool, self._options = home, pool, options
 
     def __enter__(self) -> Self:
         self._home.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,7 @@ class Gateway:
         with os.fdopen(os.open(keys, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({ACCESS_KEY_ID: {"secret": SECRET, "user": USER}}, file)
         arguments = ["--pool", self._pool, "gateway", "s3", "--listen", "127.0.0.1:0", "--keys", str(keys)]
+        arguments += self._options
         with ExitStack() as stack:
             self._program = stack.enter_context(Program(arguments, self._home / "gateway.log"))
             self._watch = MemoryWatch(self._program.pid)
@@ -66,12 +69,14 @@ class _Tasks:
 
     def __init__(self) -> None:
         self._callers: dict[str, S3Caller] = {}
+        self._relays: dict[str, RelayCaller] = {}
         self._held: list[S3Caller] = []
 
-    def connect(self, address: str) -> None:
+    def connect(self, address: str, makes_bucket: bool = True) -> None:
         """Connect to a server, and make the bucket."""
         self._callers[address] = S3Caller(address)
-        self._callers[address].make_bucket()
+        if makes_bucket:
+            self._callers[address].make_bucket()
 
     def put(self, address: str, name: str, source: str) -> dict[str, float]:
         """Put a file as an object; return the seconds that this took."""
@@ -80,6 +85,18 @@ class _Tasks:
     def get(self, address: str, name: str) -> dict[str, float]:
         """Read an object to its end; return the seconds that this took."""
         return {"took": seconds_of(lambda: self._callers[address].drain(name))}
+
+    def connect_relay(self, address: str) -> None:
+        """Connect to a relay."""
+        self._relays[address] = RelayCaller(address)
+
+    def put_relayed(self, address: str, name: str, source: str) -> dict[str, float]:
+        """Have a relay push a file; return the seconds that this took."""
+        return {"took": seconds_of(lambda: self._relays[address].put_file(name, Path(source)))}
+
+    def get_relayed(self, address: str, name: str) -> dict[str, float]:
+        """Have a relay get a file, and read it to its end; return the seconds that this took."""
+        return {"took": seconds_of(lambda: self._relays[address].drain(name))}
 
     def hold(self, address: str, count: int) -> None:
         """Open more connections, and keep them."""

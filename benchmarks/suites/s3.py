@@ -2,6 +2,9 @@
 
 Requests are signed, and their bodies are not (UNSIGNED-PAYLOAD), as programs do over TLS. The client of S3 does as
 little as possible: the kernel sends files, and what is received is discarded.
+
+Large objects also pass through a plain relay, which shows what the hop from the client's process to another one costs,
+and through a gateway with random entity tags, which needs no MD5.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ MEMORY_MAX_MIB = 300.0
 MARK = "b"
 WARM = "warm-up"
 OURS, CLIENT, PEER = "the gateway", "the pool's client", "SeaweedFS's S3"
+QUICK, RELAY = "the gateway without MD5", "the client behind a plain socket"
 TASKS: tuple[Operation, ...] = ("push", "get")
 S3_NAMES = {"push": "put", "get": "get"}
 
@@ -53,10 +57,14 @@ def run(session: Session) -> SuiteResult:
         session.progress.step("starting the pool and the gateway")
         cluster = stack.enter_context(Cluster(root / "pool"))
         gateway = Gateway(root / "gateway", cluster.address)
+        quick = Gateway(root / "quick", cluster.address, "--entity-tags", "random")
         client, direct, callers = ClientProcess("benchmarks.s3_gateway"), ClientProcess(), Callers()
-        stack.enter_context(started_together([gateway, client, direct, callers]))
+        relay = ClientProcess("benchmarks.client_relay")
+        stack.enter_context(started_together([gateway, quick, client, direct, relay, callers]))
         peer = _peer(session, root, stack, remarks)
-        measured = _Measured(session, root, cluster, gateway, client, direct, callers, peer, samples)
+        relayed = str(relay.run("serve", pool=cluster.address)["address"])
+        places = {OURS: gateway.address, QUICK: quick.address, RELAY: relayed, **({PEER: peer} if peer else {})}
+        measured = _Measured(session, root, cluster, gateway, client, direct, callers, places, samples)
         measured.warm_up()
         for number in session.rounds(f"objects of {human_size(session.sizes.s3_bytes)} and of 4 KiB"):
             measured.round(number)
@@ -86,16 +94,19 @@ class _Measured:
     client: ClientProcess
     direct: ClientProcess
     callers: Callers
-    peer: str | None
+    places: dict[str, str]
+    """Addresses of all but the pool's client."""
     samples: Samples
 
     def warm_up(self) -> None:
         """Do everything once, so that the first round does not include the cost of first use."""
         self.direct.run("connect", address=self.cluster.address)
-        for address in self._s3_addresses():
-            self.client.run("connect", address=address)
-        for who in self._whos():
-            for task in TASKS:
+        self.client.run("connect_relay", address=self.places[RELAY])
+        for who in (OURS, QUICK, PEER):
+            if who in self.places:  # both gateways have the same buckets
+                self.client.run("connect", address=self.places[who], makes_bucket=who != QUICK)
+        for task in TASKS:
+            for who in self._large_whos(task):
                 self._large(who, WARM, task)
         for kind, address in self._small_places():
             self.callers.fill(kind, address, self.session.sizes.pool_small_files)
@@ -103,7 +114,8 @@ class _Measured:
     def round(self, number: int) -> None:
         """Measure everything once, beginning with another one each time."""
         for task in TASKS:
-            self._in_turn(number, [partial(self._one_large, who, f"object-{number}", task) for who in self._whos()])
+            whos = self._large_whos(task)
+            self._in_turn(number, [partial(self._one_large, who, f"object-{number}", task) for who in whos])
         for count in CALLERS:
             for task in TASKS:
                 places = zip(self._whos(), self._small_places(), strict=True)
@@ -118,14 +130,14 @@ class _Measured:
         return answered
 
     def _whos(self) -> list[str]:
-        return [OURS, CLIENT, *([PEER] if self.peer else [])]
+        return [OURS, CLIENT, *([PEER] if PEER in self.places else [])]
 
-    def _s3_addresses(self) -> list[str]:
-        return [self.gateway.address, *([self.peer] if self.peer else [])]
+    def _large_whos(self, task: Operation) -> list[str]:
+        return [*self._whos(), RELAY, *([QUICK] if task == "push" else [])]
 
     def _small_places(self) -> list[tuple[Stored, str]]:
         places: list[tuple[Stored, str]] = [("s3", self.gateway.address), ("pool", self.cluster.address)]
-        return [*places, ("s3", self.peer)] if self.peer else places
+        return [*places, ("s3", self.places[PEER])] if PEER in self.places else places
 
     def _large(self, who: str, name: str, task: Operation) -> tuple[float, Usage]:
         """Store or get a large object; return the seconds, and what it cost.
@@ -137,8 +149,9 @@ class _Measured:
         if who == CLIENT:
             act = partial(self.direct.run, task, address=self.cluster.address, name=f"direct/{name}", **more)
         else:
-            address = self.gateway.address if who == OURS else self.peer
-            act = partial(self.client.run, S3_NAMES[task], address=address, name=name, **more)
+            act_name = f"{S3_NAMES[task]}_relayed" if who == RELAY else S3_NAMES[task]
+            of = {RELAY: "relay/", QUICK: "quick/"}.get(who, "")
+            act = partial(self.client.run, act_name, address=self.places[who], name=of + name, **more)
         meter = Meter({"gateway": [self.gateway.pid], "pool": [self.cluster.pool_pid]})
         outcome, usage = meter.during(act)
         for path in more.values():
@@ -162,32 +175,53 @@ class _Measured:
             step()
 
 
+class _Report:
+    """The figures and targets of a run.
+
+    Args:
+        reduced: whether sizes are smaller than those that targets are about.
+    """
+
+    def __init__(self, *, reduced: bool) -> None:
+        self._reduced = reduced
+        self.figures: list[Figure] = []
+        self.targets: list[Target] = []
+
+    def add(self, name: str, unit: str, task: Operation, found: dict[str, tuple[float, ...]], least: float) -> None:
+        """Add what everyone reached, and the bounds of ratios to the pool's client and to the peer."""
+        limit = Limit(CLIENT, found[CLIENT])
+        self.figures += [
+            Figure(f"{name}, {who}", unit, found[who], limit=None if who == CLIENT else limit) for who in found
+        ]
+        if RELAY in found:
+            relayed = Limit(RELAY, found[RELAY])
+            self.figures.append(Figure(f"{name}, {OURS}, beside {RELAY}", unit, found[OURS], limit=relayed))
+        self._require(name, found, OURS, CLIENT, least)
+        if QUICK in found:
+            self._require(name, found, QUICK, CLIENT, least)
+        if PEER in found and task == "push":
+            self._require(name, found, OURS, PEER, PEER_MIN)
+
+    def _require(self, name: str, found: dict[str, tuple[float, ...]], who: str, other: str, least: float) -> None:
+        ratios = tuple(one / two for one, two in zip(found[who], found[other], strict=True))
+        text = f"{name}, {who} / {other}"
+        self.targets.append(Target(MARK, text, "at least", least, "x", ratios, f"{name}, {who}", self._reduced))
+
+
 def _result(session: Session, samples: Samples, held: int, memory: int, remarks: list[str]) -> SuiteResult:
-    figures: list[Figure] = []
-    targets: list[Target] = []
-    reduced = session.sizes.reduced
+    report = _Report(reduced=session.sizes.reduced)
+    figures, targets = report.figures, report.targets
     size = session.sizes.s3_bytes
     whos = [who for who in (OURS, CLIENT, PEER) if samples.large_s[who, "push"]]
-
-    def add(name: str, unit: str, task: Operation, found: dict[str, tuple[float, ...]], least: float) -> None:
-        limit = Limit(CLIENT, found[CLIENT])
-        figures.extend(
-            Figure(f"{name}, {who}", unit, found[who], limit=None if who == CLIENT else limit) for who in whos
-        )
-        for other, bound in ((CLIENT, least), (PEER, PEER_MIN)):
-            if other in found and (other == CLIENT or task == "push"):
-                ratios = tuple(one / two for one, two in zip(found[OURS], found[other], strict=True))
-                text = f"{name}, {OURS} / {other}"
-                targets.append(Target(MARK, text, "at least", bound, "x", ratios, f"{name}, {OURS}", reduced))
-
     for task in TASKS:
-        rates = {who: megabytes_per_second(size, samples.large_s[who, task]) for who in whos}
-        add(f"{S3_NAMES[task]} of {human_size(size)}", "MB/s", task, rates, LARGE_MIN)
+        large_whos = [*whos, RELAY, *([QUICK] if task == "push" else [])]
+        rates = {who: megabytes_per_second(size, samples.large_s[who, task]) for who in large_whos}
+        report.add(f"{S3_NAMES[task]} of {human_size(size)}", "MB/s", task, rates, LARGE_MIN)
     for count in CALLERS:
         for task in TASKS:
             found = {who: tuple(samples.small[who, task, count]) for who in whos}
             of = f"{count} caller{'s' * (count > 1)}"
-            add(f"{S3_NAMES[task]} of {human_size(SMALL_BYTES)}, {of}", "/s", task, found, SMALL_MIN)
+            report.add(f"{S3_NAMES[task]} of {human_size(SMALL_BYTES)}, {of}", "/s", task, found, SMALL_MIN)
     for task in TASKS:
         for group in ("gateway", "pool"):
             costs = tuple(1e3 * one.cpu_s[group] for one in samples.costs[OURS, task])

@@ -68,8 +68,8 @@ def s3(
     entity_tags: Annotated[
         Literal["md5", "random"],
         typer.Option(
-            help="What the entity tags of objects above 64 KiB are: their MD5, as with Amazon, or random, which saves half "
-            "of the gateway's processor time for putting large ones.",
+            help="What the entity tags of objects above 64 KiB are: their MD5, as with Amazon, or random, which saves "
+            "half of the gateway's processor time for putting large ones.",
         ),
     ] = "md5",
     metrics: MetricsAddress = "",
