@@ -257,6 +257,58 @@ def test_what_is_stored_meanwhile_is_not_lost(
     assert number > 3 * STRIDE
 
 
+def test_no_key_is_without_need_while_a_file_that_is_stored_meanwhile_needs_it(
+    current: Client, former: Client, address: str, store: FileStorage
+) -> None:
+    """By a program that has been running since before, and knows only the former key."""
+    number = 0
+    is_reached = True
+    while is_reached:
+        some_files(former)
+        is_reached = False
+
+        def interfere() -> None:
+            nonlocal is_reached
+            is_reached = True
+            former.push(b"meanwhile", filename="new", user_id=USER)
+
+        with Client(address, key=RING) as client:
+            rotation = OwnKeyRotation(client, USER)
+            at_call(client, number, interfere)
+            report = rotation.run()
+        found = current.find("new", user_id=USER)
+        if is_reached and found is None:
+            assert [(one.name, one.key) for one in report.left] == [("new", OwnKey(FORMER).id)]
+        elif is_reached:
+            assert found is not None
+            assert current.get(found.file_id, user_id=USER) == b"meanwhile"
+            assert (report.files, report.left) == (3, [])
+        empty(store)
+        number += STRIDE
+    assert number > 3 * STRIDE
+
+
+def test_files_that_are_stored_again_and_again_with_a_former_key_are_named(
+    former: Client, address: str, store: FileStorage
+) -> None:
+    some_files(former)
+    with Client(address, key=RING) as client:
+        rotation = OwnKeyRotation(client, USER)
+        channel = client._channel
+        call, numbers = channel.unary, iter(range(10_000))
+
+        def answered(*arguments: Any) -> Any:
+            former.push(b"meanwhile", filename=f"new {next(numbers)}", user_id=USER)
+            return call(*arguments)
+
+        channel.unary = answered  # type: ignore[method-assign]
+        report = rotation.run()
+    of_former = {one.filename for one in former.list_files(user_id=USER)}
+    assert of_former
+    assert {one.name for one in report.left} <= of_former
+    assert report.left
+
+
 def test_a_file_that_is_deleted_meanwhile_stays_deleted(both: Client, address: str, store: FileStorage) -> None:
     number = 0
     is_reached = True

@@ -42,6 +42,9 @@ _OF_ONE_FILE = (
     VersionNotFound,
 )
 
+_ROUNDS_MAX = 3
+"""Somebody may go on storing files with a former key; these are named then."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -124,6 +127,21 @@ class OwnKeyRotation:
         """
         self._report = Rotated(0, 0, [])
         self._mover.versions = 0
+        for _ in range(_ROUNDS_MAX):
+            self._report.left = []
+            self._store_what_is_there_anew(progress)
+            stored_meanwhile = self._others_with_former_keys()
+            if not stored_meanwhile:
+                break
+        self._report.left += stored_meanwhile
+        self._report.versions = self._mover.versions
+        self._report.left += [
+            Left(name, owner, key_id, "its owner shares it, and has to store it anew")
+            for name, owner, key_id in self._shares.received_with_former_keys()
+        ]
+        return self._report
+
+    def _store_what_is_there_anew(self, progress: Progress | None) -> None:
         unfinished: list[Version] = []
         for key in self._files.keys.former:  # newest first: of two files of one name, that is the one that counts
             moves = [Move(key, stored, name) for name, stored in self._names(key, self._leave_broken)]
@@ -131,12 +149,13 @@ class OwnKeyRotation:
             self._store_all_anew([move for move in moves if move.stored not in unfinished], progress)
         self._drop_unfinished(unfinished)
         self._shares.share_rest_anew()
-        self._report.versions = self._mover.versions
-        self._report.left += [
-            Left(name, owner, key_id, "its owner shares it, and has to store it anew")
-            for name, owner, key_id in self._shares.received_with_former_keys()
-        ]
-        return self._report
+
+    def _others_with_former_keys(self) -> list[Left]:
+        """What needs a former key, and is not known to: a program that has no other key may have stored it just now."""
+        known = {(one.key, one.name) for one in self._report.left}
+        found = [(key.id, name) for key in self._files.keys.former for name, _ in self._names(key, _skip_broken)]
+        reason = "it was stored meanwhile, by somebody who has only the former key; run the command again"
+        return [Left(name, self._user, key_id, reason) for key_id, name in found if (key_id, name) not in known]
 
     def _names(
         self, key: OwnKey, broken: Callable[[Version, SealBroken], None] | None = None
@@ -245,7 +264,7 @@ class OwnKeyRotation:
     def _drop_unfinished(self, unfinished: list[Version]) -> None:
         """Delete what was begun to be stored anew, by an earlier run with another key, or of files that are deleted."""
         keys = self._files.keys
-        for name, stored in self._names(keys.current, lambda _stored, _error: None):  # reading it says what is wrong
+        for name, stored in self._names(keys.current, _skip_broken):
             if self._mover.goes_on(stored) and not any(
                 self._files.head(key, self._user, name, ENDLESS) for key in keys.former
             ):
@@ -274,6 +293,10 @@ class _Together:
                 return move.name
             self._at += 1
         return listings[self._at] if self._at < len(listings) else move.name
+
+
+def _skip_broken(_stored: Version, _error: SealBroken) -> None:
+    """Do nothing: reading it says what is wrong."""
 
 
 def _is_listing(move: Move) -> bool:
