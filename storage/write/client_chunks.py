@@ -195,18 +195,22 @@ class ClientChunks:
         return WrittenChunk(accepted, found.chunk.hashes)
 
     def close(self) -> None:
-        """Forget the chunks that were not taken; a collect removes what was written of them."""
+        """Forget the chunks that were not taken, which count as left over; a collect removes what was written of them.
+
+        One that is being placed counts once, be it before or after this.
+        """
         with self._lock:
             self._is_closed = True
-            left = list(self._chunks)
-        for stored_id in left:
-            self._forget(stored_id)
+            left = dict(self._chunks)
+        self._taken.drop([each.chunk.length for stored_id, each in left.items() if self._forget(stored_id)])
 
-    def _forget(self, stored_id: bytes) -> None:
+    def _forget(self, stored_id: bytes) -> bool:
+        """Forget a chunk; return whether it was known."""
         with self._lock:
             found = self._chunks.pop(stored_id, None)
         if found is not None:
             self._context.pins.unpin([StripeKey(found.placed.stripe)])
+        return found is not None
 
 
 def _has_all(under_way: _UnderWay, there: dict[ShardKey, bytes]) -> bool:

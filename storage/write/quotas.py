@@ -363,6 +363,18 @@ class Taken:
             if len(self._awaited) < _AWAITED_MAX:
                 self._awaited[stripe] = length
 
+    def drop(self, lengths: Iterable[int]) -> None:
+        """Count chunks of these lengths as left over, as well as those that were to be sent again and were not.
+
+        They are not known any more, so that their space is taken again if the upload is repeated.
+        """
+        with self._lock:
+            dropped = [*lengths, *self._awaited.values()]
+            self._awaited.clear()
+            count = 0 if self._has_ended else sum(shards_bytes(self._target.profile, length) for length in dropped)
+            self._count -= count
+        self._quotas.end(self._target, count, committed=False, counted=False)
+
     def record(self, interrupted_s: float | None) -> UploadRecord:
         """The record of the upload in the catalog, with what it has taken."""
         return UploadRecord(interrupted_s, self._target.user, self._target.name, self._count)

@@ -361,6 +361,7 @@ class Upload:
         except BaseException:
             self.abort(keep_chunks=False)
             raise
+        self._close_client_chunks()
         self._taken.end(committed=True)
         self._end()
         return stored.public()
@@ -441,6 +442,7 @@ class Upload:
         if self._ended or not self._home.is_here:
             return
         self._settle_in_flight()
+        self._close_client_chunks()
         try:
             if keep_chunks and (self._stripes or self._number is not None):
                 self._checkpoint(interrupted=True)
@@ -468,6 +470,9 @@ class Upload:
         self._context.pins.unpin([*self._stripes, *self._node_stripes])
         self._stripes, self._node_stripes, self._buffer = [], [], None
         self._pipeline.free()
+
+    def _close_client_chunks(self) -> None:
+        """Let the client write no more, before it is counted what the upload has taken."""
         if self.client_chunks is not None:
             self.client_chunks.close()
 

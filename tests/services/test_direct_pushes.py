@@ -31,6 +31,7 @@ from taskworker.client.deadline import Deadline
 from taskworker.client.direct import pace
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
+from taskworker.client.pushing import _Push
 from taskworker.client.sending import OutgoingMessages
 from taskworker.errors import DeadlineExceeded
 from taskworker.pool.direct_pushes import DirectPushes
@@ -552,6 +553,50 @@ def test_a_quota_counts_once_what_workers_did_not_take(stand: Pushing, monkeypat
         version = client.push(data, user_id="exact", filename="partly", chunk_size=CHUNK)
         assert content_of(client, version, "exact") == data
     assert before < stand.unverified
+
+
+def broken_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a client break off when it has written all chunks, before the pool is told of the last ones."""
+
+    def last(*_: object, **__: object) -> bytes:
+        raise OSError("the client was killed")
+
+    monkeypatch.setattr(_Push, "_last", last)
+
+
+def test_a_push_that_broke_off_takes_no_more_of_a_quota_when_it_is_repeated(
+    stand: Pushing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.server.users.add("again")
+    stand.server.users.set_quota("again", files_max=None, bytes_max=SIZE * 2 + MIB)
+    data = noise(17)
+    with stand.user("again") as client:
+        with monkeypatch.context() as patch:
+            broken_at_its_end(patch)
+            with pytest.raises(OSError, match="was killed"):
+                client.push(data, user_id="again", filename="large", chunk_size=CHUNK)
+        version = client.push(data, user_id="again", filename="large", chunk_size=CHUNK)
+        assert content_of(client, version, "again") == data
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_what_a_push_has_not_named_counts_as_left_over(stand: Pushing, commits: bool) -> None:
+    """Chunks that were placed, and one that no worker took, which was to be sent to the pool."""
+    upload = stand.server.pool.store.upload(filename="broken", user_id="eve", chunk_size=CHUNK)
+    chunks, user = upload.client_chunks, user_key(b"eve")
+    assert chunks is not None
+    quotas, left = chunks._context.quotas, chunks._context.quotas._left_by(user)
+    upload.write(noise(18, CHUNK))
+    ids = [blake3(bytes([number])).digest() for number in range(3)]
+    placed = chunks.place([ClientChunk(bytes(32), one, CHUNK, bytes(64)) for one in ids], lambda _: True)
+    assert None not in placed
+    assert chunks.settle(ids[:1], lambda _store, keys: lambda: [None] * len(keys)) == [False]
+    if commits:
+        upload.commit()
+    else:
+        upload.abort(keep_chunks=True)
+    assert quotas.uncommitted(user) == (0 if commits else 4 * chunks.profile.shard_length(CHUNK))
+    assert quotas._left_by(user) - left == 3 * 4 * chunks.profile.shard_length(CHUNK)
 
 
 def test_a_push_that_ends_while_places_are_given_takes_nothing(stand: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:

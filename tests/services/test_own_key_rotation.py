@@ -301,7 +301,7 @@ def test_files_that_are_stored_again_and_again_with_a_former_key_are_named(
             former.push(b"meanwhile", filename=f"new {next(numbers)}", user_id=USER)
             return call(*arguments)
 
-        channel.unary = answered  # type: ignore[method-assign]
+        channel.unary = answered  # type: ignore[method-assign,assignment]
         report = rotation.run()
     of_former = {one.filename for one in former.list_files(user_id=USER)}
     assert of_former
