@@ -382,6 +382,16 @@ class Fleet(ABC, Generic[StoreT]):
         """A value from which :meth:`require_writable` can later tell which stores were offline at any time since."""
         return tuple(self._moves.values())
 
+    def lasts(self, since: tuple[int, ...]) -> bool:
+        """Whether all that was written since that :meth:`epoch` still counts where it was written then.
+
+        It may belong elsewhere now, and be moved there by a repair (:meth:`note_committed`).
+        """
+        return since == self.epoch()
+
+    def note_committed(self, since: tuple[int, ...]) -> None:
+        """Note that a push was committed whose first part was written in that :meth:`epoch`, and that lasts since."""
+
     def await_change(self, since: tuple[int, ...], within_s: float) -> bool:
         """Wait for a store that went away less than ``within_s`` seconds ago to come back.
 

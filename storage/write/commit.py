@@ -180,6 +180,8 @@ class GroupCommit:
             entered = self._catalog.transact(partial(self._enter, plan))
             if entered is not None:
                 self._reserved = entered.reserved
+                for epoch in {pending.epoch for pending in batch}:
+                    self._stripes.volumes.note_committed(epoch)
                 return plan.outcomes
             log.info("%d commits are planned again, as the catalog has changed", len(batch))
         raise _overtaken()
@@ -239,14 +241,14 @@ class GroupCommit:
             for pending, outcome in zip(batch, plan.outcomes, strict=True)
             if isinstance(outcome, StoredVersion) and outcome.root.profile == pending.root.profile
         ]  # nothing of the others was written
-        present = self._stripes.volumes.epoch()
-        since = next((pending.epoch for pending in batch if pending.epoch != present), present)
+        volumes = self._stripes.volumes
+        since = next((pending.epoch for pending in batch if not volumes.lasts(pending.epoch)), volumes.epoch())
         make_whole(self._stripes, written, since)
 
     def _plan_one(self, plan: BatchPlan, at: int, pending: PendingVersion, pinned: list[StripeKey]) -> StoredVersion:
         """Check one pending version against the heads, and plan it. If it raises, the plan is unchanged."""
         volumes = self._stripes.volumes
-        if pending.written is not None and volumes.stand_ins and pending.epoch != volumes.epoch():
+        if pending.written is not None and volumes.stand_ins and not volumes.lasts(pending.epoch):
             raise EpochChanged("stores came or went before the commit; push again")  # does not delay the others
         file_id, entry = plan.file_of(at)
         if pending.target.condition is not None:

@@ -26,7 +26,7 @@ def settle(
         removals: whether anything was removed from the stores since the push began.
 
     Returns:
-        The epoch for which the push is complete.
+        An epoch since which the push is complete.
 
     Raises:
         InsufficientWorkers, StoreFull, IncompletePush: see :func:`make_whole` and
@@ -44,7 +44,7 @@ def make_whole(
 ) -> tuple[int, ...]:
     """Write the shards on stores lost since ``since`` to other stores, durably, so that all n exist again.
 
-    Does nothing if no store has come or gone, or if the fleet has no stand-ins.
+    Does nothing if all that was written still counts (:meth:`Fleet.lasts`), or if the fleet has no stand-ins.
 
     Args:
         stripes: the store's stripes.
@@ -52,7 +52,7 @@ def make_whole(
         since: epoch of the fleet when the first of them was written.
 
     Returns:
-        The epoch for which the push is complete.
+        An epoch since which the push is complete.
 
     Raises:
         InsufficientWorkers: too many stores were lost, or stores kept coming and going.
@@ -60,7 +60,7 @@ def make_whole(
     """
     volumes = stripes.volumes
     rounds = 0
-    while volumes.stand_ins and since != volumes.epoch():
+    while volumes.stand_ins and not volumes.lasts(since):
         rounds += 1
         if rounds > ROUNDS_MAX:
             raise restless()

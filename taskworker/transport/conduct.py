@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from storage.errors import InsufficientWorkers, StorageError, StoreFull
 from storage.shards import VolumeUnavailable
@@ -14,6 +15,22 @@ from taskworker.transport.slowness import Slowness
 from taskworker.transport.trust import Trust
 
 _LIES_TOLD_MAX = 1 << 32  # a larger number must be made up by a worker
+
+
+class Standing(NamedTuple):
+    """Workers that get no new shards at one moment, by the reason.
+
+    ``undurable``: those of the full workers that could not make durable what they had taken.
+    """
+
+    slow: frozenset[int]
+    distrusted: frozenset[int]
+    full: frozenset[int]
+    undurable: frozenset[int]
+
+    def only_forgives(self, before: Standing) -> bool:
+        """Whether the only difference is that workers are slow no longer."""
+        return self.slow < before.slow and self[1:] == before[1:]
 
 
 class Conduct:
@@ -36,6 +53,11 @@ class Conduct:
         self._wrong: Counter[int] = Counter()  # wrong or rotten shards, sent or reported
 
     # -- conclusions -----------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> Standing:
+        """The workers that get no new shards now."""
+        return Standing(self.slow, self.distrusted, self.full, self.undurable)
 
     @property
     def distrusted(self) -> frozenset[int]:

@@ -6,7 +6,7 @@ from collections import deque
 
 from taskworker.transport.targets import Targets
 
-_KEPT = 32  # targets remembered between two complete mends
+_KEPT = 32  # targets remembered between two complete mends, and of those in use during a push
 
 
 class TargetHistory:
@@ -27,20 +27,36 @@ class TargetHistory:
         self.emptied: frozenset[int] = frozenset()
         self.stood_in_for: frozenset[int] = frozenset()
         self._since: deque[Targets] = deque()
+        self._used: deque[tuple[int, Targets]] = deque(maxlen=_KEPT)  # the latest, each with its first epoch
 
-    def note(self, targets: Targets) -> None:
-        """Note that shards are written by these targets from now on."""
+    def note(self, targets: Targets, epoch: int) -> None:
+        """Note that shards are written by these targets from now on, which is the fleet's ``epoch``."""
         self.stood_in_for |= targets.avoided
         if targets.is_like(self.latest):
             return
+        self.latest = self._add(targets)
+        self._used.append((epoch, self.latest))
+
+    def _add(self, targets: Targets) -> Targets:
         known = next((one for one in self._since if targets.is_like(one)), None)
         if known is not None:  # a worker that went has come back: the same targets as before
             self._since.remove(known)
-        self.latest = known or targets
-        self._since.append(self.latest)
+        self._since.append(known or targets)
         if len(self._since) > _KEPT:
             # The oldest targets are forgotten, so until the next complete mend, only shards in their places count.
             self._since.popleft()
+            self.mended = None
+        return known or targets
+
+    def note_used_since(self, epoch: int) -> None:
+        """Note that shards are where any targets since this epoch put them, even if all was mended meanwhile."""
+        before = [targets for first, targets in self._used if first <= epoch]
+        used = [*before[-1:], *(targets for first, targets in self._used if first > epoch)]
+        for targets in used:
+            self.stood_in_for |= targets.avoided
+            self._add(targets)
+        if not before and self.latest is not None:  # the first of these targets are forgotten
+            self.stood_in_for |= self.latest.layout.by_slot.keys()
             self.mended = None
 
     def note_emptied(self, slot: int) -> None:

@@ -16,9 +16,8 @@ from storage.keys import ShardKey, StripeKey
 from storage.shards import Shard, ShardStore, VolumeUnavailable
 from taskworker.transport.absences import Absences, Expected
 from taskworker.transport.appends import Appends
-from taskworker.transport.conduct import Conduct
+from taskworker.transport.judged_fleet import JudgedFleet
 from taskworker.transport.makers import Makers
-from taskworker.transport.member_fleet import MemberFleet
 from taskworker.transport.places import Places
 from taskworker.transport.port import WorkerVolume
 from taskworker.transport.survival import Domain, Survival
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 _REPAIR_BYTES_MIN = 1 << 30
 
 
-class WorkerFleet(MemberFleet):
+class WorkerFleet(JudgedFleet):
     """See :class:`storage.fleet.fleet.Fleet`. Slots are those of the layout's members.
 
     If a worker is away, its shards go to the next workers in the partition's order. So a push writes all n shards as
@@ -63,14 +62,13 @@ class WorkerFleet(MemberFleet):
         clock_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        super().__init__(clock_s, now_ms)
-        self._conduct = Conduct(clock_s, grace_s)
+        super().__init__(grace_s, clock_s, now_ms)
         self._unproved: frozenset[int] = frozenset()
         self.margin = margin
         self._absences = Absences(grace_s, clock_s)
         self._expected: Expected | None = None
         self._allow_fragile = allow_fragile
-        self._epoch = 0
+        self._epoch = self._lasting_since = 0
         self._rot = 0  # number of rotten shards found so far
         self.on_rot: Callable[[], None] = lambda: None  # called when there may be something to mend
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
@@ -173,41 +171,10 @@ class WorkerFleet(MemberFleet):
             log.error("worker %s is distrusted: it %s", self.name(slot), text)
             super().note_lie(slot, b"", text)
 
-    def gone_but_for(self, slot: int) -> list[int]:
-        """Other workers that went away lately, so that this one may have their shards; each as often as it went."""
-        with self._lock:
-            return self._conduct.gone_but_for(slot)
-
-    def trusts(self, slot: int) -> bool:
-        """See :meth:`Fleet.trusts`."""
-        return slot not in self._conduct.distrusted
-
-    def is_spotless(self, slot: int) -> bool:
-        """Whether no lie of a worker was found lately, not even one that is tolerated."""
-        with self._lock:
-            return self._conduct.is_spotless(slot)
-
-    def distrusted(self) -> frozenset[int]:
-        """Workers whose answers about shards do not count."""
-        return self._conduct.distrusted
-
-    def proven_liars(self) -> list[int]:
-        """Workers that lied so often that the pool should drain them."""
-        with self._lock:
-            return self._conduct.proven_liars()
-
-    def slow(self) -> frozenset[int]:
-        """See :meth:`Fleet.slow`. Others stand in for these workers."""
-        return self._conduct.slow
-
     def forgive(self) -> None:
         """Trust workers again that have not lied for long enough, and try slow or full ones again."""
         self._appends.settle_late()
         self._note(self._conduct.lapse)
-
-    def full(self) -> frozenset[int]:
-        """See :meth:`Fleet.full`. They serve what they hold."""
-        return self._conduct.full
 
     def note_space(self, slot: int, free: int, used: int) -> None:
         """Note a worker's report of its disk, in bytes. If it has room again, it gets its shards from its stand-ins."""
@@ -232,6 +199,7 @@ class WorkerFleet(MemberFleet):
         """Note that a worker refused appends, maybe of another push: every push under way checks what is missing."""
         with self._lock:
             self._epoch += 1
+            self._lasting_since = self._epoch
         self.on_rot()
 
     def note_undurable(self, slot: int) -> None:
@@ -263,26 +231,10 @@ class WorkerFleet(MemberFleet):
         """Note that a worker has answered all writes that did not wait for it."""
         self._note(lambda: self._conduct.note_caught_up(slot))
 
-    def takes_new(self, slot: int) -> bool:
-        """Whether a worker is given new shards: it is neither full, slow nor distrusted."""
-        return slot not in self._conduct.avoided and slot not in self._conduct.full
-
     def can_spare(self, slots: Collection[int], profiles: Collection[tuple[int, int]]) -> bool:
         """Whether the other workers are enough to take all shards of stripes with these k and n."""
         latest = self._history.latest
         return latest is not None and latest.can_spare(slots, profiles)
-
-    def why_no_space(self) -> StorageError:
-        """See :meth:`Fleet.why_no_space`."""
-        return self._conduct.why_no_space(self.name)
-
-    def read_only(self) -> frozenset[int]:
-        """Those of the :meth:`full` workers whose disks take no writes."""
-        return self._conduct.read_only
-
-    def refusing(self) -> frozenset[int]:
-        """Those of the :meth:`full` workers that could not write for another reason than lack of space."""
-        return self._conduct.refusing
 
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
         """See :meth:`Fleet.set_offline`. If the worker misbehaved, that counts as a lie."""
@@ -305,35 +257,32 @@ class WorkerFleet(MemberFleet):
                 self._unproved = unproved
                 self._changed()
 
-    def lies(self) -> dict[int, int]:
-        """How many wrong or rotten shards each worker has had since the pool started; only workers with some."""
-        with self._lock:
-            return self._conduct.wrong_shards()
-
-    def times_lied(self, slot: int) -> int:
-        """How many lies of a worker, about shards or otherwise, were found since the pool started."""
-        with self._lock:
-            return self._conduct.times_lied(slot)
-
     def _note(self, note: Callable[[], bool]) -> bool:
         """Call ``note``; if it returns true, update where shards are written. Return its result."""
         with self._lock:
+            before = self._conduct.standing
             differs = note()
             if differs:
-                self._changed()
+                self._changed(lasting=self._conduct.standing.only_forgives(before))
         if differs:
             self.on_rot()
         return differs
 
-    def _changed(self) -> None:
-        """See :meth:`Fleet._changed`. Readers that run concurrently do not keep outdated answers."""
+    def _changed(self, *, lasting: bool = False) -> None:
+        """See :meth:`Fleet._changed`. Readers that run concurrently do not keep outdated answers.
+
+        Args:
+            lasting: whether all that was written before still counts where it was written.
+        """
         self._epoch += 1
         for slot, store in self._stores.items():
             self._absences.note(slot, away=store is None or slot in self._conduct.slow)
         if self._layouts:
-            self._history.note(self._current_targets())
+            self._history.note(self._current_targets(), self._epoch)
         self._places, self._expected = self._current_places(), None
         self._epoch += 1  # a reader that began in between may have seen a mixture
+        if not lasting:
+            self._lasting_since = self._epoch
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
@@ -346,6 +295,19 @@ class WorkerFleet(MemberFleet):
     def epoch(self) -> tuple[int, ...]:
         """See :meth:`Fleet.epoch`."""
         return (self._epoch,)
+
+    def lasts(self, since: tuple[int, ...]) -> bool:
+        """See :meth:`Fleet.lasts`. It does while the only change is that workers are slow no longer."""
+        return since[0] >= self._lasting_since
+
+    def note_committed(self, since: tuple[int, ...]) -> None:
+        """See :meth:`Fleet.note_committed`. Repair then looks for it, even if it has just examined all the others."""
+        if since == self.epoch():
+            return
+        with self._lock:
+            self._history.note_used_since(since[0])
+            self._rot += 1
+        self.on_rot()
 
     def reattach(self) -> list[int]:
         """See :meth:`Fleet.reattach`. Nothing to do: workers come back by themselves, and send heartbeats."""

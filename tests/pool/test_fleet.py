@@ -666,6 +666,59 @@ def test_what_was_put_before_many_comings_and_goings_is_not_counted_on() -> None
     assert fleet.losses_survivable(PROFILE) == 0
 
 
+def be_slow(fleet: WorkerFleet, slot: int) -> None:
+    while slot not in fleet.slow():
+        fleet.note_unread(slot)
+
+
+def test_what_others_took_for_a_slow_worker_counts_when_it_is_slow_no_longer() -> None:
+    now_s = 0.0
+    fleet = WorkerFleet(clock_s=lambda: now_s)
+    fleet.use_layouts(layout_of(6, 6))
+    for slot in range(6):
+        attach(fleet, slot)
+    fleet.note_mended(fleet.mark())
+    before = fleet.epoch()
+    be_slow(fleet, 3)
+    assert not fleet.lasts(before)
+    since = fleet.epoch()
+    now_s += 3600.0
+    fleet.forgive()
+    assert not fleet.slow()
+    assert since != fleet.epoch()
+    assert fleet.lasts(since)
+    assert fleet.losses_survivable(PROFILE) == 1
+    assert fleet.note_mended(fleet.mark())
+    assert fleet.losses_survivable(PROFILE) == 2
+    fleet.note_committed(since)  # after the others were mended
+    assert not fleet.is_mended()
+    assert fleet.losses_survivable(PROFILE) == 1
+    fleet.set_offline(5, "gone")
+    assert not fleet.lasts(since)
+    assert fleet.losses_survivable(PROFILE) == 0
+
+
+def test_a_push_during_many_changes_is_counted_on_as_little_as_if_it_met_them_all() -> None:
+    now_s = 0.0
+    fleet = WorkerFleet(clock_s=lambda: now_s)
+    fleet.use_layouts(layout_of(6, 6))
+    for slot in range(6):
+        attach(fleet, slot)
+    be_slow(fleet, 0)
+    since = fleet.epoch()
+    for _ in range(100):
+        now_s += 7200.0
+        fleet.forgive()
+        be_slow(fleet, 0)
+    now_s += 7200.0
+    fleet.forgive()
+    assert not fleet.slow()
+    fleet.note_mended(fleet.mark())
+    assert fleet.losses_survivable(PROFILE) == 2
+    fleet.note_committed(since)
+    assert fleet.losses_survivable(PROFILE) <= 1
+
+
 def test_a_write_concerns_those_that_have_something_to_make_durable() -> None:
     fleet = manned(12)
     volumes = volumes_of(fleet)

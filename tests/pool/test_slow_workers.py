@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -23,6 +24,9 @@ from storage.write.redundancy import make_whole
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 from tests.pool.helpers import IDENTITY, served
+from tests.simulation.model import chunks_of
+from tests.simulation.pool import CHUNK_BYTES, Cluster
+from tests.simulation.surroundings import simulated_surroundings
 from tests.storage.helpers import content, digest
 
 SLOW = 0
@@ -201,3 +205,65 @@ def test_a_write_waits_for_room_if_too_few_others_are_left(pool: Pool) -> None:
     thread.join()
     assert all(len(pool.stripes.read(stripe)) == 4 * MIB for stripe in pushed)
     assert len(pushed) == 24
+
+
+def test_a_push_leaves_to_repair_what_a_worker_lacks_that_is_slow_no_longer(pool: Pool) -> None:
+    pool.push([b"before"])
+    pool.volumes[SLOW].gate.clear()
+    pool.push([b"late"])
+    assert pool.fleet.slow() == {SLOW}
+    since = pool.fleet.epoch()
+    objects = [content(seed, 64 * KIB) for seed in range(12)]
+    stripes = [stripe_key(Kind.CHUNK, digest(one), 4, 6) for one in objects]
+    for stripe, one in zip(stripes, objects, strict=True):
+        pool.stripes.put(stripe, one, len(one))
+    pool.volumes[SLOW].gate.set()
+    while pool.fleet.slow():
+        time.sleep(0.05)
+        pool.fleet.forgive()
+    looks = pool.volumes[SLOW].looks
+    pool.fleet.sync_most()
+    assert make_whole(pool.stripes, lambda: stripes, since) == since
+    assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
+    assert pool.volumes[SLOW].looks == looks
+    assert all(pool.volumes[SLOW].locate(shard_key(stripe, slot)) is None for stripe in stripes for slot in range(6))
+
+
+@pytest.mark.parametrize("mends", [False, True])
+def test_what_a_push_left_to_repair_is_known_until_it_is_mended(*, mends: bool) -> None:
+    with simulated_surroundings():
+        cluster = Cluster(Random(1), ErasureProfile(4, 6), WORKERS, zones=1)
+        fleet, worker = cluster.pool.fleet, cluster.workers[SLOW]
+        slot = next(slot for slot in fleet.slots if fleet.name(slot) == worker.name)
+
+        def mend() -> None:
+            for _ in range(6):
+                cluster.pass_time(2.0)
+                cluster.pool.repair_scheduler.mend()
+
+        def source() -> Iterator[bytes]:
+            yield Random(2).randbytes(3 * CHUNK_BYTES)
+            while fleet.slow():
+                cluster.pass_time(2.0)
+                fleet.forgive()
+            if mends:
+                mend()
+                assert fleet.is_mended()
+            yield Random(3).randbytes(3 * CHUNK_BYTES)
+
+        mend()
+        for _ in range(8):
+            fleet.note_unread(slot)
+        assert fleet.slow() == {slot}
+        mend()
+        before = set(worker.volume.records_by_key)
+        cluster.pool.store.push(source(), filename="f", user_id="u")
+        stripes = chunks_of(Random(2).randbytes(3 * CHUNK_BYTES), cluster.profile)
+        keys = {shard_key(stripe, index) for stripe in stripes for index in range(6)}
+        assert not keys & (worker.volume.records_by_key.keys() - before)
+        assert not fleet.is_mended()
+        assert fleet.losses_survivable(cluster.profile) == 1  # one of the others has two shards of each stripe
+        mend()
+        assert fleet.is_mended()
+        assert fleet.losses_survivable(cluster.profile) == 2
+        assert len(keys & worker.volume.records_by_key.keys()) == len(set(stripes))
