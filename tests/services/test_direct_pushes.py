@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from taskworker import AsyncClient, Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
 from taskworker.client.direct import pace
+from taskworker.client.direct.fleet import TicketedFleet
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
 from taskworker.client.pushing import _Push
@@ -730,6 +732,18 @@ def test_over_a_slow_link_files_are_pushed_through_the_pool_soon(
     assert stand.unverified <= before + written
 
 
+def test_one_slow_push_is_enough_to_push_through_the_pool(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 1 << 40)
+    before = stand.unverified
+    ann.push(noise(28), user_id="ann", filename="first", chunk_size=CHUNK, profile=ErasureProfile(1, 2))
+    after = stand.unverified
+    assert after > before
+    ann.push(noise(29), user_id="ann", filename="second", chunk_size=CHUNK, profile=ErasureProfile(1, 2))
+    assert stand.unverified == after
+
+
 @pytest.mark.parametrize(("took_s", "is_slow"), [(1.0, False), (4.0, True)])
 def test_only_the_time_in_which_something_is_written_counts(
     monkeypatch: pytest.MonkeyPatch, took_s: float, *, is_slow: bool
@@ -741,11 +755,43 @@ def test_only_the_time_in_which_something_is_written_counts(
         judged.begin()
         judged.begin()
         now_s[0] += took_s
-        assert not judged.end(7 * MIB)
+        assert judged.end(7 * MIB) is (False if is_slow else None)
         now_s[0] += took_s / 2
         found = judged.end(7 * MIB)
         now_s[0] += 1000.0
-    assert found is is_slow
+    assert found is (None if is_slow else True)
+
+
+def test_over_a_slow_link_a_client_writes_to_workers_less_often_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 8 * MIB)
+
+    def write(*_: object) -> list[bool]:
+        now_s[0] += 2.0
+        return [True]
+
+    monkeypatch.setattr(DirectWrites, "_write", write)
+    chunk = SealedChunk(b"", [Shard(ShardKey(b""), 0, b"", bytes(12 * MIB))])
+    paused_s = []
+    with ThreadPoolExecutor(1) as threads:
+        writes = DirectWrites(TicketedFleet(never_connected, threads), lambda: now_s[0])
+        for _ in range(4):
+            while writes.may_write():
+                assert writes.write(Places([], [], b"", b""), [chunk], lambda: False) == [True]
+            paused_s.append(pause_of(writes, now_s))
+        writes.close()
+    assert paused_s == [60, 120, 240, 480]
+
+
+def never_connected(*_: object) -> TicketedVolume:
+    raise AssertionError
+
+
+def pause_of(writes: DirectWrites, now_s: list[float]) -> float:
+    began_s = now_s[0]
+    while not writes.may_write():
+        now_s[0] += 1.0
+    return now_s[0] - began_s
 
 
 def test_workers_that_a_client_cannot_reach_fail_no_push(

@@ -14,7 +14,7 @@ _JUDGED_BYTES = 24 * MIB
 
 
 class Pace:
-    """Judges, each time that enough was written, whether that was too slow to be worthwhile. Thread-safe.
+    """Judges, each time that enough was written or could have been, whether that was worthwhile. Thread-safe.
 
     Args:
         clock_s: monotonic seconds.
@@ -35,16 +35,21 @@ class Pace:
                 self._since_s = self._clock_s()
             self._writing += 1
 
-    def end(self, size: int) -> bool:
-        """Shards of so many bytes were written, or not taken; return whether all has been too slow lately."""
+    def end(self, size: int) -> bool | None:
+        """Shards of so many bytes were written, or not taken.
+
+        Returns:
+            Whether all has been fast enough lately; None: that is not known yet.
+        """
         with self._lock:
             self._writing -= 1
             self._bytes += size
             now_s = self._clock_s()
             self._busy_s += now_s - self._since_s
             self._since_s = now_s
-            if self._bytes < _JUDGED_BYTES:
-                return False
-            is_slow = self._bytes < _WORTHWHILE_BYTES_PER_S * self._busy_s
+            worthwhile_bytes = _WORTHWHILE_BYTES_PER_S * self._busy_s
+            if max(self._bytes, worthwhile_bytes) < _JUDGED_BYTES:
+                return None
+            is_fast = self._bytes >= worthwhile_bytes
             self._bytes, self._busy_s = 0, 0.0
-            return is_slow
+            return is_fast

@@ -98,8 +98,6 @@ class DirectPush:
                     yield from self._ended(*under_way.popleft())
             while under_way:
                 yield from self._ended(*under_way.popleft())
-            if not self._is_over():
-                self._writes.note_worked()
         finally:
             self._given_up.set()
             for _, writing in under_way:

@@ -119,10 +119,6 @@ class DirectWrites:
         """Push through the pool for a while; longer each time."""
         self._failed.note_failed(None)
 
-    def note_worked(self) -> None:
-        """Note that a push wrote to workers."""
-        self._failed.note_worked(None)
-
     def never(self) -> None:
         """Do not try again: the pool does not know how."""
         self._is_off = True
@@ -155,14 +151,17 @@ class DirectWrites:
     def write(self, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]) -> list[bool]:
         """Write chunks to their places; return for each whether all workers took it.
 
-        If that is slower than through the pool, this is noted as a failure.
+        If that is slower than through the pool, this is noted as a failure, and as a success if it is not.
         """
         size = sum(len(shard.payload) for chunk in chunks for shard in chunk.shards)
         self._pace.begin()
         try:
             return self._write(places, chunks, size, is_given_up)
         finally:
-            if self._pace.end(size):
+            is_fast = self._pace.end(size)
+            if is_fast:
+                self._failed.note_worked(None)
+            elif is_fast is not None:
                 self.note_failed()
 
     def _write(
