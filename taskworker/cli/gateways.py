@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,7 +36,11 @@ CertificateKey = Annotated[
 def s3(
     session: Session,
     listen: Annotated[
-        str, typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one).", metavar="ADDR")
+        str,
+        typer.Option(
+            help="Address to listen on: HOST:PORT (port 0: any free one), or `systemd`: the socket of a .socket unit.",
+            metavar="ADDR",
+        ),
     ] = "127.0.0.1:9000",
     keys: Annotated[
         Path | None,
@@ -87,7 +92,6 @@ def s3(
         taskworker gateway s3
         taskworker --pool pool.example:50051 gateway s3 --listen 0.0.0.0:443 --tls-cert c.pem --tls-key k.pem
     """
-    check_tls(listen, tls_cert, tls_key)
     with needing_extra():
         from taskworker.gateways.http_server import HttpServer
         from taskworker.gateways.s3.app import S3App
@@ -97,6 +101,7 @@ def s3(
     from taskworker.cli.turns import take_short_turns
     from taskworker.rpc.probing import unready_of
 
+    listener = _listener(listen, tls_cert, tls_key)
     keep_one_arena()
     keep_freed_memory()
     take_short_turns()
@@ -113,7 +118,7 @@ def s3(
         metrics=shown.requests("s3"),
         lifecycles=lifecycles,
     )
-    server = HttpServer(gateway, listen, certificate=tls_cert, key=tls_key, half_close=True)
+    server = HttpServer(gateway, listener, certificate=tls_cert, key=tls_key, half_close=True)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
     shown.show(lambda: (unready_of(session.pool_address()), {}))
 
@@ -147,6 +152,17 @@ def check_tls(listen: str, cert: Path | None, key: Path | None, options: str = "
         raise Failure(f"refusing to listen on {one_line(listen)} without TLS: give {options}", ExitCode.USAGE)
 
 
+def _listener(listen: str, cert: Path | None, key: Path | None) -> socket.socket:
+    """The socket to listen at, unless that takes TLS and there is none."""
+    from taskworker.gateways.listening import SYSTEMD, address_of, listening
+
+    if listen != SYSTEMD:
+        check_tls(listen, cert, key)
+    listener = listening(listen)
+    check_tls(address_of(listener), cert, key)
+    return listener
+
+
 @contextlib.contextmanager
 def needing_extra() -> Iterator[None]:
     """Within this context, say how to install what a gateway needs if it is missing."""
@@ -170,7 +186,11 @@ def _accounts(session: Session, keys: Path | None) -> Accounts:
 def page(
     session: Session,
     listen: Annotated[
-        str, typer.Option(help="Address to listen on: HOST:PORT (port 0: any free one).", metavar="ADDR")
+        str,
+        typer.Option(
+            help="Address to listen on: HOST:PORT (port 0: any free one), or `systemd`: the socket of a .socket unit.",
+            metavar="ADDR",
+        ),
     ] = "127.0.0.1:8080",
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
@@ -196,7 +216,7 @@ def page(
     """
     from storage.system.descriptors import raise_descriptor_limit
 
-    check_tls(listen, tls_cert, tls_key)
+    listener = _listener(listen, tls_cert, tls_key)
     raise_descriptor_limit()
     with needing_extra():
         from taskworker.gateways.http_server import HttpServer
@@ -209,7 +229,7 @@ def page(
     names = [*(name or ()), *(names_in(tls_cert) if tls_cert is not None else ())]
     watcher = PoolClient(address) if AccessTo(address)().token else None
     app = PageApp(address, names=names, is_secure=tls_cert is not None, watcher=watcher)
-    server = HttpServer(app, listen, certificate=tls_cert, key=tls_key, on_stop=app.stop)
+    server = HttpServer(app, listener, certificate=tls_cert, key=tls_key, on_stop=app.stop)
     url = f"{'http' if tls_cert is None else 'https'}://{server.address}"
 
     def ready() -> None:

@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from storage.errors import InvalidArgument
 from taskworker.gateways.http_protocol import BoundedProtocol, HalfCloseProtocol, with_expectations
+from taskworker.gateways.listening import address_of, listening
 from taskworker.shares import SharedAmount
 
 KEEP_ALIVE_S = 75
 CONNECTIONS_MAX = 2048
 """Each may have a reply of 64 KiB that nobody reads. A host has half of them at most."""
-_BACKLOG = 1024
 _STOP_S = 10
 
 
@@ -53,7 +52,8 @@ class HttpServer:
 
     Args:
         app: what to serve; closed with the server.
-        listen: ``HOST:PORT``; port 0: any free one.
+        listen: what to listen at: ``HOST:PORT``, with port 0 for any free one; or a socket that listens, which is
+            closed with the server.
         certificate: file with the server's certificate, PEM; None: no TLS.
         key: file with its private key.
         half_close: whether callers may close their side once they have sent a request, as some programs do; not for
@@ -72,7 +72,7 @@ class HttpServer:
     def __init__(
         self,
         app: Application,
-        listen: str,
+        listen: str | socket.socket,
         *,
         certificate: Path | None = None,
         key: Path | None = None,
@@ -99,9 +99,8 @@ class HttpServer:
         )
         config.load()
         self._server = _Server(config, on_stop)
-        self._socket = _listening(listen)
-        host, port = self._socket.getsockname()[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._socket = listening(listen) if isinstance(listen, str) else listen
+        self.address = address_of(self._socket)
 
     def run(self, ready: Callable[[], Any] = lambda: None) -> None:
         """Serve until :meth:`stop`, or in the main thread until SIGINT or SIGTERM.
@@ -119,12 +118,3 @@ class HttpServer:
     def stop(self) -> None:
         """Take no more requests, and return from :meth:`run` when those that run have ended, or after some seconds."""
         self._server.should_exit = True
-
-
-def _listening(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not bare or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidArgument(f"{listen!r} is no address to listen at; give HOST:PORT, such as 127.0.0.1:9000")
-    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-    return socket.create_server((bare, int(port)), family=family, backlog=_BACKLOG)
