@@ -153,6 +153,18 @@ class Cluster:
         """
         self._await(lambda: all(work.state == "idle" for work in self._status().work if work.name == "heal"), "healed")
 
+    def await_noticed(self, names: Collection[str]) -> None:
+        """Wait until the pool has noticed that these workers do not answer.
+
+        Raises:
+            TaskFailed: this did not happen within `SETTLED_TIMEOUT_S`.
+        """
+        self._await(lambda: set(names) <= self._away(), f"aware that {', '.join(names)} do not answer")
+
+    def _away(self) -> set[str]:
+        """The names of the workers that do not answer, as far as the pool has noticed."""
+        return {worker.worker_id for worker in self._status().workers if worker.state in ("suspect", "lost")}
+
     def _await(self, reached: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + SETTLED_TIMEOUT_S
         while not reached():

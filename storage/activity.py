@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 
 class Activity:
-    """Remembers when users' data was last read or written. Thread-safe.
+    """Remembers until when users' data is read or written. Thread-safe.
 
     Args:
         clock_s: monotonic seconds.
@@ -14,11 +15,13 @@ class Activity:
 
     def __init__(self, clock_s: Callable[[], float]) -> None:
         self._clock_s = clock_s
+        self._lock = threading.Lock()
         self._last_s = float("-inf")
 
-    def note(self) -> None:
-        """Note that a user's chunk is being read or written."""
-        self._last_s = self._clock_s()
+    def note(self, lasting_s: float = 0.0) -> None:
+        """Note that a user's chunk is being read or written, or that chunks will be for so many seconds."""
+        with self._lock:
+            self._last_s = max(self._last_s, self._clock_s() + lasting_s)
 
     def is_busy(self, within_s: float) -> bool:
         """Whether a chunk was read or written within the last ``within_s`` seconds."""

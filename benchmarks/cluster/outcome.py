@@ -86,6 +86,10 @@ class _Outcome:
         slower = _ratios(degraded.samples, get.samples)
         text = f"get with {LOST} of 6 workers dead / healthy get"
         self._target("f", text, "at least", DEGRADED_MIN, slower, degraded)
+        first = megabytes_per_second(self._size, samples.pool.after_kill)
+        self.figures.append(
+            Figure(f"pool: first get of {self._label} after {LOST} of 6 workers were killed", "MB/s", first)
+        )
         self.figures.append(
             Figure(
                 "pool: from the kill to full redundancy",

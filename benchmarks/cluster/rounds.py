@@ -70,11 +70,19 @@ class Rounds:
         return stack.enter_context(Cluster(self._root / "before", checkout=self._session.before))
 
     def _without_workers(self, stack: ExitStack) -> Client:
-        """Fill a pool and kill two of its workers; return a client of it."""
-        survivor = stack.enter_context(Client(self._degraded.address))
+        """Fill a pool, kill two of its workers, and wait until it has noticed that; return a client of it."""
+        pool, dead = self._degraded, self._degraded.workers[:LOST]
+        survivor = stack.enter_context(Client(pool.address))
         for number in range(self._session.sizes.rounds):
             survivor.push(self._sources[number], filename=f"file-{number}", user_id=USER)
-        self._degraded.kill(*self._degraded.workers[:LOST])
+        self._client.run("connect", address=pool.address)
+        self._client.run("get", address=pool.address, name="file-0")
+        settle()
+        pool.kill(*dead)
+        first = self._client.run("get", address=pool.address, name="file-0")
+        self._samples.pool.after_kill.append(first["took"])
+        survivor.push(b"for all workers", filename="noticed", user_id=USER)
+        pool.await_noticed(dead)
         content, received = RandomContent("cluster-0", self._size), Digest()
         found = survivor.find("file-0", user_id=USER)
         assert found is not None
@@ -82,6 +90,7 @@ class Rounds:
             survivor.download(found.file_id, target, user_id=USER)
         if received.hasher.digest() != content.digest():
             raise AssertionError(f"without {LOST} workers, the pool returned other bytes than were pushed")
+        pool.await_healed()
         return survivor
 
     def _warm_up(self, clients: Sequence[ClientProcess]) -> None:
@@ -90,13 +99,15 @@ class Rounds:
         connected = [each.begin("connect", address=self._healthy.address) for each in clients]
         for outcome in connected:
             outcome()
-        pools = [self._healthy, *([self._former] if self._former else []), self._degraded]
+        pools = [self._healthy, *([self._former] if self._former else [])]
         for pool in pools:
             self._client.run("connect", address=pool.address)
-        for pool in pools[:-1]:
             self._client.run("push", address=pool.address, name="warm-up", source=warm)
             self._client.run("get", address=pool.address, name="warm-up")
             self._client.run("get_relayed", address=pool.address, name="warm-up")
+        for number, each in enumerate(clients):
+            each.run("push_random", address=self._healthy.address, name=f"warm-up-{number}", size=MIB)
+            each.run("get", address=self._healthy.address, name="warm-up")
         self._client.run("push_small", address=self._healthy.address, series="warm-up", count=1, size=SMALL_BYTES)
         self._engine.run_in_pool("push", name="warm-up", source=warm)
         self._engine.run_in_pool("get", name="warm-up")

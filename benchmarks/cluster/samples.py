@@ -28,6 +28,8 @@ class Series:
     push: list[float] = field(default_factory=list)
     get: list[float] = field(default_factory=list)
     degraded: list[float] = field(default_factory=list)
+    after_kill: list[float] = field(default_factory=list)
+    """A single get, right after workers were killed, by a client that was connected to them."""
     small: list[float] = field(default_factory=list)
     repair: list[float] = field(default_factory=list)
 

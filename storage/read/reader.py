@@ -32,6 +32,7 @@ _AHEAD_MAX = 4
 _LEAVES_CACHED = 4
 _BUFFER_BYTES = 64 * KIB  # one fill takes 0.1 ms; larger reads bypass it
 _BUFFER_BYTES_MIN = 8 * KIB
+_READ_ELSEWHERE_BYTES_PER_S = 100_000_000  # over a link of 1 Gbit/s
 AHEAD_BYTES_ALL = 16 * MIB  # read-ahead of all readers together; without a share of it, a reader reads on demand
 
 
@@ -210,8 +211,8 @@ class VersionStream(io.RawIOBase):
                 :meth:`StripeStore.whereabouts`. Otherwise, all shards count as being in their places.
         """
         self._check_open()
-        self._activity.note()
         indexes = range(first, min(first + count, self._root.chunk_count))
+        self._activity.note(sum(map(self._root.chunk_length, indexes)) / _READ_ELSEWHERE_BYTES_PER_S)
         named = [self._named(index) for index in indexes]
         found: Sequence[tuple[int | None, ...]]
         if look:

@@ -58,6 +58,18 @@ def test_a_pool_in_processes_is_whole_again_without_a_killed_worker(tmp_path: Pa
         assert client.run("get", address=pool.address, name="file")["peak_resident"] > 0
 
 
+def test_a_pool_in_processes_notices_killed_workers_and_can_be_read(tmp_path: Path) -> None:
+    with Cluster(tmp_path / "pool") as pool, ClientProcess() as client:
+        client.run("connect", address=pool.address)
+        client.run("push_random", address=pool.address, name="file", size=5 << 20)
+        dead = pool.workers[1:3]
+        pool.kill(*dead)
+        client.run("push_random", address=pool.address, name="another", size=1)
+        pool.await_noticed(dead)
+        assert client.run("get", address=pool.address, name="file")["took"] > 0
+        pool.await_healed()
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_plain_sockets_return_what_they_store_and_forget_it(tmp_path: Path, *, encrypted: bool) -> None:
     source = RandomContent("plain", 7 << 20).write_to(tmp_path / "source")
