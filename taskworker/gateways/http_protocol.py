@@ -47,6 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _diversion: _Diversion | None = None
+    _served: RequestResponseCycle | None = None
     _joining: _Joining
     _body_bytes = 0
     _passes_over = False
@@ -73,6 +74,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._note_read()
         if self._diversion is not None:
             self._diversion.fail()
+        if self._served is not None:  # uvicorn tells only the last one of several requests
+            self._served.disconnected = not self._served.response_complete
+            self._served.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -120,6 +124,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {DIVERT: diversion}  # type: ignore[dict-item]  # one of our own
         super().on_headers_complete()
         diversion.cycle = self.cycle
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Give a piece of a body to whoever takes it."""

@@ -208,6 +208,24 @@ def test_one_user_or_host_leaves_transfers_and_forms_to_others(
         assert b"SlowDown" not in answered(crowded, b"POST /bucket HTTP/1.1\r\n" + form % 5 + b"--x--")
 
 
+@pytest.mark.parametrize("waiting", ["GET", "PUT"])
+def test_a_caller_that_leaves_holds_nothing_although_more_of_its_requests_wait(
+    pool: FunctionPool, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, waiting: str
+) -> None:
+    for name, value in (("TRANSFERS_MAX", 4), ("_WAIT_S", 5.0)):
+        monkeypatch.setattr(app, name, value)
+    content = b"unread" * (2 * MIB)
+    s3.put_object(Bucket=bucket, Key="unread", Body=content)
+    with serving(pool, tmp_path) as crowded:
+        for _ in range(6):
+            with connected(crowded) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.sendall(signed(crowded, "GET", f"/{bucket}/unread"))
+                connection.sendall(signed(crowded, waiting, f"/{bucket}/other", 0 if waiting == "GET" else 5))
+                assert connection.recv(12) == b"HTTP/1.1 200"
+        assert connect(f"http://{crowded.address}").get_object(Bucket=bucket, Key="unread")["Body"].read() == content
+
+
 def test_one_user_or_host_leaves_threads_to_others(
     pool: FunctionPool, tmp_path: Path, other_s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
