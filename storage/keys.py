@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple, NewType, overload
+from typing import NamedTuple, NewType, cast, overload
 
 StripeKey = NewType("StripeKey", bytes)
 ShardKey = NewType("ShardKey", bytes)
@@ -121,7 +121,7 @@ class PackedKeys(Sequence[ShardKey]):
         return PackedKeys(self.packed[where.start * SHARD_KEY_BYTES : where.stop * SHARD_KEY_BYTES])
 
     def __iter__(self) -> Iterator[ShardKey]:
-        return (ShardKey(key) for (key,) in _KEY.iter_unpack(self.packed))
+        return cast("Iterator[ShardKey]", (key for (key,) in _KEY.iter_unpack(self.packed)))
 
 
 def packed_keys(keys: Sequence[ShardKey]) -> bytes:

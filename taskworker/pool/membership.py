@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 
 import msgspec
 
@@ -62,6 +63,7 @@ _STATES = {
     Standing.DRAINED: WorkerState.DRAINED,
     Standing.OUT: WorkerState.DRAINED,
 }
+_slot_of = attrgetter("slot")
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
@@ -233,7 +235,7 @@ class Membership:
     def records(self) -> list[MemberRecord]:
         """All members that were not forgotten, by slot."""
         with self._lock:
-            return sorted(self._records.values(), key=lambda record: record.slot)
+            return sorted(self._records.values(), key=_slot_of)
 
     def record(self, worker: str) -> MemberRecord | None:
         """The record of a member; None if there is no such member."""

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -282,8 +282,10 @@ class ShardCalls:
         try:
             for _ in range(_DIALS_MAX):
                 connection = self._lane(lane, left_s)
-                with suppress(Unused):
+                try:
                     return connection, connection.call(call, request, answer, patience_s, limit_s, left_s)
+                except Unused:
+                    continue  # it was just closed, as nobody had used it
         except OutOfTime:
             raise self._not_asked() from None
         except (OSError, WireError) as error:

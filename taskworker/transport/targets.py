@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from operator import add
 
 from storage.fleet.layout import Layout
 
@@ -142,17 +143,25 @@ class Targets:
         loss. The shards that members in ``keeping`` have in addition count last.
         """
         by_level = [(level, [level[slot] for slot in held]) for level in self._levels]
-        beside = [[level[slot] for slot in keeping] for level in self._levels]
+        beside = [[level[slot] for slot in keeping] for level in self._levels] if keeping else []
+        within = [(False, 0)] * len(by_level), [False] * len(by_level)
         best = -1
         least: tuple[bool, list[tuple[bool, int]], list[bool], int, list[int]] = (True, [], [], 0, [])
         for slot in candidates:
             own = held.count(slot)
             inside = [domains.count(level[slot]) for level, domains in by_level]
-            exceeding = [(count >= limit, count if count >= limit else 0) for count in inside]
-            all_inside = [
-                count + kept.count(level[slot]) for count, kept, level in zip(inside, beside, self._levels, strict=True)
-            ]
-            unfitness = (own >= limit, exceeding, [count >= limit for count in all_inside], own, inside)
+            if not (keeping or own or any(inside)):
+                return slot  # none is fitter, and each one before was less fit
+            exceeding, crowded = within
+            if inside and max(inside) >= limit:
+                exceeding = [(count >= limit, count if count >= limit else 0) for count in inside]
+                crowded = [count >= limit for count in inside]
+            all_inside = inside
+            if keeping:
+                beside_it = [kept.count(level[slot]) for kept, level in zip(beside, self._levels, strict=True)]
+                all_inside = list(map(add, inside, beside_it))
+                crowded = [count >= limit for count in all_inside]
+            unfitness = (own >= limit, exceeding, crowded, own, inside)
             if best < 0 or unfitness < least:
                 best, least = slot, unfitness
                 if not own and not any(all_inside):

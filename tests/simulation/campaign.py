@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from random import Random
 
 from storage import ErasureProfile
@@ -47,6 +48,8 @@ _THREADS = {
 }
 
 Action = Callable[[], str]
+Choices = tuple[list[Action], list[float]]
+"""Actions, and for each the sum of its relative frequency and those of all before it."""
 
 
 class Simulation:
@@ -91,7 +94,7 @@ class Simulation:
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def _weighted(self) -> tuple[dict[Action, float], dict[Action, float]]:
+    def _weighted(self) -> tuple[Choices, Choices]:
         """Return the steps and the disturbances between them, each with its relative frequency."""
         users, faults, copies = self.users, self.faults, self.copies
         steps: dict[Action, float] = {
@@ -115,10 +118,11 @@ class Simulation:
             faults.lose_request: 5, faults.kill: 4, faults.reboot: 3, faults.rot: 2, faults.lie: 2, faults.cut_off: 1,
             faults.reconnect: 4, faults.start: 4, self.pass_some_time: 12,
         }  # fmt: skip
-        return steps, disturbances
+        return _choices(steps), _choices(disturbances)
 
-    def _choose(self, weights: dict[Action, float]) -> Action:
-        return self.rng.choices(list(weights), list(weights.values()))[0]
+    def _choose(self, choices: Choices) -> Action:
+        actions, weights = choices
+        return self.rng.choices(actions, cum_weights=weights)[0]
 
     def _step(self, action: Action) -> bool:
         """Do an action; return False if it was impossible."""
@@ -214,6 +218,10 @@ class Simulation:
             if record.standing in (Standing.DRAINING, Standing.DRAINED) and record.worker in present:
                 cluster.pool.drain(record.worker, cancel=True)
         cluster.pass_time(GRACE_S + 10.0)
+
+
+def _choices(frequencies: dict[Action, float]) -> Choices:
+    return list(frequencies), list(accumulate(frequencies.values()))
 
 
 def _check_layouts(before: list[Layout], after: list[Layout], starts: int) -> None:

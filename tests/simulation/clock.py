@@ -15,17 +15,20 @@ class Clock:
 
     def __init__(self) -> None:
         self._now_ns = _START_NS
+        self._now_s = 0.0
         self.wrong_ns = 0
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self._now_ns += int(seconds * 1e9)
+        self._now_s = (self._now_ns - _START_NS) / 1e9
 
     def monotonic_s(self) -> float:
         """Return the seconds since the simulation began."""
-        return (self._now_ns - _START_NS) / 1e9
+        return self._now_s
 
     def wall_ns(self) -> int:
         """Return the nanoseconds since 1970, by a clock that may be wrong."""
         self._now_ns += _LOOK_NS
+        self._now_s = (self._now_ns - _START_NS) / 1e9
         return self._now_ns + self.wrong_ns

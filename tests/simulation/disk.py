@@ -166,8 +166,9 @@ class MemoryVolume:
 
     def newest(self) -> Shard | None:
         readable = (record.shard for record in self.records_by_key.values() if record.health is not Health.ROTTEN)
-        shards = [shard for shard in readable if bears_sequence(shard.key) and is_own(shard.key, shard.payload)]
-        return max(shards, key=lambda shard: sequence_in(shard.key, shard.payload), default=None)
+        shards = [shard for shard in readable if bears_sequence(shard.key)]
+        shards.sort(key=lambda shard: sequence_in(shard.key, shard.payload), reverse=True)
+        return next((shard for shard in shards if is_own(shard.key, shard.payload)), None)
 
     def verify(self, progress: Callable[[int], None]) -> MemoryVerification:
         progress(len(self.records_by_key))

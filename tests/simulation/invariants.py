@@ -112,13 +112,13 @@ def check_durable(cluster: Cluster, stripes: Iterable[StripeKey]) -> None:
     Shards on lying workers count as missing; while a worker lies, the honest ones must have enough of every stripe.
     Liars may have more than their part while they stand in for a slow worker, if the pool says that fewer may be lost.
     """
-    stripes = dict.fromkeys(stripes)
+    stripes = stripes if isinstance(stripes, dict) else dict.fromkeys(stripes)
     for key, volume in cluster.dropped.items():
         needed = StripeKey(key[:STRIPE_KEY_BYTES]) in stripes
         require(not needed, f"the last copy of shard {key[-1]} of {key.hex()[:12]} was dropped by volume {volume}")
     cluster.dropped.clear()
     honest = cluster.honest()
-    keys = {key for stripe in stripes for key in shard_keys(stripe)}
+    keys = set[ShardKey]().union(*map(shard_keys, stripes))
     missing = sorted(keys.difference(cluster.wounds, *(worker.volume.durable for worker in honest)))
     if len(honest) < len(cluster.workers):
         for stripe in dict.fromkeys(StripeKey(key[:STRIPE_KEY_BYTES]) for key in missing):

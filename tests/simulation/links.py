@@ -39,6 +39,7 @@ _STALL = 0.3  # how likely a fault shows by silence, and not by the end of the c
 _PATIENT = (Call.KEYS, Call.RECORDS, Call.VERIFY, Call.REST, Call.COMPACT)  # the caller waits for minutes
 _KIND_AT, _METHOD_AT = 8, 9
 _LANE_AT = 6
+_CALL, _APPENDS = int(Kind.CALL), int(Lane.APPENDS)  # looking up a member of an enumeration takes longer
 
 
 class Pipe:
@@ -67,10 +68,10 @@ class Pipe:
     def receive(self, buffers: Sequence[memoryview]) -> int | None:
         """See :meth:`taskworker.transport.wire.streams.Stream.receive`."""
         landed = self.landed
-        if not landed:
+        count = len(landed)
+        if not count:
             return 0 if self.ended else None
-        if len(buffers) == 1 and len(landed) <= len(buffers[0]):
-            count = len(landed)
+        if len(buffers) == 1 and count <= len(buffers[0]):
             buffers[0][:count] = landed
             landed.clear()
             return count
@@ -188,6 +189,7 @@ class Link:
 
     def __init__(self, network: Network, process: Process, server: Server, number: int) -> None:
         self.network = network
+        self._random = network.random
         self.process = process
         self.server = server
         self.number = number
@@ -211,7 +213,7 @@ class Link:
     def send_up(self, buffers: Sequence[BytesLike]) -> int:
         data = b"".join(buffers)
         if self.process.dead:
-            if len(data) >= HEADER_BYTES and data[_KIND_AT] == Kind.CALL:
+            if len(data) >= HEADER_BYTES and data[_KIND_AT] == _CALL:
                 self.process.reach("")
             return len(data)
         if self.up.ending:  # the end has not been noticed yet
@@ -311,16 +313,18 @@ class Link:
         """Let one thing happen; return whether there was any."""
         if self.held:
             return False
-        if self.network.chance(0.5):
+        if self._random() < 0.5:
             return self._carry_up() or self._carry_down() or self._make_room()
         return self._carry_down() or self._carry_up() or self._make_room()
 
     def _send(self, pipe: Pipe, data: bytes) -> int:
-        if len(data) > HEADER_BYTES and self.network.chance(_FULL):
-            data = data[: self.network.below(len(data))]
+        size = len(data)
+        if size > HEADER_BYTES and self._random() < _FULL:
+            size = self.network.below(size)
+            data = data[:size]
         pipe.flying += data
         self.network.queue(self)
-        return len(data)
+        return size
 
     def _make_room(self) -> bool:
         if self.client_waits and self.connection is not None:
@@ -358,7 +362,7 @@ class Link:
             pipe.left = len(pipe.flying) if pipe.ending else 0
             return False
         header = unpack_header(pipe.flying)
-        if header.kind == Kind.CALL:
+        if header.kind == _CALL:
             if not pipe.told:
                 pipe.told = True
                 self._delay(pipe)
@@ -429,8 +433,10 @@ class Link:
         return True
 
     def _arrive(self, pipe: Pipe) -> None:
-        count = min(pipe.left, len(pipe.flying))
-        if self.network.chance(_IN_PIECES):
+        count, flying = pipe.left, len(pipe.flying)
+        if flying < count:
+            count = flying
+        if self._random() < _IN_PIECES:
             count = 1 + self.network.below(count)
         pipe.arrive(count)
 
@@ -441,7 +447,7 @@ class Link:
         return due
 
     def _delay(self, pipe: Pipe) -> None:
-        likely, delays_s = (_LATE, _LATE_S) if self.lane == Lane.APPENDS else (_DELAYED, _DELAYS_S)
-        if not self.network.punctual and self.network.chance(likely):
+        likely, delays_s = (_LATE, _LATE_S) if self.lane == _APPENDS else (_DELAYED, _DELAYS_S)
+        if not self.network.punctual and self._random() < likely:
             pipe.later_s = self.network.now_s() + delays_s[self.network.below(len(delays_s))]
             self.network.queue_later(pipe.later_s, self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from storage import ErasureProfile, Version
@@ -80,8 +81,8 @@ class Model:
 
     def stripes(self, leaving: Name | None = None) -> dict[StripeKey, None]:
         """Return the stripes of all versions, except those of the file named ``leaving``."""
-        files = [file for name, file in self.files.items() if name != leaving]
-        return dict.fromkeys(stripe for file in files for kept in file.versions for stripe in kept.stripes)
+        versions = [kept.stripes for name, file in self.files.items() if name != leaving for kept in file.versions]
+        return dict.fromkeys(chain.from_iterable(versions))
 
     def versions(self) -> Iterator[tuple[Name, File, Kept]]:
         """Yield all versions."""

@@ -56,6 +56,7 @@ class Network:
         lost_requests: by address, how many of the next calls fail without effect.
         lost_replies: by address, how many of the next calls take effect but fail.
         now_s: monotonic seconds.
+        random: a number from 0 up to 1.
         injected: faults that have happened, by kind; see :class:`tests.simulation.faults.Faults`.
         lazy: appends arrive only when nothing else can happen.
         punctual: no frame is late.
@@ -73,7 +74,7 @@ class Network:
         self.lazy = False
         self.punctual = True
         self.bugs: list[Exception] = []
-        self._random = rng.random
+        self.random = rng.random
         self._clock = clock
         self._due: list[tuple[int, Callable[[], None]]] = []
         self._ready: list[Actor] = []
@@ -86,11 +87,11 @@ class Network:
 
     def chance(self, probability: float) -> bool:
         """Whether something happens that is so likely."""
-        return self._random() < probability
+        return self.random() < probability
 
     def below(self, limit: int) -> int:
         """A number from 0 to ``limit`` - 1."""
-        return int(self._random() * limit)
+        return int(self.random() * limit)
 
     def some_of(self, number: int) -> int:
         """How many of so many bytes arrive before something ends: often all or none."""
@@ -107,6 +108,8 @@ class Network:
     def happen(self) -> bool:
         """Count a call, and run all events that are due; return whether there were any."""
         self.calls += 1
+        if not self._due:
+            return False
         happened = False
         while self._due and (at := min(self._due, key=lambda due: due[0]))[0] <= self.calls:
             self._due.remove(at)
@@ -122,7 +125,7 @@ class Network:
 
     def loses_request(self, address: str) -> bool:
         """Whether the call that arrives at an address now is lost instead."""
-        if not self.lost_requests[address]:
+        if not self.lost_requests.get(address):
             return False
         self.lost_requests[address] -= 1
         self.injected["request lost"] += 1
@@ -130,7 +133,7 @@ class Network:
 
     def loses_reply(self, address: str) -> bool:
         """Whether the answer to the call that arrives at an address now will be lost."""
-        if not self.lost_replies[address]:
+        if not self.lost_replies.get(address):
             return False
         self.lost_replies[address] -= 1
         return True
@@ -179,7 +182,7 @@ class Network:
         """Let one thing happen; return False if nothing can."""
         if self.bugs:
             raise self.bugs.pop(0)
-        ready, random = self._ready, self._random
+        ready, random = self._ready, self.random
         while ready:
             at = int(random() * len(ready)) if not self.lazy else self._laziest()
             actor = ready[at]
@@ -329,7 +332,7 @@ class Process:
 
     def wait(self, happened: Callable[[], bool], within_s: float) -> bool:
         """Let the network act until something has happened; return False if the time ran out first."""
-        network = self.network
+        network, step = self.network, self.network.step
         began_s = network.now_s()
         until_s = math.inf if within_s < 0 else began_s + within_s
         while True:
@@ -337,7 +340,7 @@ class Process:
                 self.reach("")
             if happened():
                 return True
-            if network.step():
+            if step():
                 continue
             now_s = network.now_s()
             if now_s >= until_s:

@@ -48,6 +48,10 @@ class Task:
         return True
 
 
+_UNFINISHED: Future[Any] = Future()
+"""What nobody waits for, as connections only have work done."""
+
+
 class _LaterExecutor(Executor):
     """Lets the network choose when work is done."""
 
@@ -56,7 +60,7 @@ class _LaterExecutor(Executor):
 
     def submit(self, work: Callable[..., T], /, *arguments: Any, **keywords: Any) -> Future[T]:
         self._server.network.queue(Task(self._server, lambda: work(*arguments, **keywords)))
-        return Future()
+        return _UNFINISHED
 
 
 class Server:

@@ -277,19 +277,19 @@ class AnsweringConnection:
         self._yields = False
         if not self.is_greeted and not self._greet():
             return
-        turns = 0
+        turns, reader = 0, self._reader
         while not self._ended and not self._outgoing.is_blocked:
             turns += 1
             if turns > _FRAMES_A_TURN and self._server.is_crowded:
                 self._yields = True
                 return
-            before = self._reader.received
-            header = self._reader.read(wait=not self._queue and not self._server.is_crowded)
+            before = reader.received
+            header = reader.read(wait=not self._queue and not self._server.is_crowded)
             if header is not None:
                 self._take(header)
-                if self._reader.is_inside and self._queued < _QUEUED_BYTES_MAX:
+                if reader.is_inside and self._queued < _QUEUED_BYTES_MAX:
                     continue  # more has arrived, maybe the end of a call that waits
-            elif not self._queue and (self._reader.starved or self._reader.received == before):
+            elif not self._queue and (reader.starved or reader.received == before):
                 return
             if self._queue:
                 self._carry_out(self._queue.popleft())

@@ -65,6 +65,12 @@ class Kind(IntEnum):
     MORE = 5
 
 
+# Looking up a member of an enumeration takes several times as long, and each frame takes many comparisons.
+_CALL, _FAILURE, _MORE = int(Kind.CALL), int(Kind.FAILURE), int(Kind.MORE)
+_OF_CLIENTS = frozenset(map(int, (Kind.CALL, Kind.CANCEL, Kind.MORE)))
+_OF_SERVERS = frozenset(map(int, (Kind.ANSWER, Kind.FAILURE)))
+
+
 class Header(NamedTuple):
     """A frame's header. ``number`` is the call's; ``value`` depends on the kind."""
 
@@ -95,7 +101,7 @@ def pack_header(kind: Kind, call: int, length: int, method: int = 0, flags: int 
 
 def unpack_header(raw: bytes | bytearray | memoryview, offset: int = 0) -> Header:
     """Inverse of :func:`pack_header`. The reader of a connection judges the values."""
-    return Header(*_HEADER.unpack_from(raw, offset))
+    return tuple.__new__(Header, _HEADER.unpack_from(raw, offset))  # half the time of a call of `Header`
 
 
 def check_from_server(header: Header) -> None:
@@ -104,10 +110,11 @@ def check_from_server(header: Header) -> None:
     Raises:
         WireError: no server sends this.
     """
-    if header.kind not in (Kind.ANSWER, Kind.FAILURE) or header.method or header.value or header.flags & ~LAST:
-        raise WireError(f"a frame of kind {header.kind} with flags {header.flags:#x} came from a server")
-    if header.kind == Kind.FAILURE and header.length > FAILURE_BYTES_MAX:
-        raise WireError(f"a failure of {header.length:,} bytes")
+    length, _, kind, method, flags, value = header
+    if kind not in _OF_SERVERS or method or value or flags & ~LAST:
+        raise WireError(f"a frame of kind {kind} with flags {flags:#x} came from a server")
+    if kind == _FAILURE and length > FAILURE_BYTES_MAX:
+        raise WireError(f"a failure of {length:,} bytes")
 
 
 def check_from_client(header: Header) -> None:
@@ -116,15 +123,15 @@ def check_from_client(header: Header) -> None:
     Raises:
         WireError: no client sends this.
     """
-    kind, length = header.kind, header.length
-    if kind not in (Kind.CALL, Kind.CANCEL, Kind.MORE) or header.flags or not header.call:
-        raise WireError(f"a frame of kind {kind} with flags {header.flags:#x} came from a client")
-    if kind != Kind.CALL and (length or header.method):
+    length, call, kind, method, flags, value = header
+    if kind not in _OF_CLIENTS or flags or not call:
+        raise WireError(f"a frame of kind {kind} with flags {flags:#x} came from a client")
+    if kind != _CALL and (length or method):
         raise WireError(f"a frame of kind {kind} with {length:,} bytes")
     if length > BODY_BYTES_MAX:
         raise WireError(f"a call of {length:,} bytes; at most {BODY_BYTES_MAX:,} are taken")
-    if kind == Kind.MORE and not 0 < header.value <= STREAM_AHEAD_MAX:
-        raise WireError(f"{header.value} more messages; between 1 and {STREAM_AHEAD_MAX} can be asked for")
+    if kind == _MORE and not 0 < value <= STREAM_AHEAD_MAX:
+        raise WireError(f"{value} more messages; between 1 and {STREAM_AHEAD_MAX} can be asked for")
 
 
 def pack_greeting(lane: int, oldest: int = VERSION, newest: int = VERSION) -> bytes:

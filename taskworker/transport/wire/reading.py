@@ -122,10 +122,17 @@ class FrameReader:
         if buffers is not None and sum(map(len, buffers)) != header.length:
             raise WireError(f"a body of {header.length:,} bytes where others are expected")
         self._opened = True
-        self._missing = header.length
-        self._buffers = None if buffers is None else [buffer for buffer in buffers if buffer]
-        if self._missing and self._stop > self._start:
-            self._use_ahead()
+        length = self._missing = header.length
+        if not length:
+            self._buffers = []
+        elif buffers is not None and len(buffers) == 1 and self._stop - self._start >= length:  # the usual case
+            buffers[0][:] = self._ahead[self._start : self._start + length]
+            self._start += length
+            self._missing, self._buffers = 0, []
+        else:
+            self._buffers = None if buffers is None else [buffer for buffer in buffers if buffer]
+            if self._stop > self._start:
+                self._use_ahead()
         return True
 
     def _use_ahead(self) -> None:
@@ -148,7 +155,7 @@ class FrameReader:
             if left:
                 self._ahead[:left] = bytes(self._ahead[self._start : self._stop])
             self._start, self._stop = 0, left
-        count = self._receive([self._ahead[self._stop :] if self._stop else self._ahead], wait)
+        count = self._receive((self._ahead[self._stop :] if self._stop else self._ahead,), wait)
         self._stop += count
         return count > 0
 
