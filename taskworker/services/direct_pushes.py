@@ -16,6 +16,7 @@ from taskworker.rpc.admission import Gate
 from taskworker.rpc.authorization import is_guest, user_of
 from taskworker.rpc.binding import Caller
 from taskworker.services.many import ManyFilesService
+from taskworker.services.revision import Revisions
 
 
 class DirectPushService(ManyFilesService):
@@ -24,14 +25,20 @@ class DirectPushService(ManyFilesService):
     Args:
         store: the store to serve.
         transfers: the places for transfers.
+        revisions: limits what is expensive.
         hide: paths that must not appear in texts sent to callers.
         pushes: answers these clients; None: everything is pushed to here.
     """
 
     def __init__(
-        self, store: FileStorage, transfers: Gate, hide: Sequence[str] = (), pushes: DirectPushes | None = None
+        self,
+        store: FileStorage,
+        transfers: Gate,
+        revisions: Revisions,
+        hide: Sequence[str] = (),
+        pushes: DirectPushes | None = None,
     ) -> None:
-        super().__init__(store, transfers, hide)
+        super().__init__(store, transfers, revisions, hide)
         self._pushes = pushes
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain, groupby
 
@@ -30,6 +31,7 @@ from taskworker.rpc.guests import Hidden
 from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
 from taskworker.services.maintenance import MaintenanceService
 from taskworker.services.pieces import pieces_of
+from taskworker.services.revision import Revisions
 
 _RESULTS_MAX = 256
 """Results in one message. A version takes up to 6 KiB, without its attributes."""
@@ -41,12 +43,14 @@ class ManyFilesService(MaintenanceService):
     Args:
         store: the store to serve.
         transfers: limits how many transfers run at once.
+        revisions: limits what is expensive.
         hide: paths that must not appear in texts sent to callers.
     """
 
-    def __init__(self, store: FileStorage, transfers: Gate, hide: Sequence[str]) -> None:
+    def __init__(self, store: FileStorage, transfers: Gate, revisions: Revisions, hide: Sequence[str]) -> None:
         super().__init__(store)
         self._transfers = transfers
+        self._revisions = revisions
         self._hide = hide
 
     def PushMany(  # noqa: N802 - the names are the contract's
@@ -67,7 +71,7 @@ class ManyFilesService(MaintenanceService):
                     note=options.note,
                     attributes=options.attributes_now(),
                 ) as many,
-                _Intake(self._store, options, many, chain((first,), parts), caller) as intake,
+                _Intake(self._store, options, many, chain((first,), parts), caller, self._revisions) as intake,
             ):
                 while outcomes := many.take():
                     yield from self._push_results(outcomes)
@@ -205,6 +209,7 @@ class _Intake:
         many: takes the files.
         parts: the messages.
         caller: whoever sends them.
+        revisions: limits what is expensive.
     """
 
     def __init__(
@@ -214,8 +219,10 @@ class _Intake:
         many: ManyPush,
         parts: Iterable[store_pb2.PushManyPart],
         caller: Caller,
+        revisions: Revisions,
     ) -> None:
         self._store = store
+        self._revisions = revisions
         self._options = options
         self._many = many
         self._parts = parts
@@ -274,19 +281,34 @@ class _Intake:
         if part.HasField("header") == (self._large is not None):
             raise InvalidArgument("a large file in PushMany begins with one header, and ends with a commit")
         if self._large is None:
-            self._large = _LargePush(self._store, self._options, part.header)
+            reading = self._revisions.reading(self._caller, part.header.sha256)
+            self._large = _LargePush(self._store, self._options, part.header, reading)
         if self._large.take(part, self._caller):
             large, self._large = self._large, None
             large.hand_over(self._many, part.commit.size)
 
 
 class _LargePush:
-    """A large file that is being received. Its errors are kept for its result."""
+    """A large file that is being received. Its errors are kept for its result.
 
-    def __init__(self, store: FileStorage, options: PushOptions, header: store_pb2.PushHeader) -> None:
+    Args:
+        store: the store to push to.
+        options: of all files of the call.
+        header: of this one.
+        reading: makes contexts in which chunks are named that the user has.
+    """
+
+    def __init__(
+        self,
+        store: FileStorage,
+        options: PushOptions,
+        header: store_pb2.PushHeader,
+        reading: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         if header.user_id not in ("", options.user_id):
             raise InvalidArgument("all files of one PushMany have one owner; send another call for another user")
         self.filename = header.filename
+        self._reading = reading
         self._upload: Upload | None = None
         self._error: StorageError | None = None
         try:
@@ -300,6 +322,8 @@ class _LargePush:
                 note=given.note or options.note,
                 attributes=options.attributes_now(),
                 sha256=given.sha256,
+                if_absent=given.if_absent,
+                if_head=given.if_head,
                 size_hint=header.size_hint or None,
             )
         except StorageError as error:
@@ -319,7 +343,8 @@ class _LargePush:
                 if part.HasField("reuse"):
                     for chunk_id in part.reuse.chunk_ids:
                         require_active(caller)
-                        self._upload.reuse([chunk_id])
+                        with self._reading():
+                            self._upload.reuse([chunk_id])
             except StorageError as error:
                 self._error = error
                 self._upload.abort(keep_chunks=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from weakref import WeakValueDictionary
 
@@ -101,6 +102,10 @@ class Revisions:
             turn = self._turns.setdefault(user, _Turn())
         with turn.lock:
             yield
+
+    def reading(self, caller: object, sha256: str) -> Callable[[], AbstractContextManager[None]]:
+        """Makes contexts in which a push names chunks that the user has, which are read if it has a ``sha256``."""
+        return partial(self.turn, caller) if sha256 else nullcontext
 
     def checking(self, caller: object, sha256: str) -> AbstractContextManager[None]:
         """A context for a revision, which reads the whole file if there is a ``sha256``.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import TypeVar
 
@@ -100,10 +99,9 @@ class StoreService(DirectPushService):
         transfers = Gate(
             limits.streams, f"{limits.streams} transfers are under way, as many as this server allows", kind="transfers"
         )
-        super().__init__(store, transfers, hide, pushes)
+        super().__init__(store, transfers, revisions or Revisions(limits.checks), hide, pushes)
         self._unary_bytes_max = limits.message_bytes
         self._direct = direct
-        self._revisions = revisions or Revisions(limits.checks)
 
     def Describe(  # noqa: N802 - the names are the contract's
         self, _request: store_pb2.DescribeRequest, _caller: Caller
@@ -132,8 +130,8 @@ class StoreService(DirectPushService):
             if first.header.user_id == CANDIDATE_OWNER:
                 drop_old_candidates(self._store)
             with _upload(self._store, first.header) as upload, self.writing(upload, first.header, caller):
-                reusing = partial(self._revisions.turn, caller) if first.header.sha256 else nullcontext
-                commit = _take_all(upload, chain((first,), parts), caller, reusing)
+                reading = self._revisions.reading(caller, first.header.sha256)
+                commit = _take_all(upload, chain((first,), parts), caller, reading)
                 if commit is None or not caller.is_active():
                     upload.abort(keep_chunks=True)  # the sender went away, and may come back
                     raise InvalidArgument(
@@ -401,7 +399,7 @@ def _take_all(
     upload: Upload,
     parts: Iterable[PushMessage],
     caller: Caller,
-    reusing: Callable[[], AbstractContextManager[None]],
+    reading: Callable[[], AbstractContextManager[None]],
 ) -> store_pb2.PushCommit | None:
     """Read messages up to the commit message; None if the stream ends without one, or the caller goes away."""
     for position, part in enumerate(parts):
@@ -417,7 +415,7 @@ def _take_all(
             for ids in batched(part.reuse.chunk_ids, _REUSED_AT_ONCE):
                 if not caller.is_active():
                     return None
-                with reusing():
+                with reading():
                     upload.reuse(ids)
         if part.HasField("written"):
             _check_count(len(part.written.chunk_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import random
 import signal
@@ -12,16 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import ErasureProfile, FileNotFound, FileStorage, InvalidArgument, StorageError, Version
+from storage import ConflictError, ErasureProfile, FileNotFound, FileStorage, InvalidArgument, StorageError, Version
+from storage.write import upload
+from storage.write.known import content_of_held
 from taskworker import AsyncClient, Client
 from taskworker.client import many
 from taskworker.errors import DeadlineExceeded, ServerBusy, StorageUnavailable
@@ -30,7 +35,7 @@ from taskworker.protos.store_pb2_grpc import StoreServiceStub
 from taskworker.rpc.admission import ServerLimits
 from taskworker.rpc.status import file_error_from
 from taskworker.services.file_server import FileServer
-from tests.services.conftest import CHUNK, Raw, Serve, text_of
+from tests.services.conftest import CHUNK, Guarded, Raw, Serve, text_of
 from tests.services.proxy import Proxy
 
 USER = "u1"
@@ -392,6 +397,68 @@ def test_errors_of_large_files_are_their_results(raw: Raw, store: FileStorage) -
     assert {result.error.code for result in found[1:6]} == {CODE.INVALID_ARGUMENT.value[0]}
     assert found[6].version.note == "own"
     assert [file.filename for file in store.list_files(user_id=USER)] == ["after", "before", "good"]
+
+
+def test_conditions_of_large_files_are_decided(raw: Raw, store: FileStorage) -> None:
+    head, data = store.push(b"first", filename="there", user_id=USER), content(1, CHUNK + 1)
+    found = results(
+        raw,
+        part(header=HEADER),
+        part(part=large("there", data, len(data), if_absent=True)),
+        part(part=large("there", data, len(data), if_head="0" * 64)),
+        part(part=large("new", data, len(data), if_absent=True)),
+        part(part=large("there", data, len(data), if_head=head.version_id)),
+    )
+    errors = [file_error_from(each.error, "") if each.HasField("error") else None for each in found]
+    assert [type(error) for error in errors] == [ConflictError, ConflictError, type(None), type(None)]
+    assert [one.size for one in store.history(head.file_id, user_id=USER)] == [len(data), len(b"first")]
+
+
+@pytest.mark.parametrize("ways", [("stream", "many"), ("many", "many")])
+def test_chunks_of_a_user_s_pushes_with_a_sha256_are_read_one_after_another(
+    store: FileStorage, guarded: Any, monkeypatch: pytest.MonkeyPatch, ways: tuple[str, str]
+) -> None:
+    """However many of them there are, of either kind: each may name a chunk of 16 MiB thousands of times."""
+    site: Guarded = guarded(ServerLimits())
+    shown, data = site.shown(USER), content(1, CHUNK)
+    store.push(data, filename="there", user_id=USER)
+    chunk_id = blake3(data).digest()
+    lock, another, entered, most = threading.Lock(), threading.Event(), 0, 0
+
+    def counted(*arguments: Any) -> bytes:
+        nonlocal entered, most
+        with lock:
+            entered += 1
+            most = max(most, entered)
+            if entered > 1:
+                another.set()
+        another.wait(0.2)
+        try:
+            return content_of_held(*arguments)
+        finally:
+            with lock:
+                entered -= 1
+
+    monkeypatch.setattr(upload, "content_of_held", counted)
+
+    def push(way: str, name: str) -> None:
+        header = store_pb2.PushHeader(filename=name, user_id=USER, sha256=hashlib.sha256(data * 4).hexdigest())
+        parts = [store_pb2.PushPart(header=header), _reusing(chunk_id, 4)]
+        parts.append(store_pb2.PushPart(commit=store_pb2.PushCommit(size=4 * CHUNK)))
+        with grpc.insecure_channel(site.address) as channel:
+            stub = StoreServiceStub(channel)
+            if way == "stream":
+                stub.PushStream(iter(parts), metadata=shown)
+            else:
+                [*stub.PushMany(iter([part(header=HEADER), *(part(part=one) for one in parts)]), metadata=shown)]
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(push, ways, "ab"))
+    assert [(one.filename, one.size) for one in store.list_files(user_id=USER)][:2] == [
+        ("a", 4 * CHUNK),
+        ("b", 4 * CHUNK),
+    ]
+    assert most == 1
 
 
 def test_paths_of_the_store_are_not_shown(raw: Raw, store: FileStorage) -> None:
