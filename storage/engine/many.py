@@ -142,12 +142,14 @@ class ManyFiles(DeletingStore):
         """
         self._parts.check_open()
         self._parts.volumes.check_present()
-        [wanted] = self._wanted([(0, file)], user_id, by_name, bytes_max, version_id)
-        outcome = self._reader().read_one(wanted)
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.version is not None, "without an error there is a version"
-        return outcome.version, outcome.data
+        file_id = self._id_of(file, user_id) if by_name else file
+        # Registered before it is looked up, so a collect that missed it found the file alive.
+        done = self._parts.readings.begin(parsed_id(file_id) or b"")
+        try:
+            stored = self._parts.files.version(file_id, user_id, version_id)
+            return stored.public(), self._reader().content(stored, bytes_max)
+        finally:
+            done()
 
     def _reader(self) -> ManyReader:
         parts = self._parts
@@ -175,14 +177,13 @@ class ManyFiles(DeletingStore):
         user_id: str,
         by_name: bool,
         bytes_max: int | None,
-        version_id: str | None = None,
     ) -> list[Wanted]:
         """Look up files by their positions, and register the reads."""
         wanted: list[Wanted] = []
         try:
             for position, file in files:
                 wanted.append(self._registered(position, file, user_id, by_name, bytes_max))
-            self._look_up([each for each in wanted if each.error is None], user_id, version_id)
+            self._look_up([each for each in wanted if each.error is None], user_id)
         except BaseException:
             end_all(wanted)
             raise
@@ -197,14 +198,10 @@ class ManyFiles(DeletingStore):
         done = self._parts.readings.begin(parsed_id(file_id) or b"")
         return Wanted(position, file, done, file_id, bytes_max=bytes_max)
 
-    def _look_up(self, wanted: Sequence[Wanted], user_id: str, version_id: str | None) -> None:
-        files = self._parts.files
+    def _look_up(self, wanted: Sequence[Wanted], user_id: str) -> None:
         found: Sequence[StoredVersion | StorageError]
         try:
-            if version_id is None:
-                found = files.newest([each.file_id for each in wanted], user_id)
-            else:
-                found = [files.version(each.file_id, user_id, version_id) for each in wanted]
+            found = self._parts.files.newest([each.file_id for each in wanted], user_id)
         except StorageError as error:
             found = [error] * len(wanted)
         for each, version in zip(wanted, found, strict=True):

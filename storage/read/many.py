@@ -112,12 +112,26 @@ class ManyReader:
                 reading.exception()  # it still uses the shards
                 end_all(batch)
 
-    def read_one(self, wanted: Wanted) -> GetOutcome:
-        """Read one file in this thread, and return its outcome."""
-        try:
-            return self._outcome(wanted, is_read=self._read_batch([wanted]))
-        finally:
-            wanted.done()
+    def content(self, stored: StoredVersion, bytes_max: int) -> bytes | None:
+        """Read one version in this thread; None if it has more than ``bytes_max`` bytes.
+
+        Raises:
+            DataLossError, ShardsUnavailable: it cannot be read.
+        """
+        size = stored.record.size
+        if size > bytes_max:
+            return None
+        self._activity.note()
+        if size <= _SMALL_BYTES_MAX:
+            target = bytearray(size)
+            try:
+                self._contents.read_all(list(self._reads(stored, memoryview(target))))
+                return bytes(target)
+            except (ShardsUnavailable, DataLossError):
+                pass  # the stream finds out why, and what can be done about it
+        record = stored.record
+        with self._stream(record.file_id.hex(), record.user_id, stored.version_id.hex()) as stream:
+            return stream.readall()
 
     def _submit(self, batch: list[Wanted]) -> Future[bool]:
         try:

@@ -52,7 +52,7 @@ from taskworker.rpc.authorization import Guard, by_token
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.dialling import dial_secure
 from taskworker.rpc.limits import PUSH_DATA_BYTES
-from taskworker.rpc.quick_threads import QuickThreads
+from taskworker.rpc.quick_threads import OftenMadeCalls
 from taskworker.rpc.token_channel import TokenChannel
 from taskworker.services.audit import AuditService
 from taskworker.services.auth import AuthService
@@ -191,7 +191,7 @@ class PoolServer:
             self.pool.close()
             raise
         hide = (str(directory),)
-        self._quick: QuickThreads | None = None
+        self._often: OftenMadeCalls | None = None
         self._limits = limits
         service = PoolService if self.pool.enrollment is None else TokensOnly
         self._service = service(self.pool, self.functions.hosting.is_without_volume)
@@ -267,9 +267,9 @@ class PoolServer:
         asked = MembersOutsideService(self._outside(), hosting)
         router = self.functions.router
         limits = ServerLimits()
-        self._quick = QuickThreads(limits.calls)
+        self._often = OftenMadeCalls(limits.calls)
         return {
-            **services_of(self.pool.store, limits, self.pool.startup_barrier.wait, self._quick, guard),
+            **services_of(self.pool.store, limits, self.pool.startup_barrier.wait, self._often, guard),
             _HOSTING.full_name: generic_handler(_HOSTING, offers, hide=hide, gate=gate, guard=guard),
             _RPC.full_name: generic_handler(_RPC, RpcService(router), codecs=CALL_CODECS, hide=hide, guard=guard),
             _OUTSIDE.full_name: generic_handler(_OUTSIDE, asked, hide=hide, gate=self._asking(), guard=guard),
@@ -396,8 +396,8 @@ class PoolServer:
         if self._members is not None:
             self._members.stop(grace_s)
         self._server.stop(grace_s)
-        if self._quick is not None:
-            self._quick.shutdown()
+        if self._often is not None:
+            self._often.shutdown()
         ending.cancel()
         ending.join()
         self.capabilities.close()

@@ -113,8 +113,12 @@ class Gate:
             ServerBusy: see :meth:`place`.
         """
         with self._lock:
-            self._latest = ((user, self._clock_s()), *(one for one in self._latest if one[0] != user))[:2]
-            taken, mine = self._places.take(user), 0 if user is None or not self._places.free else self._places.of(user)
+            before, now_s = self._latest, self._clock_s()
+            # Of the last two users, mostly the later one comes again.
+            others = before[1:] if before and before[0][0] == user else before[:1]
+            self._latest = ((user, now_s), *others)
+            taken = self._places.take(user)
+            mine = 0 if taken or user is None or not self._places.free else self._places.of(user)
         if not taken and mine:
             raise ServerBusy(
                 f"{mine} {self._kind} are under way, as many as one may have beside others; try again in a moment"

@@ -15,7 +15,7 @@ from taskworker.rpc.admission import DEFAULT_LIMITS, Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Audit, Guard, Identify
 from taskworker.rpc.binding import generic_handler
 from taskworker.rpc.guests import Grants
-from taskworker.rpc.quick_threads import QuickThreads
+from taskworker.rpc.quick_threads import OftenMadeCalls
 from taskworker.rpc.serving import Server
 from taskworker.services import store as store_service
 from taskworker.services.files import FileService
@@ -29,6 +29,9 @@ _STORE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
 
 # Calls that usually take less than a millisecond, and are made often.
 _QUICK = ("GetFile", "Stat", "Describe")
+# Calls that are made often, and wait for disks and workers: each gets a thread, but only when its message has come.
+_WAITING = ("PushFile",)
+_WAITING_OF_FILES = ("Push", "Get")
 
 # Clients retry for about a minute; people take longer to look at what happened.
 _RESUME_S = 300.0
@@ -60,9 +63,9 @@ class FileServer(Server):
         direct: DirectReads | None = None,
         pushes: DirectPushes | None = None,
     ) -> None:
-        self._quick = QuickThreads(limits.calls)
+        self._often = OftenMadeCalls(limits.calls)
         super().__init__(
-            {**services_of(store, limits, ready, self._quick, guard, direct, pushes), **(added or {})},
+            {**services_of(store, limits, ready, self._often, guard, direct, pushes), **(added or {})},
             calls=limits.calls + added_calls + (limits.reserved if added else 0),
             trouble=store.trouble,
             unusable=lambda: _unusable(store),
@@ -74,14 +77,14 @@ class FileServer(Server):
         """See :meth:`Server.stop`."""
         super().stop(grace_s)
         if self._home.is_here:
-            self._quick.shutdown()
+            self._often.shutdown()
 
 
 def services_of(
     store: FileStorage,
     limits: ServerLimits,
     ready: Callable[[], None],
-    quick: QuickThreads,
+    often: OftenMadeCalls,
     guard: Guard | None,
     direct: DirectReads | None = None,
     pushes: DirectPushes | None = None,
@@ -97,6 +100,7 @@ def services_of(
             FileService(store, limits.message_bytes, revisions),
             hide=hide,
             gate=gate,
+            quick=dict.fromkeys(_WAITING_OF_FILES, often.waiting),
             guard=guard,
             limits=limits,
         ),
@@ -106,7 +110,7 @@ def services_of(
             codecs=store_service.CODECS,
             hide=hide,
             gate=gate,
-            quick=dict.fromkeys(_QUICK, quick),
+            quick={**dict.fromkeys(_QUICK, often.quick), **dict.fromkeys(_WAITING, often.waiting)},
             guard=guard,
             limits=limits,
         ),
