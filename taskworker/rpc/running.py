@@ -18,10 +18,15 @@ class Run(Generic[OutcomeT]):
     """Runs a long operation in a thread of its own, watched by the thread that serves the call.
 
     If the context is left before the operation is done, the operation stops at its next progress report.
+
+    Args:
+        operation: does it, and reports its progress.
+        told: told of the progress, too, by the thread that runs the operation, which ends if this raises an error.
     """
 
-    def __init__(self, operation: Callable[[Progress], OutcomeT]) -> None:
+    def __init__(self, operation: Callable[[Progress], OutcomeT], told: Progress = lambda _done, _total: None) -> None:
         self._operation = operation
+        self._told = told
         self._latest = (0, 0)
         self._finished = threading.Event()
         self._abandoned = threading.Event()
@@ -63,3 +68,4 @@ class Run(Generic[OutcomeT]):
         if self._abandoned.is_set():
             raise CallAbandoned("the caller went away; start the operation again to go on")
         self._latest = (done, total)
+        self._told(done, total)

@@ -164,16 +164,12 @@ class StoreService(DirectPushService):
         """Store a file that consists of others."""
         options = replace(push_options(request.header), attributes=attributes_from_proto(request))
         parts = [(part.file_id, part.version_id or None) for part in request.parts]
-        gives_way = self._revisions.giving_way(caller)
 
         def joined(progress: Progress) -> Version:
-            def both(done: int, total: int) -> None:
-                progress(done, total)
-                gives_way(done, total)
+            return self._store.concatenate(parts, progress=progress, **options.arguments())
 
-            return self._store.concatenate(parts, progress=both, **options.arguments())
-
-        with self._transfers.place(user_of(caller)), self._revisions.turn(caller), Run(joined) as run:
+        running = Run(joined, self._revisions.giving_way(caller))
+        with self._transfers.place(user_of(caller)), self._revisions.turn(caller), running as run:
             for done, total in run.progress():
                 yield store_pb2.ConcatenateEvent(progress=store_pb2.Progress(done=done, total=total))
             version = run.outcome()
