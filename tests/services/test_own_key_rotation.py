@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from storage import ErasureProfile, FileStorage
+from storage import ErasureProfile, FileStorage, Version
 from storage.errors import InvalidArgument, KeyRequired, SealBroken, StorageError
 from storage.sealing.master_keys import MasterKey, MasterKeys, new_key_file, read_key_file
 from taskworker import Client
@@ -176,6 +176,40 @@ def kill() -> None:
     raise Stopped
 
 
+Run = Callable[[Callable[[], None]], Rotated | None]
+"""Runs a rotation, with what to do before one of its calls; returns the report, or None if that has stopped it."""
+
+
+def rotations(address: str, stride: int = STRIDE) -> Iterator[Run]:
+    """Yield a rotation for one call after another, until one makes fewer calls.
+
+    Args:
+        address: of the server.
+        stride: of how many calls it is one.
+    """
+    number = 0
+    is_reached = True
+
+    def run(do: Callable[[], None]) -> Rotated | None:
+        def reach() -> None:
+            nonlocal is_reached
+            is_reached = True
+            do()
+
+        with Client(address, key=RING) as client:
+            rotation = OwnKeyRotation(client, USER)
+            at_call(client, number, reach)
+            with suppress(Stopped):
+                return rotation.run()
+        return None
+
+    while is_reached:
+        is_reached = False
+        yield run
+        number += stride
+    assert number > 2 * stride
+
+
 def some_files(client: Client) -> None:
     for version in range(3):
         client.push(content(CHUNK + 100, version), filename="a", user_id=USER, note=str(version), time_ms=version)
@@ -185,17 +219,10 @@ def some_files(client: Client) -> None:
 def test_it_goes_on_wherever_it_was_stopped(
     former: Client, current: Client, both: Client, address: str, store: FileStorage
 ) -> None:
-    number = 0
-    was_stopped = True
-    while was_stopped:
+    for run in rotations(address):
         some_files(former)
         before = {name: described(former, name) for name in "ab"}
-        with Client(address, key=RING) as client:
-            rotation = OwnKeyRotation(client, USER)
-            at_call(client, number, kill)
-            with suppress(Stopped):
-                rotation.run()
-                was_stopped = False
+        run(kill)
         for name in "ab":  # whoever has both keys sees the newest version all the time
             found = both.find(name, user_id=USER)
             assert found is not None
@@ -208,8 +235,6 @@ def test_it_goes_on_wherever_it_was_stopped(
         assert rotated(address).left == []
         assert {name: described(current, name) for name in "ab"} == before
         empty(store)
-        number += STRIDE
-    assert number > 3 * STRIDE
 
 
 def empty(store: FileStorage) -> None:
@@ -219,73 +244,58 @@ def empty(store: FileStorage) -> None:
 
 @pytest.mark.parametrize("keys", [RING, MasterKeys(FORMER)])
 def test_what_is_stored_meanwhile_is_not_lost(
-    keys: MasterKeys, current: Client, address: str, store: FileStorage
+    keys: MasterKeys, current: Client, former: Client, address: str, store: FileStorage
 ) -> None:
     """By somebody who has both keys, or only the former one yet."""
-    number = 0
-    is_reached = True
-    while is_reached:
-        with Client(address, key=FORMER.raw) as former, Client(address, key=RING) as client:
-            some_files(former)
+    for run in rotations(address):
+        stored: list[Version] = []
+
+        def interfere(stored: list[Version] = stored) -> None:
             with Client(address, key=keys) as other:
-                is_reached = False
+                stored.append(other.push(b"meanwhile", filename="a", user_id=USER, note="meanwhile"))
 
-                def interfere(other: Client = other) -> None:
-                    nonlocal is_reached
-                    is_reached = True
-                    other.push(b"meanwhile", filename="a", user_id=USER, note="meanwhile")
-
-                rotation = OwnKeyRotation(client, USER)
-                at_call(client, number, interfere)
-                left = [*rotation.run().left, *rotated(address).left]
-            contents = [data for data, *_ in described(current, "a")]
-            if is_reached and b"meanwhile" not in contents:
-                # Whoever has the former key only does not see that the file has moved.
-                assert keys is not RING
-                assert {one.name for one in left} == {"a"}
-                assert "there is another file of this name" in left[0].reason
-                of_former = former.find("a", user_id=USER)
-                assert of_former is not None
-                assert former.get(of_former.file_id, user_id=USER) == b"meanwhile"
-                former.delete(of_former.file_id, user_id=USER)
-            elif is_reached:
-                assert not left
-                assert contents[-1] == b"meanwhile"
-            assert contents[:3] == [content(CHUNK + 100, version) for version in range(3)]
+        some_files(former)
+        report = run(interfere)
+        assert report is not None
+        left = [*report.left, *rotated(address).left]
+        contents = [data for data, *_ in described(current, "a")]
+        if stored and b"meanwhile" not in contents:
+            # Whoever has the former key only does not see that the file has moved.
+            assert keys is not RING
+            assert {one.name for one in left} == {"a"}
+            assert "there is another file of this name" in left[0].reason
+            of_former = former.find("a", user_id=USER)
+            assert of_former is not None
+            assert former.get(of_former.file_id, user_id=USER) == b"meanwhile"
+            former.delete(of_former.file_id, user_id=USER)
+        elif stored:
+            assert not left
+            assert contents[-1] == b"meanwhile"
+        assert contents[:3] == [content(CHUNK + 100, version) for version in range(3)]
         empty(store)
-        number += STRIDE
-    assert number > 3 * STRIDE
 
 
 def test_no_key_is_without_need_while_a_file_that_is_stored_meanwhile_needs_it(
     current: Client, former: Client, address: str, store: FileStorage
 ) -> None:
     """By a program that has been running since before, and knows only the former key."""
-    number = 0
-    is_reached = True
-    while is_reached:
+    for run in rotations(address):
+        stored: list[Version] = []
+
+        def interfere(stored: list[Version] = stored) -> None:
+            stored.append(former.push(b"meanwhile", filename="new", user_id=USER))
+
         some_files(former)
-        is_reached = False
-
-        def interfere() -> None:
-            nonlocal is_reached
-            is_reached = True
-            former.push(b"meanwhile", filename="new", user_id=USER)
-
-        with Client(address, key=RING) as client:
-            rotation = OwnKeyRotation(client, USER)
-            at_call(client, number, interfere)
-            report = rotation.run()
+        report = run(interfere)
+        assert report is not None
         found = current.find("new", user_id=USER)
-        if is_reached and found is None:
+        if stored and found is None:
             assert [(one.name, one.key) for one in report.left] == [("new", OwnKey(FORMER).id)]
-        elif is_reached:
+        elif stored:
             assert found is not None
             assert current.get(found.file_id, user_id=USER) == b"meanwhile"
             assert (report.files, report.left) == (3, [])
         empty(store)
-        number += STRIDE
-    assert number > 3 * STRIDE
 
 
 def test_files_that_are_stored_again_and_again_with_a_former_key_are_named(
@@ -309,51 +319,38 @@ def test_files_that_are_stored_again_and_again_with_a_former_key_are_named(
     assert report.left
 
 
-def test_a_file_that_is_deleted_meanwhile_stays_deleted(both: Client, address: str, store: FileStorage) -> None:
-    number = 0
-    is_reached = True
-    while is_reached:
-        with Client(address, key=FORMER.raw) as former, Client(address, key=RING) as client:
-            some_files(former)
-            is_reached = False
+def test_a_file_that_is_deleted_meanwhile_stays_deleted(
+    former: Client, both: Client, address: str, store: FileStorage
+) -> None:
+    for run in rotations(address):
+        deleted: list[Version] = []
 
-            def interfere() -> None:
-                nonlocal is_reached
-                is_reached = True
-                found = both.find("a", user_id=USER)
-                assert found is not None
-                both.delete(found.file_id, user_id=USER)
+        def interfere(deleted: list[Version] = deleted) -> None:
+            found = both.find("a", user_id=USER)
+            assert found is not None
+            both.delete(found.file_id, user_id=USER)
+            deleted.append(found)
 
-            rotation = OwnKeyRotation(client, USER)
-            at_call(client, number, interfere)
-            assert rotation.run().left == []
-            if is_reached:
-                assert both.find("a", user_id=USER) is None
+        some_files(former)
+        report = run(interfere)
+        assert report is not None
+        assert report.left == []
+        assert not deleted or both.find("a", user_id=USER) is None
         empty(store)
-        number += STRIDE
 
 
 def test_what_is_stored_already_stays_if_the_versions_after_it_are_deleted(
     former: Client, current: Client, both: Client, address: str, store: FileStorage
 ) -> None:
-    number = 0
-    was_stopped = True
-    while was_stopped:
+    for run in rotations(address):
         some_files(former)
         before = described(former, "a")
-        with Client(address, key=RING) as client:
-            rotation = OwnKeyRotation(client, USER)
-            at_call(client, number, kill)
-            with suppress(Stopped):
-                rotation.run()
-                was_stopped = False
-        if was_stopped and (found := former.find("a", user_id=USER)) is not None:
+        if run(kill) is None and (found := former.find("a", user_id=USER)) is not None:
             former.delete_version(found.file_id, found.version_id, user_id=USER)
             before = before[:-1]
         assert rotated(address).left == []
         assert described(current, "a")[: len(before)] == before
         empty(store)
-        number += STRIDE
 
 
 def test_an_unfinished_rotation_is_taken_over_by_the_next_one(former: Client, both: Client, address: str) -> None:
@@ -490,21 +487,15 @@ def test_snapshots_are_there_wherever_it_was_stopped(
     former: Client, current: Client, both: Client, address: str, store: FileStorage, tmp_path: Path
 ) -> None:
     (tmp_path / "here").mkdir()
-    number = 0
-    was_stopped = True
-    while was_stopped:
-        files = ClientFiles(former, USER)
+    files = ClientFiles(former, USER)
+    for number, run in enumerate(rotations(address, 2 * STRIDE)):
         (tmp_path / "here" / "a").write_bytes(content(100_000, number))
         take_snapshot(files, tmp_path / "here", "x")
         (tmp_path / "here" / "b").write_bytes(content(5_000, number + 1))
         take_snapshot(files, tmp_path / "here", "x")
         before = restored(former, "x", tmp_path / "before" / str(number))
-        with Client(address, key=RING) as client:
-            rotation = OwnKeyRotation(client, USER)
-            at_call(client, number, kill)
-            with suppress(Stopped):
-                assert rotation.run().left == []
-                was_stopped = False
+        report = run(kill)
+        assert report is None or report.left == []
         assert restored(both, "x", tmp_path / "between" / str(number)) == before
         assert rotated(address).left == []
         assert restored(current, "x", tmp_path / "after" / str(number)) == before
@@ -514,8 +505,6 @@ def test_snapshots_are_there_wherever_it_was_stopped(
         assert {name.split("/")[2] for name in containers} == {record.file_id}
         assert len(store.list_files(user_id=USER)) == len(containers) + 1
         empty(store)
-        number += 2 * STRIDE
-    assert number > 5 * STRIDE
 
 
 # -- the key file --------------------------------------------------------------------------------------
