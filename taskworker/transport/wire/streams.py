@@ -27,6 +27,8 @@ from taskworker.transport.wire.connecting import connect_in_time
 WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
 _IOV_MAX = 64
+# As plain numbers: to combine two of the socket module's flags takes as long as to pack a header.
+_NO_SIGNAL, _NO_WAIT, _MORE = int(socket.MSG_NOSIGNAL), int(socket.MSG_DONTWAIT), int(socket.MSG_MORE)
 _BACKLOG = 512
 _TCP_INFO_BYTES, _TCP_INFO_RTT = (
     104,
@@ -126,7 +128,7 @@ class SocketStream:
 
     def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
         """See :class:`Stream`."""
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        flags = 0 if wait else _NO_WAIT
         try:
             if len(buffers) == 1:
                 return self._socket.recv_into(buffers[0], 0, flags)
@@ -136,7 +138,7 @@ class SocketStream:
 
     def send(self, buffers: Sequence[BytesLike], *, wait: bool, more: bool = False) -> int:
         """See :class:`Stream`."""
-        flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT) | (socket.MSG_MORE if more else 0)
+        flags = _NO_SIGNAL | (0 if wait else _NO_WAIT) | (_MORE if more else 0)
         try:
             if len(buffers) == 1:
                 count = self._socket.send(buffers[0], flags)
