@@ -49,7 +49,7 @@ def _tell(store: str, outcomes: Iterable[Outcome], keep_going: bool) -> int:
         least = min(least, outcome.faults.total())
         if time.monotonic() - told_s > _PROGRESS_S:
             told_s = time.monotonic()
-            print(f"{store}: {count} seeds so far, {failed} failed", file=sys.stderr)
+            print(f"{store}: {count} seeds so far, up to {outcome.seed}, {failed} failed", file=sys.stderr)
         if outcome.failure is None:
             continue
         failed += 1
