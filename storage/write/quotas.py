@@ -228,8 +228,8 @@ class Quotas:
         # What is charged to another than its owner is not among that user's files, and nobody keeps it for long.
         if count and not counted and (not committed or payer != target.user_id):
             self.left(user, count)
-        if committed:
-            self._uploads.resumed(target.user, target.name)
+        if committed and (waited := self._uploads.resumed(target.user, target.name)):
+            self.left(target.user, waited)  # whether the version has it, a collect finds out
 
     def check(self, user_id: str, usage: Usage, added: Usage) -> None:
         """Check whether a version may be committed.

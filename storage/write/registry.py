@@ -117,13 +117,17 @@ class Uploads:
         with self._lock:
             return self._waiting_bytes[user]
 
-    def resumed(self, user: bytes, name: bytes) -> None:
-        """Note that interrupted uploads of a file take nothing more: what they wrote is a part of it now."""
+    def resumed(self, user: bytes, name: bytes) -> int:
+        """Let the interrupted uploads of a file lapse, as it was stored; return how many bytes they had taken.
+
+        What they wrote is a part of the file now, or left over.
+        """
         with self._lock:
-            for number in list(self._of_file.get((user, name), ())):
-                record = self._forget(number)
-                self._wait(number, msgspec.structs.replace(record, taken=0))
-                self._unkept.add(number)
+            numbers = list(self._of_file.get((user, name), ()))
+            taken = sum(self._interrupted[number].taken for number in numbers)
+            for number in numbers:
+                self._lapse(number)
+            return taken
 
     def ended(self, number: int) -> None:
         """Note that an upload was committed or given up."""

@@ -584,10 +584,11 @@ def test_a_push_that_broke_off_takes_no_more_of_a_quota_when_it_is_repeated(
 @pytest.mark.parametrize("commits", [False, True])
 def test_what_a_push_has_not_named_counts_as_left_over(stand: Pushing, commits: bool) -> None:
     """Chunks that were placed, and one that no worker took, which was to be sent to the pool."""
-    upload = stand.server.pool.store.upload(filename="broken", user_id="eve", chunk_size=CHUNK)
+    upload = stand.server.pool.store.upload(filename=f"broken {commits}", user_id="eve", chunk_size=CHUNK)
     chunks, user = upload.client_chunks, user_key(b"eve")
     assert chunks is not None
-    quotas, left = chunks._context.quotas, chunks._context.quotas._left_by(user)
+    quotas = chunks._context.quotas
+    before, left = quotas.uncommitted(user), quotas._left_by(user)
     upload.write(noise(18, CHUNK))
     ids = [blake3(bytes([number])).digest() for number in range(3)]
     placed = chunks.place([ClientChunk(bytes(32), one, CHUNK, bytes(64)) for one in ids], lambda _: True)
@@ -597,7 +598,7 @@ def test_what_a_push_has_not_named_counts_as_left_over(stand: Pushing, commits: 
         upload.commit()
     else:
         upload.abort(keep_chunks=True)
-    assert quotas.uncommitted(user) == (0 if commits else 4 * chunks.profile.shard_length(CHUNK))
+    assert quotas.uncommitted(user) - before == (0 if commits else 4 * chunks.profile.shard_length(CHUNK))
     assert quotas._left_by(user) - left == 3 * 4 * chunks.profile.shard_length(CHUNK)
 
 

@@ -170,6 +170,32 @@ def _interrupt(store: FileStorage, name: str, data: bytes) -> None:
     going.abort(keep_chunks=True)
 
 
+def test_who_interrupts_pushes_and_makes_others_of_the_same_name_takes_twice_the_quota_at_most(
+    store: FileStorage,
+) -> None:
+    limit(store, bytes=shards(10 * CHUNK))
+    stored = 0
+
+    def again() -> None:
+        nonlocal stored
+        with store.upload(filename="a", user_id=USER) as going:
+            going.write(os.urandom(8 * CHUNK))
+            going.claim()
+            going.abort(keep_chunks=True)
+        upload(store, "a", os.urandom(100))
+        stored += shards(8 * CHUNK)
+
+    def go_on() -> None:
+        for _ in range(5):
+            again()
+
+    with pytest.raises(QuotaExceeded, match="until the next collect"):
+        go_on()
+    assert stored <= 2 * shards(10 * CHUNK)
+    store.collect()
+    again()
+
+
 def test_interrupted_uploads_count_after_the_store_was_opened_again(tmp_path: Path) -> None:
     data = os.urandom(8 * CHUNK)
     with FileStorage.open(tmp_path / "s", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as store:
