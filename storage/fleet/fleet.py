@@ -339,10 +339,15 @@ class Fleet(ABC, Generic[StoreT]):
     def sync(self) -> None:
         """Sync all online stores in parallel."""
 
-    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
-        """:meth:`append`, then :meth:`sync`; or, for what was appended before, :meth:`sync_most`."""
+    def append_and_sync(self, batches: dict[int, list[Shard]]) -> Mapping[int, Sequence[Shard]]:
+        """:meth:`append`, then :meth:`sync`; or, for what was appended before, :meth:`sync_most`.
+
+        Returns:
+            By slot, those of the shards that stores have confirmed to be durable there; none, if stores do not say so.
+        """
         self.append(batches)
         self.sync()
+        return {}
 
     @abstractmethod
     def sync_each(self) -> None:
@@ -388,6 +393,10 @@ class Fleet(ABC, Generic[StoreT]):
         It may belong elsewhere now, and be moved there by a repair (:meth:`note_committed`).
         """
         return since == self.epoch()
+
+    def keeps(self, since: tuple[int, ...]) -> bool:
+        """Like :meth:`lasts`, of what was durable in that :meth:`epoch`: also if stores became slow since."""
+        return self.lasts(since)
 
     def note_committed(self, since: tuple[int, ...]) -> None:
         """Note that a push was committed whose first part was written in that :meth:`epoch`, and that lasts since."""

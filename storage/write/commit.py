@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -49,13 +49,14 @@ from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
 from storage.write.batch import Basis, BatchPlan
+from storage.write.completing import Appended, make_batch_whole
 from storage.write.deleting import Check, Deletion, FilesDeletion, NameOf, VersionDeletion, VersionDeletions
 from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
 from storage.write.queue import BATCH_MAX, CommitQueue
 from storage.write.quotas import Quotas, root_bytes
-from storage.write.redundancy import ROUNDS_MAX, make_whole, restless
+from storage.write.redundancy import ROUNDS_MAX, restless
 from storage.write.target import PushTarget
 
 DeletionT = TypeVar("DeletionT", bound=Deletion)
@@ -207,9 +208,9 @@ class GroupCommit:
         """Write a plan's shards to the volumes, and check that enough volumes have them."""
         volumes = self._stripes.volumes
         since = volumes.epoch()
-        volumes.append_and_sync(plan.shards)
+        durable = volumes.append_and_sync(plan.shards)
         self._stripes.note_appended(plan.shards, since)
-        self._make_whole(batch, plan)
+        self._make_whole(batch, plan, durable, since)
         pairs = zip(batch, plan.outcomes, strict=True)
         planned = [pending for pending, outcome in pairs if isinstance(outcome, StoredVersion)]  # others have failed
         for profile, epoch in {(pending.target.profile, pending.epoch) for pending in planned}:
@@ -224,31 +225,25 @@ class GroupCommit:
         if volumes.incomplete and not volumes.stand_ins:
             txn.keep_incomplete(volumes.incomplete)
 
-    def _make_whole(self, batch: list[PendingVersion], plan: BatchPlan) -> None:
+    def _make_whole(
+        self,
+        batch: list[PendingVersion],
+        plan: BatchPlan,
+        durable: Mapping[int, Sequence[Shard]],
+        began: tuple[int, ...],
+    ) -> None:
         """If stores were lost since the shards were assigned, make all stripes of the batch complete again."""
-
-        def written() -> Iterable[StripeKey]:
-            stripes = dict.fromkeys(StripeKey(shard.key[:-1]) for shards in plan.shards.values() for shard in shards)
-            for pending in wanted:
-                stripes.update(dict.fromkeys(pending.stripes))
-            yield from stripes
-            for pending in wanted:  # last, as large files have many stripes
-                if pending.written is not None:
-                    yield from pending.written()
-
         wanted = [
             pending
             for pending, outcome in zip(batch, plan.outcomes, strict=True)
             if isinstance(outcome, StoredVersion) and outcome.root.profile == pending.root.profile
         ]  # nothing of the others was written
-        volumes = self._stripes.volumes
-        since = next((pending.epoch for pending in batch if not volumes.lasts(pending.epoch)), volumes.epoch())
-        make_whole(self._stripes, written, since)
+        make_batch_whole(self._stripes, wanted, Appended(plan.shards, durable, began))
 
     def _plan_one(self, plan: BatchPlan, at: int, pending: PendingVersion, pinned: list[StripeKey]) -> StoredVersion:
         """Check one pending version against the heads, and plan it. If it raises, the plan is unchanged."""
         volumes = self._stripes.volumes
-        if pending.written is not None and volumes.stand_ins and not volumes.lasts(pending.epoch):
+        if pending.written is not None and volumes.stand_ins and not volumes.keeps(pending.epoch):
             raise EpochChanged("stores came or went before the commit; push again")  # does not delay the others
         file_id, entry = plan.file_of(at)
         if pending.target.condition is not None:

@@ -8,7 +8,7 @@ worker is also late if it has no room for more, because it has not answered for 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple, Protocol
 
@@ -197,13 +197,16 @@ class Appends:
         """Note that a worker got shards in another way."""
         self._undurable.discard(slot)
 
-    def append_and_sync(self, batches: dict[int, list[Shard]], *, everywhere: bool = False) -> None:
+    def append_and_sync(
+        self, batches: dict[int, list[Shard]], *, everywhere: bool = False
+    ) -> Mapping[int, Sequence[Shard]]:
         """See :meth:`Fleet.append_and_sync`. Each worker gets its shards in one message if they fit.
 
         Args:
             batches: the shards for each worker.
             everywhere: wait for late workers as well.
         """
+        durable: dict[int, list[Shard]] = {}
         self._note_profiles(batches)
         others = True
         again: set[int] = set()  # refused shards now, but must sync what they took before
@@ -225,6 +228,7 @@ class Appends:
                     self._undurable.discard(slot)
                     self._workers.note_durable(slot)
                     self._note_witness(slot, batches.get(slot, ()))
+                    durable.setdefault(slot, []).extend(batches.get(slot, ()))
                 else:
                     left += batches.get(slot, [])
                 if isinstance(error, (StoreFull, VolumeUnavailable)):
@@ -235,6 +239,7 @@ class Appends:
                     else:
                         again.add(slot)
             batches, others = self._again(left), False
+        return durable
 
     def _note_profiles(self, batches: dict[int, list[Shard]]) -> None:
         suffixes = {shard.key[ID_BYTES:-1] for shards in batches.values() for shard in shards}

@@ -28,10 +28,6 @@ class Standing(NamedTuple):
     full: frozenset[int]
     undurable: frozenset[int]
 
-    def only_forgives(self, before: Standing) -> bool:
-        """Whether the only difference is that workers are slow no longer."""
-        return self.slow < before.slow and self[1:] == before[1:]
-
 
 class Conduct:
     """What is known of each worker's conduct, by slot.

@@ -68,7 +68,7 @@ class WorkerFleet(JudgedFleet):
         self._absences = Absences(grace_s, clock_s)
         self._expected: Expected | None = None
         self._allow_fragile = allow_fragile
-        self._epoch = self._lasting_since = 0
+        self._epoch = self._lasting_since = self._keeping_since = 0
         self._rot = 0  # number of rotten shards found so far
         self.on_rot: Callable[[], None] = lambda: None  # called when there may be something to mend
         self.repair_bytes_max: Callable[[int], int] = lambda slot: _REPAIR_BYTES_MIN
@@ -199,7 +199,7 @@ class WorkerFleet(JudgedFleet):
         """Note that a worker refused appends, maybe of another push: every push under way checks what is missing."""
         with self._lock:
             self._epoch += 1
-            self._lasting_since = self._epoch
+            self._lasting_since = self._keeping_since = self._epoch
         self.on_rot()
 
     def note_undurable(self, slot: int) -> None:
@@ -222,7 +222,7 @@ class WorkerFleet(JudgedFleet):
 
     def note_taken(self, took_s: dict[int, float], late: Collection[int] = ()) -> None:
         """Note how long each worker took to make durable what it was given. Others stand in for slow and late ones."""
-        if self._note(lambda: self._conduct.note_taken(took_s, late)):
+        if self._note(lambda: self._conduct.note_taken(took_s, late), keeping=True):
             level = logging.WARNING if self._conduct.slow - self._conduct.behind else logging.INFO
             names = ", ".join(sorted(map(self.name, self._conduct.slow)))
             log.log(level, "others stand in for slow workers: %s", names)
@@ -257,22 +257,30 @@ class WorkerFleet(JudgedFleet):
                 self._unproved = unproved
                 self._changed()
 
-    def _note(self, note: Callable[[], bool]) -> bool:
-        """Call ``note``; if it returns true, update where shards are written. Return its result."""
+    def _note(self, note: Callable[[], bool], *, keeping: bool = False) -> bool:
+        """Call ``note``; if it returns true, update where shards are written. Return its result.
+
+        Args:
+            note: notes something about the conduct of workers.
+            keeping: whether workers of which that is noted keep what they have made durable.
+        """
         with self._lock:
             before = self._conduct.standing
             differs = note()
             if differs:
-                self._changed(lasting=self._conduct.standing.only_forgives(before))
+                now = self._conduct.standing
+                only_slow = now[1:] == before[1:]
+                self._changed(lasting=only_slow and now.slow <= before.slow, keeping=only_slow and keeping)
         if differs:
             self.on_rot()
         return differs
 
-    def _changed(self, *, lasting: bool = False) -> None:
+    def _changed(self, *, lasting: bool = False, keeping: bool = False) -> None:
         """See :meth:`Fleet._changed`. Readers that run concurrently do not keep outdated answers.
 
         Args:
             lasting: whether all that was written before still counts where it was written.
+            keeping: whether what was durable does.
         """
         self._epoch += 1
         for slot, store in self._stores.items():
@@ -283,6 +291,8 @@ class WorkerFleet(JudgedFleet):
         self._epoch += 1  # a reader that began in between may have seen a mixture
         if not lasting:
             self._lasting_since = self._epoch
+        if not lasting and not keeping:
+            self._keeping_since = self._epoch
 
     def _current_targets(self) -> Targets:
         there = frozenset(slot for slot, store in self._stores.items() if store is not None)
@@ -299,6 +309,10 @@ class WorkerFleet(JudgedFleet):
     def lasts(self, since: tuple[int, ...]) -> bool:
         """See :meth:`Fleet.lasts`. It does while the only change is that workers are slow no longer."""
         return since[0] >= self._lasting_since
+
+    def keeps(self, since: tuple[int, ...]) -> bool:
+        """See :meth:`Fleet.keeps`."""
+        return since[0] >= self._keeping_since
 
     def note_committed(self, since: tuple[int, ...]) -> None:
         """See :meth:`Fleet.note_committed`. Repair then looks for it, even if it has just examined all the others."""
@@ -422,9 +436,9 @@ class WorkerFleet(JudgedFleet):
         """See :meth:`Fleet.append`, and :meth:`taskworker.transport.appends.Appends.append`."""
         return self._appends.append(batches, urgent=urgent)
 
-    def append_and_sync(self, batches: dict[int, list[Shard]]) -> None:
+    def append_and_sync(self, batches: dict[int, list[Shard]]) -> Mapping[int, Sequence[Shard]]:
         """See :meth:`Fleet.append_and_sync`, and :meth:`taskworker.transport.appends.Appends.append_and_sync`."""
-        self._appends.append_and_sync(batches)
+        return self._appends.append_and_sync(batches)
 
     def makers(self) -> Collection[int]:
         """See :meth:`Fleet.makers`. A worker on trial, or one that lied lately, is sent its shards."""

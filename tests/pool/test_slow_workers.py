@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import pytest
 
 from storage.erasure import ErasureProfile
 from storage.fleet.layout import Layout
 from storage.fleet.members import Member
+from storage.formats.manifest import RootNode
 from storage.keys import Kind, ShardKey, StripeKey, shard_key, stripe_key
 from storage.limits import KIB, MIB
 from storage.runtime import Runtime
 from storage.shards import LocalVolume, Location, Shard
 from storage.stripes.stripes import StripeStore
+from storage.write.completing import Appended, make_batch_whole
+from storage.write.pending import PendingVersion
 from storage.write.redundancy import make_whole
+from storage.write.target import PushTarget
 from taskworker.transport.remote_volume import RemoteVolume
 from taskworker.transport.worker_fleet import WorkerFleet
 from tests.pool.helpers import IDENTITY, served
@@ -227,6 +232,47 @@ def test_a_push_leaves_to_repair_what_a_worker_lacks_that_is_slow_no_longer(pool
     assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
     assert pool.volumes[SLOW].looks == looks
     assert all(pool.volumes[SLOW].locate(shard_key(stripe, slot)) is None for stripe in stripes for slot in range(6))
+
+
+def test_what_a_late_worker_has_made_durable_is_not_made_again(pool: Pool) -> None:
+    before = pool.fleet.epoch()
+    stripes = pool.push([content(seed, 64 * KIB) for seed in range(12)])
+    since = pool.fleet.epoch()
+    assert since == before
+    pool.volumes[SLOW].gate.clear()
+    record = stripe_key(Kind.VERSION, digest(b"record"), 1, 6)
+    shards = pool.stripes.by_volume(record, pool.stripes.shards_of(record, b"record", 6))
+    durable = pool.fleet.append_and_sync(shards)
+    assert pool.fleet.slow() == {SLOW}
+    assert pool.on_others(record) == Counter(range(6))
+    looks = [volume.looks for volume in pool.volumes]
+    version = waiting_version(since, stripes)
+    make_batch_whole(pool.stripes, [version], Appended(shards, durable, since))
+    assert [volume.looks for volume in pool.volumes] == looks
+    assert all(pool.on_others(stripe).total() == 5 for stripe in stripes)
+    pool.fleet.set_offline(SLOW, "gone")
+    make_batch_whole(pool.stripes, [version], Appended(shards, durable, since))
+    assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
+
+
+def test_what_a_late_worker_has_not_made_durable_is_made_again(pool: Pool) -> None:
+    since = pool.fleet.epoch()
+    stripes = pool.push([content(seed, 64 * KIB) for seed in range(12)])
+    pool.volumes[SLOW].remove([shard_key(stripe, slot) for stripe in stripes for slot in range(6)])
+    pool.volumes[SLOW].gate.clear()
+    pool.push([b"late"])
+    assert pool.fleet.slow() == {SLOW}
+    version = waiting_version(since, stripes)
+    version.written, version.stripes = None, stripes  # nothing says that they were durable before
+    make_batch_whole(pool.stripes, [version], Appended({}, {}, since))
+    assert all(pool.on_others(stripe) == Counter(range(6)) for stripe in stripes)
+
+
+def waiting_version(epoch: tuple[int, ...], stripes: list[StripeKey]) -> PendingVersion:
+    """A version of a large file that consists of these stripes, which are durable in that epoch."""
+    root = cast("RootNode", None)
+    target = cast("PushTarget", None)
+    return PendingVersion(target, root, [], [], {}, None, None, epoch, written=lambda: stripes)
 
 
 @pytest.mark.parametrize("mends", [False, True])

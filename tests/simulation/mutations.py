@@ -60,8 +60,13 @@ def skip_make_whole(patch: Patch) -> None:
     ) -> tuple[int, ...]:
         return stripes.volumes.epoch()
 
-    for module in ("redundancy", "commit", "small"):
+    for module in ("redundancy", "completing", "small"):
         patch.setattr(f"storage.write.{module}.make_whole", make_whole)
+
+
+def count_on_late_workers(patch: Patch) -> None:
+    """Commit order: what a push gave a worker that is late since then counts as durable there."""
+    patch.setattr(WorkerFleet, "lasts", WorkerFleet.keeps)
 
 
 def drop_too_early(patch: Patch) -> None:
@@ -172,6 +177,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     pile_up,
     commit_before_sync,
     skip_make_whole,
+    count_on_late_workers,
     drop_too_early,
     retire_too_early,
     believe_workers,
