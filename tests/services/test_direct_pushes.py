@@ -745,6 +745,23 @@ def test_one_slow_push_is_enough_to_push_through_the_pool(
     assert stand.unverified == after
 
 
+def test_what_a_push_that_is_too_slow_has_not_written_goes_through_the_pool(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def is_hopeless(_: pace.Pace) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    monkeypatch.setattr(pace.Pace, "is_hopeless", property(is_hopeless))
+    before, data = stand.unverified, noise(31)
+    version = ann.push(data, user_id="ann", filename="partly", chunk_size=CHUNK)
+    assert content_of(ann, version) == data
+    assert stand.unverified - before == 3
+
+
 @pytest.mark.parametrize(("took_s", "is_slow"), [(1.0, False), (4.0, True)])
 def test_only_the_time_in_which_something_is_written_counts(
     monkeypatch: pytest.MonkeyPatch, took_s: float, *, is_slow: bool
@@ -753,9 +770,10 @@ def test_only_the_time_in_which_something_is_written_counts(
     now_s = [0.0]
     judged = pace.Pace(lambda: now_s[0])
     for _ in range(2):
-        judged.begin()
-        judged.begin()
+        judged.begin(7 * MIB)
+        judged.begin(7 * MIB)
         now_s[0] += took_s
+        assert judged.is_hopeless is is_slow
         assert judged.end(7 * MIB) is (False if is_slow else None)
         now_s[0] += took_s / 2
         found = judged.end(7 * MIB)

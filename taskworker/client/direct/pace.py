@@ -11,6 +11,7 @@ from storage.limits import MIB
 # many.
 _WORTHWHILE_BYTES_PER_S = 8 * MIB
 _JUDGED_BYTES = 24 * MIB
+_HOPELESS_S_MIN = 3.0  # new connections to distant workers take a while to become fast
 
 
 class Pace:
@@ -27,13 +28,22 @@ class Pace:
         self._since_s = 0.0
         self._busy_s = 0.0  # before that
         self._bytes = 0
+        self._begun_bytes = 0
 
-    def begin(self) -> None:
-        """Some shards begin to be written."""
+    def begin(self, size: int) -> None:
+        """Shards of so many bytes begin to be written."""
         with self._lock:
             if not self._writing:
                 self._since_s = self._clock_s()
             self._writing += 1
+            self._begun_bytes += size
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it would be too slow even if all that was begun were written now."""
+        with self._lock:
+            busy_s = self._busy_s + (self._clock_s() - self._since_s if self._writing else 0.0)
+            return busy_s >= _HOPELESS_S_MIN and self._bytes + self._begun_bytes < _WORTHWHILE_BYTES_PER_S * busy_s
 
     def end(self, size: int) -> bool | None:
         """Shards of so many bytes were written, or not taken.
@@ -43,6 +53,7 @@ class Pace:
         """
         with self._lock:
             self._writing -= 1
+            self._begun_bytes -= size
             self._bytes += size
             now_s = self._clock_s()
             self._busy_s += now_s - self._since_s

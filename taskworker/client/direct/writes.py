@@ -151,10 +151,11 @@ class DirectWrites:
     def write(self, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]) -> list[bool]:
         """Write chunks to their places; return for each whether all workers took it.
 
-        If that is slower than through the pool, this is noted as a failure, and as a success if it is not.
+        If that is slower than through the pool, this is noted as a failure, and as a success if it is not. Nothing more
+        is written as soon as it is certain.
         """
         size = sum(len(shard.payload) for chunk in chunks for shard in chunk.shards)
-        self._pace.begin()
+        self._pace.begin(size)
         try:
             return self._write(places, chunks, size, is_given_up)
         finally:
@@ -176,7 +177,7 @@ class DirectWrites:
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
-            under_way.append(None if row is None else sending.begin(chunk, row))
+            under_way.append(None if row is None or self._pace.is_hopeless else sending.begin(chunk, row))
             if len(under_way) > _AHEAD:
                 done.append(sending.ended(under_way.popleft()))
         return done + [sending.ended(begun) for begun in under_way]
