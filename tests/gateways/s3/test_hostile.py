@@ -212,7 +212,7 @@ def test_one_user_or_host_leaves_transfers_and_forms_to_others(
 def test_a_caller_that_leaves_holds_nothing_although_more_of_its_requests_wait(
     pool: FunctionPool, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, waiting: str
 ) -> None:
-    for name, value in (("TRANSFERS_MAX", 4), ("_WAIT_S", 5.0)):
+    for name, value in (("TRANSFERS_MAX", 4), ("_WAIT_S", 30.0)):
         monkeypatch.setattr(app, name, value)
     content = b"unread" * (2 * MIB)
     s3.put_object(Bucket=bucket, Key="unread", Body=content)
