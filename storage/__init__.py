@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         RebuildReport,
         RepairReport,
         ScrubReport,
+        ShredReport,
         StoreStats,
         VolumeStats,
     )
@@ -91,6 +92,7 @@ __all__ = [
     "ScrubReport",
     "SealBroken",
     "ShardsUnavailable",
+    "ShredReport",
     "StorageError",
     "StoreClosed",
     "StoreFull",
@@ -137,6 +139,7 @@ __getattr__, __dir__ = loading(
         "RebuildReport": "storage.reports",
         "RepairReport": "storage.reports",
         "ScrubReport": "storage.reports",
+        "ShredReport": "storage.reports",
         "SealBroken": "storage.errors",
         "ShardsUnavailable": "storage.errors",
         "StorageError": "storage.errors",

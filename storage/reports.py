@@ -12,6 +12,21 @@ DAMAGE_LISTED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class ShredReport:
+    """What :meth:`FileStorage.shred` has done.
+
+    Attributes:
+        versions: how many versions stay that could have been shredded, not counting those stored meanwhile.
+        keys: how many shredding keys were destroyed.
+        secrets: how many secrets were kept, of single versions or of many that follow each other.
+    """
+
+    versions: int
+    keys: int
+    secrets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Damage:
     """A problem that was found.
 

@@ -23,7 +23,7 @@ from storage.maintenance.repair import Watch
 from storage.opening import opened_parts
 from storage.options import Attributes, PushOptions
 from storage.progress import Progress
-from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport
+from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport, ShredReport
 from storage.runtime import Runtime
 from storage.sealing.master_keys import MasterKeys, store_keys
 from storage.system.locking import StoreLock
@@ -394,6 +394,26 @@ class FileStorage(ReportingStore):
         """
         self._parts.check_writable()
         return self._parts.keys.rotate(user_id).epoch
+
+    @checked
+    def shred(self) -> ShredReport:
+        """Destroy the secrets of all versions that were deleted so far, which were encrypted by this release or later.
+
+        Nobody can read what is left of them any more, on whichever disk, once the store's key is replaced as well (open
+        it with ``MasterKeys(new, (former,))``), and all copies of the former key are destroyed: disks and copies of
+        volumes that are elsewhere have the secrets sealed with it. Content that other versions have as well stays
+        readable in these. Copies of the catalog show names and sizes. Copies from before are of no use afterwards.
+
+        Files may be stored, read and deleted meanwhile. If it is interrupted, nothing is lost; do it again. It reads
+        the whole catalog, but no content.
+
+        Raises:
+            InvalidArgument: the store does not encrypt.
+            InsufficientWorkers: the secrets of what stays could not be stored so that they survive losses.
+            FormatError: a version cannot be read, so that it is not known what has to stay. Nothing was destroyed.
+            CatalogBehind: see :attr:`behind`.
+        """
+        return self.upkeep.shred()
 
     # -- maintenance -----------------------------------------------------------------------------
 

@@ -15,12 +15,13 @@ from storage.keys import StripeKey
 from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief
 from storage.maintenance.collect import collect, missed_stores
+from storage.maintenance.living_secrets import living_secrets
 from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
 from storage.progress import Progress
-from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport
+from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport, ShredReport
 from storage.settings import with_incomplete
 from storage.shards import ShardStore
 
@@ -82,6 +83,15 @@ class Upkeep:
                 "them first"
             )
         return self.keys.destroy(user_id)
+
+    def shred(self) -> ShredReport:
+        """See :meth:`storage.FileStorage.shred`."""
+        self._parts.check_writable()
+        if not self.keys.seals:
+            raise InvalidArgument("the store does not encrypt: what was deleted from it can be read on old disks")
+        return self.keys.shred(
+            lambda key_ids: living_secrets(self._catalog, key_ids), self._commits.paused, self._lineage.check_current
+        )
 
     def beside(self, user_id: str) -> int:
         """The bytes on volumes that a user takes with other than the user's own files."""

@@ -13,11 +13,14 @@ from storage.formats.attributes import require_canonical
 from storage.formats.authenticity import MAC_BYTES, Authority
 from storage.formats.manifest import RootNode, decode_root, encode_root, object_id, read_root
 from storage.formats.sealed_versions import (
-    SEALED_ATTRIBUTED_FORMAT,
-    SEALED_FORMAT,
+    SHREDDABLE_ATTRIBUTED_FORMAT,
+    SHREDDABLE_FORMAT,
+    AnySealedRecord,
     AttributedFields,
     SealedFields,
-    SealedRecord,
+    SecretName,
+    ShreddableRecord,
+    VersionSecret,
     decode_sealed_record,
     encode_sealed_record,
     is_sealed_record,
@@ -25,6 +28,7 @@ from storage.formats.sealed_versions import (
     open_root,
     seal_fields,
     seal_root,
+    secret_name_of,
 )
 from storage.formats.version_records import (
     NO_MAC,
@@ -160,6 +164,7 @@ def seal_encrypted(
     root_raw: bytes,
     authority: Authority,
     key: UserKey,
+    secret: VersionSecret,
     token_bytes: Callable[[int], bytes],
 ) -> StoredVersion:
     """Like :func:`seal_signed`, with everything encrypted that volumes need not know.
@@ -170,14 +175,16 @@ def seal_encrypted(
         root_raw: its bytes.
         authority: signs the record.
         key: the owner's key.
+        secret: the version's secret.
         token_bytes: source of random bytes.
     """
     with _KEEPABLE:
         salt = token_bytes(SALT_BYTES)
-        sealed_root = seal_root(key, salt, unsigned.file_id, root_raw)
+        unique = salt + secret.raw
+        sealed_root = seal_root(key, unique, unsigned.file_id, root_raw)
         stored_root_id = object_id(sealed_root)
         attributes = attributes_of(unsigned)
-        format_ = SEALED_ATTRIBUTED_FORMAT if attributes else SEALED_FORMAT
+        format_ = SHREDDABLE_ATTRIBUTED_FORMAT if attributes else SHREDDABLE_FORMAT
         fields = (
             unsigned.parent,
             unsigned.root_id,
@@ -188,7 +195,7 @@ def seal_encrypted(
             unsigned.sha256,
             unsigned.note,
         )
-        record = SealedRecord(
+        record = ShreddableRecord(
             format_,
             unsigned.file_id,
             key.key_id,
@@ -198,13 +205,14 @@ def seal_encrypted(
             salt,
             seal_fields(
                 key,
-                salt,
+                unique,
                 AttributedFields(*fields, attributes) if attributes else SealedFields(*fields),
                 unsigned.file_id,
                 stored_root_id,
             ),
             unsigned.sequence,
             unsigned.committed,
+            *secret.name,
             NO_MAC,
         )
         body = encode_sealed_record(record)[:-MAC_BYTES]
@@ -250,15 +258,17 @@ def _plain(root: RootNode) -> RootNode:
 
 
 def _opened(
-    record: SealedRecord, sealed_root: bytes, version_id: bytes, raw: bytes, keys: KeyFinder | None
+    record: AnySealedRecord, sealed_root: bytes, version_id: bytes, raw: bytes, keys: KeyFinder | None
 ) -> StoredVersion:
     if keys is None:
         raise KeyRequired(f"version {version_id.hex()} is encrypted, and no key was given: give the store's key")
     key = keys.find(record.key_id)
-    fields = open_fields(key, record)
+    name = secret_name_of(record)
+    secret = keys.secret_of(*name) if name is not None else b""
+    fields = open_fields(key, record, secret)
     if fields.user_id != key.user_id:
         raise FormatError("version record is encrypted with another user's key")
-    root = read_root(open_root(key, record, sealed_root))
+    root = read_root(open_root(key, record, sealed_root, secret))
     shown = (
         record.format,
         record.file_id,
@@ -299,6 +309,7 @@ class Outline:
         signed: the bytes that its MAC is of.
         mac: its MAC; empty if it has none.
         record: the whole record; None if it is sealed.
+        secret: names the secret that opens it as well; None if it needs none.
     """
 
     version_id: bytes
@@ -312,6 +323,7 @@ class Outline:
     signed: bytes
     mac: bytes
     record: VersionRecord | None
+    secret: SecretName | None = None
 
 
 def outline(raw: bytes, version_id: bytes) -> Outline:
@@ -343,6 +355,7 @@ def _sealed_outline(raw_record: bytes, version_id: bytes) -> Outline:
         raw_record[:-MAC_BYTES],
         sealed.mac,
         None,
+        secret_name_of(sealed),
     )
 
 

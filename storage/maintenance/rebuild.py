@@ -13,7 +13,7 @@ import msgspec
 from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.catalog.port import UNKNOWN_ORIGIN
-from storage.errors import DataLossError, FormatError, ShardsUnavailable
+from storage.errors import DataLossError, FormatError, KeyRequired, ShardsUnavailable
 from storage.formats.differences import differing_chunks
 from storage.formats.manifest import plain_id, stored_id
 from storage.formats.sealed_nodes import VersionReader
@@ -141,6 +141,12 @@ def _files(catalog: Catalog, reader: VersionReader, tally: Tally) -> Iterator[_F
                 stored = reader.version(kept.raw, kept.version_id)
                 versions.append(stored)
                 tally.sequence = max(tally.sequence, stored.record.sequence)
+            except KeyRequired as error:
+                if ends.deleted:
+                    remains.append(kept.version_id)  # it was shredded, which is nothing to report
+                    continue
+                unreadable.add(kept.version_id)
+                tally.skip(f"file {file_id.hex()}: {error}")
             except FormatError as error:
                 unreadable.add(kept.version_id)
                 tally.skip(f"file {file_id.hex()}: {error}")

@@ -136,3 +136,10 @@ class KeyFinder(Protocol):
 
     def keys_of(self, user_id: str) -> UserKeys:
         """Return all keys of a user."""
+
+    def secret_of(self, key_id: bytes, leaf: int) -> bytes:
+        """Return the secret of a version by its name.
+
+        Raises:
+            KeyRequired: it was destroyed, or its key is not here.
+        """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -45,7 +46,6 @@ from storage.formats.version_records import (
 from storage.formats.versions import StoredVersion, root_id, seal_encrypted, seal_signed
 from storage.keys import Kind, StripeKey
 from storage.runtime import Runtime
-from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
 from storage.write.batch import Basis, BatchPlan
@@ -58,6 +58,7 @@ from storage.write.queue import BATCH_MAX, CommitQueue
 from storage.write.quotas import Quotas, root_bytes
 from storage.write.redundancy import ROUNDS_MAX, restless
 from storage.write.target import PushTarget
+from storage.write.user_keys import UserKeyStore
 
 DeletionT = TypeVar("DeletionT", bound=Deletion)
 
@@ -82,13 +83,13 @@ class GroupCommit:
         runtime: clock, and random bytes for file ids.
         lineage: refuses commits if the catalog is older than its volumes.
         authority: signs versions and tombstones.
-        keys: finds the keys of sealed versions.
+        keys: finds the keys of sealed versions, and gives them secrets.
         quotas: refuses versions that are too much for their owners.
     """
 
     def __init__(
         self, catalog: Catalog, stripes: StripeStore, pins: Pins, metadata_copies: int, runtime: Runtime,
-        lineage: Lineage, authority: Authority, keys: KeyFinder, quotas: Quotas,
+        lineage: Lineage, authority: Authority, keys: UserKeyStore, quotas: Quotas,
     ) -> None:  # fmt: skip
         self._quotas = quotas
         self._catalog = catalog
@@ -305,8 +306,8 @@ class GroupCommit:
             record = SignedRecord(*fields, plan.committed, NO_MAC)
         if pending.target.key is None:
             return seal_signed(record, pending.root, root_raw, self._authority)
-        token_bytes = self._runtime.token_bytes
-        return seal_encrypted(record, pending.root, root_raw, self._authority, pending.target.key, token_bytes)
+        secret, token_bytes = self._keys.new_secret(), self._runtime.token_bytes
+        return seal_encrypted(record, pending.root, root_raw, self._authority, pending.target.key, secret, token_bytes)
 
     def delete(self, file_ids: Sequence[bytes], check: Check, name: NameOf) -> None:
         """Delete files durably: all of them or none, with one transaction and one flush of the volumes.
@@ -414,6 +415,10 @@ class GroupCommit:
         """Make an id of 48 bits of milliseconds, so that new files are catalog neighbours, and 80 random bits."""
         milliseconds = min(max(self._runtime.wall_ms(), 0), _ID_TIME_MAX)
         return milliseconds.to_bytes(_ID_TIME_BYTES, "big") + self._runtime.token_bytes(_ID_RANDOM_BYTES)
+
+    def paused(self) -> AbstractContextManager[object]:
+        """Keep commits and deletes from being planned; those that were planned before have ended."""
+        return self._ordering
 
     @property
     def sequence(self) -> int:

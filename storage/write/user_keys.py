@@ -8,50 +8,33 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, as_completed, wait
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Collection, Mapping, Set
+from concurrent.futures import wait
+from contextlib import AbstractContextManager
 from typing import Any
-
-from blake3 import blake3
 
 from storage.catalog import DESTROYED_KEYS, USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, InvalidArgument, StoreClosed, StoreFull, StoreUnavailable
+from storage.errors import FormatError, InsufficientWorkers, InvalidArgument
 from storage.fleet.fleet import Fleet
-from storage.formats.manifest import object_id
-from storage.keys import ID_BYTES, Kind, ShardKey, kind_of, shard_key
+from storage.formats.sealed_versions import VersionSecret
+from storage.reports import ShredReport
 from storage.runtime import Runtime
-from storage.sealing.keyring import Keyring, SealedKeys, decode_sealed_keys
+from storage.sealing.keyring import Keyring, decode_sealed_keys
 from storage.sealing.master_keys import MasterKeys
+from storage.sealing.remains import sealed_remains
+from storage.sealing.secret_trees import LeafSet, SecretTree
 from storage.sealing.user_keys import KEY_ID_BYTES, UserKey, UserKeys
-from storage.shards import CorruptShard, Shard, ShardStore, VolumeUnavailable
-from storage.stripes.stripes import metadata_stripe
-from storage.submitting import submitted
+from storage.write.gifts import Gift, Gifts, count
+from storage.write.keys_on_volumes import KeysOnVolumes
+from storage.write.version_secrets import SHREDDING_USER, VersionSecrets
 
 log = logging.getLogger(__name__)
 
 _CATALOG_USER = "system:catalog"  # no user can have this name
-_HASH_BYTES = 16
-# Right after the ids of marks, so that they are found without a full scan. No hash begins with so many zeros.
-_PREFIX = bytes(ID_BYTES - _HASH_BYTES - 1) + b"\1"
-_IDS = (_PREFIX, bytes(ID_BYTES - _HASH_BYTES - 1) + b"\2")
 _READ_MAX = 64  # a volume has one, and briefly two
+_REMAINS_READ_MAX = 1024
 _GIVERS = 16  # threads that give keys to volumes that are far away
-
-
-@dataclass(slots=True, eq=False)
-class _Gift:
-    """The keys on their way to a volume.
-
-    Attributes:
-        given: whether the volume has them.
-        ended: former copies there are removed as well.
-    """
-
-    given: Future[bool] = field(default_factory=Future)
-    ended: Future[None] = field(default_factory=Future)
 
 
 class UserKeyStore:
@@ -84,16 +67,28 @@ class UserKeyStore:
         self._masters = masters
         self._keyring = Keyring(masters, runtime.token_bytes)
         self._changing = threading.RLock()  # not held while volumes are asked
-        self._waiting = threading.Lock()  # guards the next two
-        self._giving: set[int] = set()  # slots of the volumes that are given keys
-        self._next: dict[int, _Gift] = {}  # by slot: what such a volume is given after that
+        self._shredding = threading.Lock()
+        self._secrets = VersionSecrets(catalog, self._keyring, self._changing)
         self._givers = runtime.executor(_GIVERS, "give-keys") if volumes.remote else None
+        self._on_volumes = KeysOnVolumes(volumes, self._keyring, self._secrets)
+        self._gifts = Gifts(self._on_volumes.give, self._givers)
+        self._is_open = False
+        self._waiting_key: UserKey | None = None  # gives secrets once it is on enough volumes
         self._made = self._spread_upto = 0  # changes of the keys so far, and how many are on enough volumes
         self._load()
         self._made = min(1, len(self._keyring))  # before a crash, there may have been no time to spread them
         if seals and masters is None:
             raise InvalidArgument("a store that encrypts needs a key")
         self._open_catalog(is_lost=is_lost)
+        self._load_secrets()
+
+    def _load_secrets(self) -> None:
+        try:
+            self._secrets.load()
+        except FormatError as error:
+            log.error("the catalog's shredding keys are damaged, and taken from the volumes: %s", error)
+            self._recover_secrets()
+        self._is_open = True
 
     def _load(self) -> None:
         destroyed = self._catalog.document(DESTROYED_KEYS) or b""
@@ -105,7 +100,7 @@ class UserKeyStore:
             self._keyring.take(decode_sealed_keys(raw))
         except FormatError as error:
             log.error("the catalog's keys of users are damaged, and taken from the volumes: %s", error)
-            if not self.recover():
+            if not self._recover_keys():
                 raise
         if self._keyring.locked() and self._masters is not None:
             self._take_from_volumes()  # the catalog may be a copy from before the master key was changed
@@ -139,6 +134,20 @@ class UserKeyStore:
         """See :class:`~storage.sealing.user_keys.KeyFinder`."""
         return self._keyring.keys_of(user_id)
 
+    def secret_of(self, key_id: bytes, leaf: int) -> bytes:
+        """See :class:`~storage.sealing.user_keys.KeyFinder`."""
+        return self._secrets.secret_of(key_id, leaf)
+
+    def new_secret(self) -> VersionSecret:
+        """Return the secret for a new version. Only one thread at a time may call this.
+
+        Raises:
+            InsufficientWorkers: there is no key for it, and a new one could not be stored safely.
+        """
+        if not self._secrets.is_ready:
+            self._make_ready()
+        return self._secrets.take()
+
     @property
     def locked(self) -> set[bytes]:
         """The ids of master keys that are needed, but not here."""
@@ -163,8 +172,26 @@ class UserKeyStore:
         if key is None:
             with self._changing:
                 key = self._keyring.keys_of(user_id).current or self._make(user_id)
+        if not self._secrets.is_ready:
+            self._make_ready()
         self._spread_enough()
         return key
+
+    def _make_ready(self) -> None:
+        """Make a key that gives secrets to new versions, and use it once it is stored safely.
+
+        Raises:
+            InsufficientWorkers: it could not be. The next call tries the same key again.
+        """
+        with self._changing:
+            key = self._waiting_key
+            if key is None or not self._keyring.has(key.key_id):
+                key = self._waiting_key = self._make(SHREDDING_USER)
+        self._spread_enough()
+        with self._changing:
+            if not self._secrets.is_ready and self._keyring.has(key.key_id):
+                self._secrets.use(key)
+                self._waiting_key = None
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -198,6 +225,8 @@ class UserKeyStore:
         """
         if user_id == _CATALOG_USER:
             raise InvalidArgument("the key of the catalog is still needed")
+        if user_id == SHREDDING_USER:
+            raise InvalidArgument("shredding keys are destroyed by shredding what was deleted")
         with self._changing:
             key_ids = self._keyring.keys_of(user_id).ids
             if not key_ids:
@@ -211,6 +240,82 @@ class UserKeyStore:
         self.spread()
         self.spread()  # again, as another thread may have stored the former keys meanwhile
         return len(key_ids)
+
+    def shred(
+        self,
+        living: Callable[[Set[bytes]], Mapping[bytes, LeafSet]],
+        pausing: Callable[[], AbstractContextManager[object]],
+        check_current: Callable[[], None],
+    ) -> ShredReport:
+        """Destroy the secrets of all versions that were deleted, in the catalog and on the volumes that are there.
+
+        Until the end, nothing is destroyed; an interrupted call has to be made again. Versions may be stored, read and
+        deleted meanwhile. What was destroyed stays readable for whoever has an old disk until the master key was
+        replaced, and copies of the former one are destroyed; see :meth:`destroy`.
+
+        Args:
+            living: returns the secrets of the versions that exist, by the ids of the keys it is given; those of others
+                are destroyed.
+            pausing: keeps :meth:`new_secret` from being called; versions with earlier secrets are in the catalog then.
+            check_current: raises an error if the catalog may lack versions.
+
+        Raises:
+            InsufficientWorkers: too few volumes took what is to stay.
+            FormatError: something that is needed to know what stays cannot be read.
+        """
+        with self._shredding:
+            if len(self._volumes.online()) < self._needed:
+                raise InsufficientWorkers(f"{self._needed} volumes are needed to keep what stays; bring more back")
+            with self._changing:
+                key = self._make(SHREDDING_USER)
+            self._spread_enough()
+            with pausing(), self._changing:
+                self._secrets.use(key)
+            self._require_secrets()
+            former = self._secrets.former(key)
+            kept = living(self._secrets.known - {key.key_id})
+            trees = self._secrets.cut_to(former, kept)
+            parts = tuple(sealed_remains(key, trees, self._token_bytes))
+            check_current()
+            self._replace_secrets(former, parts, trees)
+            self.spread()
+            self.spread()  # again, as another thread may have stored the former keys meanwhile
+            return ShredReport(sum(map(len, kept.values())), len(former), sum(map(len, trees.values())))
+
+    def _require_secrets(self) -> None:
+        """Check that it is known what is left of keys that were destroyed before.
+
+        Raises:
+            FormatError: it is not.
+        """
+        if self._secrets.is_lacking:
+            self._recover_secrets()
+        if self._secrets.is_lacking:
+            raise FormatError(
+                "what is left of former shredding keys is damaged in the catalog, and no volume that is there has it: "
+                "nothing was shredded; bring more volumes back, and try again"
+            )
+
+    def _replace_secrets(self, former: Set[bytes], parts: tuple[bytes, ...], trees: Mapping[bytes, SecretTree]) -> None:
+        """Have what is left of shredding keys in the catalog and on enough volumes, in the place of these keys."""
+        before = self._secrets.records
+        self._secrets.offer(parts)
+        self._made += 1
+        try:
+            self._spread_enough()
+            with self._changing:
+                destroyed = self._catalog.document(DESTROYED_KEYS) or b""
+                self._catalog.save_documents(
+                    self._secrets.documents(parts)
+                    | {USER_KEYS: self._keyring.without(former), DESTROYED_KEYS: destroyed + b"".join(sorted(former))}
+                )
+                self._secrets.use_remains(parts, trees)  # first, so that what stays can be read at any moment
+                self._keyring.destroy(former)
+                self._secrets.forget_destroyed()
+                self._made += 1
+        except BaseException:
+            self._secrets.records = before
+            raise
 
     def use_masters(self, masters: MasterKeys) -> None:
         """Seal all keys with another master key, in the catalog and on the volumes that are there.
@@ -239,68 +344,27 @@ class UserKeyStore:
             StoreClosed: the store is being closed.
             StoreUnavailable: the machine has no thread for it.
         """
+        given = self._spread(slots)
+        if self._secrets.is_lacking and self._is_open:
+            self._recover_secrets()
+            given = self._spread(slots)
+        return given
+
+    def _spread(self, slots: Collection[int] | None) -> int:
         gifts = self._give_each(slots)
         wait([gift.ended for gift in gifts])
         return sum(gift.given.result() for gift in gifts)
 
-    def _give_each(self, slots: Collection[int] | None = None) -> list[_Gift]:
+    def _give_each(self, slots: Collection[int] | None = None) -> list[Gift]:
         """Begin to store the keys on volumes. Those that are far away are asked at the same time."""
         if not len(self._keyring) and not self._keyring.has_destroyed():
             return []
-        return [self._begin(slot) for slot, _ in self._volumes.online() if slots is None or slot in slots]
+        return [self._gifts.begin(slot) for slot, _ in self._volumes.online() if slots is None or slot in slots]
 
-    def _begin(self, slot: int) -> _Gift:
-        """Have a volume given the keys. While it is given earlier ones, one further gift waits, which is for all."""
-        if self._givers is None:
-            gift = _Gift()
-            self._give(slot, gift)
-            return gift
-        with self._waiting:
-            waiting = self._next.get(slot)
-            if waiting is not None:
-                return waiting
-            gift = self._next[slot] = _Gift()
-            if slot in self._giving:
-                return gift
-            self._giving.add(slot)
-        try:
-            submitted("the store is closed", self._givers, self._give_all, slot)
-        except (StoreClosed, StoreUnavailable) as error:  # it never runs
-            with self._waiting:
-                self._giving.discard(slot)
-                self._next.pop(slot, None)
-            gift.given.set_exception(error)
-            gift.ended.set_result(None)
-        return gift
-
-    def _give_all(self, slot: int) -> None:
-        while True:
-            with self._waiting:
-                gift = self._next.pop(slot, None)
-                if gift is None:
-                    self._giving.discard(slot)
-                    return
-            self._give(slot, gift)
-
-    def _give(self, slot: int, gift: _Gift) -> None:
-        """Store the newest keys on a volume, say whether it has them, and remove former copies there."""
-        try:
-            volume = self._volumes.volume(slot)
-            raw = self._keyring.encoded()
-            shard = _shard_of(raw)
-            there = volume is not None and self._is_on(slot, volume, shard)
-            gift.given.set_result(there)
-            if there:
-                self._remove_former(slot, shard.key, raw)
-        except Exception as error:
-            if gift.given.done():
-                log.exception("former copies of the users' keys on volume %s remain", self._volumes.name(slot))
-            else:
-                gift.given.set_exception(error)
-        finally:
-            if not gift.given.done():  # the thread is being ended
-                gift.given.set_result(False)
-            gift.ended.set_result(None)
+    @property
+    def _needed(self) -> int:
+        """How many volumes have to have something, so that it survives losses."""
+        return min(self._profile.n - self._profile.k + 1, len(self._volumes))
 
     def _spread_enough(self) -> None:
         """Store the keys on more volumes than may be lost at once, unless they are. The others get them later.
@@ -311,8 +375,8 @@ class UserKeyStore:
         made = self._made
         if self._spread_upto >= made:
             return
-        needed = min(self._profile.n - self._profile.k + 1, len(self._volumes))
-        there = _count([gift.given for gift in self._give_each()], needed)
+        needed = self._needed
+        there = count([gift.given for gift in self._give_each()], needed)
         if there < needed:
             raise InsufficientWorkers(
                 f"the user's key is on {there} volumes, {needed} are needed for it to survive losses; bring more back"
@@ -322,60 +386,12 @@ class UserKeyStore:
     @property
     def is_giving(self) -> bool:
         """Whether a volume is being given keys, so that others who have some for it may wait."""
-        return bool(self._giving)
+        return self._gifts.is_giving
 
     def close(self) -> None:
         """End threads."""
         if self._givers is not None:
             self._givers.shutdown()
-
-    def _is_on(self, slot: int, volume: ShardStore, shard: Shard) -> bool:
-        """Whether a volume has the keys; stores them if it lacks them."""
-        there = False
-        with self._volumes.guard(slot, volume):
-            try:
-                if volume.missing([shard.key]):
-                    volume.append([shard], urgent=True)
-                    volume.sync()
-                there = True
-            except (StoreFull, VolumeUnavailable) as error:
-                log.warning("volume %s could not be given the users' keys yet: %s", self._volumes.name(slot), error)
-                self._volumes.note_write_refused(slot, error)
-        return there and self._volumes.volume(slot) is volume
-
-    def _remove_former(self, slot: int, kept: ShardKey, raw: bytes) -> None:
-        """Remove former copies, but none that has other keys: it may be newer, or this catalog may be an old one."""
-        volume = self._volumes.volume(slot)
-        if volume is None or not self._volumes.trusts(slot):
-            return
-        with self._volumes.guard(slot, volume):
-            others = [*self._found_on(slot, volume, but=kept)]
-            known = {sealed.key_id for sealed in decode_sealed_keys(raw).keys} if others else ()
-            if former := [key for key, found in others if self._has_only(slot, found, known)]:
-                volume.remove(former)
-
-    def _has_only(self, slot: int, found: SealedKeys | None, known: Collection[bytes]) -> bool:
-        if found is None or all(
-            sealed.key_id in known or self._keyring.is_destroyed(sealed.key_id) for sealed in found.keys
-        ):
-            return True
-        if not all(self._keyring.has(sealed.key_id) for sealed in found.keys):
-            log.warning("volume %s has keys of users that this catalog does not know", self._volumes.name(slot))
-        return False
-
-    def _found_on(
-        self, slot: int, volume: ShardStore, but: ShardKey | None = None
-    ) -> Iterator[tuple[ShardKey, SealedKeys | None]]:
-        """The copies on a volume, without the one under the key ``but``; None for one that cannot be read."""
-        for key in [*islice(volume.keys(*_IDS), _READ_MAX)]:
-            if kind_of(key) != Kind.MARK or key == but:
-                continue
-            try:
-                shard = volume.read(key)
-                yield key, None if shard is None else decode_sealed_keys(bytes(shard.payload))
-            except (CorruptShard, FormatError) as error:
-                log.warning("a copy of the users' keys on volume %s is bad: %s", self._volumes.name(slot), error)
-                yield key, None
 
     def recover(self) -> bool:
         """For a rebuild, add the keys that the volumes have; return whether there are any.
@@ -383,6 +399,13 @@ class UserKeyStore:
         Volumes may lie, but only the master key's owner can make a key. Those that no master key at hand opens are
         dropped if it opens others.
         """
+        found = self._recover_keys()
+        if self._keyring.has_opened():
+            self._recover_secrets()
+            self._secrets.begin_anew()
+        return found
+
+    def _recover_keys(self) -> bool:
         with self._changing:
             before = len(self._keyring)
             self._take_from_volumes()
@@ -394,25 +417,21 @@ class UserKeyStore:
                     self._seal_catalog()
         return bool(len(self._keyring))
 
+    def _recover_secrets(self) -> None:
+        """Add what the volumes have of what is left of shredding keys."""
+        online = self._volumes.online()
+        parts = (part for slot, volume in online for part in self._on_volumes.remains_read(slot, volume))
+        with self._changing:
+            trees = self._secrets.found(parts)
+            if trees is not None:
+                sealed = tuple(sealed_remains(self._make(SHREDDING_USER), trees, self._token_bytes))
+                self._catalog.save_documents(self._secrets.documents(sealed))
+                self._secrets.use_remains(sealed, trees)
+                self._made += 1
+
     def _take_from_volumes(self) -> None:
         for slot, volume in self._volumes.online():
             with self._volumes.guard(slot, volume):
-                for _, found in self._found_on(slot, volume):
+                for _, found in self._on_volumes.keys_on(slot, volume):
                     if found is not None:
                         self._keyring.take(found)
-
-
-def _count(given: Iterable[Future[bool]], enough: int) -> int:
-    """How many of these turn out true, or ``enough`` as soon as so many do."""
-    there = 0
-    for one in as_completed(given):
-        there += one.result()
-        if there >= enough:
-            break
-    return there
-
-
-def _shard_of(raw: bytes) -> Shard:
-    """Return the record of the keys on a volume."""
-    identifier = _PREFIX + object_id(raw)[:_HASH_BYTES]
-    return Shard(shard_key(metadata_stripe(Kind.MARK, identifier, 1), 0), len(raw), blake3(raw).digest(), raw)

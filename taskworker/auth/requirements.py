@@ -164,6 +164,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "NewJoinToken": _OPERATE,
             "DenyWorker": _OPERATE,
             "EncryptExisting": _OPERATE,
+            "Shred": _OPERATE,
         },
     ),
     **_service(

@@ -42,7 +42,7 @@ _PANELS = {
         "mount": "mount",
     },
     "The store": dict.fromkeys(("status", "scrub", "repair", "collect", "rebuild"), "maintenance")
-    | {"snapshot": "snapshots", "rotate-key": "maintenance", "rotate-own-key": "own_key"},
+    | {"snapshot": "snapshots", "rotate-key": "maintenance", "rotate-own-key": "own_key", "shred": "shredding"},
     "Functions": dict.fromkeys(("call", "functions", "deploy", "undeploy", "logs"), "functions"),
     "The pool": dict.fromkeys(("layout", "drain", "forget", "encrypt"), "pool_status")
     | {"resolve": "names"}

@@ -30,6 +30,7 @@ from taskworker.client.local_files import write_all
 from taskworker.client.sources import SeekableSource
 
 if TYPE_CHECKING:
+    from storage.reports import ShredReport
     from taskworker.folders.ports import Files
 
 _READ_BYTES = 4 << 20
@@ -69,6 +70,10 @@ class EmbeddedBackend:
     def rotate_key(self) -> int:
         """Give the user a new key, and return its epoch."""
         return self._store.rotate_key(user_id=self._user)
+
+    def shred(self) -> ShredReport:
+        """Destroy the secrets of all versions that were deleted."""
+        return self._store.shred()
 
     def push(
         self,

@@ -7,12 +7,15 @@ from dataclasses import dataclass, fields, replace
 
 import grpc
 
+from storage.reports import ShredReport
 from taskworker.auth.contexts import Access
 from taskworker.client.operators import OperatorClient
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.reports import WorkStatus as WorkStatus
 from taskworker.rpc import status
+
+_SHRED_TIMEOUT_S = 3600.0  # it reads the whole catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,19 @@ class PoolClient(OperatorClient):
             InvalidArgument: the pool does not encrypt.
         """
         self._call(self._stub.EncryptExisting, pool_pb2.EncryptExistingRequest(drop_earlier=drop_earlier))
+
+    def shred(self) -> ShredReport:
+        """Destroy the secrets of all versions that were deleted so far; see :meth:`storage.FileStorage.shred`.
+
+        Replace the pool's master key as well (``SecretClient.rotate_master_key``), and destroy all copies of the former
+        one: old disks have the secrets sealed with it.
+
+        Raises:
+            InvalidArgument: the pool does not encrypt.
+            InsufficientWorkers: what stays could not be stored safely; nothing was destroyed.
+        """
+        answer = self.unary(self._stub.Shred, pool_pb2.ShredRequest(), _SHRED_TIMEOUT_S)
+        return ShredReport(answer.versions, answer.keys, answer.secrets)
 
     def forget(self, worker_id: str) -> None:
         """Remove a worker that is gone for good from the members.

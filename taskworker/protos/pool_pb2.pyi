@@ -57,6 +57,49 @@ class EncryptExistingResponse(_message.Message):
 Global___EncryptExistingResponse: _TypeAlias = EncryptExistingResponse  # noqa: Y015
 
 @_typing.final
+class ShredRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredRequest: _TypeAlias = ShredRequest  # noqa: Y015
+
+@_typing.final
+class ShredResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    versions: _builtins.int
+    """how many stay that could have been shredded, not counting those stored meanwhile"""
+    keys: _builtins.int
+    """how many shredding keys were destroyed"""
+    secrets: _builtins.int
+    """how many secrets were kept, of single versions or of many that follow each other"""
+    def __init__(
+        self,
+        *,
+        versions: _builtins.int = ...,
+        keys: _builtins.int = ...,
+        secrets: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "secrets", b"secrets", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredResponse: _TypeAlias = ShredResponse  # noqa: Y015
+
+@_typing.final
 class NewJoinTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

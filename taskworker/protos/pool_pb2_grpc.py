@@ -84,6 +84,11 @@ class PoolServiceStub:
                 request_serializer=taskworker_dot_pool__pb2.EncryptExistingRequest.SerializeToString,
                 response_deserializer=taskworker_dot_pool__pb2.EncryptExistingResponse.FromString,
                 _registered_method=True)
+        self.Shred = channel.unary_unary(
+                '/taskworker.pool.PoolService/Shred',
+                request_serializer=taskworker_dot_pool__pb2.ShredRequest.SerializeToString,
+                response_deserializer=taskworker_dot_pool__pb2.ShredResponse.FromString,
+                _registered_method=True)
         self.NewJoinToken = channel.unary_unary(
                 '/taskworker.pool.PoolService/NewJoinToken',
                 request_serializer=taskworker_dot_pool__pb2.NewJoinTokenRequest.SerializeToString,
@@ -167,6 +172,13 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Shred(self, request, context):
+        """Destroys the secrets of all versions that were deleted, in the catalog and on the workers that are there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NewJoinToken(self, request, context):
         """Makes a token with which a worker can join once, if this pool's workers join with tokens.
         """
@@ -233,6 +245,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.EncryptExisting,
                     request_deserializer=taskworker_dot_pool__pb2.EncryptExistingRequest.FromString,
                     response_serializer=taskworker_dot_pool__pb2.EncryptExistingResponse.SerializeToString,
+            ),
+            'Shred': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shred,
+                    request_deserializer=taskworker_dot_pool__pb2.ShredRequest.FromString,
+                    response_serializer=taskworker_dot_pool__pb2.ShredResponse.SerializeToString,
             ),
             'NewJoinToken': grpc.unary_unary_rpc_method_handler(
                     servicer.NewJoinToken,
@@ -515,6 +532,33 @@ class PoolService:
             '/taskworker.pool.PoolService/EncryptExisting',
             taskworker_dot_pool__pb2.EncryptExistingRequest.SerializeToString,
             taskworker_dot_pool__pb2.EncryptExistingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shred(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.pool.PoolService/Shred',
+            taskworker_dot_pool__pb2.ShredRequest.SerializeToString,
+            taskworker_dot_pool__pb2.ShredResponse.FromString,
             options,
             channel_credentials,
             insecure,

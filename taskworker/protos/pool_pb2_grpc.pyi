@@ -53,6 +53,8 @@ class PoolServiceStub:
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
     EncryptExisting: _grpc.UnaryUnaryMultiCallable[_pool_pb2.EncryptExistingRequest, _pool_pb2.EncryptExistingResponse]
     """Encrypts, in the background, what was stored before the pool encrypted."""
+    Shred: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ShredRequest, _pool_pb2.ShredResponse]
+    """Destroys the secrets of all versions that were deleted, in the catalog and on the workers that are there."""
     NewJoinToken: _grpc.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]
     """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
     DenyWorker: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]
@@ -80,6 +82,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Returns what a change of members would move, and which losses would be survivable then. Changes nothing."""
     EncryptExisting: _aio.UnaryUnaryMultiCallable[_pool_pb2.EncryptExistingRequest, _pool_pb2.EncryptExistingResponse]  # type: ignore[assignment]
     """Encrypts, in the background, what was stored before the pool encrypted."""
+    Shred: _aio.UnaryUnaryMultiCallable[_pool_pb2.ShredRequest, _pool_pb2.ShredResponse]  # type: ignore[assignment]
+    """Destroys the secrets of all versions that were deleted, in the catalog and on the workers that are there."""
     NewJoinToken: _aio.UnaryUnaryMultiCallable[_pool_pb2.NewJoinTokenRequest, _pool_pb2.JoinTokenText]  # type: ignore[assignment]
     """Makes a token with which a worker can join once, if this pool's workers join with tokens."""
     DenyWorker: _aio.UnaryUnaryMultiCallable[_pool_pb2.DenyWorkerRequest, _pool_pb2.DenyWorkerResponse]  # type: ignore[assignment]
@@ -164,6 +168,14 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.EncryptExistingResponse, _abc.Awaitable[_pool_pb2.EncryptExistingResponse]]:
         """Encrypts, in the background, what was stored before the pool encrypted."""
+
+    @_abc_1.abstractmethod
+    def Shred(
+        self,
+        request: _pool_pb2.ShredRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.ShredResponse, _abc.Awaitable[_pool_pb2.ShredResponse]]:
+        """Destroys the secrets of all versions that were deleted, in the catalog and on the workers that are there."""
 
     @_abc_1.abstractmethod
     def NewJoinToken(

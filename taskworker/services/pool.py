@@ -163,6 +163,11 @@ class PoolService:
         self._pool.encrypting.request(drop_earlier=request.drop_earlier)
         return pool_pb2.EncryptExistingResponse()
 
+    def Shred(self, _request: pool_pb2.ShredRequest, _caller: Caller) -> pool_pb2.ShredResponse:  # noqa: N802
+        """Destroy the secrets of all versions that were deleted."""
+        report = self._pool.store.shred()
+        return pool_pb2.ShredResponse(versions=report.versions, keys=report.keys, secrets=report.secrets)
+
     def _enrollment(self) -> Enrollment:
         enrollment = self._pool.enrollment
         if enrollment is None:

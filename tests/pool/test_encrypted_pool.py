@@ -167,7 +167,7 @@ def rebuild_elsewhere(pool: FunctionPool, pool_id: str, recovery_key: str) -> No
     pool.pool_process = Process([*arguments, "--encryption", "--rebuild", pool_id], pool.directory / "elsewhere.log")
     with PoolClient(pool.address) as client:
         give_up = time.monotonic() + WAIT_S
-        while "3 workers have joined" not in (status.health if (status := client.status()) else ""):
+        while f"{len(pool.workers)} workers have joined" not in (status.health if (status := client.status()) else ""):
             assert time.monotonic() < give_up, "the workers did not come back"
             time.sleep(0.1)
         pool.client.rebuild()

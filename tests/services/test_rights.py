@@ -108,6 +108,7 @@ ALLOWED = {
     "taskworker.pool.PoolService.NewJoinToken": "o",
     "taskworker.pool.PoolService.DenyWorker": "o",
     "taskworker.pool.PoolService.EncryptExisting": "o",
+    "taskworker.pool.PoolService.Shred": "o",
     "taskworker.auth.AuthService.WhoAmI": "udao",
     "taskworker.auth.AuthService.GetAuthorities": "udao",
     "taskworker.auth.AuthService.LogIn": "P",

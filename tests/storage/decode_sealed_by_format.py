@@ -4,7 +4,7 @@ import sys
 from base64 import b64decode
 from collections import defaultdict
 from pathlib import Path
-from struct import unpack_from
+from struct import pack, unpack_from
 from typing import Any
 
 import msgspec
@@ -48,10 +48,28 @@ for (kind, object_id, k), shards in stripes.items():
 master = b64decode(next(line for line in KEY_FILE.read_text().splitlines() if not line.startswith("#")))
 user_keys: dict[bytes, tuple[str, int, bytes]] = {}
 for (kind, object_id), raw in objects.items():
-    for key_id, _, salt, sealed in unpack(raw)[1] if kind == 5 and object_id[:16] == bytes(15) + b"\1" else []:
-        wrap = derived(master, "master key: keys of users")
-        user_keys[key_id] = unpack(opened(wrap, salt, sealed, b"TaskWorker user key " + key_id))
+    for key_id, master_id, salt, sealed in unpack(raw)[1] if kind == 5 and object_id[:16] == bytes(15) + b"\1" else []:
+        if master_id == derived(master, "master key: id")[:8]:  # else a copy from before the master key was replaced
+            wrap = derived(master, "master key: keys of users")
+            user_keys[key_id] = unpack(opened(wrap, salt, sealed, b"TaskWorker user key " + key_id))
 secrets = {(user, epoch): secret for user, epoch, secret in user_keys.values()}
+seeds = {(key, 40, 0): derived(one[2], "shredding: root") for key, one in user_keys.items()}
+for (kind, object_id), raw in objects.items():
+    is_remains = kind == 5 and object_id[:16] == bytes(15) + b"\2"
+    _, key_id, part, parts, salt, sealed = unpack(raw) if is_remains else [b""] * 6
+    bound = b"TaskWorker shredding remains %b" % key_id + pack("<2I", part, parts) if key_id in user_keys else b""
+    unwrap = derived(user_keys[key_id][2], "shredding: remains") if bound else b""
+    for destroyed, some in unpack(opened(unwrap, salt, sealed, bound)) if bound else []:
+        for seed in (some[at : at + 38] for at in range(0, len(some), 38)):
+            seeds[destroyed, seed[0], int.from_bytes(seed[1:6], "big") >> seed[0]] = seed[6:]
+
+
+def secret_of(key_id: bytes, leaf: int, level: int = 0) -> bytes:
+    """The seed of a leaf, or of a node above it; KeyError if it was shredded."""
+    if level > 40:
+        raise KeyError(key_id)
+    found = seeds.get((key_id, level, leaf >> level))
+    return found or blake3(bytes([leaf >> level & 1]), key=secret_of(key_id, leaf, level + 1)).digest()
 
 
 def content(kind: int, reference: bytes, user: str) -> bytes:
@@ -71,9 +89,13 @@ def chunks(children: bytes, height: int, user: str) -> bytes:
 heads: dict[bytes, tuple[int, Any, Any]] = {}
 for (kind, _), raw in objects.items():
     record, root = map(bytes, unpack(raw)) if kind == 3 else (b"", b"")
-    if record[:2] not in (b"\x9b\x03", b"\x9b\x05"):
+    if record[:2] not in (b"\x9b\x03", b"\x9b\x05", b"\x9d\x06", b"\x9d\x07"):
         continue
-    _, file_id, key_id, root_id, _, _, salt, fields, sequence, _, _ = unpack(record)
+    _, file_id, key_id, root_id, _, _, salt, fields, sequence, _, *named, _ = unpack(record)
+    try:
+        salt += secret_of(*named) if named else b""
+    except KeyError:
+        continue
     key = derived(user_keys[key_id][2], "user key: versions")
     shown = unpack(opened(key, salt + b"fields", fields, b"TaskWorker version fields" + file_id + root_id))
     manifest = unpack(opened(key, salt + b"root", root, b"TaskWorker version root" + file_id))

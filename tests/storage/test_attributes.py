@@ -26,7 +26,7 @@ from storage.formats.versions import checked_outline, decode_version, read_versi
 from storage.limits import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, check_attributes
 from storage.maintenance.round_robin import RECORD_BYTES_MAX
 from tests.storage.helpers import CHUNK, content, lose_catalog, open_store
-from tests.storage.test_encryption import KEY, _Ring, open_sealed, user_key
+from tests.storage.test_encryption import KEY, SECRET, _Ring, open_sealed, user_key
 
 ADA = "ada"
 OLD_STORE = Path(__file__).parent / "old_stores" / "format-1.tar.xz"
@@ -64,11 +64,11 @@ def test_any_attributes_come_back_sealed_or_not(attributes: dict[str, bytes]) ->
     assert decode_version(plain.raw, plain.version_id) == read_version(plain.raw, plain.version_id) == plain
     assert plain.public().attributes == attributes
     key = user_key(ADA)
-    sealed = seal_encrypted(record(attributes), ROOT, encode_root(ROOT), authority(), key, bytes)
+    sealed = seal_encrypted(record(attributes), ROOT, encode_root(ROOT), authority(), key, SECRET, bytes)
     again = decode_version(sealed.raw, sealed.version_id, _Ring(key))
     assert again == sealed
     assert again.public().attributes == attributes
-    assert checked_outline(sealed.raw).format == 5
+    assert checked_outline(sealed.raw).format == 7
 
 
 def test_a_record_without_attributes_has_the_former_bytes() -> None:
@@ -121,7 +121,7 @@ def test_the_largest_version_fits_where_records_are_shown() -> None:
         size=root.size,
         root_id=object_id(encode_root(root)),
     )
-    sealed = seal_encrypted(largest, root, encode_root(root), authority(), user_key("u" * 256), bytes)
+    sealed = seal_encrypted(largest, root, encode_root(root), authority(), user_key("u" * 256), SECRET, bytes)
     assert 80_000 < len(sealed.raw) <= RECORD_BYTES_MAX
 
 

@@ -30,6 +30,7 @@ from storage.formats.manifest import (
     plain_id,
 )
 from storage.formats.sealed_nodes import manifest_over, node_namer
+from storage.formats.sealed_versions import SecretName, VersionSecret
 from storage.formats.version_records import NO_MAC, SIGNED_FORMAT, SignedRecord
 from storage.formats.versions import (
     StoredVersion,
@@ -49,12 +50,13 @@ from storage.system.private_paths import NotPrivate
 from tests.storage.helpers import CHUNK, open_store
 
 KEY = bytes(range(32))
+SECRET = VersionSecret(SecretName(b"s" * 16, 7), bytes(32))
 OTHER_KEY = bytes(reversed(range(32)))
 ADA, EVE = "planted-user-ada", "planted-user-eve"
 PLANTED = b"PlantedPlaintext"
 OLD_STORES = Path(__file__).parent / "old_stores"
 DECODER = Path(__file__).with_name("decode_sealed_by_format.py")
-DECODER_LINES_MAX = 90
+DECODER_LINES_MAX = 110
 
 
 def open_sealed(root: Path, key: bytes | Path | None = KEY) -> FileStorage:
@@ -194,6 +196,11 @@ class _Ring:
     def keys_of(self, user_id: str) -> UserKeys:
         return keys(self.key)
 
+    def secret_of(self, key_id: bytes, leaf: int) -> bytes:
+        if (key_id, leaf) != SECRET.name:
+            raise KeyRequired("another secret")
+        return SECRET.raw
+
 
 def _version(name: str = "planted-name", note: str = "planted-note", sequence: int = 7) -> StoredVersion:
     root = RootNode(1, 10, SIZE, 1, 3, TRANSFORM_SEALED, 0, bytes(64))
@@ -201,7 +208,7 @@ def _version(name: str = "planted-name", note: str = "planted-note", sequence: i
     record = SignedRecord(
         SIGNED_FORMAT, bytes(16), None, object_id(raw_root), 10, ADA, name, 5, sequence, None, note, 3, NO_MAC
     )
-    return seal_encrypted(record, root, raw_root, _authority(), user_key(), Random(2).randbytes)
+    return seal_encrypted(record, root, raw_root, _authority(), user_key(), SECRET, Random(2).randbytes)
 
 
 @given(flipped=st.integers(0, 100_000), bit=st.integers(0, 7), sequence=st.integers(1, (1 << 63) - 1))
@@ -659,7 +666,8 @@ def test_destroyed_keys_open_nothing_wherever_copies_of_volumes_are(root: Path, 
             assert store.upkeep.destroy_keys(user) == 1
         with pytest.raises(InvalidArgument, match="catalog"):
             store.upkeep.destroy_keys("system:catalog")
-        assert ids_on_volumes(store) == store.upkeep.keys.keys_of("system:catalog").ids
+        users = "system:catalog", "system:shredding"
+        assert ids_on_volumes(store) == {key_id for user in users for key_id in store.upkeep.keys.keys_of(user).ids}
     with open_sealed(root, OTHER_KEY) as store:
         assert not store.list_files(user_id=EVE)
         store.push(b"anew", filename="hers", user_id=EVE)
@@ -671,7 +679,7 @@ def ids_on_volumes(store: FileStorage) -> set[bytes]:
     return {
         sealed_key.key_id
         for slot, volume in kept._volumes.online()
-        for _, found in kept._found_on(slot, volume)
+        for _, found in kept._on_volumes.keys_on(slot, volume)
         if found is not None
         for sealed_key in found.keys
     }

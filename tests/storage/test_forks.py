@@ -71,6 +71,7 @@ USES: dict[str, Use] = {
     "healing": lambda store, _: store.healing(),
     "wait_for_healing": lambda store, _: store.wait_for_healing(),
     "rotate_key": lambda store, _: store.rotate_key(user_id=USER),
+    "shred": lambda store, _: store.shred(),
     "is_busy": lambda store, _: store.is_busy(),
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from storage.catalog import MemoryCatalog
 from storage.erasure import ErasureProfile
-from storage.errors import StoreClosed
+from storage.errors import InsufficientWorkers, StoreClosed, StoreFull
 from storage.fleet.fleet import Fleet
 from storage.keys import ShardKey
 from storage.runtime import Runtime
@@ -77,6 +77,12 @@ class FarFleet:
 
     def volume(self, slot: int) -> FarVolume:
         return self.volumes[slot]
+
+    def name(self, slot: int) -> str:
+        return f"w{slot}"
+
+    def note_write_refused(self, slot: int, error: Exception) -> None:
+        pass
 
     def trusts(self, slot: int) -> bool:
         return True
@@ -172,3 +178,19 @@ def test_a_store_that_was_closed_says_so(keys: UserKeyStore) -> None:
     keys.close()
     with pytest.raises(StoreClosed):
         keys.current("ann")
+
+
+def test_no_version_gets_a_secret_of_a_key_that_may_be_lost(keys: UserKeyStore, fleet: FarFleet) -> None:
+    def full() -> None:
+        raise StoreFull("no space")
+
+    for volume in fleet.volumes[1:]:
+        volume.on_asked = full
+    for _ in range(2):
+        with pytest.raises(InsufficientWorkers):
+            keys.new_secret()
+    for volume in fleet.volumes[1:]:
+        volume.on_asked = lambda: None
+    name = keys.new_secret().name
+    assert keys.keys_of("system:shredding").ids == {name.key_id}
+    assert sum(name.key_id in one for volume in fleet.volumes for one in volume.copies()) >= 4
