@@ -11,6 +11,7 @@ from taskworker.cli.turns import take_short_turns
 from taskworker.pool.direct_reads import DirectReads
 from taskworker.pool.node_pool import NodePool
 from taskworker.pool.options import PoolOptions
+from taskworker.pool.slices import take_short_slices
 from taskworker.protos import pool_pb2
 from taskworker.rpc.binding import generic_handler
 from taskworker.services.file_server import FileServer
@@ -40,5 +41,6 @@ def serve(
 if __name__ == "__main__":
     keep_one_arena()  # as the commands do
     take_short_turns()
+    take_short_slices()
     logging.disable(logging.ERROR)  # workers are killed on purpose here
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

@@ -14,6 +14,7 @@ from storage.maintenance.readback import Moved, ReadBack
 from storage.shards import ShardStore
 from taskworker.cli.allocator import keep_one_arena
 from taskworker.cli.turns import take_short_turns
+from taskworker.pool.slices import take_short_slices
 
 
 def _believed(self: ReadBack, volume: ShardStore, written: Sequence[Moved]) -> Iterator[Moved]:
@@ -29,5 +30,6 @@ if __name__ == "__main__":
     ReadBack._is_chosen = _never_chosen  # type: ignore[method-assign]
     keep_one_arena()
     take_short_turns()
+    take_short_slices()
     logging.disable(logging.ERROR)
     serve(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

@@ -281,10 +281,12 @@ def pool(
     from taskworker.functions.routing.record_formats import RecordBounds
     from taskworker.outbound.secrets.process_memory import keep_private
     from taskworker.pool.options import PoolOptions
+    from taskworker.pool.slices import take_short_slices
     from taskworker.worker.places import default_store
 
     keep_one_arena()
     take_short_turns()
+    take_short_slices()
     raise_descriptor_limit()
     path = directory or default_store("pool")
     encryption = tls_options(listen, tls_cert, tls_key, tls_name, wanted=tls, no_auth=no_auth)

@@ -52,6 +52,7 @@ from taskworker.pool.owners import Owners
 from taskworker.pool.risks import Risks
 from taskworker.pool.roster import ROSTER_DOCUMENTS, Roster, RosterKeeper
 from taskworker.pool.settings import SETTINGS_DOCUMENTS, PoolSettings
+from taskworker.pool.slices import PoolRuntime
 from taskworker.pool.startup_barrier import StartupBarrier
 from taskworker.pool.status import PoolView, StatusReporter
 from taskworker.pool.trial import Trials
@@ -432,15 +433,9 @@ class NodePool(PoolCore):
         self._root = root
         self.tickets = TicketIssuer(self.authority)
         super().__init__(
-            root,
-            catalog,
-            lock,
-            profile=profile,
-            chunk_size=chunk_size,
-            options=options,
-            connect=self._connect,
-            identify=self._identify,
-        )
+            root, catalog, lock, profile=profile, chunk_size=chunk_size, options=options, connect=self._connect,
+            identify=self._identify, runtime=PoolRuntime(),
+        )  # fmt: skip
         if joins_by_token:
             try:
                 self._take_identity()
