@@ -16,7 +16,7 @@ from storage.progress import Progress
 from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline, retried
 from taskworker.client.direct.fleet import Entered
-from taskworker.client.direct.memory import new_memory
+from taskworker.client.direct.memory import SHARED
 from taskworker.client.direct.page import Page, page_of
 from taskworker.client.direct.reader import Reader
 from taskworker.client.direct.reads import DirectReads
@@ -34,6 +34,10 @@ _PASSING = (StorageUnavailable, StoreUnavailable, StoreClosed, DeadlineExceeded,
 
 Place = Callable[[int, int], memoryview]
 """Returns memory for bytes of the range: where they begin, and how many they are."""
+
+
+Room = Callable[[int, int], int]
+"""Returns how many bytes there is memory for: at most, and at least for a chunk; 0: not before some is free."""
 
 
 class _Batch(NamedTuple):
@@ -118,23 +122,18 @@ class DirectFetch:
 
     def __iter__(self) -> Iterator[memoryview]:
         """Yield the bytes. Each piece is valid until the next one is asked for."""
-        spare: list[memoryview] = []
-        lent: deque[memoryview] = deque()
-
-        def place(_start: int, length: int) -> memoryview:
-            whole = spare.pop() if spare and len(spare[-1]) >= length else new_memory(length)
-            lent.append(whole)
-            return whole[:length]
-
-        for piece, is_placed in self._pieces(place):
-            yield piece
-            if is_placed:
-                spare.append(lent.popleft())
+        with SHARED.used() as memory:
+            for piece, is_placed in self._pieces(lambda _start, length: memory.lend(length), memory.room):
+                yield piece
+                if is_placed:
+                    memory.take_back()
 
     def fill(self, target: memoryview, progress: Progress | None) -> int:
         """Write all bytes to the caller's memory; return how many there are."""
         done = 0
-        for piece, is_placed in self._pieces(lambda start, length: target[start : start + length]):
+        for piece, is_placed in self._pieces(
+            lambda start, length: target[start : start + length], lambda most, _: most
+        ):
             if not is_placed:
                 target[done : done + len(piece)] = piece
             done += len(piece)
@@ -163,10 +162,10 @@ class DirectFetch:
 
     # -- pieces, in order ------------------------------------------------------------------------
 
-    def _pieces(self, place: Place) -> Iterator[tuple[memoryview, bool]]:
+    def _pieces(self, place: Place, room: Room) -> Iterator[tuple[memoryview, bool]]:
         """The bytes in order, and whether they are in the memory that was given for them."""
         with self._noting_failures():
-            for piece in self._from_workers(place):
+            for piece in self._from_workers(place, room):
                 yield piece, True
         if self._done == self.size:
             self._reads.note_worked(self.version.file_id)
@@ -188,12 +187,13 @@ class DirectFetch:
             if not isinstance(error, _PASSING):
                 self._reads.note_failed(self.version.file_id)
 
-    def _from_workers(self, place: Place) -> Iterator[memoryview]:
+    def _from_workers(self, place: Place, room: Room) -> Iterator[memoryview]:
         under_way: deque[_Batch] = deque()
         try:
-            for batch in self._batches(place):
-                under_way.append(batch)
-                if len(under_way) > _BATCHES_AHEAD:
+            for batch in self._batches(place, room):
+                if batch is not None:
+                    under_way.append(batch)
+                if batch is None or len(under_way) > _BATCHES_AHEAD:
                     yield self._ended(under_way)
             while under_way:
                 yield self._ended(under_way)
@@ -226,8 +226,11 @@ class DirectFetch:
         if self._cancelled:
             raise CallAbandoned("the call was cancelled")
 
-    def _batches(self, place: Place) -> Iterator[_Batch]:
-        """Begin to read all chunks; ends early, and notes why, where that is not possible."""
+    def _batches(self, place: Place, room: Room) -> Iterator[_Batch | None]:
+        """Begin to read all chunks; ends early, and notes why, where that is not possible.
+
+        Yields None where an earlier batch has to end before there is room for another one.
+        """
         size, offset = self.version.chunk_size, self._wanted.offset
         index, last = offset // size, (self._stop - 1) // size
         together = self._reads.together(size)
@@ -246,7 +249,8 @@ class DirectFetch:
                 self._asked = self._reads.submit(self._locate, end + 1, self._reader.scope)
             while index <= end and self._clock_s() < located.until_s:
                 count = min(together, end + 1 - index)
-                yield self._begin(entered, index, count, place)
+                count = min(count, room(count * size, size) // size)
+                yield self._begin(entered, index, count, place) if count else None
                 index += count
 
     def _note_unreached(self, page: Page) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
+from collections import deque
+from collections.abc import Iterator
 
 from storage.limits import MIB
 
 _HUGE_PAGE_BYTES = 2 * MIB
+_TOTAL_BYTES = 96 * MIB  # as much as four gets read ahead, each three batches of 8 MiB
+_PIECES = 3
 
 
 def new_memory(size: int) -> memoryview:
@@ -25,3 +30,95 @@ def new_memory(size: int) -> memoryview:
     with contextlib.suppress(OSError):  # a kernel without them
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapped)
+
+
+class SharedMemory:
+    """Memory for all gets that have none from their callers: the more there are, the less each has. Thread-safe.
+
+    Args:
+        total_bytes: for all of them, besides one chunk for each.
+    """
+
+    def __init__(self, total_bytes: int = _TOTAL_BYTES) -> None:
+        self._total_bytes = total_bytes
+        self._lock = threading.Lock()
+        self._gets = 0
+        self._used = 0
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[GetMemory]:
+        """Within this context, a get uses memory."""
+        with self._lock:
+            self._gets += 1
+        memory = GetMemory(self)
+        try:
+            yield memory
+        finally:
+            memory.free()
+            with self._lock:
+                self._gets -= 1
+
+    @property
+    def piece_bytes(self) -> int:
+        """How large each of the pieces may be that a get has at the same time."""
+        return self._total_bytes // max(1, self._gets) // _PIECES
+
+    def take(self, most: int, least: int, *, must: bool) -> int:
+        """Take memory, if there is as much as ``least``, or if one must have it; return how many bytes were taken."""
+        with self._lock:
+            taken = min(most, max(least, min(self.piece_bytes, self._total_bytes - self._used)))
+            if not must and self._used + taken > self._total_bytes:
+                return 0
+            self._used += taken
+            return taken
+
+    def give_back(self, count: int) -> None:
+        """Note that so many bytes are not used any more."""
+        with self._lock:
+            self._used -= count
+
+
+class GetMemory:
+    """The memory of one get. Used by one thread at a time."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+        self._spare: list[memoryview] = []
+        self._lent: deque[memoryview] = deque()
+        self._taken = 0  # bytes, which the next piece has
+
+    def room(self, most: int, least: int) -> int:
+        """How many bytes the next piece may have: at least ``least``, or none while there are others."""
+        if self._spare and len(self._spare[-1]) >= min(least, most):
+            return min(most, len(self._spare[-1]))
+        if not self._taken:
+            self._taken = self._shared.take(most, min(least, most), must=not self._lent)
+        return self._taken
+
+    def lend(self, length: int) -> memoryview:
+        """Memory for the next piece, for which there is room."""
+        if self._spare and len(self._spare[-1]) >= length:
+            whole = self._spare.pop()
+        else:
+            whole = new_memory(length)
+            self._shared.give_back(self._taken - length)
+            self._taken = 0
+        self._lent.append(whole)
+        return whole[:length]
+
+    def take_back(self) -> None:
+        """Take back the piece that was lent first. It is used again, or freed if it is more than others have."""
+        whole = self._lent.popleft()
+        if len(whole) <= self._shared.piece_bytes:
+            self._spare.append(whole)
+        else:
+            self._shared.give_back(len(whole))
+
+    def free(self) -> None:
+        """Free everything."""
+        self._shared.give_back(self._taken + sum(map(len, (*self._spare, *self._lent))))
+        self._spare, self._lent, self._taken = [], deque(), 0
+
+
+SHARED = SharedMemory()
+"""That of this process."""
