@@ -23,8 +23,8 @@ def living_secrets(catalog: Catalog, key_ids: Set[bytes]) -> dict[bytes, LeafSet
     """
     living: dict[bytes, LeafSet] = {}
     for kept in catalog.versions():
-        if kept.entry is None and not kept.problem:
-            continue  # deleted with its file
+        if kept.entry is None and not kept.problem and catalog.tombstone(kept.file_id) is not None:
+            continue  # deleted with its file; what has no tombstone could not be rebuilt, which may be possible later
         if catalog.tombstone(version_key(kept.file_id, kept.version_id)) is not None:
             continue
         try:
