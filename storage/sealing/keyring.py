@@ -213,8 +213,12 @@ class Keyring:
         with self._lock:
             self._held = {key_id: held for key_id, held in self._held.items() if held.key is not None}
 
-    def made(self, user_id: str) -> tuple[UserKey, bytes]:
+    def made(self, user_id: str, *, is_counted: bool = True) -> tuple[UserKey, bytes]:
         """Make a key of the next epoch for a user, without adding it.
+
+        Args:
+            user_id: the user.
+            is_counted: whether to refuse a user who has had too many; not for the store's own keys.
 
         Returns:
             The key, and the sealed keys of the store with it; once these are durable, :meth:`take` them.
@@ -230,7 +234,7 @@ class Keyring:
         epoch = 1 if current is None else current.epoch + 1
         if len(self._held) >= KEYS_MAX or epoch > EPOCH_MAX:
             raise FormatError(f"a store has at most {KEYS_MAX:,} keys of users, and this one has reached a limit")
-        if len(self.keys_of(user_id)) >= KEYS_OF_USER_MAX:
+        if is_counted and len(self.keys_of(user_id)) >= KEYS_OF_USER_MAX:
             raise InvalidArgument(f"user {user_id} has had {KEYS_OF_USER_MAX:,} keys, and gets no more")
         key = UserKey(user_id, epoch, self._token_bytes(KEY_ID_BYTES), self._token_bytes(KEY_BYTES))
         return key, self.encoded(self._sealed(key, self._masters.current))

@@ -87,14 +87,9 @@ class KeysOnVolumes:
                 volume.remove(former)
 
     def _is_of_no_use(self, slot: int, part: RemainsPart | None) -> bool:
-        if part is None or self._keyring.is_destroyed(part.key_id):
+        if part is None or self._secrets.is_of_no_use(part):
             return True
-        if not self._keyring.has(part.key_id):
-            return False
-        if self._secrets.has_all_of(part):
-            return True
-        log.warning("volume %s has secrets of versions that this catalog lacks", self._volumes.name(slot))
-        self._secrets.is_lacking = True  # until they are taken from it
+        log.warning("volume %s has secrets of versions that this catalog may lack", self._volumes.name(slot))
         return False
 
     def remains_on(

@@ -15,7 +15,7 @@ from typing import Any
 
 from storage.catalog import DESTROYED_KEYS, USER_KEYS, Catalog
 from storage.erasure import ErasureProfile
-from storage.errors import FormatError, InsufficientWorkers, InvalidArgument
+from storage.errors import CatalogBehind, FormatError, InsufficientWorkers, InvalidArgument
 from storage.fleet.fleet import Fleet
 from storage.formats.sealed_versions import VersionSecret
 from storage.reports import ShredReport
@@ -166,8 +166,10 @@ class UserKeyStore:
 
         Raises:
             InsufficientWorkers: a new key could not be stored safely.
+            InvalidArgument: the user has the name of a key of the store's own.
             KeyRequired: there is no master key.
         """
+        _require_user(user_id)
         key = self._keyring.keys_of(user_id).current
         if key is None:
             with self._changing:
@@ -200,15 +202,17 @@ class UserKeyStore:
 
         Raises:
             InsufficientWorkers: it could not be stored safely.
+            InvalidArgument: the user has the name of a key of the store's own, or has had too many keys.
             KeyRequired: there is no master key.
         """
+        _require_user(user_id)
         with self._changing:
             key = self._make(user_id)
         self._spread_enough()
         return key
 
     def _make(self, user_id: str) -> UserKey:
-        key, raw = self._keyring.made(user_id)
+        key, raw = self._keyring.made(user_id, is_counted=user_id != SHREDDING_USER)
         self._catalog.save_document(USER_KEYS, raw)
         self._keyring.take(decode_sealed_keys(raw))
         self._made += 1  # last: whoever sees this number spreads the key
@@ -262,22 +266,24 @@ class UserKeyStore:
         Raises:
             InsufficientWorkers: too few volumes took what is to stay.
             FormatError: something that is needed to know what stays cannot be read.
+            CatalogBehind: the catalog may lack versions, or volumes have shown more meanwhile.
         """
         with self._shredding:
             if len(self._volumes.online()) < self._needed:
                 raise InsufficientWorkers(f"{self._needed} volumes are needed to keep what stays; bring more back")
+            self._require_secrets()
+            changes = self._secrets.changes
             with self._changing:
                 key = self._make(SHREDDING_USER)
             self._spread_enough()
             with pausing(), self._changing:
                 self._secrets.use(key)
-            self._require_secrets()
             former = self._secrets.former(key)
             kept = living(self._secrets.known - {key.key_id})
             trees = self._secrets.cut_to(former, kept)
             parts = tuple(sealed_remains(key, trees, self._token_bytes))
             check_current()
-            self._replace_secrets(former, parts, trees)
+            self._replace_secrets(former, parts, trees, changes)
             self.spread()
             self.spread()  # again, as another thread may have stored the former keys meanwhile
             return ShredReport(sum(map(len, kept.values())), len(former), sum(map(len, trees.values())))
@@ -296,14 +302,22 @@ class UserKeyStore:
                 "nothing was shredded; bring more volumes back, and try again"
             )
 
-    def _replace_secrets(self, former: Set[bytes], parts: tuple[bytes, ...], trees: Mapping[bytes, SecretTree]) -> None:
-        """Have what is left of shredding keys in the catalog and on enough volumes, in the place of these keys."""
-        before = self._secrets.records
-        self._secrets.offer(parts)
-        self._made += 1
+    def _replace_secrets(
+        self, former: Set[bytes], parts: tuple[bytes, ...], trees: Mapping[bytes, SecretTree], changes: int
+    ) -> None:
+        """Have what is left of shredding keys in the catalog and on enough volumes, in the place of these keys.
+
+        Raises:
+            CatalogBehind: a rebuild has begun, or volumes have shown more of former keys, since ``changes`` was read.
+        """
+        with self._changing:
+            self._secrets.offer(parts)
+            self._made += 1
         try:
             self._spread_enough()
             with self._changing:
+                if self._secrets.changes != changes or self._secrets.is_lacking:
+                    raise CatalogBehind("volumes showed more than was known, so nothing was shredded: shred again")
                 destroyed = self._catalog.document(DESTROYED_KEYS) or b""
                 self._catalog.save_documents(
                     self._secrets.documents(parts)
@@ -314,7 +328,7 @@ class UserKeyStore:
                 self._secrets.forget_destroyed()
                 self._made += 1
         except BaseException:
-            self._secrets.records = before
+            self._secrets.withdraw()
             raise
 
     def use_masters(self, masters: MasterKeys) -> None:
@@ -435,3 +449,9 @@ class UserKeyStore:
                 for _, found in self._on_volumes.keys_on(slot, volume):
                     if found is not None:
                         self._keyring.take(found)
+
+
+def _require_user(user_id: str) -> None:
+    """Refuse the names of keys that are the store's own: a user's files would be lost with such a key."""
+    if user_id in (_CATALOG_USER, SHREDDING_USER):
+        raise InvalidArgument(f"no user can be named {user_id}: the store's own keys have this name")

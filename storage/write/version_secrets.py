@@ -42,6 +42,7 @@ class VersionSecrets:
     Attributes:
         records: the records that every volume has besides the users' keys.
         is_lacking: whether the volumes may have more of what is left of destroyed keys than is known here.
+        changes: how often what is left of destroyed keys has changed, or a rebuild has begun.
     """
 
     def __init__(self, catalog: Catalog, keyring: Keyring, changing: threading.RLock) -> None:
@@ -56,6 +57,7 @@ class VersionSecrets:
         self._parts: tuple[bytes, ...] = ()
         self.records: tuple[Shard, ...] = ()
         self.is_lacking = True
+        self.changes = 0
 
     def load(self) -> None:
         """Read what the catalog has, which must be open.
@@ -112,7 +114,7 @@ class VersionSecrets:
 
     def use(self, key: UserKey) -> None:
         """Give secrets of this key, which is new, from now on. Nobody may call :meth:`take` meanwhile."""
-        self._current, self._next, self._limit = key, 0, 0
+        self._current, self._next, self._limit, self._run = key, 0, 0, []
 
     def take(self) -> VersionSecret:
         """Return a secret that no other version gets, nor has got before a crash."""
@@ -161,6 +163,11 @@ class VersionSecrets:
         """Have these parts on the volumes, too."""
         self.records = tuple(map(remains_record, (*self._parts, *parts)))
 
+    def withdraw(self) -> None:
+        """Have on the volumes only what is used now, as before :meth:`offer`."""
+        with self._changing:
+            self.records = tuple(map(remains_record, self._parts))
+
     def use_remains(self, parts: tuple[bytes, ...], trees: Mapping[bytes, SecretTree]) -> None:
         """Use what is left of destroyed keys, as parts and as trees, in the place of all before."""
         with self._changing:
@@ -168,6 +175,7 @@ class VersionSecrets:
             self._parts = parts
             self.records = tuple(map(remains_record, parts))
             self.is_lacking = False
+            self.changes += 1
 
     def forget_destroyed(self) -> None:
         """Forget the keys that are not among the users' keys any more."""
@@ -189,10 +197,26 @@ class VersionSecrets:
 
     def begin_anew(self) -> None:
         """Give secrets of a new key after this, since it is not known which ones other versions have."""
-        self._catalog.save_document(_LEAVES, b"")
-        self._current = None
+        with self._changing:
+            self._catalog.save_document(_LEAVES, b"")
+            self._current = None
+            self.changes += 1
 
-    def has_all_of(self, part: RemainsPart) -> bool:
+    def is_of_no_use(self, part: RemainsPart) -> bool:
+        """Whether everything that a part of a volume has is known here, or was destroyed.
+
+        If it has more, what is known here is lacking from now on.
+        """
+        with self._changing:  # else keys may be half replaced
+            if self._keyring.is_destroyed(part.key_id):
+                return True
+            if not self._keyring.has(part.key_id):
+                return False
+            has_all = self._has_all_of(part)
+            self.is_lacking = self.is_lacking or not has_all
+            return has_all
+
+    def _has_all_of(self, part: RemainsPart) -> bool:
         """Whether everything that a part has is known here; also if it cannot be opened."""
         trees, _ = self._trees_in([part])
         return all(

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from storage import ErasureProfile, FileStorage, FormatError, InvalidArgument
-from storage.errors import KeyRequired
+from storage.errors import CatalogBehind, KeyRequired
+from storage.maintenance.living_secrets import living_secrets
 from storage.sealing.master_keys import MasterKey, MasterKeys
+from storage.sealing.secret_trees import LeafSet
+from storage.sealing.user_keys import UserKey
 from tests.storage.helpers import CHUNK
 
 KEY, LATER = bytes(range(32)), bytes(range(1, 33))
@@ -393,10 +398,116 @@ def test_what_only_one_volume_knows_is_not_removed_from_it(root: Path, tmp_path:
     with opened(root) as store:
         store.repair()
         store.scrub()
+        store.shred()  # it does not destroy the secrets of what could not be rebuilt
     shutil.rmtree(root / "catalog")
     shutil.rmtree(root / "volumes" / "1")
     with opened(root) as store:
         store.rebuild()
+        require_all(store, kept)
+        store.shred()
+        require_all(store, kept)
+
+
+def test_no_user_has_the_name_of_the_keys_that_are_destroyed(root: Path) -> None:
+    with opened(root) as store:
+        kept = push(store, "a")
+        for name in ("system:shredding", "system:catalog"):
+            with pytest.raises(InvalidArgument, match="no user can be named"):
+                store.push(b"x", filename="x", user_id=name)
+            with pytest.raises(InvalidArgument, match="no user can be named"):
+                store.rotate_key(user_id=name)
+        store.shred()
+        require_all(store, kept)
+
+
+def test_turns_that_failed_do_not_use_up_the_keys_of_a_user(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.sealing.keyring.KEYS_OF_USER_MAX", 4)
+    with opened(root) as store:
+        kept = push(store, "a", "doomed")
+        version = store.stat(kept["doomed"][0], user_id=USER)
+        key = bytes.fromhex(version.file_id), bytes.fromhex(version.version_id)
+        catalog = store.upkeep.documents
+        raw = catalog.version(*key)
+        assert raw is not None
+        catalog.transact(lambda txn: txn.put_version(*key, b"damaged"))
+        for _ in range(5):
+            with pytest.raises(FormatError, match="nothing was shredded"):
+                store.shred()
+        catalog.transact(lambda txn: txn.put_version(*key, raw))
+        store.shred()
+        require_all(store, kept)
+
+
+def living(store: FileStorage, key_ids: Set[bytes]) -> Mapping[bytes, LeafSet]:
+    return living_secrets(store.upkeep.documents, key_ids)
+
+
+def test_nothing_is_lost_if_the_first_key_is_made_while_it_is_shredded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that makes it must not have it used in the place of the turn's key, which is the one that stays."""
+    with opened(root) as store:
+        keys = store.upkeep.keys
+        kept: Kept = {}
+        is_made, is_used = threading.Event(), threading.Event()
+        use = keys._secrets.use
+
+        def push_first() -> None:
+            kept.update(push(store, "first"))
+
+        def use_late(key: UserKey) -> None:
+            if threading.current_thread() is first:
+                is_made.set()
+                is_used.wait(0.5)
+            use(key)
+
+        @contextmanager
+        def pausing() -> Iterator[None]:
+            first.start()
+            assert is_made.wait(30)
+            with store.upkeep._commits.paused():
+                yield
+            is_used.set()
+
+        def scan(key_ids: Set[bytes]) -> Mapping[bytes, LeafSet]:
+            first.join()
+            found = living(store, key_ids)
+            kept.update(push(store, "second"))
+            return found
+
+        first = threading.Thread(target=push_first)
+        monkeypatch.setattr(keys._secrets, "use", use_late)
+        keys.shred(scan, pausing, lambda: None)
+        require_all(store, kept)
+
+
+@pytest.mark.parametrize("when", ["before the keys are known", "after the versions are known"])
+def test_nothing_is_shredded_if_a_rebuild_begins_meanwhile(root: Path, when: str) -> None:
+    """What it adds would be lost, and so would versions whose key it has made."""
+    with opened(root) as store:
+        keys = store.upkeep.keys
+        kept = push(store, "a", "b")
+
+        def begin() -> None:
+            keys.recover()
+            kept.update(push(store, when))
+
+        @contextmanager
+        def pausing() -> Iterator[None]:
+            with store.upkeep._commits.paused():
+                yield
+            if when.startswith("before"):
+                begin()
+
+        def scan(key_ids: Set[bytes]) -> Mapping[bytes, LeafSet]:
+            found = living(store, key_ids)
+            if when.startswith("after"):
+                begin()
+            kept.update(push(store, "later"))
+            return found
+
+        with pytest.raises(CatalogBehind, match="nothing was shredded"):
+            keys.shred(scan, pausing, lambda: None)
         require_all(store, kept)
         store.shred()
         require_all(store, kept)
