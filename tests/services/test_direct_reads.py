@@ -158,6 +158,52 @@ def test_any_range(stand: Stand, version: Version, offset: int, more: int) -> No
         assert reading.through_pool == 0
 
 
+class Stuck(io.RawIOBase):
+    """A target that takes nothing after the first piece before it may go on."""
+
+    def __init__(self, go_on: threading.Event) -> None:
+        self._go_on = go_on
+        self.begun = threading.Event()
+        self.taken = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        self.begun.set()
+        assert self._go_on.wait(3 * WAIT_S)
+        self.taken.update(data)
+        return memoryview(data).nbytes
+
+
+def resident() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) << 10
+
+
+def test_many_downloads_at_a_time_share_their_memory(stand: Stand) -> None:
+    """Each of few may read 24 MiB ahead. If each of 30 did so, it would be 720 MiB."""
+    data = random.Random(40).randbytes(24 * MIB)
+    with stand.client(direct=True) as counted, ThreadPoolExecutor(30) as threads:
+        file_id = counted.client.push(data, filename="downloaded", user_id="ann", chunk_size=MIB).file_id
+        counted.client.get(file_id, user_id="ann")
+        before, go_on = resident(), threading.Event()
+        targets = [Stuck(go_on) for _ in range(30)]
+        running = [
+            threads.submit(counted.client.download, file_id, cast(BinaryIO, one), user_id="ann") for one in targets
+        ]
+        try:
+            assert all(one.begun.wait(WAIT_S) for one in targets)
+            time.sleep(1)  # what they read ahead comes
+            assert resident() - before < 250 * MIB
+        finally:
+            go_on.set()
+        for one in running:
+            one.result(WAIT_S)
+        assert {one.taken.digest() for one in targets} == {hashlib.sha256(data).digest()}
+        assert counted.through_pool == 0
+
+
 def test_small_files_and_ranges_come_through_the_pool(stand: Stand, version: Version) -> None:
     with stand.client() as reading:
         assert reading.client.get(version.file_id, user_id="ann", offset=7, length=MIB) == CONTENT[7 : 7 + MIB]
@@ -416,49 +462,3 @@ def test_what_workers_cannot_give_comes_through_the_pool(stand: Stand, version: 
             assert reading.client._direct is not None
             assert not reading.client._direct.may_read(version.file_id)
             assert reading.client._direct.may_read("another") == (len(stopped) == 3)
-
-
-class Stuck(io.RawIOBase):
-    """A target that takes nothing after the first piece before it may go on."""
-
-    def __init__(self, go_on: threading.Event) -> None:
-        self._go_on = go_on
-        self.begun = threading.Event()
-        self.taken = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Buffer, /) -> int:
-        self.begun.set()
-        assert self._go_on.wait(3 * WAIT_S)
-        self.taken.update(data)
-        return memoryview(data).nbytes
-
-
-def resident() -> int:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) << 10
-
-
-def test_many_downloads_at_a_time_share_their_memory(stand: Stand) -> None:
-    """Each of few may read 24 MiB ahead. If each of 30 did so, it would be 720 MiB."""
-    data = random.Random(40).randbytes(24 * MIB)
-    with stand.client(direct=True) as counted, ThreadPoolExecutor(30) as threads:
-        file_id = counted.client.push(data, filename="downloaded", user_id="ann", chunk_size=MIB).file_id
-        counted.client.get(file_id, user_id="ann")
-        before, go_on = resident(), threading.Event()
-        targets = [Stuck(go_on) for _ in range(30)]
-        running = [
-            threads.submit(counted.client.download, file_id, cast(BinaryIO, one), user_id="ann") for one in targets
-        ]
-        try:
-            assert all(one.begun.wait(WAIT_S) for one in targets)
-            time.sleep(1)  # what they read ahead comes
-            assert resident() - before < 250 * MIB
-        finally:
-            go_on.set()
-        for one in running:
-            one.result(WAIT_S)
-        assert {one.taken.digest() for one in targets} == {hashlib.sha256(data).digest()}
-        assert counted.through_pool == 0
