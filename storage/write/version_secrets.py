@@ -11,6 +11,8 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Set
 
+from blake3 import blake3
+
 from storage.catalog import Catalog
 from storage.errors import FormatError, KeyRequired, SealBroken
 from storage.formats.sealed_versions import SecretName, VersionSecret
@@ -225,13 +227,21 @@ class VersionSecrets:
         )
 
     def _trees_in(self, parts: Iterable[RemainsPart]) -> tuple[dict[bytes, SecretTree], int]:
-        """What parts have, by id of the destroyed key, and how many cannot be opened."""
+        """What parts have, by id of the destroyed key, and how many cannot be opened.
+
+        All volumes have the same parts, so one that was opened already is passed over.
+        """
         found: dict[bytes, list[SecretTree]] = {}
+        seen: set[bytes] = set()
         unopened = 0
         for part in parts:
+            identifier = blake3(part.sealed).digest()
+            if identifier in seen:
+                continue
             try:
                 for key_id, tree in opened_part(self._keyring.find(part.key_id), part):
                     found.setdefault(key_id, []).append(tree)
+                seen.add(identifier)
             except (KeyRequired, SealBroken) as error:
                 unopened += 1
                 log.warning("a part of what is left of shredding keys is left out: %s", error)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,8 @@ from storage import ErasureProfile, FileStorage, FormatError, InvalidArgument
 from storage.errors import CatalogBehind, KeyRequired
 from storage.maintenance.living_secrets import living_secrets
 from storage.sealing.master_keys import MasterKey, MasterKeys
-from storage.sealing.secret_trees import LeafSet
+from storage.sealing.remains import decode_part, sealed_remains
+from storage.sealing.secret_trees import LeafSet, SecretTree
 from storage.sealing.user_keys import UserKey
 from tests.storage.helpers import CHUNK
 
@@ -511,3 +515,25 @@ def test_nothing_is_shredded_if_a_rebuild_begins_meanwhile(root: Path, when: str
         require_all(store, kept)
         store.shred()
         require_all(store, kept)
+
+
+def test_a_rebuild_opens_what_many_volumes_have_alike_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, it would take as much memory for each of them."""
+    with opened(root) as store:
+        tree = SecretTree.whole(bytes(32)).cut_to(LeafSet(range(0, 20_000, 2)))
+        monkeypatch.setattr("storage.sealing.remains._PART_SEEDS", 200_000)
+        keys = store.upkeep.keys
+        key = keys._make("system:shredding")
+        part = decode_part(sealed_remains(key, {bytes(16): tree}, os.urandom)[0])
+
+        def peak(copies: int) -> int:
+            tracemalloc.start()
+            try:
+                found = keys._secrets.found(itertools.repeat(part, copies))
+                assert found is not None
+                assert len(found[bytes(16)]) == len(tree)
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+        assert peak(10) < 2 * peak(1)
