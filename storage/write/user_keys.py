@@ -433,15 +433,24 @@ class UserKeyStore:
 
     def _recover_secrets(self) -> None:
         """Add what the volumes have of what is left of shredding keys."""
+        while not self._recover_secrets_once():
+            log.info("the volumes are asked again for what is left of shredding keys, as it has changed meanwhile")
+
+    def _recover_secrets_once(self) -> bool:
+        changes = self._secrets.changes
         online = self._volumes.online()
-        parts = (part for slot, volume in online for part in self._on_volumes.remains_read(slot, volume))
+        trees = self._secrets.found(
+            part for slot, volume in online for part in self._on_volumes.remains_read(slot, volume)
+        )
         with self._changing:
-            trees = self._secrets.found(parts)
+            if self._secrets.changes != changes:
+                return False
             if trees is not None:
                 sealed = tuple(sealed_remains(self._make(SHREDDING_USER), trees, self._token_bytes))
                 self._catalog.save_documents(self._secrets.documents(sealed))
                 self._secrets.use_remains(sealed, trees)
                 self._made += 1
+        return True
 
     def _take_from_volumes(self) -> None:
         for slot, volume in self._volumes.online():

@@ -94,12 +94,12 @@ class VersionSecrets:
                     raise
         secret = tree.secret(leaf)
         if secret is None:
-            raise _shredded()
+            raise _lacking() if self.is_lacking else _shredded()
         return secret
 
     def _tree_of(self, key_id: bytes) -> SecretTree:
         if self._keyring.is_destroyed(key_id):
-            raise _shredded()
+            raise _lacking() if self.is_lacking else _shredded()
         key = self._keyring.find(key_id)
         if key.user_id != SHREDDING_USER:
             raise FormatError("a version names a key that is no shredding key")
@@ -189,12 +189,13 @@ class VersionSecrets:
     def found(self, parts: Iterable[RemainsPart]) -> dict[bytes, SecretTree] | None:
         """Return what is left of keys by these parts and by those that are known; None if these add nothing."""
         found, _ = self._trees_in(part for part in parts if self._keyring.has(part.key_id))
+        known = self._remains
         trees = {
-            key_id: joined(tree for trees in (self._remains, found) if (tree := trees.get(key_id)) is not None)
-            for key_id in self._remains.keys() | found.keys()
+            key_id: joined(tree for trees in (known, found) if (tree := trees.get(key_id)) is not None)
+            for key_id in known.keys() | found.keys()
             if not self._keyring.has(key_id)
         }
-        is_new = any(packed(tree) != packed(self._remains.get(key_id, ())) for key_id, tree in trees.items())
+        is_new = any(packed(tree) != packed(known.get(key_id, ())) for key_id, tree in trees.items())
         return trees if is_new else None
 
     def begin_anew(self) -> None:
@@ -254,3 +255,9 @@ def _part_name(number: int) -> str:
 
 def _shredded() -> KeyRequired:
     return KeyRequired("the version was shredded: it was deleted, and its secret destroyed")
+
+
+def _lacking() -> KeyRequired:
+    return KeyRequired(
+        "the secret of the version is not known here, unless it was shredded: volumes that are away may have it"
+    )

@@ -21,9 +21,10 @@ from storage import ErasureProfile, FileStorage, FormatError, InvalidArgument
 from storage.errors import CatalogBehind, KeyRequired
 from storage.maintenance.living_secrets import living_secrets
 from storage.sealing.master_keys import MasterKey, MasterKeys
-from storage.sealing.remains import decode_part, sealed_remains
+from storage.sealing.remains import RemainsPart, decode_part, sealed_remains
 from storage.sealing.secret_trees import LeafSet, SecretTree
 from storage.sealing.user_keys import UserKey
+from storage.shards import ShardStore
 from tests.storage.helpers import CHUNK
 
 KEY, LATER = bytes(range(32)), bytes(range(1, 33))
@@ -537,3 +538,49 @@ def test_a_rebuild_opens_what_many_volumes_have_alike_once(root: Path, monkeypat
                 tracemalloc.stop()
 
         assert peak(10) < 2 * peak(1)
+
+
+def test_a_volume_that_is_slow_to_show_what_it_knows_delays_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(root) as store:
+        kept = push(store, "a", "b", "c")
+        store.delete(kept.pop("b")[0], user_id=USER)
+        store.shred()
+        keys = store.upkeep.keys
+        keys._secrets.is_lacking = True
+        is_asked, is_done = threading.Event(), threading.Event()
+        read = keys._on_volumes.remains_read
+
+        def slow(slot: int, volume: ShardStore) -> Iterator[RemainsPart]:
+            is_asked.set()
+            assert is_done.wait(30)
+            yield from read(slot, volume)
+
+        monkeypatch.setattr(keys._on_volumes, "remains_read", slow)
+        asking = threading.Thread(target=keys.spread)
+        asking.start()
+        assert is_asked.wait(30)
+        pushing = threading.Thread(target=store.push, args=(b"x",), kwargs={"filename": "x", "user_id": "eve"})
+        pushing.start()
+        pushing.join(10)
+        is_late = pushing.is_alive()
+        is_done.set()
+        asking.join()
+        pushing.join()
+        assert not is_late
+        require_all(store, kept)
+
+
+def test_a_version_whose_secret_volumes_may_have_is_not_called_shredded(root: Path) -> None:
+    with opened(root) as store:
+        kept = push(store, "a", "b")
+        store.delete(kept.pop("b")[0], user_id=USER)
+        store.shred()
+        store.upkeep.documents.save_document("shredding-remains-0", b"damaged")
+        keys = store.upkeep.keys
+        for slot, volume in keys._volumes.online():
+            volume.remove([key for key, _ in keys._on_volumes.remains_on(slot, volume)])
+    with opened(root) as store:
+        with pytest.raises(KeyRequired, match="volumes that are away may have it"):
+            store.get(kept["a"][0], user_id=USER)
+        with pytest.raises(FormatError, match="nothing was shredded"):
+            store.shred()
