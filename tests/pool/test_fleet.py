@@ -11,7 +11,7 @@ from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from threading import Event
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -149,9 +149,9 @@ def attach(fleet: WorkerFleet, slot: int, volume: MemoryVolume | None = None) ->
     return volume
 
 
-def manned(count: int, *, width: int = 6, away: Sequence[int] = (), allow_fragile: bool = False) -> WorkerFleet:
-    """A fleet of so many members, all but some of them there."""
-    fleet = WorkerFleet(allow_fragile=allow_fragile)
+def manned(count: int, *, width: int = 6, away: Sequence[int] = (), **options: Any) -> WorkerFleet:
+    """A fleet of so many members, all but some of them there; with options of :class:`WorkerFleet`."""
+    fleet = WorkerFleet(**options)
     fleet.use_layouts(layout_of(count, width))
     for slot in range(count):
         if slot not in away:
@@ -528,10 +528,7 @@ def test_who_looks_while_a_worker_goes_or_comes_keeps_no_row_of_before() -> None
         return 1000.0
 
     looking = False
-    fleet = WorkerFleet(clock_s=look_and_tell_time)
-    fleet.use_layouts(layout_of(7, 6))
-    for slot in range(7):
-        attach(fleet, slot)
+    fleet = manned(7, clock_s=look_and_tell_time)
     fill_up(fleet, 2)
     looking = True
     fleet.set_offline(0, "gone")
@@ -559,10 +556,7 @@ def test_what_was_mended_before_somebody_came_is_not_all() -> None:
 
 def test_a_full_worker_is_tried_again_after_a_while() -> None:
     now = [1000.0]
-    fleet = WorkerFleet(clock_s=lambda: now[0])
-    fleet.use_layouts(layout_of(7, 6))
-    for slot in range(7):
-        attach(fleet, slot)
+    fleet = manned(7, clock_s=lambda: now[0])
     stripe = stripe_of(1)
     full = fleet.holders(stripe)[0]
     volumes_of(fleet)[full].full = True
@@ -612,10 +606,7 @@ def test_a_worker_that_cannot_even_make_durable_what_it_took_is_not_counted_on()
 
 def test_a_worker_that_cannot_make_anything_durable_is_asked_once_each_time_it_is_tried() -> None:
     now_s = 0.0
-    fleet = WorkerFleet(clock_s=lambda: now_s)
-    fleet.use_layouts(layout_of(7, 6))
-    for slot in range(7):
-        attach(fleet, slot)
+    fleet = manned(7, clock_s=lambda: now_s)
     fleet.is_pinned = lambda stripe: True
     full = fleet.holders(stripe_of(1))[0]
     volume = volumes_of(fleet)[full]
@@ -673,10 +664,7 @@ def be_slow(fleet: WorkerFleet, slot: int) -> None:
 
 def test_what_others_took_for_a_slow_worker_counts_when_it_is_slow_no_longer() -> None:
     now_s = 0.0
-    fleet = WorkerFleet(clock_s=lambda: now_s)
-    fleet.use_layouts(layout_of(6, 6))
-    for slot in range(6):
-        attach(fleet, slot)
+    fleet = manned(6, clock_s=lambda: now_s)
     fleet.note_mended(fleet.mark())
     before = fleet.epoch()
     be_slow(fleet, 3)
@@ -700,10 +688,7 @@ def test_what_others_took_for_a_slow_worker_counts_when_it_is_slow_no_longer() -
 
 def test_a_push_during_many_changes_is_counted_on_as_little_as_if_it_met_them_all() -> None:
     now_s = 0.0
-    fleet = WorkerFleet(clock_s=lambda: now_s)
-    fleet.use_layouts(layout_of(6, 6))
-    for slot in range(6):
-        attach(fleet, slot)
+    fleet = manned(6, clock_s=lambda: now_s)
     be_slow(fleet, 0)
     since = fleet.epoch()
     for _ in range(100):
@@ -936,10 +921,7 @@ def test_mending_is_woken_when_others_stand_in_for_a_worker_and_when_they_need_n
     change: Callable[[WorkerFleet], None],
 ) -> None:
     now = [1000.0]
-    fleet = WorkerFleet(clock_s=lambda: now[0])
-    fleet.use_layouts(layout_of(7, 6))
-    for slot in range(7):
-        attach(fleet, slot)
+    fleet = manned(7, clock_s=lambda: now[0])
     woken = Event()
     fleet.on_rot = woken.set
     fleet.note_mended(fleet.mark())
@@ -964,10 +946,7 @@ def test_fewer_losses_are_survivable_while_others_stand_in_for_a_worker_and_unti
     change: Callable[[WorkerFleet], None], *, mended_meanwhile: bool
 ) -> None:
     now = [1000.0]
-    fleet = WorkerFleet(clock_s=lambda: now[0])
-    fleet.use_layouts(layout_of(6, 6))
-    for slot in range(6):
-        attach(fleet, slot)
+    fleet = manned(6, clock_s=lambda: now[0])
     fleet.note_mended(fleet.mark())
     assert fleet.losses_survivable(PROFILE) == 2
     change(fleet)

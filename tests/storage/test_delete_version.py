@@ -148,7 +148,7 @@ def test_a_catalog_from_before_learns_of_it(either: Chain, tmp_path: Path) -> No
     either.open()
     either.delete(3)
     either.store.close()
-    shutil.rmtree(either.root / "catalog")
+    lose_catalog(either.root)
     shutil.copytree(tmp_path / "old", either.root / "catalog")
     either.open()
     assert either.store.behind

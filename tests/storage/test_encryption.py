@@ -47,7 +47,7 @@ from storage.sealing.master_keys import MasterKey, MasterKeys, new_key_file, rea
 from storage.sealing.objects import OVERHEAD_BYTES, opened, sealed
 from storage.sealing.user_keys import UserKey, UserKeys
 from storage.system.private_paths import NotPrivate
-from tests.storage.helpers import CHUNK, open_store
+from tests.storage.helpers import CHUNK, lose_catalog, open_store
 
 KEY = bytes(range(32))
 SECRET = VersionSecret(SecretName(b"s" * 16, 7), bytes(32))
@@ -410,7 +410,7 @@ def test_a_plain_store_goes_on_encrypted(root: Path) -> None:
         assert store.push(before, filename="left", user_id=ADA).unchanged
         store.collect(grace_s=0)
         require_all(store, kept)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_sealed(root) as store:
         store.rebuild()
         require_all(store, kept)
@@ -442,7 +442,7 @@ def test_rebuild_gives_everything_back_with_the_key_and_says_what_is_there_witho
         kept = fill(store)
         store.delete(next(iter(kept)), user_id=ADA)
         del kept[next(iter(kept))]
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     shutil.rmtree(root / "volumes" / "0")
     shutil.rmtree(root / "volumes" / "3")
     for wrong in (None, OTHER_KEY):
@@ -527,7 +527,7 @@ def test_a_new_key_of_a_user_seals_what_is_new(root: Path) -> None:
         second = store.push(data, filename="after", user_id=ADA)
         changed = data[:CHUNK] + random_bytes(2 * CHUNK, 2)
         store.revise(first.file_id, store.diff(first.file_id, changed, user_id=ADA), user_id=ADA)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_sealed(root) as store:
         store.rebuild()
         assert store.get(first.file_id, user_id=ADA) == changed
@@ -547,7 +547,7 @@ def test_the_master_key_is_changed_without_sealing_data_again(root: Path) -> Non
         assert abs(store.stats().stored_bytes - stored) < CHUNK
     with pytest.raises(KeyRequired):
         open_sealed(root, KEY)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_sealed(root, KEY) as store, pytest.raises(KeyRequired):
         store.rebuild()
     with open_sealed(root, OTHER_KEY) as store:
@@ -587,7 +587,7 @@ def test_a_change_of_the_master_key_may_be_cut_off(root: Path, after: int, monke
     (left / "LOCK").unlink(missing_ok=True)
     with FileStorage.open(left, key=both) as store:
         require_all(store, kept)
-    shutil.rmtree(left / "catalog")
+    lose_catalog(left)
     with open_sealed(left, OTHER_KEY) as store:
         store.rebuild()
         require_all(store, kept)
@@ -599,13 +599,13 @@ def test_an_old_catalog_does_not_remove_newer_keys(root: Path, tmp_path: Path) -
     shutil.copytree(root / "catalog", tmp_path / "catalog")
     with open_sealed(root) as store:
         kept[store.push(b"new", filename="new", user_id=EVE).file_id] = EVE, b"new"
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     shutil.copytree(tmp_path / "catalog", root / "catalog")
     with open_sealed(root) as store:
         assert store.behind
         store.rebuild()
         require_all(store, kept)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_sealed(root) as store:
         store.rebuild()
         require_all(store, kept)
@@ -622,7 +622,7 @@ def test_the_keys_go_to_volumes_that_come_back(root: Path) -> None:
                 store.repair()
         copy = root.with_name(f"copy{slot}")
         shutil.copytree(root, copy)
-        shutil.rmtree(copy / "catalog")
+        lose_catalog(copy)
         for path in away[:2]:
             shutil.rmtree(copy / "volumes" / path.name)
         with open_sealed(copy) as store:
@@ -646,7 +646,7 @@ def test_destroyed_keys_open_nothing_wherever_copies_of_volumes_are(root: Path, 
         assert not ids_on_volumes(store) & former
     with FileStorage.open(root, key=MasterKeys(MasterKey(OTHER_KEY), (MasterKey(KEY),))):
         pass
-    shutil.rmtree(lost / "catalog")
+    lose_catalog(lost)
     with open_sealed(lost, OTHER_KEY) as store, pytest.raises(KeyRequired):
         store.rebuild()
     # A volume comes back as it was before.

@@ -14,7 +14,7 @@ from storage import ErasureProfile, FileStorage, InvalidArgument, ManifestDiff, 
 from storage.catalog import user_key
 from storage.write import quotas
 from storage.write.quotas import NO_QUOTA, Quota
-from tests.storage.helpers import CHUNK, digest
+from tests.storage.helpers import CHUNK, digest, lose_catalog
 
 USER = "ann"
 RECORDS = 4096  # more than the records of a version take
@@ -348,7 +348,7 @@ def test_what_is_taken_is_known_after_opening_and_a_rebuild(tmp_path: Path) -> N
         before = taken(store)
     with FileStorage.open(tmp_path / "s") as store:
         assert taken(store) == before
-    shutil.rmtree(tmp_path / "s" / "catalog")
+    lose_catalog(tmp_path / "s")
     with FileStorage.open(tmp_path / "s") as store:
         store.rebuild()
         assert abs(taken(store) - before) <= RECORDS

@@ -21,6 +21,7 @@ from tests.storage.helpers import (
     get,
     holders,
     lose,
+    lose_catalog,
     open_store,
     plant,
     push,
@@ -242,7 +243,7 @@ def test_metadata_survives_all_but_one_volume(root: Path) -> None:
     with open_store(root) as store:
         pushed = push_many(store, SIZES)
     lose(root, 0, 1, 2, 3, 5)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_store(root) as store:
         undecided = store.rebuild().undecided  # the other disks may just not be mounted
         assert len(undecided) == 5 + len([size for size in SIZES if size])
@@ -336,7 +337,7 @@ def test_a_lying_manifest_node(root: Path) -> None:
         assert store.repair().complete
         assert store.scrub().clean
         assert get(store, version) == data
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with open_store(root) as store:
         store.rebuild()
         assert get(store, version) == data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from storage.catalog.sealing_tables import SealingTables
 from storage.catalog.tables import ROOT, TableTransaction
 from storage.errors import FormatError, KeyRequired, SealBroken
 from tests.storage.catalogs import KEY_ID, SECRET, entry_of, key_of, version_of
+from tests.storage.helpers import lose_catalog
 
 KEY = b"k" * 32
 WORDS = (b"planted", "种植".encode())
@@ -200,7 +200,7 @@ def test_a_rebuilt_catalog_is_sealed(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with FileStorage.open(root, key=KEY) as store:
         names = _fill(store)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with FileStorage.open(root, key=KEY) as store:
         store.rebuild()
         _require(store, names)

@@ -25,7 +25,7 @@ from storage.sealing.remains import RemainsPart, decode_part, sealed_remains
 from storage.sealing.secret_trees import LeafSet, SecretTree
 from storage.sealing.user_keys import UserKey
 from storage.shards import ShardStore
-from tests.storage.helpers import CHUNK
+from tests.storage.helpers import CHUNK, lose_catalog
 
 KEY, LATER = bytes(range(32)), bytes(range(1, 33))
 USER = "ada"
@@ -97,7 +97,7 @@ def test_old_disks_and_later_keys_do_not_open_what_was_deleted(root: Path, old: 
     found = decoded(tmp_path / "after", LATER, old, root)
     assert found == {name: data for name, (_, data) in kept.items()}
     # The engine itself has no more than that: it finds all volumes as they were, and only the later key.
-    shutil.rmtree(old / "catalog")
+    lose_catalog(old)
     with opened(old, LATER) as store, pytest.raises(KeyRequired):
         store.rebuild()
 
@@ -115,7 +115,7 @@ def test_it_is_shredded_again_and_again_and_rebuilt_in_between(root: Path, tmp_p
         assert report.versions == len(kept)
         assert not store.upkeep.keys.keys_of("system:shredding").ids & former
         require_all(store, kept)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with opened(root) as store:
         report_of_rebuild = store.rebuild()
         assert not report_of_rebuild.undecided
@@ -153,7 +153,7 @@ def test_secrets_are_not_given_twice(root: Path) -> None:
         push(store, "c", "d")
         note(store)
     for lost in (True, False):
-        shutil.rmtree(root / "catalog")
+        lose_catalog(root)
         if not lost:
             shutil.copytree(root.with_name("catalog"), root / "catalog")
         with opened(root) as store:
@@ -216,7 +216,7 @@ def test_a_turn_may_be_killed_anywhere(root: Path, old: Path, tmp_path: Path, wh
         if step == "killed again":
             subprocess.run([sys.executable, "-c", _KILLED, str(root), where, str(after)], check=False, timeout=60)
         if step == "rebuilt":
-            shutil.rmtree(root / "catalog")
+            lose_catalog(root)
         with opened(root) as store:
             if step == "rebuilt":
                 report = store.rebuild()
@@ -256,7 +256,7 @@ def test_volumes_that_were_away_lose_what_they_have_when_they_are_back(root: Pat
     for slot in range(4):
         copy = tmp_path / f"copy {slot}"
         shutil.copytree(root, copy)
-        shutil.rmtree(copy / "catalog")
+        lose_catalog(copy)
         for lost in (slot, (slot + 1) % 4):
             shutil.rmtree(copy / "volumes" / str(lost))
         with opened(copy) as store:
@@ -296,7 +296,7 @@ def test_everything_goes_on_while_it_is_shredded(root: Path) -> None:
         store.shred()
     with opened(root) as store:
         require_all(store, kept)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with opened(root) as store:
         store.rebuild()
         require_all(store, kept)
@@ -331,7 +331,7 @@ def test_a_store_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
         store.shred()
         require_old(store)
         require_all(store, kept)
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     with FileStorage.open(root, create=False, key=KEY) as store:
         store.rebuild()
         require_old(store)
@@ -392,7 +392,7 @@ def test_what_only_one_volume_knows_is_not_removed_from_it(root: Path, tmp_path:
         for slot, volume in store.upkeep.keys._volumes.online():
             if slot != 1:
                 volume.remove([key for key, _ in keys.remains_on(slot, volume)])
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     shutil.move(root / "volumes" / "1", tmp_path / "away")
     with opened(root) as store:
         store.rebuild()
@@ -404,7 +404,7 @@ def test_what_only_one_volume_knows_is_not_removed_from_it(root: Path, tmp_path:
         store.repair()
         store.scrub()
         store.shred()  # it does not destroy the secrets of what could not be rebuilt
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     shutil.rmtree(root / "volumes" / "1")
     with opened(root) as store:
         store.rebuild()

@@ -16,7 +16,7 @@ from storage import FormatError, InvalidArgument
 from storage.snapshot import take_snapshot
 from storage.system.lmdb_env import Environment
 from storage.system.lmdb_origin import DATA_FILE, Past, past_of
-from tests.storage.helpers import USER, content, open_store, push, python_environment
+from tests.storage.helpers import USER, content, lose_catalog, open_store, push, python_environment
 
 WRITER = """
 import sys
@@ -79,7 +79,7 @@ def test_all_that_was_acknowledged_before_is_in_it(root: Path, shelf: Path) -> N
         process.kill()
         acknowledged |= {f"file {number}" for number in numbers}
     for round_ in range(3):
-        shutil.rmtree(root / "catalog")
+        lose_catalog(root)
         shutil.copytree(shelf / f"第{round_}次" / "catalog", root / "catalog")
         with open_store(root) as store:
             names = {file.filename for file in store.list_files(user_id=USER)}
@@ -116,7 +116,7 @@ def test_one_commit_later_is_told(root: Path, shelf: Path) -> None:
         process.communicate(b"\n")
     assert process.returncode == 0
     for name, known in (("closed", ["first"]), ("used", ["first", "second"])):
-        shutil.rmtree(root / "catalog")
+        lose_catalog(root)
         shutil.copytree(shelf / name / "catalog", root / "catalog")
         with open_store(root) as store:
             assert [file.filename for file in store.list_files(user_id=USER)] == known
@@ -134,7 +134,7 @@ def test_of_a_store_that_is_closed(root: Path, shelf: Path) -> None:
     assert taken.bytes_used == sum(path.stat().st_size for path in taken.path.rglob("*") if path.is_file())
     assert sorted(os.listdir(taken.path)) == ["catalog", "more", "names"]
     assert os.listdir(taken.path / "catalog") == [DATA_FILE]
-    shutil.rmtree(root / "catalog")
+    lose_catalog(root)
     shutil.copytree(taken.path / "catalog", root / "catalog")
     with open_store(root) as store:
         assert not store.behind
@@ -178,7 +178,7 @@ def test_a_copy_that_may_lack_entries_is_not_made_a_good_one(root: Path, shelf: 
     with open_store(scratch / "copy") as store:
         assert store.behind
     take_snapshot(scratch / "copy", shelf / "second")
-    shutil.rmtree(scratch / "copy" / "catalog")
+    lose_catalog(scratch / "copy")
     shutil.copytree(shelf / "second" / "catalog", scratch / "copy" / "catalog")
     with open_store(scratch / "copy") as store:
         assert store.behind
