@@ -25,6 +25,7 @@ from storage.errors import InvalidArgument
 from taskworker.auth.authority import Authority
 from taskworker.auth.certificates import Lifetime, lifetime_of, lifetime_text, read_certificates
 from taskworker.auth.identity import POOL_DNS_NAME, MemberIdentity, MemberKind
+from taskworker.auth.server_credentials import following
 from taskworker.auth.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -195,18 +196,8 @@ class ServerTls:
         return lifetime_of(read_certificates(chain)[0])
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials of a gRPC server; they follow the certificates."""
-        served = self._pairs()
-        configuration = grpc.ssl_server_certificate_configuration(served)
-
-        def fetch() -> grpc.ServerCertificateConfiguration:
-            nonlocal served, configuration
-            pairs = self._pairs()
-            if pairs != served:
-                served, configuration = pairs, grpc.ssl_server_certificate_configuration(pairs)
-            return configuration
-
-        return grpc.dynamic_ssl_server_credentials(configuration, fetch, require_client_authentication=False)
+        """Credentials of one port of a gRPC server; they follow the certificates."""
+        return following(self._pairs, grpc.ssl_server_certificate_configuration, of_members=False)
 
     def _pairs(self) -> list[Pair]:
         return [source.pair() for source in self._sources]

@@ -24,6 +24,7 @@ from taskworker.auth.certificates import (
     read_certificate,
 )
 from taskworker.auth.identity import MemberIdentity
+from taskworker.auth.server_credentials import following
 
 
 def server_context(pair: KeyPair) -> ssl.SSLContext:
@@ -152,18 +153,8 @@ class MemberCredentials:
     # -- for gRPC --------------------------------------------------------------------------------
 
     def for_grpc_server(self) -> grpc.ServerCredentials:
-        """Credentials of a gRPC server whose clients are members; they follow :meth:`renew`."""
-        served = self._pair
-        configuration = _configuration(served)
-
-        def fetch() -> grpc.ServerCertificateConfiguration:
-            nonlocal served, configuration
-            pair = self._pair
-            if pair is not served:
-                served, configuration = pair, _configuration(pair)
-            return configuration
-
-        return grpc.dynamic_ssl_server_credentials(configuration, fetch, require_client_authentication=True)
+        """Credentials of one port of a gRPC server whose clients are members; they follow :meth:`renew`."""
+        return following(lambda: self._pair, _configuration, of_members=True)
 
     def for_grpc_channel(self) -> grpc.ChannelCredentials:
         """Credentials of a gRPC channel; a channel made later has later ones."""
