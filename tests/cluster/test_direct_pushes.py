@@ -135,6 +135,7 @@ def test_a_pool_that_writes_to_workers_itself_from_now_on_fails_no_push(
 
 
 def test_what_a_client_that_is_killed_wrote_is_collected(cluster: Cluster, client: Client, tmp_path: Path) -> None:
+    cluster.await_survivable(2)  # a busy worker may have been too slow for other files, which are repaired later
     client.collect(grace_s=0)
     path, before = tmp_path / "large", stored_bytes(cluster)
     path.write_bytes(noise(6, 3 * SIZE))
@@ -152,7 +153,7 @@ def test_what_a_client_that_is_killed_wrote_is_collected(cluster: Cluster, clien
     while client.collect(grace_s=0).objects_removed == 0:  # once the pool has noticed
         assert time.monotonic() < give_up
         time.sleep(0.1)
-    cluster.await_survivable(2)  # what a busy worker was too slow to take of other files is repaired later
+    cluster.await_survivable(2)
     scrubbed = client.scrub()
     assert (scrubbed.missing, scrubbed.rotten) == (0, 0), scrubbed.damaged
 
