@@ -53,7 +53,8 @@ class ScrubReport:
     """Outcome of a scrub. ``damaged`` lists at most 1,000 shards; the counts are complete.
 
     ``unreadable`` versions have a record or manifest that cannot be read; repair cannot restore them.
-    ``unavailable`` shards could not be read now, so nothing is known about them.
+    ``unavailable`` shards could not be read now, so nothing is known about them. ``misplaced`` shards of a pool are
+    intact, but on another worker than they should be, such as one that stood in, until a repair moves them.
     """
 
     shards_checked: int
@@ -63,6 +64,7 @@ class ScrubReport:
     damaged: list[Damage]
     unreadable: int = 0
     unavailable: int = 0
+    misplaced: int = 0
 
     @property
     def clean(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -202,14 +202,20 @@ class ShardMapper:
                 yield _Together(self._fleet.targets(stripe), coded_alike[first:end])
                 first = end
 
-    def shard_maps(self, stripes: Sequence[StripeKey]) -> dict[int, ShardMap]:
-        """Return where the shards of the :meth:`lacking` stripes are, by index, ascending."""
-        return self._steady(lambda: self._shard_maps(stripes))
+    def shard_maps(self, stripes: Sequence[StripeKey], *, also_slow: bool = False) -> dict[int, ShardMap]:
+        """Return where the shards of the :meth:`lacking` stripes are, by index, ascending.
 
-    def _shard_maps(self, stripes: Sequence[StripeKey]) -> tuple[dict[int, ShardMap], bool]:
+        Args:
+            stripes: the stripes.
+            also_slow: search slow stores as well, even for stripes that can be read without them.
+        """
+        slow = frozenset[int]() if also_slow else self._fleet.slow()
+        return self._steady(lambda: self._shard_maps(stripes, slow))
+
+    def _shard_maps(self, stripes: Sequence[StripeKey], slow: Collection[int]) -> tuple[dict[int, ShardMap], bool]:
         looked = self._lacking(stripes)
         lacking, placed, unsure = looked
-        holders = self._holders(stripes, placed, lacking)
+        holders = self._holders(stripes, placed, lacking, slow)
         lengths = self._lengths(stripes, holders)
         found = {}
         for index, absent in lacking.items():
@@ -230,13 +236,16 @@ class ShardMapper:
         return found
 
     def _holders(
-        self, stripes: Sequence[StripeKey], placed: Mapping[int, tuple[int, ...]], lacking: Mapping[int, list[int]]
+        self,
+        stripes: Sequence[StripeKey],
+        placed: Mapping[int, tuple[int, ...]],
+        lacking: Mapping[int, list[int]],
+        slow: Collection[int],
     ) -> dict[int, list[int | None]]:
         """Return the store that has each shard, by index of the stripe.
 
-        Slow stores are searched only if the stripe could not be read without them.
+        ``slow`` stores are searched only if the stripe could not be read without them.
         """
-        slow = self._fleet.slow()
         holders: dict[int, list[int | None]] = {}
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         codes: defaultdict[int, list[int]] = defaultdict(list)

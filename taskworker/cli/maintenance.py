@@ -17,7 +17,7 @@ from taskworker.cli.text import one_line, plural, size_text, time_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from storage import Damage, StoreStats, VolumeStats
+    from storage import Damage, ScrubReport, StoreStats, VolumeStats
     from taskworker.client.pool import PoolClient, PoolStatus
 
 _DAMAGE_SHOWN_MAX = 10
@@ -151,7 +151,8 @@ def _damage_lines(damaged: Sequence[Damage], total: int | None = None) -> list[s
 def scrub(session: Session) -> None:
     """Verify every stored shard. Exit code 1 if any is corrupt or missing; `repair` rebuilds it.
 
-    Also reports versions that cannot be read; the only remedy for these is to delete the file.
+    Also reports versions that cannot be read; the only remedy for these is to delete the file. Intact shards on another
+    worker than they should be, such as one that stood in, are no damage: repair moves them.
 
     Examples:
         taskworker scrub
@@ -159,6 +160,13 @@ def scrub(session: Session) -> None:
     """
     with session.backend() as backend, session.terminal.progress("scrub") as progress:
         report = backend.scrub(progress=progress)
+    session.terminal.result(document(report) | {"clean": report.clean}, *scrub_lines(report))
+    if not report.clean:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def scrub_lines(report: ScrubReport) -> list[str]:
+    """What a scrub has found, for people."""
     checked = f"{plural(report.shards_checked, 'shard')} checked, {size_text(report.bytes_checked)}"
     damaged = report.rotten + report.missing
     found = "all intact" if report.clean else f"{report.rotten:,} rotten, {report.missing:,} missing"
@@ -167,13 +175,15 @@ def scrub(session: Session) -> None:
         lines[0] += f", {plural(report.unreadable, 'version')} unreadable"
     if report.unavailable:
         lines[0] += f", {plural(report.unavailable, 'shard')} out of reach now"
+    if report.misplaced:
+        lines[0] += f", {report.misplaced:,} not in place yet"
     if not report.clean:
         lines += _damage_lines(report.damaged, damaged + report.unreadable + report.unavailable)
     if damaged:
         lines.append("`taskworker repair` rebuilds the rotten and missing shards")
-    session.terminal.result(document(report) | {"clean": report.clean}, *lines)
-    if not report.clean:
-        raise typer.Exit(ExitCode.FAILED)
+    if report.misplaced:
+        lines.append("shards that are not in place are intact on other workers, and repair moves them")
+    return lines
 
 
 def repair(session: Session) -> None:

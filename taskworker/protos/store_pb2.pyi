@@ -2317,6 +2317,7 @@ class ScrubReport(_message.Message):
     DAMAGED_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    MISPLACED_FIELD_NUMBER: _builtins.int
     shards_checked: _builtins.int
     bytes_checked: _builtins.int
     rotten: _builtins.int
@@ -2325,6 +2326,8 @@ class ScrubReport(_message.Message):
     """versions whose record or manifest cannot be read"""
     unavailable: _builtins.int
     """shards that could not be read for now"""
+    misplaced: _builtins.int
+    """intact shards that another worker has than the one that should, until a repair moves them"""
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]: ...
     def __init__(
@@ -2337,10 +2340,11 @@ class ScrubReport(_message.Message):
         damaged: _abc.Iterable[Global___Damage] | None = ...,
         unreadable: _builtins.int = ...,
         unavailable: _builtins.int = ...,
+        misplaced: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked", "unavailable", b"unavailable", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "misplaced", b"misplaced", "missing", b"missing", "rotten", b"rotten", "shards_checked", b"shards_checked", "unavailable", b"unavailable", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,7 @@ def scrub_to_proto(report: ScrubReport) -> store_pb2.ScrubReport:
         damaged=map(damage_to_proto, report.damaged),
         unreadable=report.unreadable,
         unavailable=report.unavailable,
+        misplaced=report.misplaced,
     )
 
 
@@ -64,6 +65,7 @@ def scrub_from_proto(message: store_pb2.ScrubReport) -> ScrubReport:
         damaged=[damage_from_proto(each) for each in message.damaged],
         unreadable=message.unreadable,
         unavailable=message.unavailable,
+        misplaced=message.misplaced,
     )
 
 

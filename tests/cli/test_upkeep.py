@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 
+from storage.reports import ScrubReport
+from taskworker.cli.maintenance import scrub_lines
 from tests.cli.conftest import Cli, serving
 
 
@@ -83,3 +85,13 @@ def test_a_store_in_use(embedded: Cli) -> None:
         embedded.error("ls", code=6)
         assert [each["filename"] for each in embedded.json("ls", "--pool", address)] == ["a"]
     assert embedded.names() == ["a"]
+
+
+def test_scrub_says_that_misplaced_shards_are_intact() -> None:
+    assert scrub_lines(ScrubReport(60, 1 << 20, 0, 0, [], misplaced=22)) == [
+        "60 shards checked, 1.0 MiB: all intact, 22 not in place yet",
+        "shards that are not in place are intact on other workers, and repair moves them",
+    ]
+    assert scrub_lines(ScrubReport(60, 1 << 20, 1, 2, [], misplaced=3))[0] == (
+        "60 shards checked, 1.0 MiB: 1 rotten, 2 missing, 3 not in place yet"
+    )

@@ -22,7 +22,7 @@ DAMAGE = Damage(1, "lost", "ab" * 32, 2, 3, "why")
 @pytest.mark.parametrize(
     ("report", "sent"),
     [
-        (ScrubReport(1, 2, 3, 4, [DAMAGE], 5, 6), lambda report: scrub_from_proto(scrub_to_proto(report))),
+        (ScrubReport(1, 2, 3, 4, [DAMAGE], 5, 6, 7), lambda report: scrub_from_proto(scrub_to_proto(report))),
         (
             RepairReport(1, 2, 3, [DAMAGE], 5, 6, 7, 8, 9, "too many open files"),
             lambda report: repair_from_proto(repair_to_proto(report)),

@@ -123,7 +123,9 @@ def test_a_catalog_restored_from_a_backup_is_noticed_and_caught_up() -> None:
     ]
     assert store.find("gone", user_id="u") is None
     assert "older" not in cluster.pool.view().health
-    assert store.scrub().clean
+    report = store.scrub()
+    assert report.clean
+    assert not report.misplaced
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -165,7 +167,9 @@ def test_a_rebuild_without_workers_that_are_away_leaves_open_what_they_may_hold(
         first.version_id,
     ]
     assert store.get(first.file_id, user_id="u") == CONTENT[1:]
-    assert store.scrub().clean
+    scrubbed = store.scrub()
+    assert scrubbed.clean
+    assert not scrubbed.misplaced
 
 
 def test_a_worker_that_is_gone_for_good_is_forgotten_to_finish_a_rebuild() -> None:
@@ -292,7 +296,9 @@ def test_a_worker_with_an_older_copy_of_its_volume_does_not_count() -> None:
     assert [event.kind for event in cluster.pool.view().events].count("stale") == 1
     settle(cluster)
     assert cluster.pool.view().workers_survivable == 2
-    assert cluster.pool.store.scrub().clean
+    report = cluster.pool.store.scrub()
+    assert report.clean
+    assert not report.misplaced
     assert cluster.pool.store.get(version.file_id, user_id="u") == CONTENT
 
 
