@@ -20,6 +20,14 @@ def differing_content(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes
     return ((index, has) for index, had, has in _differences(old, new) if plain_id(had) != plain_id(has))
 
 
+def differing_space(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
+    """(index, new reference) wherever ``new`` takes space besides that of ``old``: also for content of another key.
+
+    What was in clear, and is sealed now, takes none: it is the operator who has files sealed, and drops what was before.
+    """
+    return (differing_chunks if old.root.is_sealed and new.root.is_sealed else differing_content)(old, new)
+
+
 def differing_nodes(old: Manifest, new: Manifest) -> Iterator[bytes]:
     """The references of the nodes of ``new`` that differ from what ``old`` has at the same place."""
     top = max(old.root.height, new.root.height)

@@ -10,7 +10,7 @@ import msgspec
 from storage.catalog import CatalogTransaction, FileEntry, name_key, user_key
 from storage.catalog.ended import Ended
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
-from storage.formats.differences import differing_content, differing_nodes
+from storage.formats.differences import differing_space, differing_nodes
 from storage.formats.manifest import stored_id
 from storage.formats.versions import StoredVersion
 from storage.maintenance.context import MaintenanceContext
@@ -73,7 +73,7 @@ def _added(context: MaintenanceContext, before: StoredVersion | None, version: S
         chunks, nodes = root_bytes(root), manifest.node_ids()
     else:
         former = context.versions.manifest(before)
-        differing = differing_content(former, manifest)
+        differing = differing_space(former, manifest)
         chunks = sum(shards_bytes(root.profile, root.chunk_length(index)) for index, _ in differing)
         nodes = (stored_id(reference) for reference in differing_nodes(former, manifest))
     return chunks + context.metadata_copies * sum(len(context.versions.load(node_id)) for node_id in nodes)

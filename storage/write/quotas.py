@@ -21,7 +21,7 @@ from storage.catalog import Catalog, FileEntry, Usage, user_key
 from storage.catalog.port import UploadRecord
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, IncompletePush, InvalidArgument, QuotaExceeded, StorageError
-from storage.formats.differences import differing_content
+from storage.formats.differences import differing_space
 from storage.formats.manifest import RootNode
 from storage.formats.sealed_nodes import manifest_of, manifest_over
 from storage.formats.versions import StoredVersion, read_version
@@ -181,7 +181,7 @@ class Quotas:
             return raw
 
         try:
-            differing = differing_content(manifest_of(former, load), manifest_of(version, load))
+            differing = differing_space(manifest_of(former, load), manifest_of(version, load))
             return sum(
                 shards_bytes(root.profile, root.chunk_length(index)) for index, _ in islice(differing, _ESTIMATED_MAX)
             )
@@ -305,7 +305,7 @@ class Quotas:
 
         old, new = manifest_of(head, load), manifest_over(root, target.keys, load)
         return metadata + sum(
-            shards_bytes(root.profile, root.chunk_length(index)) for index, _ in differing_content(old, new)
+            shards_bytes(root.profile, root.chunk_length(index)) for index, _ in differing_space(old, new)
         )
 
     def _head(self, target: PushTarget) -> StoredVersion | None:

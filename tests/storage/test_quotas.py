@@ -115,6 +115,28 @@ def test_equal_chunks_count_each_so_that_no_file_is_larger_than_its_quota(store:
             going.commit()
 
 
+def test_content_that_is_stored_again_with_another_key_counts_again(tmp_path: Path) -> None:
+    """Otherwise, whoever changes keys stores any amount."""
+    profile, data = ErasureProfile(2, 3), os.urandom(5 * CHUNK)
+    with FileStorage.open(tmp_path / "store", profile=profile, chunk_size=CHUNK, key=bytes(32)) as store:
+        push(store, "a", data)
+        once = taken(store)
+        store.rotate_key(user_id=USER)
+        file_id = push(store, "a", data)
+        assert 2 * once <= taken(store) <= 2 * once + RECORDS
+        limit(store, bytes=3 * once - RECORDS)
+        store.rotate_key(user_id=USER)
+        with pytest.raises(QuotaExceeded):
+            push(store, "a", data)
+        first = store.history(file_id, user_id=USER)[1]
+        store.delete_version(file_id, first.version_id, user_id=USER)
+        store.collect(grace_s=0)
+        assert once <= taken(store) <= once + RECORDS
+        push(store, "a", data)
+        store.delete(file_id, user_id=USER)
+        assert taken(store) == 0
+
+
 def test_a_number_of_files(store: FileStorage) -> None:
     limit(store, files=2)
     first = push(store, "a", b"1")
