@@ -7,6 +7,7 @@ from collections.abc import Callable
 from statistics import median_low
 
 from storage.arguments import checked
+from storage.batching import batched
 from storage.catalog.port import Catalog, DamagedSettings, Usage, user_key
 from storage.engine.parts import StoreParts
 from storage.errors import InvalidArgument, StoreFull, StoreUnavailable
@@ -16,6 +17,7 @@ from storage.maintenance.agreement import Agreement
 from storage.maintenance.belief import Belief
 from storage.maintenance.collect import collect, missed_stores
 from storage.maintenance.living_secrets import living_secrets
+from storage.maintenance.plain_versions import plain_versions_below_sealed_heads
 from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
@@ -26,6 +28,8 @@ from storage.settings import with_incomplete
 from storage.shards import ShardStore
 
 log = logging.getLogger(__name__)
+
+_DROPPED_TOGETHER = 100  # by one transaction and flush; users' commits wait meanwhile
 
 
 class Upkeep:
@@ -92,6 +96,24 @@ class Upkeep:
         return self.keys.shred(
             lambda key_ids: living_secrets(self._catalog, key_ids), self._commits.paused, self._lineage.check_current
         )
+
+    def drop_plain(self, is_of: Callable[[str], bool], pace: Callable[[float], None]) -> int:
+        """Delete the versions that are not encrypted of files whose heads are; return how many there were.
+
+        What only they reached is freed by the next collect.
+
+        Args:
+            is_of: whether this is about files of a user.
+            pace: called with the seconds that each step took; may sleep, to leave resources for others, or raise.
+        """
+        self._parts.check_writable()
+        dropped, clock_s = 0, self._parts.runtime.monotonic_s
+        for doomed in batched(plain_versions_below_sealed_heads(self._catalog, is_of), _DROPPED_TOGETHER):
+            began_s = clock_s()
+            dropped += self._commits.delete_former(doomed)
+            self._parts.forget([one.file_id for one in doomed])
+            pace(clock_s() - began_s)
+        return dropped
 
     def beside(self, user_id: str) -> int:
         """The bytes on volumes that a user takes with other than the user's own files."""

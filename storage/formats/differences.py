@@ -23,7 +23,7 @@ def differing_content(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes
 def differing_space(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
     """(index, new reference) wherever ``new`` takes space besides that of ``old``: also for content of another key.
 
-    What was in clear, and is sealed now, takes none: it is the operator who has files sealed, and drops what was before.
+    What was in clear, and is sealed now, takes none: the operator has files sealed, and drops what was before.
     """
     return (differing_chunks if old.root.is_sealed and new.root.is_sealed else differing_content)(old, new)
 

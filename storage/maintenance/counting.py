@@ -10,7 +10,7 @@ import msgspec
 from storage.catalog import CatalogTransaction, FileEntry, name_key, user_key
 from storage.catalog.ended import Ended
 from storage.errors import DataLossError, FormatError, ShardsUnavailable
-from storage.formats.differences import differing_space, differing_nodes
+from storage.formats.differences import differing_nodes, differing_space
 from storage.formats.manifest import stored_id
 from storage.formats.versions import StoredVersion
 from storage.maintenance.context import MaintenanceContext

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from storage.batching import batched
 from storage.catalog import Catalog
 from storage.errors import FormatError
 from storage.formats.sealed_versions import SEALED_FORMATS
 from storage.formats.versions import outline
-
-_DROPPED_TOGETHER = 500
+from storage.write.deleting import Former
 
 
 class FoundHead(NamedTuple):
@@ -39,23 +37,13 @@ def heads(catalog: Catalog) -> Iterator[FoundHead]:
                 yield FoundHead(found.file_id.hex(), found.entry.user_id, found.entry.filename, not sealed)
 
 
-def drop_plain_versions(catalog: Catalog, is_of: Callable[[str], bool]) -> int:
-    """Drop the versions that are not encrypted of files whose heads are; return how many there were.
-
-    What only they reached is freed by the next collect.
+def plain_versions_below_sealed_heads(catalog: Catalog, is_of: Callable[[str], bool]) -> Iterator[Former]:
+    """Yield the versions that are not encrypted of files whose heads are, those that were deleted included.
 
     Args:
         catalog: the store's catalog.
         is_of: whether this is about files of a user.
     """
-    dropped = 0
-    for keys in batched(_plain_versions_below_sealed_heads(catalog, is_of), _DROPPED_TOGETHER):
-        catalog.drop_versions(keys, counted=True)
-        dropped += len(keys)
-    return dropped
-
-
-def _plain_versions_below_sealed_heads(catalog: Catalog, is_of: Callable[[str], bool]) -> Iterator[tuple[bytes, bytes]]:
     for found in catalog.versions():
         entry = found.entry
         if entry is None or entry.head == found.version_id or not is_of(entry.user_id):
@@ -64,7 +52,7 @@ def _plain_versions_below_sealed_heads(catalog: Catalog, is_of: Callable[[str], 
             continue
         head = catalog.version(found.file_id, entry.head)
         if head is not None and _is_sealed(head, entry.head):
-            yield found.file_id, found.version_id
+            yield Former(found.file_id, found.version_id, entry.head)
 
 
 def _is_sealed(raw: bytes, version_id: bytes) -> bool | None:

@@ -50,7 +50,7 @@ from storage.shards import Shard
 from storage.stripes.stripes import StripeStore, metadata_stripe
 from storage.write.batch import Basis, BatchPlan
 from storage.write.completing import Appended, make_batch_whole
-from storage.write.deleting import Check, Deletion, FilesDeletion, NameOf, VersionDeletion, VersionDeletions
+from storage.write.deleting import Check, Deletion, FilesDeletion, Former, NameOf, VersionDeletion, VersionDeletions
 from storage.write.lineage import Lineage
 from storage.write.pending import EpochChanged, PendingVersion
 from storage.write.pins import Pins
@@ -338,6 +338,11 @@ class GroupCommit:
         plans = VersionDeletions(self._catalog, self._keys, self._authority)
         done = self._bury(lambda: plans.plan(file_id, version_id, check, name, self._next_sequence))
         return done.head if isinstance(done, VersionDeletion) else None
+
+    def delete_former(self, wanted: Sequence[Former]) -> int:
+        """Delete former versions durably, as far as their files have the same heads still; return how many."""
+        plans = VersionDeletions(self._catalog, self._keys, self._authority)
+        return len(self._bury(lambda: plans.plan_former(wanted, self._next_sequence)).tombstones)
 
     def _bury(self, plan_of: Callable[[], DeletionT]) -> DeletionT:
         """Plan a deletion and enter it; then write its tombstones."""

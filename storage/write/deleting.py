@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, user_key
 from storage.catalog.ended import Ended
-from storage.errors import CatalogBehind, VersionNotFound
+from storage.errors import CatalogBehind, FormatError, VersionNotFound
 from storage.formats.authenticity import Authority
 from storage.formats.tombstones import sign_tombstone, sign_version_tombstone, version_key
 from storage.formats.versions import StoredVersion, read_version
@@ -151,6 +151,50 @@ class VersionDeletion:
 
 
 @dataclass(frozen=True, slots=True)
+class FormerDeletion:
+    """The plan for deleting former versions of some files, whose heads stay.
+
+    Attributes:
+        basis: the catalog's last sequence number.
+        entries: entries of the files, by id.
+        doomed: each version, with the one before it; None: it is the first.
+        sequence: the sequence number of the last tombstone.
+        tombstones: (key, bytes) of each tombstone.
+    """
+
+    basis: int
+    entries: Mapping[bytes, FileEntry]
+    doomed: Sequence[tuple[StoredVersion, StoredVersion | None]]
+    sequence: int
+    tombstones: Sequence[tuple[bytes, bytes]]
+
+    def enter(self, txn: CatalogTransaction, written: Sequence[bytes]) -> bool:
+        """See :meth:`Deletion.enter`."""
+        now = txn.counters()
+        if now.sequence != self.basis or any(txn.file(file_id) != entry for file_id, entry in self.entries.items()):
+            return False
+        for (version, _), (_, raw) in zip(self.doomed, self.tombstones, strict=True):
+            txn.delete_version(version.record.file_id, version.version_id, raw)
+        txn.tombstones_written(written)
+        if self.doomed:
+            txn.set_counters(_after(now, self.sequence))
+        return True
+
+    def settle(self, quotas: Quotas) -> None:
+        """See :meth:`Deletion.settle`."""
+        for version, former in self.doomed:
+            quotas.thinned(version.record.user_id, former, version)
+
+
+class Former(NamedTuple):
+    """A former version of a file, and the head that the file has."""
+
+    file_id: bytes
+    version_id: bytes
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class VersionDeletions:
     """Plans deletions of single versions.
 
@@ -200,6 +244,42 @@ class VersionDeletions:
         tombstone = sign_version_tombstone(file_id, version_id, version.record.parent, sequence, self.authority)
         key = name(entry.filename)
         return VersionDeletion(basis, file_id, entry, after, key, version, former, head, sequence, tombstone)
+
+    def plan_former(self, wanted: Sequence[Former], next_sequence: Callable[[int], int]) -> FormerDeletion:
+        """Plan the deletion of former versions, except those whose files have another head by now, and of what is gone.
+
+        Raises:
+            FormatError: the record of one of them cannot be read.
+        """
+
+        def read(txn: CatalogTransaction) -> tuple[int, dict[bytes, FileEntry], list[tuple[Former, bytes]]]:
+            entries: dict[bytes, FileEntry] = {}
+            found: list[tuple[Former, bytes]] = []
+            for one in wanted:
+                entry, raw = txn.file(one.file_id), txn.version(one.file_id, one.version_id)
+                is_there = raw is not None and txn.tombstone(version_key(one.file_id, one.version_id)) is None
+                if entry is not None and raw is not None and is_there and one.version_id != one.head == entry.head:
+                    entries[one.file_id] = entry
+                    found.append((one, raw))
+            return txn.counters().sequence, entries, found
+
+        basis, entries, found = self.catalog.transact(read)
+        ended, sequence = Ended(self.catalog), basis
+        doomed: list[tuple[StoredVersion, StoredVersion | None]] = []
+        tombstones: list[tuple[bytes, bytes]] = []
+        for one, raw in found:
+            version = read_version(raw, one.version_id, self.keys)
+            parent, sequence = version.record.parent, next_sequence(sequence)
+            doomed.append((version, self._readable(one.file_id, ended.before(one.file_id, parent))))
+            signed = sign_version_tombstone(one.file_id, one.version_id, parent, sequence, self.authority)
+            tombstones.append((version_key(one.file_id, one.version_id), signed))
+        return FormerDeletion(basis, entries, doomed, sequence, tombstones)
+
+    def _readable(self, file_id: bytes, version_id: bytes | None) -> StoredVersion | None:
+        try:
+            return self._read(file_id, version_id)
+        except FormatError:
+            return None  # which matters for an estimate only
 
     def _read(self, file_id: bytes, version_id: bytes | None) -> StoredVersion | None:
         """A version of a file; None if it is not in the catalog."""

@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from storage import ErasureProfile, FileStorage
+from storage.catalog import user_key
 from storage.errors import InvalidArgument, StorageError
 from storage.maintenance.plain_versions import heads
 from storage.sealing.master_keys import MasterKey, MasterKeys
 from taskworker.folders.entries import Entry, Kind, decode_listing, encode_listing
+from tests.simulation.catalog import Database
 from tests.simulation.pool import Cluster
 from tests.simulation.surroundings import simulated_surroundings
 
@@ -142,3 +144,77 @@ def test_listings_name_the_new_versions_wherever_the_pool_was_killed(cluster: Cl
         is_same = head.size == version.size
         assert (listed[entry.name].content == (bytes.fromhex(head.version_id),)) is is_same
         assert msgspec.structs.replace(listed[entry.name], content=entry.content) == entry or not is_same
+
+
+def dropped(cluster: Cluster) -> str:
+    """Have everything encrypted and earlier versions dropped; what the work says of it."""
+    cluster.pool.encrypting.request(drop_earlier=True)
+    cluster.pool.encrypting.step()
+    return cluster.pool.encrypting.views()[0].note
+
+
+def taken(cluster: Cluster, user: str) -> int:
+    """What a user's files take of the quota."""
+    return cluster.pool.documents.usage(user_key(user.encode())).bytes
+
+
+def test_what_was_dropped_counts_no_more(cluster: Cluster) -> None:
+    data = Random(1).randbytes(300_000)
+    for number in range(3):
+        cluster.pool.store.push(data, filename=f"file {number}", user_id=USER)
+    encrypt_from_now_on(cluster)
+    cluster.pool.store.push(data, filename="fresh", user_id="bob")
+    dropped(cluster)
+    cluster.pool.store.collect(grace_s=0)
+    once = taken(cluster, "bob")
+    assert 3 * once <= taken(cluster, USER) <= 3 * once + 9_000  # records count, too
+
+
+def test_a_file_whose_earlier_versions_were_dropped_can_be_deleted_by_version(cluster: Cluster) -> None:
+    file_id = cluster.pool.store.push(PLANTED, filename="a", user_id=USER).file_id
+    encrypt_from_now_on(cluster)
+    dropped(cluster)
+    store = cluster.pool.store
+    head = store.stat(file_id, user_id=USER).version_id
+    store.push(b"newer", filename="a", user_id=USER)
+    assert store.delete_version(file_id, store.stat(file_id, user_id=USER).version_id, user_id=USER) is not None
+    assert store.get(file_id, user_id=USER) == PLANTED
+    assert store.delete_version(file_id, head, user_id=USER) is None
+    assert store.find("a", user_id=USER) is None
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_rebuild_does_not_bring_back_what_was_dropped(cluster: Cluster, collected: bool) -> None:
+    store = cluster.pool.store
+    store.push(b"earlier", filename="a", user_id=USER)
+    file_id = store.push(PLANTED, filename="a", user_id=USER).file_id
+    encrypt_from_now_on(cluster)
+    assert "dropped 2 earlier versions" in dropped(cluster)
+    if collected:
+        cluster.pool.store.collect(grace_s=0)
+    former = cluster.pool.pool_id
+    cluster.crash_pool()
+    cluster.database = Database()
+    cluster.start_pool(rebuild=former)
+    cluster.pass_time(5.0)
+    store = cluster.pool.store
+    report = store.rebuild()
+    assert (report.files, report.versions, report.skipped, report.undecided) == (1, 1, [], [])
+    assert len(store.history(file_id, user_id=USER)) == 1
+    assert store.get(file_id, user_id=USER) == PLANTED
+
+
+def test_a_version_that_becomes_the_newest_again_meanwhile_is_not_dropped(cluster: Cluster) -> None:
+    """Its owner deletes the encrypted one once it was found to be the newest."""
+    file_id = cluster.pool.store.push(PLANTED, filename="a", user_id=USER).file_id
+    encrypt_from_now_on(cluster)
+    work, store = cluster.pool.encrypting, cluster.pool.store
+
+    def delete_encrypted(_: object) -> None:
+        store.delete_version(file_id, store.stat(file_id, user_id=USER).version_id, user_id=USER)
+
+    work.move_links = delete_encrypted
+    assert "dropped 0 earlier versions" in dropped(cluster)
+    store.collect(grace_s=0)
+    assert store.get(file_id, user_id=USER) == PLANTED
+    assert store.counts().versions == 1

@@ -16,7 +16,7 @@ from storage.errors import (
     StorageError,
     VersionNotFound,
 )
-from storage.maintenance.plain_versions import FoundHead, drop_plain_versions, heads
+from storage.maintenance.plain_versions import FoundHead, heads
 from storage.runtime import Runtime
 from taskworker.pool.background.driver import Signals
 from taskworker.pool.background.naming_versions import ListingsToRenew, successor_with_same_content
@@ -120,7 +120,7 @@ class Encrypting:
         if wanted == _ONLY_NEW_VERSIONS:
             if self.move_links is not None:
                 self.move_links(self._successor)
-            dropped = drop_plain_versions(self._catalog, _is_a_person)
+            dropped = self._store.upkeep.drop_plain(_is_a_person, self._pace)
             result += (
                 f", and dropped {dropped:,} earlier versions that were not; `taskworker collect` frees their space"
             )
@@ -165,6 +165,10 @@ class Encrypting:
         except (ConflictError, FileNotFound, VersionNotFound):
             return False  # a new head is encrypted
         return True
+
+    def _pace(self, worked_s: float) -> None:
+        self._tranquility.rest(worked_s)
+        self.signals.check_open()
 
     def _successor(self, user_id: str, file_id: str, version_id: str) -> str | None:
         return successor_with_same_content(self._store, file_id, version_id, user_id)
