@@ -60,6 +60,7 @@ class Metadata:
         is_null: it was made while its bucket had no versions.
         time_ms: when it was put, in milliseconds since 1970.
         lock: what it was put with; None: nothing.
+        upload_id: of the multipart upload that it was put by; empty: by none, or not known.
     """
 
     content_type: str = _DEFAULT_TYPE
@@ -73,6 +74,7 @@ class Metadata:
     is_null: bool = False
     time_ms: int = 0
     lock: Lock | None = None
+    upload_id: str = ""
 
     def attributes(self) -> dict[str, bytes]:
         """As attributes of a version."""
@@ -82,6 +84,7 @@ class Metadata:
         for name, mapping in (("headers", self.headers), ("user", self.user), ("tags", self.tags)):
             if mapping:
                 rest[name] = dict(mapping)
+        rest |= {"upload": self.upload_id} if self.upload_id else {}
         if self.checksum is not None:
             rest["checksum"] = [self.checksum.algorithm, self.checksum.value, self.checksum.kind]
         if 0 < len(self.parts) <= _PARTS_KEPT_MAX:
@@ -126,6 +129,7 @@ def metadata_of(version: Version) -> Metadata:
             is_null=NULL in kept,
             time_ms=_time_ms(rest.get("time", version.time_ms)),
             lock=Lock.parse(kept[LOCK]) if LOCK in kept else None,
+            upload_id=_line(rest.get("upload", "")),
         )
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         # It was written by others, who may write what they like.

@@ -11,11 +11,11 @@ from itertools import groupby, pairwise
 from xml.etree.ElementTree import Element
 
 from storage import Version
-from storage.errors import ConflictError, FileNotFound
+from storage.errors import ConflictError, FileNotFound, PermissionDenied
 from storage.limits import BytesLike
 from taskworker.gateways.s3 import checksums
 from taskworker.gateways.s3.bodies import PUT_BYTES_MAX, Body, Expected
-from taskworker.gateways.s3.buckets import ENABLED, Buckets
+from taskworker.gateways.s3.buckets import ENABLED, Bucket, Buckets
 from taskworker.gateways.s3.calls import Call, Reply, document
 from taskworker.gateways.s3.checksums import COMPOSITE, FULL_OBJECT
 from taskworker.gateways.s3.conditions import range_of
@@ -149,9 +149,54 @@ def copy_part(call: Call) -> Reply:
 
 
 def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
-    """CompleteMultipartUpload."""
+    """CompleteMultipartUpload. Callers that got no answer send it again, and get that of the first time."""
     bucket = buckets.settled(call)
     named = _named_parts(body)
+    version = _completed_before(call, named)
+    if version is not None:
+        _remove_rest(call)
+    else:
+        try:
+            version = _put_together(call, bucket, named)
+        except S3Error:
+            version = _completed_before(call, named)
+            if version is None:  # nor was it done meanwhile, for a caller that did not wait for its answer
+                raise
+    metadata = metadata_of(version)
+    inner: list[Node] = [
+        ("Location", f"{call.scheme}://{call.host}{call.head.path}"),
+        ("Bucket", call.bucket),
+        ("Key", call.key),
+        ("ETag", f'"{metadata.etag}"'),
+    ]
+    if metadata.checksum is not None:
+        inner.append((f"Checksum{metadata.checksum.algorithm}", metadata.checksum.value))
+        inner.append(("ChecksumType", metadata.checksum.kind))
+    headers = version_header(bucket.versioning, version)
+    headers += expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
+    return document(("CompleteMultipartUploadResult", inner), headers=headers)
+
+
+def _completed_before(call: Call, named: Sequence[tuple[int, Element]]) -> Version | None:
+    """The object, if it is what the upload that a call names was completed to, with the same parts."""
+    try:
+        head = call.client.find(call.filename, user_id=call.user)
+    except PermissionDenied:  # by an access key that may write the object, but not read it
+        return None
+    if head is None:
+        return None
+    metadata = metadata_of(head)
+    if not metadata.upload_id or metadata.upload_id != call.parameters["uploadId"]:
+        return None
+    try:
+        etag = checksums.multipart_etag(_given_etag(element) for _, element in named)
+    except ValueError:  # no entity tags
+        return None
+    return head if metadata.etag == etag else None
+
+
+def _put_together(call: Call, bucket: Bucket, named: Sequence[tuple[int, Element]]) -> Version:
+    """Make the object of its parts, and remove these."""
     upload = begun(call)
     found = {int(one.filename[-5:]): one for one in _parts(call, call.parameters["uploadId"])}
     chosen = [_checked_part(found, number, element) for number, element in named]
@@ -164,15 +209,15 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
                 ProposedSize=str(part.size),
             )
     told = [metadata_of(part) for part in chosen]
-    etag = checksums.multipart_etag(one.etag for one in told)
     metadata = replace(
         upload.metadata,
-        etag=etag,
+        etag=checksums.multipart_etag(one.etag for one in told),
         checksum=_checksum(call, upload, told, chosen),
         time_ms=call.now_ms,
         is_null=bucket.versioning != ENABLED,
         lock=or_default(upload.metadata.lock, bucket, call.bucket, call.now_ms),
         parts=tuple((size, len([*run])) for size, run in groupby(part.size for part in chosen)),
+        upload_id=call.parameters["uploadId"],
     )
     condition = write_condition(call, call.filename)
     try:
@@ -190,18 +235,7 @@ def complete(call: Call, buckets: Buckets, body: bytes) -> Reply:
     except FileNotFound:
         raise S3Error("NoSuchUpload", "parts of the upload are gone; it may have been completed or aborted") from None
     _remove(call, upload.version, found.values())
-    inner: list[Node] = [
-        ("Location", f"{call.scheme}://{call.host}{call.head.path}"),
-        ("Bucket", call.bucket),
-        ("Key", call.key),
-        ("ETag", f'"{etag}"'),
-    ]
-    if metadata.checksum is not None:
-        inner.append((f"Checksum{metadata.checksum.algorithm}", metadata.checksum.value))
-        inner.append(("ChecksumType", metadata.checksum.kind))
-    headers = version_header(bucket.versioning, version)
-    headers += expiration_header(bucket, call.key, version.size, metadata.tags, metadata.time_ms)
-    return document(("CompleteMultipartUploadResult", inner), headers=headers)
+    return version
 
 
 def abort(call: Call) -> Reply:
@@ -332,6 +366,14 @@ def _remove(call: Call, upload: Version, parts: Iterable[Version]) -> None:
     _remove_parts(call, _parts(call, _id_of(upload)))
 
 
+def _remove_rest(call: Call) -> None:
+    """Remove what is left of a completed upload, whose removal may have been interrupted."""
+    upload_id = call.parameters["uploadId"]
+    upload = call.client.find(upload_name(call.bucket, upload_id), user_id=call.user)
+    if upload is not None:
+        _remove(call, upload, _parts(call, upload_id))
+
+
 def _remove_parts(call: Call, parts: Iterable[Version]) -> None:
     for outcome in call.client.delete_many([part.file_id for part in parts], user_id=call.user):
         if outcome.error is not None and not isinstance(outcome.error, FileNotFound):
@@ -408,8 +450,7 @@ def _named_parts(body: bytes) -> list[tuple[int, Element]]:
 def _checked_part(found: dict[int, Version], number: int, element: Element) -> Version:
     part = found.get(number)
     metadata = None if part is None else metadata_of(part)
-    given = needed(element, "ETag").strip().strip('"')
-    if part is None or metadata is None or metadata.etag != given:
+    if part is None or metadata is None or metadata.etag != _given_etag(element):
         raise S3Error("InvalidPart", "a part was not uploaded, or has another entity tag", PartNumber=str(number))
     for name in checksums.ALGORITHMS:
         value = text_of(element, f"Checksum{name}")
@@ -417,6 +458,10 @@ def _checked_part(found: dict[int, Version], number: int, element: Element) -> V
         if value is not None and (has is None or (has.algorithm, has.value) != (name, value.strip())):
             raise S3Error("InvalidPart", "a part has another checksum", PartNumber=str(number))
     return part
+
+
+def _given_etag(element: Element) -> str:
+    return needed(element, "ETag").strip().strip('"')
 
 
 def _checksum(call: Call, upload: Begun, told: Sequence[Metadata], parts: Sequence[Version]) -> Checksum | None:

@@ -425,7 +425,7 @@ def copy(call: Call, buckets: Buckets) -> Reply:
         made = replace(made, tags=tags_of(call.fields.get("x-amz-tagging", "")))
     etag = etag_of(source, metadata)
     lock = given_lock(call, bucket)
-    made = replace(made, etag=etag, time_ms=call.now_ms, is_null=bucket.versioning != ENABLED, lock=lock)
+    made = replace(made, etag=etag, time_ms=call.now_ms, is_null=bucket.versioning != ENABLED, lock=lock, upload_id="")
     condition = write_condition(call, call.filename)
     try:
         version = call.client.copy(

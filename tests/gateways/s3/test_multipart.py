@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from taskworker.gateways.s3.names import parts_prefix
+from taskworker.gateways.s3.names import part_name, parts_prefix, upload_name
 from tests.functions.processes import FunctionPool
 from tests.gateways.s3.conftest import USER
 from tests.gateways.s3.test_objects import refused
@@ -21,6 +22,14 @@ PART = 5 * 1024 * 1024
 @pytest.fixture(scope="module")
 def data() -> bytes:
     return os.urandom(PART + 12345)
+
+
+@pytest.fixture(scope="module")
+def versioned(s3: Any) -> str:
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    return name
 
 
 def begin(s3: Any, bucket: str, key: str, **more: Any) -> dict[str, str]:
@@ -161,3 +170,42 @@ def test_uploads_end_with_their_bucket(s3: Any, pool: FunctionPool, new_bucket: 
     s3.create_bucket(Bucket=bucket)
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
     assert len(s3.list_multipart_uploads(Bucket=other)["Uploads"]) == 1
+
+
+def test_a_completion_that_is_sent_again_is_answered_as_before(s3: Any, versioned: str, data: bytes) -> None:
+    bucket = versioned
+    upload = begin(s3, bucket, "again", ChecksumAlgorithm="CRC32")
+    parts = {"Parts": [put(s3, upload, 1, data[:PART]), put(s3, upload, 2, data[PART:])]}
+    answers = [s3.complete_multipart_upload(**upload, MultipartUpload=parts, IfNoneMatch="*") for _ in range(2)]
+    for answer in answers:
+        del answer["ResponseMetadata"]
+    assert answers[0] == answers[1]
+    assert len(s3.list_object_versions(Bucket=bucket, Prefix="again")["Versions"]) == 1
+    others = {"Parts": parts["Parts"][:1]}
+    assert refused(lambda: s3.complete_multipart_upload(**upload, MultipartUpload=others)) == ("NoSuchUpload", 404)
+    s3.put_object(Bucket=bucket, Key="again", Body=b"newer")
+    assert refused(lambda: s3.complete_multipart_upload(**upload, MultipartUpload=parts)) == ("NoSuchUpload", 404)
+    assert s3.get_object(Bucket=bucket, Key="again")["Body"].read() == b"newer"
+
+
+def test_completions_go_on_where_the_removal_of_parts_was_interrupted(
+    s3: Any, pool: FunctionPool, versioned: str, data: bytes
+) -> None:
+    bucket = versioned
+    upload = begin(s3, bucket, "cut")
+    parts = {"Parts": [put(s3, upload, 1, data[:PART]), put(s3, upload, 2, data[PART:])]}
+    begun, second = upload_name(bucket, upload["UploadId"]), part_name(upload["UploadId"], 2)
+    kept = {name: pool.client.find(name, user_id=USER) for name in (begun, second)}
+    for name, version in kept.items():
+        assert version is not None
+        pool.client.copy(version.file_id, f"kept/{name}", user_id=USER, attributes=version.attributes)
+    done = s3.complete_multipart_upload(**upload, MultipartUpload=parts)
+    for name in kept:  # as if the gateway had been killed when it had removed the first part
+        copied = pool.client.find(f"kept/{name}", user_id=USER)
+        assert copied is not None
+        pool.client.copy(copied.file_id, name, user_id=USER, attributes=copied.attributes)
+        pool.client.delete(copied.file_id, user_id=USER)
+    assert s3.complete_multipart_upload(**upload, MultipartUpload=parts)["VersionId"] == done["VersionId"]
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
+    assert not pool.client.list_page(user_id=USER, prefix=parts_prefix(upload["UploadId"])).files
+    assert s3.get_object(Bucket=bucket, Key="cut")["Body"].read() == data
