@@ -270,7 +270,9 @@ class UserKeyStore:
         """
         with self._shredding:
             if len(self._volumes.online()) < self._needed:
-                raise InsufficientWorkers(f"{self._needed} volumes are needed to keep what stays; bring more back")
+                raise InsufficientWorkers(
+                    f"{self._needed} volumes are needed to keep the keys that stay; bring more volumes back first"
+                )
             self._require_secrets()
             changes = self._secrets.changes
             with self._changing:
@@ -393,7 +395,8 @@ class UserKeyStore:
         there = count([gift.given for gift in self._give_each()], needed)
         if there < needed:
             raise InsufficientWorkers(
-                f"the user's key is on {there} volumes, {needed} are needed for it to survive losses; bring more back"
+                f"the user's new key has to be on {needed} volumes before anything is stored, and {there} took it so "
+                "far; try again when more of them answer"
             )
         self._spread_upto = max(self._spread_upto, made)
 

@@ -152,7 +152,7 @@ class Users:
         token = self._by_digest.get(digest)
         if token is None or not secrets.compare_digest(token.digest, digest):
             if not is_token(text):
-                raise Unauthenticated("what was sent as a token is none: it begins with `twu1.` and has 48 characters")
+                raise Unauthenticated("this is no token: tokens begin with `twu1.` and have 48 characters")
             raise Unauthenticated("the token is not valid here: no user of this server has it; ask its operator")
         now_ms = self._now_ms()
         if token.ended_ms(now_ms):

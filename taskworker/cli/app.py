@@ -23,10 +23,10 @@ from taskworker.cli.session import (
     Settings,
     StoreOption,
     UserOption,
-    drop_output,
     run_with,
     with_session,
 )
+from taskworker.cli.streams import drop_output
 from taskworker.cli.terminal import Terminal
 
 _PANELS = {
@@ -150,13 +150,23 @@ def run() -> int:
         problem = error.format_message()
         if problem:  # it is empty when help was shown instead
             command = getattr(getattr(error, "ctx", None), "command_path", "taskworker")
-            Terminal(as_json=False).error(f"{problem.rstrip('.')}; see `{command} --help`")
+            Terminal(as_json=False).error(_with_hint(problem, f"`{command} --help`"))
         return error.exit_code
     except typer.Abort:
         return ExitCode.FAILED
+    except SystemExit as ended:  # rich ends the process if nobody reads the help that it prints
+        if isinstance(ended.__context__, BrokenPipeError):
+            return ExitCode.PIPE_CLOSED
+        raise
     except OSError as error:  # help and the version are printed without a session
         drop_output()
         if isinstance(error, BrokenPipeError):
             return ExitCode.PIPE_CLOSED
         Terminal(as_json=False).error(f"standard output: {error.strerror or error}")
         return ExitCode.FAILED
+
+
+def _with_hint(problem: str, where: str) -> str:
+    """What is wrong with a command line, and where to read how it would be right."""
+    said = problem.replace(": Value error, ", ": ", 1).rstrip(".")
+    return f"{said} See {where}" if said.endswith("?") else f"{said}; see {where}"

@@ -251,8 +251,11 @@ def _named(session: Session, file: str, version: str | None) -> Iterator[tuple[B
 
 @contextlib.contextmanager
 def _linked(session: Session, link: str) -> Iterator[tuple[Backend, Version]]:
+    from taskworker.auth.link_tokens import is_link
     from taskworker.cli.remote import remote_backend
 
+    if not is_link(link):
+        raise Failure("this is no link: links begin with `twl1.` and have 48 characters", ExitCode.USAGE)
     address = session.pool_address()
     with contextlib.closing(remote_backend(address, "", token=link, key=session.key_file())) as backend:
         yield backend, backend.linked()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from taskworker.cli.documents import version_document
 from taskworker.cli.exits import ExitCode, Failure, exit_code_of
 from taskworker.cli.outputs import target_of, write_version
+from taskworker.cli.references import no_such_file
 from taskworker.cli.session import Session
 from taskworker.cli.text import one_line, pace_text, plural, size_text, visible
 
@@ -114,19 +115,13 @@ def heads_of(session: Session, backend: Backend, files: Sequence[str]) -> dict[s
     with session.terminal.progress("look up", unit="objects") as progress:
         for done, outcome in enumerate(outcomes(backend, files, 0), start=1):
             if isinstance(outcome.error, FileNotFound):
-                backend.require_key()
-                raise no_such_file(outcome.file)
+                raise no_such_file(backend, outcome.file)
             if outcome.version is None:
                 raise outcome.error or Failure("no outcome")
             found[outcome.file] = outcome.version
             if progress is not None:
                 progress(done, len(files))
     return {file: found[file] for file in files}
-
-
-def no_such_file(reference: str) -> Failure:
-    """The failure for an id or name that no file has."""
-    return Failure(f"there is no file '{visible(reference)}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
 
 
 def namesakes(backend: Backend, heads: dict[str, Version]) -> list[tuple[Version, Version]]:
@@ -174,8 +169,7 @@ def get_files(session: Session, backend: Backend, files: Sequence[str], output: 
             version = outcome.version
             try:
                 if isinstance(outcome.error, FileNotFound):
-                    backend.require_key()
-                    raise no_such_file(outcome.file)
+                    raise no_such_file(backend, outcome.file)
                 if version is None or outcome.error is not None:
                     raise outcome.error or Failure("no outcome")
                 target = target_of(output, version)

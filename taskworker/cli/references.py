@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from taskworker.cli.exits import ExitCode, Failure
@@ -23,9 +24,29 @@ def resolve_file(backend: Backend, reference: str) -> Version:
 
     found = by_id_or_name(reference, stat=backend.stat, find=backend.find)
     if found is None:
-        backend.require_key()
-        raise Failure(f"there is no file '{visible(reference)}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
+        raise no_such_file(backend, reference)
     return found
+
+
+def no_such_file(backend: Backend, reference: str) -> Failure:
+    """The failure for an id or name that no file has."""
+    backend.require_key()
+    shown = visible(reference)
+    if _is_folder(backend, reference):
+        return Failure(
+            f"there is no file '{shown}', but a folder: `taskworker get {shown}/` restores it, and "
+            f"`taskworker ls {shown}/` lists its files",
+            ExitCode.NOT_FOUND,
+        )
+    return Failure(f"there is no file '{shown}'; `taskworker ls` lists yours", ExitCode.NOT_FOUND)
+
+
+def _is_folder(backend: Backend, name: str) -> bool:
+    from storage import StorageError
+
+    with suppress(StorageError):  # what is told is that there is no such file
+        return not name.endswith("/") and backend.find(f"{name}/") is not None
+    return False
 
 
 def resolve_version(backend: Backend, file_reference: str, version_reference: str | None) -> Version:

@@ -8,7 +8,6 @@ import gc
 import getpass
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 
 from taskworker.cli.exits import ExitCode, Failure, exit_code_of
 from taskworker.cli.signals import finish_regardless, stopped_in
-from taskworker.cli.streams import check_output
+from taskworker.cli.streams import check_output, drop_output
 from taskworker.cli.terminal import Terminal
 from taskworker.cli.tracing import traced_command
 
@@ -328,11 +327,6 @@ def run_with(settings: Settings, command: Callable[[Session], None], *, name: st
             session.terminal.trace(error)
         session.terminal.error(*_messages(error))
         raise typer.Exit(exit_code_of(error)) from None
-
-
-def drop_output() -> None:
-    """Discard buffered output instead of writing it at exit: the reader has gone, or it cannot be written."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def _messages(error: Exception) -> list[str]:

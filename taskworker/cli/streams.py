@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from storage.system.descriptors import STANDARD_DESCRIPTORS, occupy_standard_descriptors
 from taskworker.cli.exits import ExitCode, Failure
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _IN, _OUT, _ERROR = STANDARD_DESCRIPTORS
 _closed: frozenset[int] = frozenset()
@@ -53,7 +58,37 @@ def standard_input() -> FileIO:
 def standard_output() -> FileIO:
     """Standard output as raw bytes."""
     check_output()
-    return FileIO(_OUT, "wb", closefd=False)
+    return _Output(_OUT, "wb", closefd=False)
+
+
+class _Output(FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        with writing_output():
+            return super().write(data)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Within this context, a failure to write to standard output is named, and what is left of the output dropped.
+
+    Raises:
+        BrokenPipeError: whoever read the output has stopped reading.
+        OSError: it could not be written for another reason.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def drop_output() -> None:
+    """Discard buffered output instead of writing it at exit: the reader has gone, or it cannot be written."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, _OUT, inheritable=True)
+    os.close(null)
 
 
 def check_input() -> None:

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Literal
 
 from taskworker.cli.log_lines import JsonLines, LogFormat, TextLines
-from taskworker.cli.streams import check_output
+from taskworker.cli.streams import check_output, writing_output
 from taskworker.cli.text import harmless, json_text, one_line
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ class Terminal:
 
     def lines(self, *lines: str) -> None:
         """Print lines."""
-        sys.stdout.writelines(f"{harmless(line)}\n" for line in lines)
-        sys.stdout.flush()
+        with writing_output():
+            sys.stdout.writelines(f"{harmless(line)}\n" for line in lines)
+            sys.stdout.flush()
 
     def listing(self, title: str, rows: Iterable[tuple[Json, str]]) -> int:
         """Print rows one by one, so that a listing of any length takes no memory; return their number.
@@ -62,16 +63,17 @@ class Terminal:
         check_output()
         count = 0
         if self.as_json:
-            sys.stdout.write("[")
+            _write("[")
             for count, (document, _) in enumerate(rows, start=1):
-                sys.stdout.write((",\n " if count > 1 else "\n ") + json_text(document))
-            sys.stdout.write("\n]\n" if count else "]\n")
+                _write((",\n " if count > 1 else "\n ") + json_text(document))
+            _write("\n]\n" if count else "]\n")
         else:
             for count, (_, line) in enumerate(rows, start=1):
                 if count == 1 and sys.stdout.isatty():
-                    sys.stdout.write(f"\x1b[2m{title}\x1b[0m\n")
-                sys.stdout.write(harmless(line) + "\n")
-        sys.stdout.flush()
+                    _write(f"\x1b[2m{title}\x1b[0m\n")
+                _write(harmless(line) + "\n")
+        with writing_output():
+            sys.stdout.flush()
         return count
 
     @property
@@ -119,3 +121,8 @@ class Terminal:
 
         with folder_bar(label) as update:
             yield update
+
+
+def _write(text: str) -> None:
+    with writing_output():
+        sys.stdout.write(text)

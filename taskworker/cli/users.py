@@ -40,7 +40,7 @@ def add(
         added = client.add(name, role)
     session.terminal.result(
         document(added),
-        f"user {one_line(added.user)} is added, {added.role}; make a token: taskworker token create --user "
+        f"{one_line(added.user)} is added, with the role {added.role}; make a token: taskworker token create --user "
         f"{one_line(added.user)}",
     )
 

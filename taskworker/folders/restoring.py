@@ -25,6 +25,18 @@ _UNPRIVILEGED_XATTRS = b"user."
 Parts = Sequence[bytes]
 
 
+def make_root(root: Path) -> None:
+    """Make the directory that a folder is written to, unless it is there.
+
+    Raises:
+        OSError: it cannot be made, such as NotADirectoryError if it is a file.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(root)) from None
+
+
 class Target:
     """A directory into which a tree is restored.
 
@@ -38,7 +50,7 @@ class Target:
     """
 
     def __init__(self, root: Path, problem: Problem, *, privileged: bool = False) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        make_root(root)
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._problem = problem
         self._privileged = privileged

@@ -6,6 +6,7 @@ import os
 import socket
 
 from storage.errors import InvalidArgument
+from taskworker.errors import StorageUnavailable
 
 SYSTEMD = "systemd"
 """In place of an address: the socket is one of systemd, which listens before the gateway runs and while it restarts."""
@@ -22,7 +23,7 @@ def listening(listen: str) -> socket.socket:
 
     Raises:
         InvalidArgument: the address is malformed, or systemd has not passed one socket for it.
-        OSError: it cannot be listened at.
+        StorageUnavailable: it cannot be listened at.
     """
     if listen == SYSTEMD:
         return _passed()
@@ -31,7 +32,13 @@ def listening(listen: str) -> socket.socket:
     if not bare or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise InvalidArgument(f"{listen!r} is no address to listen at; give HOST:PORT, such as 127.0.0.1:9000")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-    return socket.create_server((bare, int(port)), family=family, backlog=_BACKLOG)
+    try:
+        return socket.create_server((bare, int(port)), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"cannot listen on {listen} ({os.strerror(error.errno or 0)}): is another server running there? Stop it, "
+            "or choose another address"
+        ) from None
 
 
 def address_of(listener: socket.socket) -> str:

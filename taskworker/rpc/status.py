@@ -7,6 +7,7 @@ decides the error's class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ RETRY_KEY = "retry-after"  # seconds
 _CUT_OFF = "CANCELLED"
 """The text of a call that the server cancels, or whose channel was closed; one that its caller cancels has another."""
 _RETRY_AFTER_S = 1
+
+_CAUSE = re.compile(
+    r"last error: .*Failed to connect to remote host: ([^:]+)$|address lookup failed for [^ ]+: ([^:\]]+)\]?$"
+)
+"""What gRPC says of an address where nobody answers; the groups are the cause."""
 
 _CODES: Mapping[type[StorageError], grpc.StatusCode] = {
     FileNotFound: grpc.StatusCode.NOT_FOUND,
@@ -281,8 +287,8 @@ def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | by
         if problem:
             return ServerNotTrusted(problem)
         return StorageUnavailable(
-            f"no TaskWorker server answers at {address} ({text}); "
-            "check the address, or start one there with `taskworker serve`"
+            f"no TaskWorker server answers at {address} ({_cause(text)}); "
+            "check the address, or start one there with `taskworker up`, `pool` or `serve`"
         )
     if code is grpc.StatusCode.CANCELLED and text == _CUT_OFF:
         return StorageUnavailable(
@@ -296,6 +302,12 @@ def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | by
         return MessageTooLarge(f"{text}; send or fetch files this large with PushStream or GetStream")
     head, base = str(metadata.get(HEAD_KEY, "")), str(metadata.get(BASE_KEY, ""))
     return _rebuilt(_BY_CODE.get(code, ServerFault), text, ErrorDetail(head=head, base=base))
+
+
+def _cause(text: str) -> str:
+    """Why a server could not be reached, without how gRPC tried to."""
+    found = _CAUSE.search(text)
+    return next(filter(None, found.groups())) if found else text
 
 
 def _code_and_text(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

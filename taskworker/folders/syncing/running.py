@@ -14,6 +14,7 @@ from taskworker.folders.entries import Kind
 from taskworker.folders.ports import Files
 from taskworker.folders.problems import Problem, Problems, text_of
 from taskworker.folders.pushing import Progress, prefix_of
+from taskworker.folders.restoring import make_root
 from taskworker.folders.rules import Exclusions
 from taskworker.folders.syncing.planning import with_directories
 from taskworker.folders.syncing.replica import Moved, Replica
@@ -75,7 +76,7 @@ def sync_tree(
     problems = Problems(problem)
     if not root.exists() and dry_run:
         raise InvalidArgument(f"there is no directory {root}; without dry_run, it would be made")
-    root.mkdir(parents=True, exist_ok=True)
+    make_root(root)
     state = SyncState(root, place, prefix, state_home)
     sync = _Sync(
         files,
