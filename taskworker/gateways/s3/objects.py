@@ -43,6 +43,7 @@ UNSUPPORTED_HEADERS = (
     "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
+_STORAGE_CLASS = "x-amz-storage-class"
 ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
 
 
@@ -384,6 +385,8 @@ def check_supported(call: Call) -> None:
     for name in UNSUPPORTED_HEADERS:
         if name in call.fields:
             raise S3Error("NotImplemented", f"the header {name} is not supported", Header=name)
+    if call.fields.get(_STORAGE_CLASS, "STANDARD") != "STANDARD":
+        raise S3Error("NotImplemented", "the only storage class is STANDARD", Header=_STORAGE_CLASS)
     check_private(call)
 
 
