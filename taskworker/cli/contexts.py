@@ -83,7 +83,7 @@ def login(
     trust = _trust_in(address, ca_file, ca_hash)
     text = (token or os.environ.get("TASKWORKER_TOKEN") or _asked()).strip()
     if not text:
-        raise Failure("no token is given: write it into standard input, or name it with --token", ExitCode.USAGE)
+        raise Failure("no token is given: write it into standard input, or name it with --token")
     if identity:
         with UserClient(address, access=Access("", trust)) as client:
             text = client.log_in(text)

@@ -82,7 +82,7 @@ def test_an_address_where_nobody_listens_is_told_in_plain_words(embedded: Cli) -
 
 
 def test_a_token_or_link_of_another_form(server: str, embedded: Cli) -> None:
-    assert "no token is given" in embedded.error("login", server, code=2)
+    assert "no token is given" in embedded.error("login", server, code=1)
     assert "tokens begin with `twu1.`" in embedded.error("login", server, stdin=b"nonsense", code=1)
     assert "links begin with `twl1.`" in embedded.error("--pool", server, "get", "--link", "nonsense", code=2)
 
