@@ -321,11 +321,12 @@ def test_what_would_not_be_kept_is_refused(s3: Any, bucket: str, given: dict[str
 def test_storage_classes_that_there_are_not_are_refused(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="classed", Body=b"x", StorageClass="STANDARD")
     source = {"Bucket": bucket, "Key": "classed"}
-    for ask in (
+    asked: tuple[Callable[[], object], ...] = (
         lambda: s3.put_object(Bucket=bucket, Key="classed", Body=b"y", StorageClass="GLACIER"),
         lambda: s3.copy_object(Bucket=bucket, Key="classed", CopySource=source, StorageClass="STANDARD_IA"),
         lambda: s3.create_multipart_upload(Bucket=bucket, Key="classed", StorageClass="GLACIER"),
-    ):
+    )
+    for ask in asked:
         with pytest.raises(ClientError, match="NotImplemented"):
             ask()
     assert s3.get_object(Bucket=bucket, Key="classed")["Body"].read() == b"x"
