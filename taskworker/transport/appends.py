@@ -53,6 +53,9 @@ class Workers(Protocol):
     def slow(self) -> frozenset[int]:
         """Workers that others stand in for, because they keep everybody waiting."""
 
+    def await_targets(self) -> None:
+        """Wait until a change that another thread has begun, such as that a worker went, also shows in the targets."""
+
     def why_no_space(self) -> StorageError:
         """The error for a write that too few workers can take."""
 
@@ -385,16 +388,22 @@ class Appends:
         """The shards that could not be delivered, by the slot to write them to now."""
         batches: dict[int, list[Shard]] = {}
         for shard in shards:
-            target = self._target_now(shard.key)
-            if target in self._workers.full():
-                raise self._workers.why_no_space()
-            batches.setdefault(target, []).append(shard)
+            batches.setdefault(self._target_now(shard.key), []).append(shard)
         return batches
 
     def _target_now(self, key: ShardKey) -> int:
-        """The slot to write a shard to now. Looks again if a worker has gone away in between."""
+        """The slot to write a shard to now. Looks again if a worker went away or became full in between.
+
+        Raises:
+            InsufficientWorkers, StoreFull: no worker takes it.
+        """
+        is_full = False
         for _ in range(len(self._workers) + 1):
             target = self._workers.targets(stripe_of(key))[slot_of(key)]
-            if self._workers.volume(target) is not None:
+            is_full = target in self._workers.full()
+            if not is_full and self._workers.volume(target) is not None:
                 return target
+            self._workers.await_targets()
+        if is_full:
+            raise self._workers.why_no_space()
         raise InsufficientWorkers("no worker is left to take the data; start some and try again")

@@ -236,6 +236,11 @@ class WorkerFleet(JudgedFleet):
         latest = self._history.latest
         return latest is not None and latest.can_spare(slots, profiles)
 
+    def await_targets(self) -> None:
+        """See :meth:`taskworker.transport.appends.Workers.await_targets`."""
+        with self._lock:  # who holds it may have noted that a worker went, but not yet that others stand in for it
+            pass
+
     def set_offline(self, slot: int, reason: str, failed: ShardStore | None = None) -> None:
         """See :meth:`Fleet.set_offline`. If the worker misbehaved, that counts as a lie."""
         volume = self._stores.get(slot)

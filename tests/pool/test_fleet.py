@@ -384,6 +384,41 @@ def test_nobody_is_left_to_take_the_data() -> None:
             fleet.append(batches) if moment == "append" else fleet.append_and_sync(batches)
 
 
+@pytest.mark.parametrize("moment", ["gone", "full"])
+def test_workers_that_go_or_become_full_this_very_moment_are_stood_in_for(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has noted it already, but not yet who stands in for the worker."""
+    fleet = manned(7)
+    stripe = stripe_of(1)
+    batches = batches_of(fleet, [stripe])
+    fleet.set_offline(fleet.targets(stripe)[0], "gone")
+    stand_in = fleet.targets(stripe)[0]
+    change, is_noted = fleet._changed, Event()
+
+    def change_slowly(**options: bool) -> None:
+        if threading.current_thread() is other:
+            is_noted.set()
+            time.sleep(0.5)
+        change(**options)
+
+    def note() -> None:
+        if moment == "gone":
+            fleet.set_offline(stand_in, "gone")
+        else:
+            fleet.note_write_refused(stand_in, StoreFull("full"))
+
+    other = threading.Thread(target=note)
+    monkeypatch.setattr(fleet, "_changed", change_slowly)
+    other.start()
+    assert is_noted.wait(60)
+    fleet.append(batches)
+    other.join()
+    assert fleet.targets(stripe)[0] != stand_in
+    fleet.sync_each()
+    assert durable_in(fleet, stripe) == Counter(range(6))
+
+
 def test_a_worker_that_comes_back_while_syncs_start_gets_or_is_spared_its_shards() -> None:
     """It was away when the batches were looked at; they are not to be lost for its return."""
     fleet = manned(6)
