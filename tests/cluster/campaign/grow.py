@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from storage.fleet.placement import PARTITIONS
-from storage.keys import ShardKey
+from storage.keys import Kind, ShardKey, kind_of
 from storage.limits import KIB, MIB
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.shards import keys_at
@@ -105,7 +105,7 @@ def _take_away(run: Run, cluster: Cluster, before: Owners) -> None:
 
 
 def _owners(cluster: Cluster, watched: Owners | None = None) -> Owners:
-    """Which worker has each shard; only those watched, if told.
+    """Which worker has each shard; only those watched, if told. Marks belong to a worker, and do not move.
 
     Raises:
         AssertionError: two workers have the same shard.
@@ -113,7 +113,7 @@ def _owners(cluster: Cluster, watched: Owners | None = None) -> Owners:
     owners: dict[ShardKey, str] = {}
     for name, process in cluster.workers.items():
         for key in keys_at(process.shard_address):
-            if watched is None or key in watched:
+            if kind_of(key) != Kind.MARK and (watched is None or key in watched):
                 assert key not in owners, f"{name} and {owners[key]} both have the shard {key.hex()}"
                 owners[key] = name
     return owners

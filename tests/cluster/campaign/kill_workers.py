@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from storage.keys import ID_BYTES, Kind, ShardKey
+from storage.reports import ScrubReport
 from storage.shards import Location
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.shards import places_at
@@ -21,6 +22,7 @@ _USERS = 3
 _COLLECT_EVERY = 10
 _TOLD_EVERY = 10
 _KILLED = 2
+_DAMAGE_TOLD_MAX = 5
 _GRACE_S = 2.0  # full redundancy includes copies of metadata, which are made again once it is over
 
 _COLLECTS_WHEN_TOLD = ("--collect-every", "0")  # they move shards within a volume, as if these were made again
@@ -38,7 +40,16 @@ class _Seen:
     made: int = 0  # shards that they were given
     made_again: Counter[str] = field(default_factory=Counter)  # of those they still had, by kind
     missing: int = 0
+    misplaced: int = 0
     checked: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+    def add(self, scrubbed: ScrubReport) -> None:
+        """Count what a scrub found."""
+        self.missing += scrubbed.missing + scrubbed.rotten
+        self.misplaced += scrubbed.misplaced
+        self.checked += scrubbed.shards_checked
+        self.damaged += [damage.text for damage in scrubbed.damaged]
 
 
 def kill_workers(run: Run) -> None:
@@ -58,9 +69,7 @@ def kill_workers(run: Run) -> None:
                 verdicts.progress(f"round {number}: {users.account}, {len(users.account.errors)} errors")
         users.pause()
         users.verify()
-        scrubbed = cluster.client.scrub()
-        seen.missing += scrubbed.missing + scrubbed.rotten
-        seen.checked += scrubbed.shards_checked
+        seen.add(cluster.client.scrub())
     account = users.account
     verdicts.note(f"{run.rounds} rounds, {_KILLED} of 6 workers killed in each; {account}")
     verdicts.errors("errors seen by clients, or bytes that were not those acknowledged", account.errors)
@@ -74,9 +83,11 @@ def kill_workers(run: Run) -> None:
     )
     verdicts.check(
         "shards missing or rotten when looked at, with two workers away and at the end",
-        f"{seen.missing} of {seen.checked:,}",
+        f"{seen.missing} of {seen.checked:,}; {seen.misplaced} intact ones not in place",
         holds=not seen.missing,
     )
+    for text in seen.damaged[:_DAMAGE_TOLD_MAX]:
+        verdicts.note(text)
     verdicts.check(
         "shards made again that the workers that came back still had",
         f"{seen.made_again.total()} {dict(seen.made_again)} of {seen.kept:,} kept; "
@@ -99,9 +110,7 @@ def _round(cluster: Cluster, users: Users, rng: Random, seen: _Seen) -> None:
         users.pause()
         users.verify()
         _await_redundancy(cluster)
-        scrubbed = cluster.client.scrub()
-        seen.missing += scrubbed.missing + scrubbed.rotten
-        seen.checked += scrubbed.shards_checked
+        seen.add(cluster.client.scrub())
     began_s = time.monotonic()
     kept = _start(cluster, names)
     cluster.await_status(lambda status: all(worker.state == "alive" for worker in status.workers))
