@@ -117,6 +117,29 @@ def test_changes_go_both_ways(machines: tuple[Machine, Machine]) -> None:
         assert (report.sent, report.fetched, report.deleted_here, report.deleted_there) == (0, 0, 0, 0)
 
 
+def test_versions_of_the_same_content_are_no_changes(store: FileStorage, user: str, tmp_path: Path) -> None:
+    """As when files are encrypted that were stored in clear."""
+    one, two = (Machine(StoreFiles(store, user), tmp_path, name) for name in ("one", "two"))
+    for name in ("deleted", "changed", "left", "in/deleted", "changed there"):
+        one.write(name, f"was {name}")
+    one.sync()
+    two.sync()
+    for name in ("deleted", "changed", "left", "in/deleted"):
+        again = store.push(f"was {name}".encode(), filename=f"folder/{name}", user_id=user, note="anew")
+        assert not again.unchanged
+    store.push(b"WAS changed there", filename="folder/changed there", user_id=user)
+    (one.root / "deleted").unlink()
+    shutil.rmtree(one.root / "in")
+    (one.root / "changed there").unlink()
+    one.write("changed", "is changed")
+    report = one.sync()
+    assert (report.conflicts, report.deleted_there, report.sent) == (0, 2, 1)
+    wanted = {"changed": "is changed", "changed there": "WAS changed there", "left": "was left"}
+    assert one.texts() == wanted
+    two.sync()
+    assert two.texts() == wanted
+
+
 def test_what_nobody_changed_is_not_stored_again(here: tuple[Machine, Machine]) -> None:
     one, two = here
     one.write("a", "1")

@@ -129,11 +129,15 @@ class Comparing:
     def _step(self, path: bytes) -> Step:
         local, stored = self._local.get(path), self._stored.entries.get(path)
         try:
+            local_changed = self._is_changed(path, local)
+            stored_changed = self._is_changed_there(path, stored)
+            if local_changed and stored_changed and self._has_same_content_there(path, stored):
+                stored_changed = False
             return decide(
                 local,
                 stored,
-                local_changed=self._is_changed(path, local),
-                stored_changed=self._is_changed_there(path, stored),
+                local_changed=local_changed,
+                stored_changed=stored_changed,
                 equal=lambda: self._are_equal(path),
             )
         except PASSING as error:
@@ -159,6 +163,19 @@ class Comparing:
             return stored is not common
         return (stored.target, stored.content[:1]) != (common.target, common.content[:1])
 
+    def _has_same_content_there(self, path: bytes, stored: Entry | None) -> bool:
+        """Whether a file in the store has another version but the content of the last sync, as if it was encrypted."""
+        common = self._common.get(path)
+        if stored is None or common is None or not stored.kind is common.kind is Kind.FILE:
+            return False
+        return stored.size == common.size and self._digest_there(path) == common.content[1]
+
+    def _digest_there(self, path: bytes) -> bytes:
+        digest = blake3()
+        for piece in self._pieces(self._stored.heads[path]):
+            digest.update(piece)
+        return digest.digest()
+
     def _digest(self, path: bytes, local: Entry) -> bytes:
         found = self._digests.get(path)
         if found is None:
@@ -172,10 +189,7 @@ class Comparing:
             return False
         if local.kind is not Kind.FILE:
             return True
-        digest = blake3()
-        for piece in self._pieces(self._stored.heads[path]):
-            digest.update(piece)
-        return digest.digest() == self._digest(path, local)
+        return self._digest_there(path) == self._digest(path, local)
 
     def _pieces(self, version: Version) -> Iterator[bytes]:
         with self.files.opened(version) as reader:
