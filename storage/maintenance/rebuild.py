@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from storage.reports import RebuildReport
 from storage.sealing.user_keys import KeyFinder, UserKey
 from storage.stripes.shard_map import ShardMap
 from storage.stripes.stripes import StripeStore, chunk_stripe
-from storage.write.quotas import root_bytes
+from storage.write.quotas import shards_bytes
 
 _BATCH = 2000
 _BATCH_BYTES = 4 * MIB
@@ -84,7 +85,7 @@ def rebuild(
     require_keys(catalog, stripes.volumes, keys, tally.key_ids)
     nodes = NodeTaker(catalog, stripes, metadata_copies)
     versions = VersionReader(keys, nodes.load)
-    judge = _Judge(stripes, nodes, versions, examined, tally)
+    judge = _Judge(stripes, nodes, versions, examined, tally, metadata_copies)
     for batch in batched_by_size(_files(catalog, versions, tally), _BATCH, _BATCH_BYTES, _Found.size):
         _settle_files(catalog, batch, judge)
         nodes.keep()
@@ -172,6 +173,7 @@ class _Judge:
     versions: VersionReader
     examined: Examined
     tally: Tally
+    metadata_copies: int
     looked_up: dict[StripeKey, ShardMap] = field(default_factory=dict)
 
     def look_up(self, files: Iterable[_Found]) -> None:
@@ -277,24 +279,26 @@ def _settle_files(catalog: Catalog, batch: list[_Found], judge: _Judge) -> None:
             dropped.append(found)
         else:
             entered.append(file)
-    _hold(catalog, entered, judge)
-    _enter(catalog, entered, judge)
+    taken = _hold(catalog, entered, judge)
+    _enter(catalog, entered, taken, judge)
     _drop(catalog, dropped)
     catalog.drop_versions(remains, counted=True)
 
 
-def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
-    """Enter the claims of files, in bounded batches, before the files themselves.
+def _hold(catalog: Catalog, files: list[_File], judge: _Judge) -> Counter[bytes]:
+    """Enter the claims of files, in bounded batches, before the files themselves; return what each takes, by its id.
 
     A collect would drop claims without a version, but none runs before the rebuild has ended.
     """
+    taken: Counter[bytes] = Counter()
     claims: list[_Claim] = []
-    for claim in _all_claims(files, judge):
+    for claim in _all_claims(files, judge, taken):
         claims.append(claim)
         if len(claims) >= _CLAIMED_TOGETHER or judge.nodes.crowded:
             _hold_together(catalog, claims, judge)
             claims = []
     _hold_together(catalog, claims, judge)
+    return taken
 
 
 def _hold_together(catalog: Catalog, claims: list[_Claim], judge: _Judge) -> None:
@@ -326,12 +330,14 @@ class _Claim(NamedTuple):
     is_unknown: bool
 
 
-def _all_claims(files: list[_File], judge: _Judge) -> Iterator[_Claim]:
+def _all_claims(files: list[_File], judge: _Judge, taken: Counter[bytes]) -> Iterator[_Claim]:
     for file in files:
         user = user_key(file.head.record.user_id.encode())
-        for stored in file.chain:
+        for stored, before in zip_longest(file.chain, file.chain[1:]):
             key, is_unknown = _naming_key(stored), stored.root.is_sealed and judge.stripes.volumes.remote
-            for reference in _new_references(stored, file, judge):
+            taken[file.file_id] += judge.metadata_copies * len(stored.raw)
+            for index, reference in _new_references(stored, before, judge):
+                taken[file.file_id] += shards_bytes(stored.root.profile, stored.root.chunk_length(index))
                 name = key.name_of(plain_id(reference)) if key is not None else b""
                 yield _Claim(user, chunk_stripe(stored_id(reference), stored.root.profile), name, is_unknown)
 
@@ -346,13 +352,13 @@ def _naming_key(stored: StoredVersion) -> UserKey | None:
     return keys.current if keys is not None and len(keys) == 1 else None
 
 
-def _enter(catalog: Catalog, files: list[_File], judge: _Judge) -> None:
+def _enter(catalog: Catalog, files: list[_File], taken: Counter[bytes], judge: _Judge) -> None:
     is_final = not judge.examined.may_come_back()
 
     def work(txn: CatalogTransaction) -> _Entering:
         entering = _Entering(is_final)  # a new one each time the transaction runs
         for file in files:
-            _enter_file(txn, file, entering)
+            _enter_file(txn, file, taken[file.file_id], entering)
         return entering
 
     entered = catalog.transact(work)
@@ -380,7 +386,7 @@ class _Entering:
     dropped: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-def _enter_file(txn: CatalogTransaction, file: _File, entering: _Entering) -> None:
+def _enter_file(txn: CatalogTransaction, file: _File, taken: int, entering: _Entering) -> None:
     record = file.head.record
     user = user_key(record.user_id.encode())
     key = name_key(user, record.filename.encode())
@@ -398,8 +404,6 @@ def _enter_file(txn: CatalogTransaction, file: _File, entering: _Entering) -> No
         entering.skipped.append(f"{rival.filename!r} ({rival_id.hex()}): a later file has this name")
         _forget(txn, rival_id, rival)
     _count(txn, txn.file(file.file_id), record.size)
-    # What former versions took is not known here without their manifests.
-    taken = root_bytes(file.head.root)
     txn.set_file(
         file.file_id, FileEntry(record.user_id, record.filename, file.head.version_id, record.size, taken), key
     )
@@ -470,17 +474,15 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
     catalog.drop_versions(catalog.transact(work), counted=True)
 
 
-def _new_references(stored: StoredVersion, file: _File, judge: _Judge) -> Iterator[bytes]:
-    """References of the chunks that a version does not share with its parent."""
+def _new_references(stored: StoredVersion, before: StoredVersion | None, judge: _Judge) -> Iterator[tuple[int, bytes]]:
+    """(index, reference) of the chunks that a version does not share with the one before it."""
     root = stored.root
-    parents = {version.version_id: version for version in file.chain}
-    parent = parents.get(stored.record.parent) if stored.record.parent is not None else None
     try:
         manifest = judge.versions.manifest(stored)
-        if parent is not None and parent.root.profile == root.profile and parent.root.chunk_size == root.chunk_size:
-            yield from (new for _, new in differing_chunks(judge.versions.manifest(parent), manifest))
+        if before is not None and before.root.profile == root.profile and before.root.chunk_size == root.chunk_size:
+            yield from differing_chunks(judge.versions.manifest(before), manifest)
         else:
-            yield from manifest.references()
+            yield from enumerate(manifest.references())
     except (DataLossError, FormatError):
         return  # an old version whose manifest is lost stays in the chain, without claims
     except ShardsUnavailable as error:

@@ -376,6 +376,23 @@ def test_what_is_taken_is_known_after_opening_and_a_rebuild(tmp_path: Path) -> N
         assert abs(taken(store) - before) <= RECORDS
 
 
+def test_former_versions_count_after_a_rebuild(tmp_path: Path) -> None:
+    data = bytearray(os.urandom(3 * CHUNK))
+    with FileStorage.open(tmp_path / "s", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as store:
+        for at in range(5):
+            data[at] ^= 1
+            file_id = push(store, "a", bytes(data))
+        middle = store.history(file_id, user_id=USER)[2]
+        store.delete_version(file_id, middle.version_id, user_id=USER)
+        store.collect(grace_s=0)
+        before = taken(store)
+        assert before > shards(5 * CHUNK)
+    lose_catalog(tmp_path / "s")
+    with FileStorage.open(tmp_path / "s") as store:
+        store.rebuild()
+        assert taken(store) == before
+
+
 def test_files_of_an_older_release_count_with_their_size(store: FileStorage) -> None:
     file_id = push(store, "a", os.urandom(2 * CHUNK))
     catalog = store._parts.catalog
