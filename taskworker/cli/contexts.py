@@ -100,8 +100,8 @@ def login(
             "scopes": who.scopes,
             "encrypted": trust is not None,
         },
-        f"{one_line(address)} knows you as {one_line(who.user)}, {who.role}{one_line(limits)}; commands without --pool "
-        "work on it now",
+        f"{one_line(address)} knows you as {one_line(who.user)}, with the role {who.role}{one_line(limits)}; commands "
+        "without --pool work on it now",
     )
 
 
