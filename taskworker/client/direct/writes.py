@@ -194,7 +194,7 @@ class DirectWrites:
             return 0.0 if is_given_up() else until_s - self._clock_s()
 
         sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow, self._clock_s)
-        if sending.answer_s is not None and is_far(sending.answer_s, pool_s):
+        if not sending.introduce(pool_s):
             return None
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
@@ -212,11 +212,7 @@ class DirectWrites:
 
 
 class _Sending:
-    """Chunks on their way to their places. For one thread.
-
-    Attributes:
-        answer_s: how many seconds a worker took to answer something small; None: it is not known.
-    """
+    """Chunks on their way to their places. For one thread."""
 
     def __init__(
         self,
@@ -238,14 +234,24 @@ class _Sending:
         self._workers: list[tuple[int, TicketedVolume] | None] = [
             (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
-        # Workers take nothing large on a connection on which they have seen no ticket.
-        began_s = clock_s()
-        begun = {at: putting for at in range(len(slots)) if (putting := self._put(at, [])) is not None}
-        self.answer_s = self._answered_after(begun, began_s)
+
+    def introduce(self, pool_s: float) -> bool:
+        """Show all workers the ticket; return False if they are too far away. Call it before anything else.
+
+        Workers take nothing large on a connection on which they have seen no ticket.
+        """
+        began_s, workers = self._clock_s(), range(len(self._workers))
+        begun = {at: putting for at in workers if (putting := self._put(at, [])) is not None}
+        answer_s = self._answered_after(begun, began_s)
+        if answer_s is not None and is_far(answer_s, pool_s):
+            for putting in begun.values():
+                putting.cancel()
+            return False
         self._ended(_Begun(began_s, begun))
-        for at in range(len(slots)):
+        for at in workers:
             if at not in begun:
                 self._workers[at] = None
+        return True
 
     def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
         wait(futures, max(0.0, min(within_s, self._left_s())))
