@@ -51,7 +51,13 @@ class ReadableStore:
 
     @checked
     def open_file(self, file_id: str, *, user_id: str, version_id: str | None = None) -> FileReader:
-        """A seekable, buffered binary stream over a version (default: the head), verified as it is read."""
+        """A seekable, buffered binary stream over a version (default: the head), verified as it is read.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            DataLossError: too few intact shards are left; raised by reads of the stream.
+        """
         return FileReader(self._stream(file_id, user_id, version_id))
 
     def _stream(self, file_id: str, user_id: str, version_id: str | None) -> VersionStream:
@@ -113,6 +119,11 @@ class ReadableStore:
         """The diff from a stored version (default: the head) to the content of ``source``, for :meth:`revise`.
 
         The diff holds the changed chunks in memory.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no such version.
+            OSError: ``source`` cannot be read.
         """
         self._parts.check_open()
         base = self._parts.files.version(file_id, user_id, base_version_id)
@@ -150,6 +161,10 @@ class ReadableStore:
             user_id: the owner.
             limit: at most this many.
             before: continue after this version.
+
+        Raises:
+            FileNotFound: there is no such file, or it is another user's.
+            VersionNotFound: the file has no version ``before``.
         """
         self._parts.check_open()
         return list(islice(self._parts.files.history(file_id, user_id, before), limit))

@@ -172,8 +172,10 @@ class Upkeep:
         self._volumes.check_present(at_once=True)
         if not parts.needs_rebuild and not self._lineage.behind:
             raise InvalidArgument(
-                f"the catalog of {parts.path} exists and is up to date; to rebuild it from the volumes anyway, close "
-                "the store and move its 'catalog' directory away first"
+                "the catalog is up to date, so there is nothing to rebuild"
+                if self._volumes.remote
+                else f"the catalog of {parts.path} is up to date, so there is nothing to rebuild; to make it anew from "
+                "the volumes anyway, close the store and move its directory 'catalog' away first"
             )
         self._lineage.recover()
         self.keys.recover()

@@ -92,3 +92,8 @@ def test_a_gateway_says_which_address_is_in_use(server: str, embedded: Cli, gate
     pytest.importorskip("uvicorn")
     said = embedded.error("--pool", server, "gateway", gateway, "--listen", server, code=6)
     assert said.startswith(f"taskworker: cannot listen on {server} (Address already in use): is another server")
+
+
+def test_a_catalog_that_is_whole_is_not_rebuilt(embedded: Cli) -> None:
+    embedded.run("push", "-", "--name", "f", stdin=b"x")
+    assert "is up to date, so there is nothing to rebuild" in embedded.error("rebuild", code=2)
