@@ -60,6 +60,7 @@ class StoreParts:
         runtime: threads, clocks and random bytes.
         opening_s: see :class:`~storage.write.registry.Uploads`.
         hot_bytes: memory for small objects that were read lately, in bytes.
+        pushed_bytes: memory for small objects of files that were pushed just now, in bytes.
         small_copies_bytes: files up to this size are kept as copies; 0: none are.
         masters: the master keys of an encrypted store; None: none were given.
         seals: whether new files are encrypted.
@@ -72,8 +73,8 @@ class StoreParts:
 
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any],
-        *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0, small_copies_bytes: int = 0,
-        masters: MasterKeys | None = None, seals: bool = False,
+        *, needs_rebuild: bool, runtime: Runtime, opening_s: float, hot_bytes: int = 0, pushed_bytes: int = 0,
+        small_copies_bytes: int = 0, masters: MasterKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         self.home = HomeProcess(f"the store at {path}")
         self.path = path
@@ -88,7 +89,9 @@ class StoreParts:
         self.keys = UserKeyStore(catalog, volumes, self.profile, masters, runtime, seals=seals, is_lost=needs_rebuild)
         self.files = Files(catalog, self.keys)
         self.figures = Figures(catalog, volumes, settings)
-        self.stripes = StripeStore(volumes, runtime, hot_bytes=hot_bytes, origins=ClaimedOrigins(catalog))
+        self.stripes = StripeStore(
+            volumes, runtime, hot_bytes=hot_bytes, pushed_bytes=pushed_bytes, origins=ClaimedOrigins(catalog)
+        )
         self.contents = Contents(self.stripes)
         self._recount()
         self.healer = Healer(self.stripes, runtime, self._is_needed)
@@ -198,7 +201,8 @@ class StoreParts:
         return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime, key)
 
     def forget(self, file_ids: Collection[bytes]) -> None:
-        """Drop what was read lately of these files, which were deleted, or versions of which were, from memory."""
+        """Drop these files, which were deleted, or versions of which were, from what is kept of files used lately."""
+        self.stripes.pushed.forget_files(file_ids)
         for version in self.files.forget(file_ids):
             self.stripes.hot.forget(small_chunks(version.root))
 

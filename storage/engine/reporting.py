@@ -74,9 +74,10 @@ class ReportingStore(ConcatenatingStore):
         )
 
     def hot_objects(self) -> CacheUse:
-        """How often objects that users read lately were at hand in memory."""
+        """How often objects that users read lately, or had pushed just now, were at hand in memory."""
         self._parts.home.check()
-        return self._parts.stripes.hot.use
+        read, pushed = self._parts.stripes.hot.use, self._parts.stripes.pushed
+        return CacheUse(read.hits + pushed.hits, read.misses, read.bytes_used + pushed.size)
 
     def trouble(self) -> str:
         """Why the catalog cannot be used now; empty if it can. Retries a catalog that failed recently."""

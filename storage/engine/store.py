@@ -60,7 +60,7 @@ class FileStorage(ReportingStore):
     def __init__(
         self, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
         *, needs_rebuild: bool, runtime: Runtime | None = None, opening_s: float = 0.0, hot_bytes: int = 0,
-        small_copies_bytes: int = 0, keys: MasterKeys | None = None, seals: bool = False,
+        pushed_bytes: int = 0, small_copies_bytes: int = 0, keys: MasterKeys | None = None, seals: bool = False,
     ) -> None:  # fmt: skip
         parts = StoreParts(
             path,
@@ -71,6 +71,7 @@ class FileStorage(ReportingStore):
             runtime=runtime or Runtime(),
             opening_s=opening_s,
             hot_bytes=hot_bytes,
+            pushed_bytes=pushed_bytes,
             small_copies_bytes=small_copies_bytes,
             masters=keys,
             seals=seals,
@@ -160,8 +161,8 @@ class FileStorage(ReportingStore):
     @classmethod
     def over(
         cls, path: Path, settings: StoreSettings, catalog: Catalog, volumes: Fleet[Any], lock: StoreLock,
-        runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0, small_copies_bytes: int = 0,
-        keys: MasterKeys | None = None, seals: bool = False,
+        runtime: Runtime | None = None, *, needs_rebuild: bool = False, hot_bytes: int = 0, pushed_bytes: int = 0,
+        small_copies_bytes: int = 0, keys: MasterKeys | None = None, seals: bool = False,
     ) -> FileStorage:  # fmt: skip
         """A store that keeps its shards on a fleet given by the caller, such as a pool's workers.
 
@@ -177,6 +178,8 @@ class FileStorage(ReportingStore):
             needs_rebuild: whether the catalog is empty and must be rebuilt from the volumes.
             hot_bytes: memory for small objects that were read lately, in bytes; see
                 :class:`~storage.stripes.hot_objects.HotObjects`.
+            pushed_bytes: memory for small objects of files that were pushed just now, in bytes; see
+                :class:`~storage.stripes.pushed_objects.PushedObjects`.
             small_copies_bytes: see :meth:`open`.
             keys: the master keys, if there are any.
             seals: whether to encrypt what is stored from now on.
@@ -190,6 +193,7 @@ class FileStorage(ReportingStore):
             needs_rebuild=needs_rebuild,
             runtime=runtime,
             hot_bytes=hot_bytes,
+            pushed_bytes=pushed_bytes,
             small_copies_bytes=small_copies_bytes,
             keys=keys,
             seals=seals,

@@ -376,7 +376,7 @@ def _sweep_volume(
         with context.pins.removing(stripe_of(key) for key in batch) as going:
             free = [key for key in batch if stripe_of(key) in going]
             context.pins.removals += len(free)
-            context.stripes.hot.forget(stripe_of(key) for key in free)
+            context.stripes.forget(stripe_of(key) for key in free)
             tally.shards += volume.remove(free)
         for key in free:
             tally.objects.add(stripe_of(key))

@@ -27,6 +27,7 @@ from storage.stripes.local_reads import LocalReads
 from storage.stripes.lookup import Absent, ShardLookup
 from storage.stripes.making import Making
 from storage.stripes.origins import Origins, WrittenByStore, WrittenWrongLog
+from storage.stripes.pushed_objects import PushedObjects
 from storage.stripes.quarantine import HealRequests, Quarantine
 from storage.stripes.reading import StripeReader
 from storage.stripes.recovery import Recovery, Unread
@@ -45,6 +46,7 @@ class StripeStore:
         shard_mapper: looks up shards of many stripes.
         heal_requests: called by reads to request healing.
         hot: small objects that users read lately.
+        pushed: small objects of files that were pushed just now.
         origins: knows what clients wrote.
     """
 
@@ -54,12 +56,14 @@ class StripeStore:
         runtime: Runtime,
         *,
         hot_bytes: int = 0,
+        pushed_bytes: int = 0,
         origins: Origins | None = None,
     ) -> None:
         self.origins = origins or WrittenByStore()
         told = WrittenWrongLog(runtime.monotonic_s)
         self.volumes = volumes
         self.hot = HotObjects(hot_bytes)
+        self.pushed = PushedObjects(pushed_bytes)
         self.heal_requests = HealRequests()
         self._making = Making()
         self._encoder = Encoder()
@@ -245,16 +249,22 @@ class StripeStore:
     def read_all(self, reads: Sequence[tuple[StripeKey, memoryview]]) -> None:
         """Like :meth:`read_into` for several objects. Remote stores are asked for all their shards at once.
 
-        Those that are :attr:`hot` are not read from stores.
+        Those that are :attr:`hot` or :attr:`pushed` are not read from stores.
 
         Raises:
             DataLossError: fewer than k intact shards of one of them are left.
             ShardsUnavailable: too many shards of one of them are out of reach for now.
         """
-        left = self.hot.fill(reads)
+        left = self.hot.fill(self.pushed.fill(reads))
         if left:
             self._reader.read_all(left)
             self.hot.keep(left)
+
+    def forget(self, stripes: Iterable[StripeKey]) -> None:
+        """Keep none of these objects in memory: they are being removed from the stores."""
+        gone = list(stripes)
+        self.hot.forget(gone)
+        self.pushed.forget(gone)
 
     def together(self, object_bytes: int) -> int:
         """Return how many objects of this size to pass to :meth:`read_all` at a time."""

@@ -21,6 +21,7 @@ from storage.errors import (
 from storage.formats.versions import StoredVersion, read_version
 from storage.sealing.user_keys import KeyFinder
 from storage.shards import Shard
+from storage.stripes.pushed_objects import PushedObjects
 from storage.write.pending import PendingVersion
 
 
@@ -186,6 +187,12 @@ class BatchPlan:
         """Plan to store nothing of a version, as its content already is the head, with another profile."""
         if pending.upload is not None:
             self._ended.append(pending.upload)
+
+    def keep_small(self, pushed: PushedObjects) -> None:
+        """Keep small files of the batch, which was entered, in memory. No file of it can have been deleted yet."""
+        for pending, stored, _ in self._added:
+            if pending.chunk_bytes is not None:
+                pushed.keep(pending.stripes[0], pending.chunk_bytes, stored.record.file_id)
 
     # -- the catalog -----------------------------------------------------------------------------
 

@@ -33,6 +33,13 @@ class StoredChunk(NamedTuple):
     length: int
 
 
+def lasting_bytes(target_key: UserKey | None, chunk: StoredChunk) -> BytesLike | None:
+    """Return the bytes of a chunk from :func:`stored_chunk`, if nobody can change them any more."""
+    if target_key is None and not isinstance(chunk.data, bytes):
+        return None
+    return chunk.data if len(chunk.data) == chunk.length else memoryview(chunk.data)[: chunk.length]
+
+
 class AcceptedChunk(NamedTuple):
     """A chunk that is stored: its stripe, the hash of its content, and the length of its content in bytes."""
 

@@ -182,6 +182,7 @@ class GroupCommit:
             entered = self._catalog.transact(partial(self._enter, plan))
             if entered is not None:
                 self._reserved = entered.reserved
+                plan.keep_small(self._stripes.pushed)
                 for epoch in {pending.epoch for pending in batch}:
                     self._stripes.volumes.note_committed(epoch)
                 return plan.outcomes

@@ -18,6 +18,7 @@ from storage.outcomes import PushOutcome
 from storage.shards import Shard
 from storage.submitting import submitted
 from storage.system.forks import HomeProcess
+from storage.write.chunks import lasting_bytes
 from storage.write.context import PushContext
 from storage.write.pending import PendingVersion
 from storage.write.small import inline_chunk, inline_shards, names_of, root_of_one, with_whole_head
@@ -188,6 +189,7 @@ class ManyPush:
             base=None,
             epoch=target.epoch,
             names={} if chunk is None else names_of(target, chunk),
+            chunk_bytes=None if chunk is None else lasting_bytes(target.key, chunk),
         )
 
     def _check_open(self) -> None:

@@ -12,6 +12,7 @@ from storage.errors import (
 from storage.formats.manifest import RootNode
 from storage.formats.versions import StoredVersion
 from storage.keys import StripeKey
+from storage.limits import BytesLike
 from storage.shards import Shard
 from storage.write.target import PushTarget
 
@@ -33,6 +34,7 @@ class PendingVersion:
         names: names of sealed chunks in the catalog, by their stripes.
         hashes: of the shards of chunks that a client wrote, which are not verified, by their stripes.
         taken: bytes that it adds on the volumes, without its record; None: the shards of all its chunks.
+        chunk_bytes: the bytes of its only chunk as it is stored, if they are at hand and do not change any more.
         written: yields every stripe that the version needs; None: these are ``stripes`` and those of ``shards``.
     """
 
@@ -49,6 +51,7 @@ class PendingVersion:
     hashes: Mapping[StripeKey, bytes] = field(default_factory=dict)
     taken: int | None = None
     written: Callable[[], Iterable[StripeKey]] | None = None
+    chunk_bytes: BytesLike | None = None
     _wake: threading.Lock = field(default_factory=threading.Lock)
     _woken: bool = False
     _outcome: StoredVersion | BaseException | None = None

@@ -7,7 +7,7 @@ from storage.formats.versions import StoredVersion, Version
 from storage.keys import StripeKey
 from storage.limits import BytesLike
 from storage.shards import Shard
-from storage.write.chunks import StoredChunk, reference_to, stored_chunk, stripe_to
+from storage.write.chunks import StoredChunk, lasting_bytes, reference_to, stored_chunk, stripe_to
 from storage.write.context import PushContext
 from storage.write.known import is_new, write_missing
 from storage.write.pending import PendingVersion
@@ -63,6 +63,7 @@ class SmallVersion(PendingVersion):
         if not is_new(context, chunk.stripe):
             raise MayBeStored
         self.shards = context.stripes.by_volume(chunk.stripe, _all_shards(context, chunk))
+        self.chunk_bytes = lasting_bytes(self.target.key, chunk)
 
 
 class MayBeStored(Exception):

@@ -134,8 +134,8 @@ def pool(
     cache: Annotated[
         int,
         typer.Option(
-            help="Memory for small objects that were read lately, so that they are not fetched from workers again, in "
-            "MiB; 0: none.",
+            help="Memory for small objects that were read lately or pushed just now, so that they are not fetched from "
+            "workers, in MiB; 0: none.",
             metavar="MIB",
             min=0,
         ),

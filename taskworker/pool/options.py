@@ -10,6 +10,7 @@ from taskworker.auth.authority import LIFETIME_S
 from taskworker.pool.background.auditing import AUDIT_BYTES_PER_S
 from taskworker.pool.background.collecting import COLLECT_EVERY_S
 
+_PUSHED_BYTES_MAX = 4 << 20
 _CAPACITY_MAX = 1 << 50
 
 GiveKeys = Callable[[bool], MasterKeys | None]
@@ -30,7 +31,8 @@ class PoolOptions:
         collect_every_s: seconds between collects; 0: none are scheduled.
         capacity_max: the most bytes that count of a worker's stated capacity.
         audit_bytes_per_s: rate at which audits fetch random shards from the workers; 0: no audits.
-        hot_bytes: memory for small objects that were read lately, which are then not fetched from workers again.
+        hot_bytes: memory for small objects that were read lately or pushed just now, which are then not fetched from
+            workers; 0: none are kept.
         small_copies_bytes: files up to this size, at most 64 KiB, are kept as n - k + 1 whole copies; 0: none are.
         certificates_s: how long certificates of workers are valid.
         rebuild: id of a pool whose directory is lost. A new pool takes its place, and serves no users until its catalog
@@ -61,3 +63,8 @@ class PoolOptions:
     direct: bool = True
     direct_pushes: bool = True
     owner: str = ""
+
+    @property
+    def pushed_bytes(self) -> int:
+        """The part of ``hot_bytes`` for what was pushed just now: an eighth, at most 4 MiB."""
+        return min(_PUSHED_BYTES_MAX, self.hot_bytes // 8)

@@ -24,7 +24,7 @@ from tests.simulation.meanwhile import Meanwhile
 from tests.simulation.model import Model, NothingToDo
 from tests.simulation.network import PoolCrashed
 from tests.simulation.operations import Users
-from tests.simulation.pool import GRACE_S, Cluster, simulated_keys
+from tests.simulation.pool import GRACE_S, Cluster, simulated_hot_bytes, simulated_keys
 from tests.simulation.surroundings import simulated_surroundings
 
 STEPS = 215
@@ -69,7 +69,8 @@ class Simulation:
         count = max(profile.k + 1, profile.n + self.rng.choice((-1, 0, 0, 1, 2)))
         crowd = self.rng.choice((0, 0, 0, 2, 3))
         zones, small_copies = self.rng.choice((1, 2, 3, 9)), self.rng.choice(_SMALL_COPIES)
-        self.cluster = Cluster(self.rng, profile, count, zones, crowd, small_copies, simulated_keys(seed))
+        keys, hot_bytes = simulated_keys(seed), simulated_hot_bytes(seed)
+        self.cluster = Cluster(self.rng, profile, count, zones, crowd, small_copies, keys, hot_bytes)
         self.cluster.network.punctual = False
         self.model = Model(profile, self.cluster.key_of)
         self.users = Users(self.cluster, self.model, self.rng)

@@ -41,6 +41,11 @@ def simulated_keys(seed: int) -> MasterKeys | None:
     return MasterKeys(MasterKey(rng.randbytes(32))) if rng.random() < _ENCRYPTED else None
 
 
+def simulated_hot_bytes(seed: int) -> int:
+    """Return the pool's memory for small objects of a seed. Without any, each read asks the workers."""
+    return Random(f"memory {seed}").choice((0, PoolOptions().hot_bytes))
+
+
 class Cluster:
     """A pool and its workers.
 
@@ -54,6 +59,7 @@ class Cluster:
         small_copies_bytes: files up to this size are kept as copies, from the next start of the pool on if it is
             changed.
         keys: master keys with which the pool encrypts; None: it does not encrypt.
+        hot_bytes: memory for small objects; 0: each read asks the workers.
     """
 
     def __init__(
@@ -65,9 +71,11 @@ class Cluster:
         crowd: int = 0,
         small_copies_bytes: int = 0,
         keys: MasterKeys | None = None,
+        hot_bytes: int = 0,
     ) -> None:
         self.rng = rng
         self._keys = keys
+        self._hot_bytes = hot_bytes
         self.profile = profile
         self.small_copies_bytes = small_copies_bytes
         self.clock = Clock()
@@ -133,6 +141,7 @@ class Cluster:
                 GRACE_S,
                 tranquility=0.0,
                 rebuild=rebuild,
+                hot_bytes=self._hot_bytes,
                 small_copies_bytes=self.small_copies_bytes,
                 keys=None if self._keys is None else lambda make: self._keys,
                 encrypts=True if self._keys is not None else None,
