@@ -47,7 +47,9 @@ _KINDS = {0: "-", 1: "d", 2: "l", 3: "p"}
 Folder = Annotated[str, typer.Argument(help="The folder's name.", metavar="NAME", show_default=False)]
 SnapshotId = Annotated[
     str,
-    typer.Argument(help="A snapshot: the first digits of its id, or latest.", metavar="SNAPSHOT", show_default=False),
+    typer.Argument(
+        help="The first digits of the snapshot's id (default: the newest).", metavar="SNAPSHOT", show_default=False
+    ),
 ]
 PathInside = Annotated[
     str | None, typer.Argument(help="Only this path of the snapshot.", metavar="PATH", show_default=False)
@@ -229,8 +231,13 @@ def restore(
 def diff(
     session: Session,
     folder: Folder,
-    before: SnapshotId,
-    after: SnapshotId = "latest",
+    before: Annotated[
+        str, typer.Argument(help="The earlier snapshot: the first digits of its id, or latest.", metavar="BEFORE")
+    ],
+    after: Annotated[
+        str,
+        typer.Argument(help="The later one (default: the newest).", metavar="AFTER", show_default=False),
+    ] = "latest",
 ) -> None:
     """Show what differs between two snapshots: + added, - removed, M content, T another kind, U only attributes.
 
