@@ -20,6 +20,16 @@ def differing_content(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes
     return ((index, has) for index, had, has in _differences(old, new) if plain_id(had) != plain_id(has))
 
 
+def differing_stored(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes, bool]]:
+    """Like :func:`differing_chunks`, with whether the chunk is one of :func:`differing_space`, too."""
+    are_sealed = old.root.is_sealed and new.root.is_sealed
+    return (
+        (index, has, are_sealed or plain_id(had) != plain_id(has))
+        for index, had, has in _differences(old, new)
+        if stored_id(had) != stored_id(has)
+    )
+
+
 def differing_space(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
     """(index, new reference) wherever ``new`` takes space besides that of ``old``: also for content of another key.
 

@@ -15,7 +15,7 @@ from storage.batching import batched, batched_by_size
 from storage.catalog import Catalog, CatalogTransaction, Counters, FileEntry, name_key, user_key
 from storage.catalog.port import UNKNOWN_ORIGIN
 from storage.errors import DataLossError, FormatError, KeyRequired, ShardsUnavailable
-from storage.formats.differences import differing_chunks
+from storage.formats.differences import differing_stored
 from storage.formats.manifest import plain_id, stored_id
 from storage.formats.sealed_nodes import VersionReader
 from storage.formats.versions import StoredVersion, outline
@@ -336,8 +336,8 @@ def _all_claims(files: list[_File], judge: _Judge, taken: Counter[bytes]) -> Ite
         for stored, before in zip_longest(file.chain, file.chain[1:]):
             key, is_unknown = _naming_key(stored), stored.root.is_sealed and judge.stripes.volumes.remote
             taken[file.file_id] += judge.metadata_copies * len(stored.raw)
-            for index, reference in _new_references(stored, before, judge):
-                taken[file.file_id] += shards_bytes(stored.root.profile, stored.root.chunk_length(index))
+            for index, reference, takes_space in _new_references(stored, before, judge):
+                taken[file.file_id] += takes_space * shards_bytes(stored.root.profile, stored.root.chunk_length(index))
                 name = key.name_of(plain_id(reference)) if key is not None else b""
                 yield _Claim(user, chunk_stripe(stored_id(reference), stored.root.profile), name, is_unknown)
 
@@ -474,15 +474,17 @@ def _drop(catalog: Catalog, groups: list[_Found]) -> None:
     catalog.drop_versions(catalog.transact(work), counted=True)
 
 
-def _new_references(stored: StoredVersion, before: StoredVersion | None, judge: _Judge) -> Iterator[tuple[int, bytes]]:
-    """(index, reference) of the chunks that a version does not share with the one before it."""
+def _new_references(
+    stored: StoredVersion, before: StoredVersion | None, judge: _Judge
+) -> Iterator[tuple[int, bytes, bool]]:
+    """(index, reference, whether it counts for quotas) of chunks that a version does not share with the one before."""
     root = stored.root
     try:
         manifest = judge.versions.manifest(stored)
         if before is not None and before.root.profile == root.profile and before.root.chunk_size == root.chunk_size:
-            yield from differing_chunks(judge.versions.manifest(before), manifest)
+            yield from differing_stored(judge.versions.manifest(before), manifest)
         else:
-            yield from enumerate(manifest.references())
+            yield from ((index, reference, True) for index, reference in enumerate(manifest.references()))
     except (DataLossError, FormatError):
         return  # an old version whose manifest is lost stays in the chain, without claims
     except ShardsUnavailable as error:

@@ -393,6 +393,21 @@ def test_former_versions_count_after_a_rebuild(tmp_path: Path) -> None:
         assert taken(store) == before
 
 
+def test_what_was_encrypted_later_counts_the_same_after_a_rebuild(tmp_path: Path) -> None:
+    data = os.urandom(3 * CHUNK)
+    with FileStorage.open(tmp_path / "s", profile=ErasureProfile(2, 3), chunk_size=CHUNK) as store:
+        push(store, "a", data)
+    with FileStorage.open(tmp_path / "s", key=bytes(32)) as store:
+        push(store, "a", data)
+        push(store, "a", data[:CHUNK] + bytes(CHUNK))
+        before = taken(store)
+        assert shards(4 * CHUNK) <= before <= shards(4 * CHUNK) + 3 * RECORDS
+    lose_catalog(tmp_path / "s")
+    with FileStorage.open(tmp_path / "s", key=bytes(32)) as store:
+        store.rebuild()
+        assert taken(store) == before
+
+
 def test_files_of_an_older_release_count_with_their_size(store: FileStorage) -> None:
     file_id = push(store, "a", os.urandom(2 * CHUNK))
     catalog = store._parts.catalog
