@@ -15,6 +15,7 @@ from benchmarks.cluster_processes import ClientProcess, Cluster
 from benchmarks.measure import MIB, seconds_of
 from benchmarks.plain_sockets import PlainSockets
 from benchmarks.processes import started_together
+from benchmarks.program_pools import ProgramPool, contexts_in
 from benchmarks.session import Session, human_size, settle
 from benchmarks.usage import Meter
 from benchmarks.workload import USER, Digest, RandomContent, small_content
@@ -43,12 +44,14 @@ class Rounds:
     def run(self) -> None:
         """Start the stores, and measure all rounds."""
         self._session.progress.step("starting the pools, the plain sockets and the clients")
-        with ExitStack() as stack:
+        with contexts_in(self._root / "contexts"), ExitStack() as stack:
             self._healthy, self._degraded = Cluster(self._root / "healthy"), Cluster(self._root / "degraded")
             self._engine = Cluster(self._root / "engine", module="benchmarks.engine_process")
+            self._started = ProgramPool(self._root / "started", (), joins=False)
             self._plain = PlainSockets(self._root)
             clients = [ClientProcess() for _ in range(CLIENTS)]
-            stack.enter_context(started_together([self._healthy, self._degraded, self._engine, self._plain, *clients]))
+            pools = [self._healthy, self._degraded, self._engine]
+            stack.enter_context(started_together([*pools, self._started, self._plain, *clients]))
             self._client, *_ = clients
             self._former = self._started_former(stack)
             self._survivor = self._without_workers(stack)
@@ -99,7 +102,7 @@ class Rounds:
         connected = [each.begin("connect", address=self._healthy.address) for each in clients]
         for outcome in connected:
             outcome()
-        pools = [self._healthy, *([self._former] if self._former else [])]
+        pools: list[Cluster | ProgramPool] = [self._healthy, self._started, *([self._former] if self._former else [])]
         for pool in pools:
             self._client.run("connect", address=pool.address)
             self._client.run("push", address=pool.address, name="warm-up", source=warm)
@@ -123,6 +126,7 @@ class Rounds:
         self._in_turn(
             number,
             partial(self._through_pool, self._healthy, "pool", "push", number, source=source),
+            partial(self._through_pool, self._started, "started", "push", number, source=source),
             partial(self._by_engine, "push", number, source=source),
             partial(self._by_plain_sockets, "push", lambda: self._plain.push(source)),
             lambda: self._samples.bare.push.append(seconds_of(lambda: self._bare.push(source))),
@@ -133,6 +137,7 @@ class Rounds:
         self._in_turn(
             number,
             partial(self._through_pool, self._healthy, "pool", "get", number),
+            partial(self._through_pool, self._started, "started", "get", number),
             partial(self._through_pool, self._healthy, "relayed", "get", number),
             partial(self._by_engine, "get", number),
             partial(self._by_plain_sockets, "get", self._plain.get),
@@ -150,7 +155,7 @@ class Rounds:
             step()
             settle()
 
-    def _through_pool(self, pool: Cluster, who: str, task: str, number: int, **arguments: object) -> None:
+    def _through_pool(self, pool: Cluster | ProgramPool, who: str, task: str, number: int, **arguments: object) -> None:
         """Push or get a file through a pool, and add the time and the cost."""
         meter = Meter({"client": [self._client.pid], "pool": [pool.pool_pid], "workers": pool.worker_pids})
         name = "get_relayed" if who == "relayed" else task

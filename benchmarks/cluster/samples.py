@@ -62,13 +62,15 @@ class Samples:
     engine: Series = field(default_factory=Series)
     before: Series = field(default_factory=Series)
     """A pool of another version of this repository."""
+    started: Series = field(default_factory=Series)
+    """A pool as the command starts it: encrypted, with clients that write to the workers themselves."""
     plain: Series = field(default_factory=Series)
     bare: Series = field(default_factory=Series)
     relayed: Series = field(default_factory=Series)
     """The pool, with bytes that pass through it instead of coming from the workers."""
     peers: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     costs: defaultdict[tuple[str, str], Costs] = field(default_factory=lambda: defaultdict(Costs))
-    """By store ("pool", "relayed", "plain" or "before") and task ("push" or "get")."""
+    """By store ("pool", "relayed", "started", "plain" or "before") and task ("push" or "get")."""
     alone: dict[str, list[float]] = field(default_factory=by_task)
     together: dict[str, list[float]] = field(default_factory=by_task)
     quiet: dict[str, list[float]] = field(default_factory=by_task)

@@ -202,13 +202,13 @@ def test_all_targets_are_reported(
     session = Session(tmp_path, replace(QUICK, rounds=2), RunProgress(Console(file=io.StringIO())))
     two = [1.0, 2.0]
     series, healthy = Series(two, two, two, two, two), Series(two, two)
-    samples = Samples(series, healthy, plain=series, bare=series, kill_to_whole=two)
+    samples = Samples(series, healthy, started=healthy, plain=series, bare=series, kill_to_whole=two)
     samples.alone = samples.together = samples.quiet = samples.beside = {"push": two, "get": two}
     samples.verifying = samples.trusting = {"repair": two, "move": two}
     samples.p99_ms.update(dict.fromkeys(("idle", "loaded", "stopped", "bare idle", "bare loaded"), two))
     for who in MIB_MAX:
         samples.peaks[who] = [(2.0, 1.0)]
-    for store in ("pool", "plain", *(["before"] if former else [])):
+    for store in ("pool", "started", "plain", *(["before"] if former else [])):
         for task in ("push", "get"):
             for _ in two:
                 samples.costs[store, task].add(Usage({"client": 1.0, "pool": 2.0}, 3), 1)
@@ -220,7 +220,7 @@ def test_all_targets_are_reported(
     result = result_of(session, samples, Found(peers, []))
     faster = [factor for each in peers for factor in FACTORS[each.name].values()]
     faster += [factor for each in peers for factor in ENGINE_FACTORS.get(each.name, {}).values()]
-    less = [0.5, 0.5] if former else []
+    less = [0.5] * 4 if former else []
     own = [0.8, 0.5, 0.8, 0.85, 0.75, 0.5, 0.5]
     others = [5.0, 3.0, 0.9, 0.9, 0.7, 0.7, 1.1, 1.1, 300, 150, 300, 150, 200]
     assert [target.bound for target in result.targets] == [*own, *faster, *less, *others]
