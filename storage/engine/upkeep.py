@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median_low
 
 from storage.arguments import checked
 from storage.batching import batched
 from storage.catalog.port import Catalog, DamagedSettings, Usage, user_key
+from storage.diff.manifest_diff import ManifestDiff
 from storage.engine.parts import StoreParts
 from storage.errors import InvalidArgument, StoreFull, StoreUnavailable
+from storage.formats.versions import Version
 from storage.formats.voices import agreement_quorum, voices
 from storage.keys import StripeKey
 from storage.maintenance.agreement import Agreement
@@ -22,10 +25,13 @@ from storage.maintenance.readback import ReadBack
 from storage.maintenance.rebuild import rebuild
 from storage.maintenance.repair import Watch, repair
 from storage.maintenance.scrub import scrub
+from storage.options import PushOptions
 from storage.progress import Progress
 from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport, ShredReport
 from storage.settings import with_incomplete
 from storage.shards import ShardStore
+from storage.write import revising
+from storage.write.upload import Upload
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +102,58 @@ class Upkeep:
         return self.keys.shred(
             lambda key_ids: living_secrets(self._catalog, key_ids), self._commits.paused, self._lineage.check_current
         )
+
+    def encrypt_head(self, file_id: str, user_id: str) -> None:
+        """Give a file whose head is not encrypted a new version that is, with the same content, note and attributes.
+
+        It is stored even if the owner takes more than the quota then, as it is not the owner who wants it.
+
+        Raises:
+            ConflictError: somebody else changed the file meanwhile.
+            FileNotFound, VersionNotFound: the file is gone.
+            StorageError: it cannot be read, or nothing can be stored now.
+        """
+        parts = self._parts
+        parts.check_writable()
+        head = parts.files.version(file_id, user_id, None).public()
+        filename, base = parts.files.base(file_id, user_id, head.version_id)
+        profile = parts.copies.profile_after(base.root.profile, base.root.size, base.root.size)
+        self._volumes.require_writable(profile)
+        options = PushOptions(
+            filename,
+            user_id,
+            time_ms=head.time_ms,
+            note=head.note,
+            sha256=head.sha256,
+            attributes=head.attributes or None,
+        )
+        target = parts.target(options, profile, base.root.chunk_size, seals=True)
+        same = ManifestDiff(head.version_id, head.size, head.chunk_size, ())
+        revising.revise(parts.pushing, replace(target, may_exceed_quota=True), base, same, parts.load_node, None)
+
+    def replace_content(self, head: Version, content: bytes) -> None:
+        """Give a file a new version with other content, if ``head`` is its newest one; notes and attributes stay.
+
+        It is stored even if the owner takes more than the quota then; see :meth:`encrypt_head`.
+
+        Raises:
+            ConflictError: somebody else changed the file meanwhile.
+            FileNotFound: the file is gone.
+            StorageError: nothing can be stored now.
+        """
+        parts = self._parts
+        parts.check_writable()
+        options = PushOptions(
+            head.filename,
+            head.user_id,
+            note=head.note,
+            attributes=head.attributes or None,
+            if_head=head.version_id,
+        )
+        target = replace(parts.push_target(options), may_exceed_quota=True)
+        with Upload(parts.pushing, target) as upload:
+            upload.write(content)
+            upload.commit()
 
     def drop_plain(self, is_of: Callable[[str], bool], pace: Callable[[float], None]) -> int:
         """Delete the versions that are not encrypted of files whose heads are; return how many there were.

@@ -268,7 +268,7 @@ class GroupCommit:
         plan.sequence = self._next_sequence(plan.sequence, self._reserved - BATCH_MAX)
         stored = self._seal(pending, file_id, entry, identifier, root_raw, plan)
         taken = len(stored.raw) * self._copies + (root_bytes(pending.root) if pending.taken is None else pending.taken)
-        self._quotas.check(pending.target.user_id, plan.usage(pending), Usage(int(entry is None), taken))
+        self._quotas.check(pending.target, plan.usage(pending), Usage(int(entry is None), taken))
         plan.add(pending, stored, entry, taken)
         plan.add_shards(pending.shards)
         stripe = metadata_stripe(Kind.VERSION, stored.version_id, self._copies)

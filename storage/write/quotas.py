@@ -126,7 +126,7 @@ class Quotas:
         """
         payer = self._payer(target)
         user = user_key(payer.encode())
-        quota = self.policy.quota_of(payer)
+        quota = NO_QUOTA if target.may_exceed_quota else self.policy.quota_of(payer)
         used = 0 if quota.bytes is None else self._committed(payer, self._catalog.usage(user))
         with self._lock:
             if quota.bytes is not None:
@@ -231,18 +231,19 @@ class Quotas:
         if committed and (waited := self._uploads.resumed(target.user, target.name)):
             self.left(target.user, waited)  # whether the version has it, a collect finds out
 
-    def check(self, user_id: str, usage: Usage, added: Usage) -> None:
+    def check(self, target: PushTarget, usage: Usage, added: Usage) -> None:
         """Check whether a version may be committed.
 
         Args:
-            user_id: whose it is.
-            usage: what the user's files take.
+            target: what it is of.
+            usage: what the owner's files take.
             added: what the version adds.
 
         Raises:
             QuotaExceeded: it is too much.
         """
-        quota = self.policy.quota_of(user_id)
+        user_id = target.user_id
+        quota = NO_QUOTA if target.may_exceed_quota else self.policy.quota_of(user_id)
         if quota.bytes is not None:
             used = self._committed(user_id, usage)
             with self._lock:

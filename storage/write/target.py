@@ -38,6 +38,7 @@ class PushTarget:
         condition: what must be so at the commit; None: nothing.
         attributes: of the version, by name; None: none, and a head with the same content keeps its own.
         key: the owner's key, with which the file is sealed; None: it is not sealed.
+        may_exceed_quota: whether it is stored even if the owner takes more than the quota then.
     """
 
     user_id: str
@@ -55,6 +56,7 @@ class PushTarget:
     key: UserKey | None = None
     attributes: Pairs | None = None
     condition: Condition | None = None
+    may_exceed_quota: bool = False
 
     @property
     def transform(self) -> int:

@@ -11,9 +11,10 @@ import pytest
 
 from storage import ErasureProfile, FileStorage
 from storage.catalog import user_key
-from storage.errors import InvalidArgument, StorageError
+from storage.errors import InvalidArgument, QuotaExceeded, StorageError
 from storage.maintenance.plain_versions import heads
 from storage.sealing.master_keys import MasterKey, MasterKeys
+from storage.write.quotas import Quota
 from taskworker.folders.entries import Entry, Kind, decode_listing, encode_listing
 from tests.simulation.catalog import Database
 from tests.simulation.pool import Cluster
@@ -116,12 +117,20 @@ def test_listings_name_the_new_versions_wherever_the_pool_was_killed(cluster: Cl
     encrypt_from_now_on(cluster)
     work, steps = cluster.pool.encrypting, iter(range(killed_at))
 
-    class KilledAt:
-        """A store that ends everything before one of its writes."""
+    class UpkeepKilledAt:
+        """The upkeep of a store that ends everything before one of its writes."""
 
         def __getattr__(self, name: str) -> object:
-            if name in ("revise", "push") and next(steps, None) is None:
+            if name in ("encrypt_head", "replace_content") and next(steps, None) is None:
                 raise KeyboardInterrupt
+            return getattr(cluster.pool.store.upkeep, name)
+
+    class KilledAt:
+        """The store with this upkeep."""
+
+        upkeep = UpkeepKilledAt()
+
+        def __getattr__(self, name: str) -> object:
             return getattr(cluster.pool.store, name)
 
     work._store = cast("FileStorage", KilledAt())
@@ -168,6 +177,28 @@ def test_what_was_dropped_counts_no_more(cluster: Cluster) -> None:
     cluster.pool.store.collect(grace_s=0)
     once = taken(cluster, "bob")
     assert 3 * once <= taken(cluster, USER) <= 3 * once + 9_000  # records count, too
+
+
+def test_a_quota_that_is_nearly_used_up_keeps_nothing_from_being_encrypted(cluster: Cluster) -> None:
+    sizes = (10, 5_000, 300_000, 400_000)
+    store = cluster.pool.store
+    pushed = [store.push(PLANTED + bytes(size), filename=f"{size}", user_id=USER) for size in sizes]
+    entries = [Entry(b"", Kind.DIRECTORY, 0o755, 1, 2, 3, 4, 5)]
+    in_folder = store.push(PLANTED, filename="folder/file", user_id=USER)
+    entries.append(
+        Entry(b"file", Kind.FILE, 0o600, 7, 8, 9, 10, 11, 16, content=(bytes.fromhex(in_folder.version_id),))
+    )
+    store.push(encode_listing(entries), filename="folder/", user_id=USER)
+    full = Quota(bytes=taken(cluster, USER) + 1)
+    encrypt_from_now_on(cluster)
+    store = cluster.pool.store
+    store.upkeep.policy.quota_of = lambda _user: full
+    dropped(cluster)
+    assert cluster.pool.encrypting.views()[0].note.startswith("encrypted 6 files, and dropped 6 earlier versions")
+    for size, version in zip(sizes, pushed, strict=True):
+        assert store.get(version.file_id, user_id=USER) == PLANTED + bytes(size)
+    with pytest.raises(QuotaExceeded):
+        store.push(Random(1).randbytes(300_000), filename="more", user_id=USER)
 
 
 def test_a_file_whose_earlier_versions_were_dropped_can_be_deleted_by_version(cluster: Cluster) -> None:

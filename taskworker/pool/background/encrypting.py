@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from storage import FileStorage, ManifestDiff
+from storage import FileStorage
 from storage.catalog import Catalog
 from storage.errors import (
     ConflictError,
     DataLossError,
     FileNotFound,
     InvalidArgument,
-    QuotaExceeded,
     ShardsUnavailable,
     StorageError,
     VersionNotFound,
@@ -30,7 +29,7 @@ _RETRY_S = 300.0
 _RETRY_SOON_S = 15.0  # if nothing can be written now, for example as the workers of a pool that started are not back
 MoveLinks = Callable[[Callable[[str, str, str], str | None]], None]
 """Has links show other versions: told what returns, by user, file and version, the version that takes its place."""
-_OF_ONE_FILE = (DataLossError, ShardsUnavailable, QuotaExceeded)
+_OF_ONE_FILE = (DataLossError, ShardsUnavailable)
 
 
 class Encrypting:
@@ -151,17 +150,7 @@ class Encrypting:
     def _encrypt(self, head: FoundHead) -> bool:
         """Give a file a new version with the same content; False: somebody else changed it meanwhile."""
         try:
-            version = self._store.stat(head.file_id, user_id=head.user_id)
-            same = ManifestDiff(version.version_id, version.size, version.chunk_size, ())
-            self._store.revise(
-                head.file_id,
-                same,
-                user_id=head.user_id,
-                sha256=version.sha256,
-                time_ms=version.time_ms,
-                note=version.note,
-                attributes=version.attributes or None,
-            )
+            self._store.upkeep.encrypt_head(head.file_id, head.user_id)
         except (ConflictError, FileNotFound, VersionNotFound):
             return False  # a new head is encrypted
         return True

@@ -79,14 +79,7 @@ class ListingsToRenew:
             if found is not None:
                 became[entry.content[0].hex()] = found
         if became:
-            self.store.push(
-                with_new_versions(became)(data),
-                filename=listing.filename,
-                user_id=head.user_id,
-                note=listing.note,
-                attributes=listing.attributes or None,
-                if_head=listing.version_id,
-            )
+            self.store.upkeep.replace_content(listing, with_new_versions(became)(data))
 
     def _successor_of(self, entry: Entry, listing: Version) -> str | None:
         """The version that took the place of a listed one; None: the listed one is the newest, or outdated."""
