@@ -153,6 +153,7 @@ class Cluster:
         joins: whether workers join with tokens, and so have certificates.
 
     Attributes:
+        options: of the pool when it is started again.
         tree: of processes that are started from now on.
     """
 
@@ -175,7 +176,7 @@ class Cluster:
         self.grace_s = grace_s
         self._tranquility = tranquility
         self._pool_module = pool_module
-        self._options = (*options, "--join", f"{host}:0") if joins else options
+        self.options = (*options, "--join", f"{host}:0") if joins else options
         self._joins = joins
         self.tree = tree
         self.pool_process = self._start_pool(f"{host}:0")
@@ -189,7 +190,7 @@ class Cluster:
     def _start_pool(self, listen: str) -> Process:
         home = str(self.directory / "pool")
         arguments = ["pool", "--dir", home, "--listen", listen, "--grace", str(self.grace_s)]
-        arguments += ["--tranquility", str(self._tranquility), *self._options]
+        arguments += ["--tranquility", str(self._tranquility), *self.options]
         return Process(arguments, self.directory / "pool.log", self._pool_module, tree=self.tree)
 
     def start_worker(self, name: str, *more: str, module: str = "taskworker") -> Process:

@@ -248,7 +248,7 @@ def test_background_work_is_seen_and_outlasts_the_pool(tmp_path: Path) -> None:
         cluster.await_survivable(2)
         before = cluster.status()
         cluster.pool_process.kill()
-        cluster._options = ()  # daily from now on
+        cluster.options = ()  # daily from now on
         cluster.restart_pool()
         after = cluster.await_status(lambda status: True)
         for name in ("repair", "collect"):
@@ -276,7 +276,7 @@ def test_a_pool_whose_directory_is_lost_is_rebuilt_from_its_workers(cluster: Clu
     key = shutil.move(cluster.directory / "pool" / "master.key", cluster.directory / "kept.key")
     shutil.rmtree(cluster.directory / "pool")
 
-    cluster._options = ("--rebuild", former, "--master-key", str(key))
+    cluster.options = ("--rebuild", former, "--master-key", str(key))
     cluster.restart_pool()
     cluster.await_status(lambda status: sum(worker.share > 0 for worker in status.workers) == 6)
     assert cluster.status().pool_id == former
@@ -320,7 +320,7 @@ def test_what_cannot_be_rebuilt(tmp_path: Path, options: tuple[str, ...], text: 
         cluster.pool_process.kill()
         if "nonsense" in options:
             shutil.rmtree(cluster.directory / "pool")
-        cluster._options = options
+        cluster.options = options
         with pytest.raises(AssertionError, match=text):
             cluster.restart_pool()
 
@@ -331,7 +331,7 @@ def test_a_rebuilt_pool_must_be_as_the_former_one(tmp_path: Path) -> None:
         cluster.pool_process.kill()
         cluster.workers["w0"].kill()
         shutil.rmtree(cluster.directory / "pool")
-        cluster._options = ("--rebuild", former)
+        cluster.options = ("--rebuild", former)
         cluster.restart_pool()
         with pytest.raises(AssertionError, match=r"is of a 2-of-3 pool; .* start it with --k 2 --n 3"):
             cluster.start_worker("w0")

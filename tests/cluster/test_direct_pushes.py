@@ -123,7 +123,7 @@ def test_a_pool_that_writes_to_workers_itself_from_now_on_fails_no_push(
 ) -> None:
     client.push(noise(4, 9 * MIB), filename="before", user_id="ann")
     cluster.pool_process.stop()
-    cluster._options = (*OPTIONS, "--no-direct-pushes")
+    cluster.options = (*OPTIONS, "--no-direct-pushes")
     cluster.restart_pool()
     cluster.await_status(lambda status: sum(worker.state == "alive" for worker in status.workers) == 5)
     pages = Pages(monkeypatch)
@@ -131,7 +131,7 @@ def test_a_pool_that_writes_to_workers_itself_from_now_on_fails_no_push(
     assert not pages.chunks
     assert bytes(client.get(version.file_id, user_id="ann")) == noise(5)
     cluster.pool_process.stop()
-    cluster._options = OPTIONS
+    cluster.options = OPTIONS
     cluster.restart_pool()
     cluster.await_status(lambda status: sum(worker.state == "alive" for worker in status.workers) == 5)
 

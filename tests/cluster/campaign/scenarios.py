@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.cluster.campaign.alerts import alerts
+from tests.cluster.campaign.combinations import combinations
 from tests.cluster.campaign.floods import floods
 from tests.cluster.campaign.grow import grow
 from tests.cluster.campaign.hosts import hosts
@@ -45,6 +46,9 @@ SCENARIOS = {
     ),
     "floods": Scenario(
         floods, 15, "a user floods the pool in four ways; others' calls are timed for N seconds in each"
+    ),
+    "combinations": Scenario(
+        combinations, 20, "all calls, upkeep and kills in random order, held against a model after each of N rounds"
     ),
     "alerts": Scenario(alerts, 1, "the causes of 15 alerts are made and undone, N times; Prometheus tells"),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
