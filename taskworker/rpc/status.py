@@ -288,7 +288,7 @@ def _from_code(code: grpc.StatusCode, text: str, metadata: Mapping[str, str | by
             return ServerNotTrusted(problem)
         return StorageUnavailable(
             f"no TaskWorker server answers at {address} ({_cause(text)}); "
-            "check the address, or start one there with `taskworker up`, `pool` or `serve`"
+            "check the address, or start one there with `taskworker up`, `taskworker pool` or `taskworker serve`"
         )
     if code is grpc.StatusCode.CANCELLED and text == _CUT_OFF:
         return StorageUnavailable(
