@@ -21,6 +21,13 @@ from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.upgrade import upgrade
 
 
+def _s3_combinations(run: Run) -> None:
+    """The only scenario that needs boto3, which not every environment has."""
+    from tests.cluster.campaign.s3_combinations import s3_combinations
+
+    s3_combinations(run)
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A scenario: what it shows, how many rounds it takes by default."""
@@ -49,6 +56,9 @@ SCENARIOS = {
     ),
     "combinations": Scenario(
         combinations, 20, "all calls, upkeep and kills in random order, held against a model after each of N rounds"
+    ),
+    "s3-combinations": Scenario(
+        _s3_combinations, 10, "S3 calls and kills in random order, held against a model after each of N rounds"
     ),
     "alerts": Scenario(alerts, 1, "the causes of 15 alerts are made and undone, N times; Prometheus tells"),
     "million": Scenario(million, 10, "a pool with N times 100,000 chunks: its memory, status and repair"),
