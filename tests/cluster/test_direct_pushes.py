@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import signal
@@ -35,7 +34,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 0)  # however busy this machine is
-        patch.setattr(pace, "_FAR_S", math.inf)
         yield running
 
 

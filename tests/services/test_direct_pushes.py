@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import io
-import math
 import random
 import threading
 import time
@@ -89,7 +88,6 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushing]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setattr(pace, "_WORTHWHILE_BYTES_PER_S", 0)  # however busy this machine is
-        patch.setattr(pace, "_FAR_S", math.inf)
         stand = Pushing(tmp_path_factory.mktemp("stand"))
         yield stand
         stand.close()
@@ -662,14 +660,10 @@ def refusing_every_third(monkeypatch: pytest.MonkeyPatch) -> None:
     write = DirectWrites.write
 
     def partly(
-        self: DirectWrites,
-        places: Places,
-        chunks: Sequence[SealedChunk],
-        pool_s: float,
-        is_given_up: Callable[[], bool],
+        self: DirectWrites, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]
     ) -> list[bool]:
         placed = [None if at % 3 == 1 else row for at, row in enumerate(places.placed)]
-        return write(self, places._replace(placed=placed), chunks, pool_s, is_given_up)
+        return write(self, places._replace(placed=placed), chunks, is_given_up)
 
     monkeypatch.setattr(DirectWrites, "write", partly)
 
@@ -690,11 +684,7 @@ def test_nothing_is_written_any_more_once_the_time_of_a_push_is_over(
     has_ended = threading.Event()
 
     def stuck(
-        self: DirectWrites,
-        _places: Places,
-        chunks: Sequence[SealedChunk],
-        _pool_s: float,
-        is_given_up: Callable[[], bool],
+        self: DirectWrites, _places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]
     ) -> list[bool]:
         for _ in range(600):
             if is_given_up():
@@ -772,48 +762,6 @@ def test_what_a_push_that_is_too_slow_has_not_written_goes_through_the_pool(
     assert stand.unverified - before == 3
 
 
-@pytest.mark.parametrize(("times_farther", "is_far"), [(0.0, True), (1e6, False)])
-def test_nothing_is_written_to_workers_that_are_much_farther_away_than_the_pool(
-    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch, times_farther: float, *, is_far: bool
-) -> None:
-    begin_put, sent = TicketedVolume.begin_put, list[Shard]()
-
-    def begin(self: TicketedVolume, ticket: bytes, shards: Sequence[Shard], *rest: Any) -> Putting:
-        sent.extend(shards)
-        if not shards:
-            return FarPutting(begin_put(self, ticket, shards, *rest))
-        return begin_put(self, ticket, shards, *rest)
-
-    monkeypatch.setattr(TicketedVolume, "begin_put", begin)
-    monkeypatch.setattr(pace, "_FAR_S", 0.05)
-    monkeypatch.setattr(pace, "_TIMES_FARTHER", times_farther)
-    before, data = stand.unverified, noise(33 + is_far)  # nobody writes chunks that are there
-    assert content_of(ann, ann.push(data, user_id="ann", filename="distant", chunk_size=CHUNK)) == data
-    assert (stand.unverified == before) is is_far
-    assert (not sent) is is_far
-    ann.push(noise(36 + is_far), user_id="ann", filename="distant", chunk_size=CHUNK)
-    assert (not sent) is is_far
-
-
-class FarPutting(Putting):
-    """One whose answer takes long."""
-
-    def __init__(self, putting: Putting) -> None:
-        self._putting = putting
-        self._there_s = time.monotonic() + 0.15
-
-    def wait(self, within_s: float = -1) -> bool:
-        left_s = max(0.0, self._there_s - time.monotonic())
-        if 0 <= within_s < left_s:
-            time.sleep(within_s)
-            return False
-        time.sleep(left_s)
-        return self._putting.wait(within_s)
-
-    def cancel(self) -> None:
-        self._putting.cancel()
-
-
 @pytest.mark.parametrize(("took_s", "is_slow"), [(1.0, False), (4.0, True)])
 def test_only_the_time_in_which_something_is_written_counts(
     monkeypatch: pytest.MonkeyPatch, took_s: float, *, is_slow: bool
@@ -848,7 +796,7 @@ def test_over_a_slow_link_a_client_writes_to_workers_less_often_each_time(monkey
         writes = DirectWrites(TicketedFleet(never_connected, threads), lambda: now_s[0])
         for _ in range(4):
             while writes.may_write():
-                assert writes.write(Places([], [], b"", b""), [chunk], 0.0, lambda: False) == [True]
+                assert writes.write(Places([], [], b"", b""), [chunk], lambda: False) == [True]
             paused_s.append(pause_of(writes, now_s))
         writes.close()
     assert paused_s == [60, 120, 240, 480]

@@ -12,19 +12,6 @@ from storage.limits import MIB
 _WORTHWHILE_BYTES_PER_S = 8 * MIB
 _JUDGED_BYTES = 24 * MIB
 _HOPELESS_S_MIN = 3.0  # new connections to distant workers take a while to become fast
-# A push that writes to workers waits for them three times more often than the pool does, over new connections.
-_FAR_S = 0.05
-_TIMES_FARTHER = 5.0
-
-
-def is_far(workers_s: float, pool_s: float) -> bool:
-    """Whether workers are so much farther away than the pool that it is faster to push through the pool.
-
-    Args:
-        workers_s: how long a worker took to answer something small.
-        pool_s: how long the pool did.
-    """
-    return workers_s >= max(_FAR_S, _TIMES_FARTHER * pool_s)
 
 
 class Pace:
@@ -58,12 +45,8 @@ class Pace:
             busy_s = self._busy_s + (self._clock_s() - self._since_s if self._writing else 0.0)
             return busy_s >= _HOPELESS_S_MIN and self._bytes + self._begun_bytes < _WORTHWHILE_BYTES_PER_S * busy_s
 
-    def end(self, size: int, *, is_tried: bool = True) -> bool | None:
+    def end(self, size: int) -> bool | None:
         """Shards of so many bytes were written, or not taken.
-
-        Args:
-            size: as given to :meth:`begin`.
-            is_tried: whether any of them was sent.
 
         Returns:
             Whether all has been fast enough lately; None: that is not known yet.
@@ -71,7 +54,7 @@ class Pace:
         with self._lock:
             self._writing -= 1
             self._begun_bytes -= size
-            self._bytes += size if is_tried else 0
+            self._bytes += size
             now_s = self._clock_s()
             self._busy_s += now_s - self._since_s
             self._since_s = now_s

@@ -165,11 +165,9 @@ class DirectPush:
         prepare = store_pb2.PrepareChunksRequest(
             user_id=push.user_id, push_id=push.push_id, plain_ids=b"".join(plain_ids)
         )
-        began_s = self._writes.now_s()
         prepared = preparation_of(
             self._channel.unary(store.PrepareChunks, prepare, self._deadline, self._scope), len(contents)
         )
-        pool_s = self._writes.now_s() - began_s
         keys = [ChunkKey(prepared.epoch, key) for key in prepared.keys]
         chunks = self._writes.sealed(contents, plain_ids, keys, prepared.profile)
         place = store_pb2.PlaceChunksRequest(
@@ -187,7 +185,7 @@ class DirectPush:
         )
         if not places.ticket:
             return None
-        self._writes.write(places, chunks, pool_s, self._given_up.is_set)
+        self._writes.write(places, chunks, self._given_up.is_set)
         # Also those that are not known to be there, so that the pool need not wait for them.
         placed = [None if row is None else chunk.stored_id for chunk, row in zip(chunks, places.placed, strict=True)]
         there = [one for one in placed if one is not None]

@@ -22,7 +22,7 @@ from storage.stripes.stripes import chunk_stripe
 from storage.submitting import submitted
 from storage.system.forks import HomeProcess
 from taskworker.client.direct.fleet import TicketedFleet
-from taskworker.client.direct.pace import Pace, is_far
+from taskworker.client.direct.pace import Pace
 from taskworker.client.direct.pauses import Pauses
 from taskworker.client.direct.places import ChunkKey, Places
 from taskworker.transport.ticketed_volume import Putting, TicketedVolume
@@ -148,54 +148,32 @@ class DirectWrites:
             for space, content, plain_id, key in zip(spaces, contents, plain_ids, keys, strict=False)
         ]
 
-    def now_s(self) -> float:
-        """The time by the client's clock, in seconds."""
-        return self._clock_s()
-
-    def write(
-        self, places: Places, chunks: Sequence[SealedChunk], pool_s: float, is_given_up: Callable[[], bool]
-    ) -> list[bool]:
+    def write(self, places: Places, chunks: Sequence[SealedChunk], is_given_up: Callable[[], bool]) -> list[bool]:
         """Write chunks to their places; return for each whether all workers took it.
 
         If that is slower than through the pool, this is noted as a failure, and as a success if it is not. Nothing more
-        is written as soon as it is certain, and nothing at all if the workers are much farther away than the pool.
-
-        Args:
-            places: where to write.
-            chunks: what to write.
-            pool_s: how long the pool took to answer something small.
-            is_given_up: whether the push has ended.
+        is written as soon as it is certain.
         """
         size = sum(len(shard.payload) for chunk in chunks for shard in chunk.shards)
         self._pace.begin(size)
-        done: list[bool] | None = []
         try:
-            done = self._write(places, chunks, size, pool_s, is_given_up)
+            return self._write(places, chunks, size, is_given_up)
         finally:
-            is_fast = self._pace.end(size, is_tried=done is not None)
-            if done is None or is_fast is False:
-                self.note_failed()
-            elif is_fast:
+            is_fast = self._pace.end(size)
+            if is_fast:
                 self._failed.note_worked(None)
-        return [False] * len(chunks) if done is None else done
+            elif is_fast is not None:
+                self.note_failed()
 
     def _write(
-        self,
-        places: Places,
-        chunks: Sequence[SealedChunk],
-        size: int,
-        pool_s: float,
-        is_given_up: Callable[[], bool],
-    ) -> list[bool] | None:
-        """See :meth:`write`; None: the workers are too far away."""
+        self, places: Places, chunks: Sequence[SealedChunk], size: int, is_given_up: Callable[[], bool]
+    ) -> list[bool]:
         until_s = self._clock_s() + _PATIENCE_S + size / _BYTES_PER_S_MIN
 
         def left_s() -> float:
             return 0.0 if is_given_up() else until_s - self._clock_s()
 
         sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow, self._clock_s)
-        if not sending.introduce(pool_s):
-            return None
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
@@ -234,24 +212,12 @@ class _Sending:
         self._workers: list[tuple[int, TicketedVolume] | None] = [
             (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
-
-    def introduce(self, pool_s: float) -> bool:
-        """Show all workers the ticket; return False if they are too far away. Call it before anything else.
-
-        Workers take nothing large on a connection on which they have seen no ticket.
-        """
-        began_s, workers = self._clock_s(), range(len(self._workers))
-        begun = {at: putting for at in workers if (putting := self._put(at, [])) is not None}
-        answer_s = self._answered_after(begun, began_s)
-        if answer_s is not None and is_far(answer_s, pool_s):
-            for putting in begun.values():
-                putting.cancel()
-            return False
-        self._ended(_Begun(began_s, begun))
-        for at in workers:
+        # Workers take nothing large on a connection on which they have seen no ticket.
+        begun = {at: putting for at in range(len(slots)) if (putting := self._put(at, [])) is not None}
+        self._ended(_Begun(clock_s(), begun))
+        for at in range(len(slots)):
             if at not in begun:
                 self._workers[at] = None
-        return True
 
     def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
         wait(futures, max(0.0, min(within_s, self._left_s())))
@@ -276,14 +242,6 @@ class _Sending:
             if (worker := self._workers[at]) is not None:
                 self._slow.note_worked(worker[0])
         return True
-
-    def _answered_after(self, puttings: dict[int, Putting], began_s: float) -> float | None:
-        """Wait for one of the workers; return how long it took, or has taken so far if no other has answered."""
-        for number, (at, putting) in enumerate(puttings.items()):
-            taken = self._has_taken(at, putting, min(_LOOK_S, self._left_s()) if number == 0 else 0.0)
-            if taken is not None:
-                return self._clock_s() - began_s if taken and number == 0 else None
-        return self._clock_s() - began_s if puttings else None
 
     def _ended(self, begun: _Begun) -> bool:
         waiting, is_whole, many = dict(begun.puttings), True, len(begun.puttings)
