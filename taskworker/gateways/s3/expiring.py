@@ -21,7 +21,8 @@ from taskworker.gateways.s3.buckets import check_undamaged, read_settings
 from taskworker.gateways.s3.errors import S3Error
 from taskworker.gateways.s3.lifecycle_passes import BucketPass, Expired, pages_below
 from taskworker.gateways.s3.lifecycle_rules import enabled
-from taskworker.gateways.s3.names import OWN, SETTINGS, is_bucket
+from taskworker.gateways.s3.names import OWN, PARTS, SETTINGS, is_bucket
+from taskworker.gateways.s3.stray_parts import remove_stray_parts
 
 _log = logging.getLogger(__name__)
 INTERVAL_S = 3600.0
@@ -70,8 +71,8 @@ class Lifecycles:
             _log.warning("lifecycle rules were not applied to all buckets: %s", error)
         if told != Expired():
             _log.info(
-                "lifecycle rules: %d objects expired; %d former versions, %d markers and %d uploads deleted",
-                *(told.objects, told.versions, told.markers, told.uploads),
+                "lifecycle rules: %d objects expired; %d former versions, %d markers, %d uploads and %d parts deleted",
+                *(told.objects, told.versions, told.markers, told.uploads, told.parts),
             )
         return told
 
@@ -224,6 +225,10 @@ class _AccountPass:
                     return
                 if is_bucket(name) and name not in self._done:
                     yield from self._bucket_steps(name)
+        if PARTS not in self._done:
+            now_ms = lambda: self._clock.now_ms(self._account)  # noqa: E731
+            yield from remove_stray_parts(self._by, now_ms, self._told, self._stopped)
+            self._done.add(PARTS)
 
     def _bucket_steps(self, name: str) -> Iterator[None]:
         """Of a bucket, which counts as done if it fails, but not if this key is not for it: another one may be."""

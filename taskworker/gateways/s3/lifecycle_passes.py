@@ -39,12 +39,14 @@ class Expired:
         versions: former versions that were deleted.
         markers: delete markers that hid nothing.
         uploads: that were aborted.
+        parts: of uploads that had ended, which were deleted.
     """
 
     objects: int = 0
     versions: int = 0
     markers: int = 0
     uploads: int = 0
+    parts: int = 0
 
 
 @dataclass(slots=True)

@@ -78,7 +78,14 @@ def lock_name(bucket: str, version_id: str) -> str:
 
 def uploads_prefix(bucket: str) -> str:
     """What the names of a bucket's unfinished multipart uploads begin with."""
-    return f"{OWN}uploads/{bucket}/"
+    return f"{UPLOADS}{bucket}/"
+
+
+UPLOADS = f"{OWN}uploads/"
+"""What the names of all unfinished multipart uploads begin with."""
+
+PARTS = f"{OWN}parts/"
+"""What the names of all parts begin with."""
 
 
 def upload_name(bucket: str, upload_id: str) -> str:
@@ -87,9 +94,14 @@ def upload_name(bucket: str, upload_id: str) -> str:
     Raises:
         S3Error: there can be no upload with such an id.
     """
-    if not _UPLOAD_ID.fullmatch(upload_id):
+    if not is_upload_id(upload_id):
         raise no_upload(upload_id)
     return f"{uploads_prefix(bucket)}{upload_id}"
+
+
+def is_upload_id(text: str) -> bool:
+    """Whether there can be a multipart upload with such an id."""
+    return _UPLOAD_ID.fullmatch(text) is not None
 
 
 def no_upload(upload_id: str) -> S3Error:
@@ -99,7 +111,7 @@ def no_upload(upload_id: str) -> S3Error:
 
 def parts_prefix(upload_id: str) -> str:
     """What the names of an upload's parts begin with."""
-    return f"{OWN}parts/{upload_id}/"
+    return f"{PARTS}{upload_id}/"
 
 
 def part_name(upload_id: str, number: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskworker.client import Client
-from taskworker.gateways.s3 import lifecycle_passes
+from taskworker.gateways.s3 import lifecycle_passes, stray_parts
 from taskworker.gateways.s3.lifecycle_passes import Expired
 from taskworker.gateways.s3.lifecycle_rules import after_days, enabled
 from taskworker.gateways.s3.names import settings_name
@@ -291,6 +291,41 @@ def test_uploads_that_are_not_completed_are_aborted(
     client = next(accounts.every()).client
     assert client.list_files(user_id=OTHER_USER, prefix=f".s3/parts/{ids['a']}/") == []
     assert len(client.list_files(user_id=OTHER_USER, prefix=f".s3/parts/{ids['b']}/")) == 1
+
+
+def test_parts_are_removed_whose_upload_has_ended(
+    s3: Any, new_bucket: NewBucket, apply: Apply, accounts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stray_parts, "PAGE", 2)
+    monkeypatch.setattr(stray_parts, "_UPLOADS_MAX", 2)
+    monkeypatch.setattr(lifecycle_passes, "PAGE", 2)
+    client = next(accounts.every()).client
+    going: dict[str, str] = {}
+    ended: list[str] = []
+    for bucket in (new_bucket(), new_bucket()):
+        for key in ("a", "b", "c"):
+            upload_id = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+            for number in (1, 2, 3):
+                s3.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=b"part")
+            if key == "b":
+                going[upload_id] = bucket
+            else:  # as after a gateway that was killed once it had stored parts of an upload that ended meanwhile
+                (begun,) = client.list_files(user_id=OTHER_USER, prefix=f".s3/uploads/{bucket}/{upload_id}")
+                client.delete(begun.file_id, user_id=OTHER_USER)
+                ended.append(upload_id)
+    others = [".s3/parts/what", ".s3/parts/what/else", f".s3/parts/{next(iter(going))}/~~"]
+    for name in others:
+        client.push(b"of nobody", user_id=OTHER_USER, filename=name)
+    assert apply(0.9) == Expired()
+    assert apply(1.1) == Expired(parts=3 * len(ended))
+    assert not any(client.list_files(user_id=OTHER_USER, prefix=f".s3/parts/{upload_id}/") for upload_id in ended)
+    assert all(client.find(name, user_id=OTHER_USER) is not None for name in others)
+    assert apply(1.1) == Expired()
+    for name in others:
+        client.delete(client.find(name, user_id=OTHER_USER).file_id, user_id=OTHER_USER)
+    for upload_id, bucket in going.items():
+        assert len(s3.list_parts(Bucket=bucket, Key="b", UploadId=upload_id)["Parts"]) == 3
+        s3.abort_multipart_upload(Bucket=bucket, Key="b", UploadId=upload_id)
 
 
 def test_a_pass_of_many_pages_that_is_ended_half_way(
