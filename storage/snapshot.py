@@ -110,7 +110,7 @@ def _end(path: Path) -> None:
     def work(txn: CatalogTransaction) -> None:
         txn.set_counters(msgspec.structs.replace(txn.counters(), closed=True))
 
-    catalog = LmdbCatalog(path)
+    catalog = LmdbCatalog(path, spare_bytes=0)
     try:
         catalog.transact(work)
     finally:

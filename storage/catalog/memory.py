@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from storage.catalog.table_catalog import TableCatalog
@@ -132,6 +133,9 @@ class MemoryTables:
                 continue
             if transaction.commit():
                 return outcome
+
+    def freeing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         self._closed = True

@@ -6,6 +6,7 @@ Everything except heads and leases can be rebuilt from the volumes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -350,6 +351,9 @@ class Catalog(Protocol):
                 the last committed state and commit only if nothing that it read has changed since. So it must do no
                 I/O, not wait for anything, and change nothing else. Each run reads a consistent state. It may raise.
         """
+
+    def freeing(self) -> AbstractContextManager[None]:
+        """In the block, this thread deletes or collects: its writes may use disk space that is kept for that."""
 
     def file(self, file_id: bytes) -> FileEntry | None:
         """Return the entry of a file; None if there is none."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -273,6 +274,9 @@ class SealingTables:
             return outcome
 
         return self._tables.transact(transacted)
+
+    def freeing(self) -> AbstractContextManager[None]:
+        return self._tables.freeing()
 
     def close(self) -> None:
         self._tables.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import msgspec
@@ -47,11 +48,12 @@ from storage.catalog.recount import recounted, time_from
 from storage.catalog.sealing_tables import SealingTables
 from storage.catalog.tables import ROOT, TableReader, Tables, TableTransaction
 from storage.catalog.transaction import RecordTransaction
-from storage.errors import FormatError, StorageError
+from storage.errors import FormatError, StorageError, StoreFull
 from storage.formats.version_records import FILE_ID_BYTES
 from storage.keys import StripeKey, object_id_of
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,9 @@ class TableCatalog:
 
     def transact(self, work: Callable[[CatalogTransaction], T]) -> T:
         return self._tables.transact(lambda txn: RecordTransaction.run(txn, work))
+
+    def freeing(self) -> AbstractContextManager[None]:
+        return self._tables.freeing()
 
     def file(self, file_id: bytes) -> FileEntry | None:
         raw = self._tables.get("files", file_id)
@@ -262,44 +267,58 @@ class TableCatalog:
         return self._tables.entries("holdings")
 
     def drop_versions(self, keys: Iterable[tuple[bytes, bytes]], *, counted: bool = False) -> None:
-        doomed = [file_id + version_id for file_id, version_id in keys]
+        def drop(doomed: Sequence[bytes]) -> None:
+            def work(txn: RecordTransaction) -> None:
+                dropped = sum(txn.drop_version(key) for key in doomed)
+                if counted:
+                    counters = txn.counters()
+                    txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
 
-        def work(txn: RecordTransaction) -> None:
-            dropped = sum(txn.drop_version(key) for key in doomed)
-            if counted:
-                counters = txn.counters()
-                txn.set_counters(msgspec.structs.replace(counters, versions=counters.versions - dropped))
-
-        if doomed:
             self._tables.transact(lambda txn: RecordTransaction.run(txn, work))
 
+        _drop_all([file_id + version_id for file_id, version_id in keys], drop)
+
     def drop_nodes(self, node_ids: Iterable[bytes]) -> None:
-        doomed = list(node_ids)
+        def drop(doomed: Sequence[bytes]) -> None:
+            def work(txn: TableTransaction) -> None:
+                for node_id in doomed:
+                    txn.delete("nodes", node_id)
 
-        def work(txn: TableTransaction) -> None:
-            for node_id in doomed:
-                txn.delete("nodes", node_id)
-
-        if doomed:
             self._tables.transact(work)
+
+        _drop_all(list(node_ids), drop)
 
     def drop_holdings(self, holdings: Iterable[Holding]) -> None:
-        doomed = list(holdings)
+        def drop(doomed: Sequence[Holding]) -> None:
+            def work(txn: TableTransaction) -> None:
+                for holding in doomed:
+                    key = holding.stripe + holding.user
+                    value = txn.get("holdings", key)
+                    if value is not None and holding_of(key, value) == holding:
+                        txn.delete("holdings", key)
+                        if holding.name and txn.get("chunk_names", holding.name) == object_id_of(key):
+                            txn.delete("chunk_names", holding.name)
 
-        def work(txn: TableTransaction) -> None:
-            for holding in doomed:
-                key = holding.stripe + holding.user
-                value = txn.get("holdings", key)
-                if value is not None and holding_of(key, value) == holding:
-                    txn.delete("holdings", key)
-                    if holding.name and txn.get("chunk_names", holding.name) == object_id_of(key):
-                        txn.delete("chunk_names", holding.name)
-
-        if doomed:
             self._tables.transact(work)
+
+        _drop_all(list(holdings), drop)
 
     def close(self) -> None:
         self._tables.close()
+
+
+def _drop_all(doomed: Sequence[D], drop: Callable[[Sequence[D]], None]) -> None:
+    """Drop rows with one transaction, or with several if there is no space for the pages that one changes."""
+    if not doomed:
+        return
+    try:
+        drop(doomed)
+    except StoreFull:
+        if len(doomed) == 1:
+            raise
+        half = len(doomed) // 2
+        _drop_all(doomed[:half], drop)
+        _drop_all(doomed[half:], drop)
 
 
 def _head(reader: TableReader, file_id: bytes) -> FileHead | StorageError | None:

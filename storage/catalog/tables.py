@@ -7,6 +7,7 @@ memory offer this, and so does etcd, with a prefix for each table and a limited 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -70,6 +71,9 @@ class Tables(Protocol):
 
     def transact(self, work: Callable[[TableTransaction], T]) -> T:
         """Run ``work`` and commit durably; see :meth:`storage.catalog.port.Catalog.transact`."""
+
+    def freeing(self) -> AbstractContextManager[None]:
+        """See :meth:`storage.catalog.port.Catalog.freeing`."""
 
     def close(self) -> None:
         """Close the database."""

@@ -13,7 +13,7 @@ from storage.arguments import checked
 from storage.batching import UpToError, batched
 from storage.engine.deleting import DeletingStore
 from storage.erasure import ErasureProfile
-from storage.errors import FileNotFound, InvalidArgument, StorageError
+from storage.errors import FileNotFound, InvalidArgument, StorageError, StoreFull
 from storage.files import parsed_id
 from storage.formats.versions import StoredVersion, Version
 from storage.limits import check_filename
@@ -260,7 +260,7 @@ class ManyFiles(DeletingStore):
         """Delete files, and return the errors of those that could not be deleted."""
         try:
             self._delete(identifiers, user_id)
-        except FileNotFound as error:  # another caller has deleted one of them just now
+        except (FileNotFound, StoreFull) as error:  # another caller deleted one just now, or one by one, they may fit
             if len(identifiers) == 1:
                 return {identifiers[0]: error}
             errors: dict[bytes, StorageError] = {}

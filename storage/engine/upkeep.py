@@ -168,7 +168,8 @@ class Upkeep:
         dropped, clock_s = 0, self._parts.runtime.monotonic_s
         for doomed in batched(plain_versions_below_sealed_heads(self._catalog, is_of), _DROPPED_TOGETHER):
             began_s = clock_s()
-            dropped += self._commits.delete_former(doomed)
+            with self._catalog.freeing():
+                dropped += self._commits.delete_former(doomed)
             self._parts.forget([one.file_id for one in doomed])
             pace(clock_s() - began_s)
         return dropped
@@ -217,9 +218,10 @@ class Upkeep:
     def collect(self, progress: Progress | None, grace_s: float, pace: Callable[[float], None] | None) -> CollectReport:
         """See :meth:`storage.FileStorage.collect`."""
         self._parts.check_open()
-        self._lineage.check_current()
-        self._lineage.renew_witnessed()
-        report = collect(self._parts.maintenance, grace_s, progress, pace)
+        with self._catalog.freeing():
+            self._lineage.check_current()
+            self._lineage.renew_witnessed()
+            report = collect(self._parts.maintenance, grace_s, progress, pace)
         self.on_collected(report)
         return report
 

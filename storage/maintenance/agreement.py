@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from storage.formats.voices import Voice
 from storage.limits import MIB
-from storage.system.lmdb_env import Environment, Transaction
+from storage.system.lmdb_env import Environment
+from storage.system.lmdb_types import Transaction
 from storage.system.private_paths import make_own_directory
 
 _TABLE = "holders"

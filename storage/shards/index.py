@@ -22,7 +22,8 @@ from storage.shards.filesystem import FileSystem
 from storage.shards.port import Location, VolumeFailed, VolumeReadOnly, VolumeUnavailable
 from storage.shards.record import HEADER_BYTES
 from storage.system.faults import Fault, fault_of
-from storage.system.lmdb_env import Database, Environment, Transaction
+from storage.system.lmdb_env import Environment
+from storage.system.lmdb_types import Database, Transaction
 
 log = logging.getLogger(__name__)
 

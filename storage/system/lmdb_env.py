@@ -10,16 +10,16 @@ import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from operator import lt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import lmdb
 
 from storage.clocks import monotonic_s
-from storage.errors import StorageError, StoreClosed, StoreReadOnly, StoreUnavailable
+from storage.errors import StorageError, StoreClosed, StoreFull, StoreReadOnly, StoreUnavailable
 from storage.system.backoff import Backoff
 from storage.system.descriptors import occupy_standard_descriptors
 from storage.system.directories import sync_directory
@@ -27,6 +27,8 @@ from storage.system.forks import HomeProcess
 from storage.system.lmdb_errors import translated, unavailable
 from storage.system.lmdb_files import drop_cache, initial_map, prepare_directory
 from storage.system.lmdb_origin import DATA_FILE, ORIGIN_KEY, Origin, Past, origin_of, past_of, write_closing_note
+from storage.system.lmdb_spare import Spare
+from storage.system.lmdb_types import Cursor, Database, GaveUp, Transaction
 from storage.system.private_paths import FILE_MODE
 
 log = logging.getLogger(__name__)
@@ -35,24 +37,6 @@ _READERS_MAX = 1024
 _PROBE = b"probe"  # a key that is written to test whether writing works again
 ROOT = ""  # name of the tree that has the named databases as entries, and also small keys
 T = TypeVar("T")
-
-
-class _GaveUp(lmdb.PanicError):
-    """An environment had an error that it does not recover from."""
-
-    def __init__(self, env: lmdb.Environment) -> None:
-        super().__init__("MDB_PANIC: the environment must be reopened")
-        self.env = env
-
-
-Database = Any  # lmdb._Database has no public name
-if TYPE_CHECKING:
-    # Without buffers=True, keys and values are bytes.
-    Transaction = lmdb.Transaction[bytes]
-    Cursor = lmdb.Cursor[bytes]
-else:
-    Transaction = lmdb.Transaction
-    Cursor = lmdb.Cursor
 
 
 class Environment:
@@ -75,6 +59,7 @@ class Environment:
         *,
         sync: bool = True,
         note_doubt: Callable[[Transaction], object] | None = None,
+        spare_bytes: int = 0,
         clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
         self._home = HomeProcess(f"the database in {path}")
@@ -83,6 +68,7 @@ class Environment:
         self._names = databases
         self._sync = sync
         self._note_doubt = note_doubt
+        self._spare = Spare(path, spare_bytes)
         self._origin: Origin | None = None  # of the open file; None: there is no note
         self._note_due = False  # write it with the next transaction
         self._doubtful = False
@@ -255,7 +241,7 @@ class Environment:
         """Run ``work`` in one read transaction and return its result. Must be short: the map cannot grow meanwhile."""
         try:
             return self._read(work)
-        except _GaveUp as error:
+        except GaveUp as error:
             self._open_anew(error.env)
         except lmdb.Error as error:
             raise translated(error, self._path) from error
@@ -270,7 +256,7 @@ class Environment:
             with env.begin() as txn:
                 return work(txn)
         except lmdb.PanicError as error:
-            raise _GaveUp(env) from error
+            raise GaveUp(env) from error
         finally:
             self._leave()
 
@@ -331,6 +317,7 @@ class Environment:
         self._home.check()  # before taking the lock, which may have been held when this process was forked
         with self._write_lock:
             self._make_writable()
+            self._spare.keep()
             panics = 0
             while True:
                 try:
@@ -340,16 +327,28 @@ class Environment:
                         outcome = work(txn)
                     self._trouble = ""
                     self._note_due = self._doubtful = False
+                    self._spare.keep()  # what is left of it, if it was given up
                     return outcome
                 except lmdb.MapFullError:
                     self._grow()
-                except _GaveUp as error:
+                except GaveUp as error:
                     panics += 1
                     if panics > 1:
                         raise self._noted(error) from error
                     self._open_anew(error.env)
                 except lmdb.Error as error:
-                    raise self._noted(error) from error
+                    failure = self._noted(error)
+                    if not (isinstance(failure, StoreFull) and self._spare.give_up()):
+                        raise failure from error
+
+    def freeing(self) -> AbstractContextManager[None]:
+        """In the block, writes of this thread may use the disk space that is kept for deletions (``spare_bytes``)."""
+        return self._spare.used_by_this_thread()
+
+    def require_spare(self, txn: Transaction) -> None:
+        """Raise StoreFull if, after the open transaction, a deletion might find no space; not in :meth:`freeing`."""
+        assert self._env is not None
+        self._spare.require(self._env, txn, self.databases.values())
 
     def _noted(self, error: lmdb.Error) -> StorageError:
         failure = translated(error, self._path)
@@ -363,7 +362,7 @@ class Environment:
             with env.begin(write=True) as txn:
                 yield txn
         except lmdb.PanicError as error:
-            raise _GaveUp(env) from error
+            raise GaveUp(env) from error
         finally:
             self._leave()
 

@@ -13,6 +13,7 @@ from storage.system.private_paths import make_own_directory, narrow_path
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock.mdb"
+SPARE_FILE = "spare"
 _MAP_BYTES_START = 64 << 20
 
 
@@ -24,7 +25,7 @@ def prepare_directory(path: Path) -> None:
         OSError: the directory cannot be made.
     """
     make_own_directory(path)
-    for name in (DATA_FILE, LOCK_FILE):
+    for name in (DATA_FILE, LOCK_FILE, SPARE_FILE):
         # Not by opening it: closing a descriptor of a locked file would end this process's locks on it.
         narrow_path(path / name)
 

@@ -133,6 +133,52 @@ def names(shelf: Shelf) -> None:
     shelf.check()
     shelf.reopen()
     shelf.check()
+    for name in sorted(shelf.contents)[::2]:
+        shelf.drop(name)
+    shelf.store.collect()
+    shelf.put("afterwards", shelf.rng.randbytes(3000))
+    shelf.check()
+
+
+def catalog(shelf: Shelf) -> None:
+    """Somebody else takes the last byte of the catalog's disk: deleting works, and makes room for pushes."""
+    long = 900 * "n"
+    for number in range(600):
+        shelf.put(f"{number:05}{long}", shelf.rng.randbytes(10))
+    revised = shelf.store.push(b"1", filename="revised", user_id=USER)
+    for content in (b"2", b"3"):
+        revised = shelf.store.push(content, filename="revised", user_id=USER)
+    take_all(shelf.root / "hog")
+    for turn in range(8):
+        pushed = push_until_full(shelf, f"{turn}-{long}")
+        assert pushed or not turn, "deleting and collecting made no room"
+        shelf.reopen()
+        for name in sorted(shelf.contents)[turn::20]:
+            shelf.drop(name)  # the first that this process writes to the full disk
+        shelf.store.collect()
+    versions = shelf.store.history(revised.file_id, user_id=USER)
+    for version in versions[1:]:
+        push_until_full(shelf, f"{version.version_id}-{long}")
+        shelf.store.delete_version(revised.file_id, version.version_id, user_id=USER)
+    assert shelf.store.get(revised.file_id, user_id=USER) == b"3"
+    push_until_full(shelf, f"last-{long}")
+    doomed = [revised.file_id, *list(shelf.ids.values())[1::2]]
+    assert all(outcome.error is None for outcome in shelf.store.delete_many(doomed, user_id=USER))
+    for name in list(shelf.ids)[1::2]:
+        del shelf.contents[name], shelf.ids[name]
+    shelf.store.collect()
+    shelf.check()
+    shelf.check_usable()
+
+
+def push_until_full(shelf: Shelf, name: str) -> int:
+    """Push files with names that begin so, until one is refused; return how many were not."""
+    for number in range(10_000):
+        try:
+            shelf.put(f"{name}-{number:05}", shelf.rng.randbytes(10))
+        except StoreFull:
+            return number
+    raise AssertionError("never full")
 
 
 def large_segments(shelf: Shelf) -> None:
@@ -302,7 +348,7 @@ def check_given_back(shelf: Shelf, used: int) -> None:
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (push, names, large_segments, revise, repair, others, one_volume, stream, cut_off)
+    for scenario in (push, names, catalog, large_segments, revise, repair, others, one_volume, stream, cut_off)
 }
 
 
@@ -314,6 +360,8 @@ def main() -> None:
     elsewhere = directory.with_name(f"{directory.name}-elsewhere")
     home = elsewhere if name == "one_volume" else directory
     volumes = [directory / "volume", *(elsewhere / str(slot) for slot in range(1, 6))] if home is elsewhere else None
+    if name == "catalog":
+        volumes = [elsewhere / str(slot) for slot in range(6)]
     shelf = Shelf(home, SEGMENT_BYTES_MAX_OF.get(name, SEGMENT_BYTES_MAX), volumes)
     SCENARIOS[name](shelf)
     shelf.store.close()

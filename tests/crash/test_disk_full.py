@@ -53,6 +53,7 @@ def run(command: list[str], scenario: str, directory: Path, *arguments: str) -> 
         ("repair", "48m"),
         ("others", "48m"),
         ("one_volume", "12m"),
+        ("catalog", "16m"),
         ("stream", "160m"),
     ],
 )

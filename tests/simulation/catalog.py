@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 from storage.catalog import MemoryDatabase as Database
@@ -86,6 +86,9 @@ class ReachedTables:
             self.writing = False
         self._reach("catalog: after a commit")
         return outcome
+
+    def freeing(self) -> AbstractContextManager[None]:
+        return self._tables.freeing()
 
     def close(self) -> None:
         """Do nothing: the next process can still use the database."""

@@ -368,7 +368,7 @@ def test_an_unfinished_copy_does_no_harm(tmp_path: Path) -> None:
     tables = LmdbTables(path)
     assert not tables.doubtful
     tables.close()
-    assert sorted(one.name for one in path.iterdir()) == ["data.mdb", "lock.mdb"]
+    assert sorted(one.name for one in path.iterdir()) == ["data.mdb", "lock.mdb", "spare"]
     assert b"planted" not in (path / "data.mdb").read_bytes()
     with closing(LmdbCatalog(path)) as again:
         again.unlock(SECRET, os.urandom)

@@ -22,8 +22,9 @@ import msgspec
 
 from storage.clocks import wall_ms
 from storage.errors import FormatError
-from storage.system.lmdb_env import Environment, Transaction
+from storage.system.lmdb_env import Environment
 from storage.system.lmdb_errors import unavailable
+from storage.system.lmdb_types import Transaction
 from taskworker.functions.routing.record_formats import (
     _PIECE_BYTES,
     Entry,
