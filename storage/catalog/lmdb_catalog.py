@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _SPARE_BYTES = 1 << 20  # a deletion writes a path of each table's tree, some 30 pages, before the next may reuse them
 _OF_PUSHES = frozenset({"files", "holdings"})
-"""Tables that only pushes add to."""
+"""Tables to which pushes add rows."""
 
 
 class LmdbCatalog(TableCatalog):

@@ -74,16 +74,14 @@ class DeletingStore(ReadableStore):
         self._parts.check_writable()
         identifier, version = self._parts.files.identifiers(file_id, version_id, user_id)
         condition = condition_of(if_absent=False, if_head=if_head)
-        with self._parts.catalog.freeing():
-            head = self._parts.pushing.commits.delete_version(identifier, version, *_deleting_by(user_id, condition))
+        head = self._parts.pushing.commits.delete_version(identifier, version, *_deleting_by(user_id, condition))
         self._parts.forget([identifier])
         return None if head is None else head.public()
 
     def _delete(self, identifiers: list[bytes], user_id: str, condition: Condition | None = None) -> None:
         """Delete files with one transaction: all of them, or none."""
         if identifiers:
-            with self._parts.catalog.freeing():
-                self._parts.pushing.commits.delete(identifiers, *_deleting_by(user_id, condition))
+            self._parts.pushing.commits.delete(identifiers, *_deleting_by(user_id, condition))
             self._parts.forget(identifiers)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from storage.activity import Activity
 from storage.budget import Budget
 from storage.catalog import Catalog, StoreSettings
+from storage.diff.manifest_diff import ManifestDiff
 from storage.erasure import ErasureProfile
 from storage.errors import FormatError, StorageError, StoreClosed
 from storage.figures import Figures
@@ -18,12 +20,14 @@ from storage.files import Files
 from storage.fleet.fleet import Fleet
 from storage.formats.authenticity import Authority
 from storage.formats.sealed_nodes import VersionReader
+from storage.formats.versions import Version
 from storage.keys import Kind, StripeKey, kind_of, object_id_of
 from storage.maintenance.context import MaintenanceContext
 from storage.maintenance.heal import Healer
 from storage.maintenance.live import node_loader
 from storage.maintenance.walks import Walks
 from storage.options import PushOptions
+from storage.progress import Progress
 from storage.read.reader import AHEAD_BYTES_ALL
 from storage.read.small_chunks import small_chunks
 from storage.runtime import Runtime
@@ -31,6 +35,7 @@ from storage.sealing.master_keys import MasterKeys
 from storage.stripes.contents import Contents
 from storage.stripes.stripes import StripeStore
 from storage.system.forks import HomeProcess
+from storage.write import revising
 from storage.write.commit import GroupCommit
 from storage.write.condition import require_now
 from storage.write.context import PushContext
@@ -199,6 +204,33 @@ class StoreParts:
         """
         key = self.keys.current(options.user_id) if seals else None
         return push_target(options, profile, self.copies, chunk_size, self.volumes.epoch(), self.runtime, key)
+
+    def revise(
+        self,
+        file_id: str,
+        diff: ManifestDiff,
+        options: PushOptions,
+        *,
+        may_exceed_quota: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Apply a diff to the head of a file; see :meth:`storage.FileStorage.revise`.
+
+        Args:
+            file_id: the file; its name stays, whatever the options say.
+            diff: what changes.
+            options: of the new version.
+            may_exceed_quota: see :class:`~storage.write.target.PushTarget`.
+            progress: see :meth:`storage.FileStorage.revise`.
+        """
+        self.check_writable()
+        filename, base = self.files.base(file_id, options.user_id, diff.base_version_id)
+        profile = self.copies.profile_after(base.root.profile, base.root.size, diff.new_size)
+        self.volumes.require_writable(profile)
+        seals = self.keys.seals or base.root.is_sealed
+        target = self.target(replace(options, filename=filename), profile, base.root.chunk_size, seals=seals)
+        target = replace(target, may_exceed_quota=may_exceed_quota)
+        return revising.revise(self.pushing, target, base, diff, self.load_node, progress)
 
     def forget(self, file_ids: Collection[bytes]) -> None:
         """Drop these files, which were deleted, or versions of which were, from what is kept of files used lately."""

@@ -27,7 +27,6 @@ from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubRep
 from storage.runtime import Runtime
 from storage.sealing.master_keys import MasterKeys, store_keys
 from storage.system.locking import StoreLock
-from storage.write import revising
 from storage.write.known import usable_chunks
 from storage.write.small import push_small
 from storage.write.sources import Source, feed, source_size
@@ -368,14 +367,8 @@ class FileStorage(ReportingStore):
             InsufficientWorkers: too few volumes or workers are available to store it safely.
             CatalogBehind: see :attr:`behind`.
         """
-        self._parts.check_writable()
-        filename, base = self._parts.files.base(file_id, user_id, diff.base_version_id)
-        profile = self._parts.copies.profile_after(base.root.profile, base.root.size, diff.new_size)
-        self._volumes.require_writable(profile)
-        options = PushOptions(filename, user_id, time_ms=time_ms, note=note, sha256=sha256, attributes=attributes)
-        seals = self._parts.keys.seals or base.root.is_sealed
-        target = self._parts.target(options, profile, base.root.chunk_size, seals=seals)
-        return revising.revise(self._context, target, base, diff, self._parts.load_node, progress)
+        options = PushOptions("", user_id, time_ms=time_ms, note=note, sha256=sha256, attributes=attributes)
+        return self._parts.revise(file_id, diff, options, progress=progress)
 
     def profile_after(self, base: Version, new_size: int) -> ErasureProfile:
         """The erasure profile of a revision of ``base`` with this size; chunks for it are best stored with it."""

@@ -30,7 +30,6 @@ from storage.progress import Progress
 from storage.reports import CollectReport, RebuildReport, RepairReport, ScrubReport, ShredReport
 from storage.settings import with_incomplete
 from storage.shards import ShardStore
-from storage.write import revising
 from storage.write.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -113,23 +112,17 @@ class Upkeep:
             FileNotFound, VersionNotFound: the file is gone.
             StorageError: it cannot be read, or nothing can be stored now.
         """
-        parts = self._parts
-        parts.check_writable()
-        head = parts.files.version(file_id, user_id, None).public()
-        filename, base = parts.files.base(file_id, user_id, head.version_id)
-        profile = parts.copies.profile_after(base.root.profile, base.root.size, base.root.size)
-        self._volumes.require_writable(profile)
+        head = self._parts.files.version(file_id, user_id, None).public()
+        same = ManifestDiff(head.version_id, head.size, head.chunk_size, ())
         options = PushOptions(
-            filename,
+            "",
             user_id,
             time_ms=head.time_ms,
             note=head.note,
             sha256=head.sha256,
             attributes=head.attributes or None,
         )
-        target = parts.target(options, profile, base.root.chunk_size, seals=True)
-        same = ManifestDiff(head.version_id, head.size, head.chunk_size, ())
-        revising.revise(parts.pushing, replace(target, may_exceed_quota=True), base, same, parts.load_node, None)
+        self._parts.revise(file_id, same, options, may_exceed_quota=True)
 
     def replace_content(self, head: Version, content: bytes) -> None:
         """Give a file a new version with other content, if ``head`` is its newest one; notes and attributes stay.
@@ -168,8 +161,7 @@ class Upkeep:
         dropped, clock_s = 0, self._parts.runtime.monotonic_s
         for doomed in batched(plain_versions_below_sealed_heads(self._catalog, is_of), _DROPPED_TOGETHER):
             began_s = clock_s()
-            with self._catalog.freeing():
-                dropped += self._commits.delete_former(doomed)
+            dropped += self._commits.delete_former(doomed)
             self._parts.forget([one.file_id for one in doomed])
             pace(clock_s() - began_s)
         return dropped

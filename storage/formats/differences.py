@@ -21,7 +21,11 @@ def differing_content(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes
 
 
 def differing_stored(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes, bool]]:
-    """Like :func:`differing_chunks`, with whether the chunk is one of :func:`differing_space`, too."""
+    """Like :func:`differing_chunks`, with whether ``new`` takes space for the chunk besides that of ``old``.
+
+    It does also for the same content under another key. For content that was in clear, and is sealed now, it does not:
+    the operator has files sealed, and drops what was before.
+    """
     are_sealed = old.root.is_sealed and new.root.is_sealed
     return (
         (index, has, are_sealed or plain_id(had) != plain_id(has))
@@ -31,11 +35,8 @@ def differing_stored(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes,
 
 
 def differing_space(old: Manifest, new: Manifest) -> Iterator[tuple[int, bytes]]:
-    """(index, new reference) wherever ``new`` takes space besides that of ``old``: also for content of another key.
-
-    What was in clear, and is sealed now, takes none: the operator has files sealed, and drops what was before.
-    """
-    return (differing_chunks if old.root.is_sealed and new.root.is_sealed else differing_content)(old, new)
+    """(index, new reference) wherever ``new`` takes space besides that of ``old``; see :func:`differing_stored`."""
+    return ((index, has) for index, has, takes_space in differing_stored(old, new) if takes_space)
 
 
 def differing_nodes(old: Manifest, new: Manifest) -> Iterator[bytes]:

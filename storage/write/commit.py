@@ -347,16 +347,17 @@ class GroupCommit:
 
     def _bury(self, plan_of: Callable[[], DeletionT]) -> DeletionT:
         """Plan a deletion and enter it; then write its tombstones."""
-        self._lineage.begin()
         pinned: list[StripeKey] = []
-        try:
-            with self._ordering:
-                plan = self._entered(plan_of, pinned)
-            plan.settle(self._quotas)
-            self._write_tombstones(plan.tombstones)
-            return plan
-        finally:
-            self._pins.unpin(pinned)
+        with self._catalog.freeing():
+            self._lineage.begin()
+            try:
+                with self._ordering:
+                    plan = self._entered(plan_of, pinned)
+                plan.settle(self._quotas)
+                self._write_tombstones(plan.tombstones)
+                return plan
+            finally:
+                self._pins.unpin(pinned)
 
     def _entered(self, plan_of: Callable[[], DeletionT], pinned: list[StripeKey]) -> DeletionT:
         with self._mutex:

@@ -126,7 +126,7 @@ class Quotas:
         """
         payer = self._payer(target)
         user = user_key(payer.encode())
-        quota = NO_QUOTA if target.may_exceed_quota else self.policy.quota_of(payer)
+        quota = self._quota_for(target, payer)
         used = 0 if quota.bytes is None else self._committed(payer, self._catalog.usage(user))
         with self._lock:
             if quota.bytes is not None:
@@ -138,6 +138,9 @@ class Quotas:
 
     def _payer(self, target: PushTarget) -> str:
         return self.policy.payer_of(target.user_id, target.note)
+
+    def _quota_for(self, target: PushTarget, payer: str) -> Quota:
+        return NO_QUOTA if target.may_exceed_quota else self.policy.quota_of(payer)
 
     def _forget_collected(self) -> None:
         if self._collects != self._uploads.collects:
@@ -243,7 +246,7 @@ class Quotas:
             QuotaExceeded: it is too much.
         """
         user_id = target.user_id
-        quota = NO_QUOTA if target.may_exceed_quota else self.policy.quota_of(user_id)
+        quota = self._quota_for(target, user_id)
         if quota.bytes is not None:
             used = self._committed(user_id, usage)
             with self._lock:
