@@ -6,11 +6,24 @@ embedded or remote. Errors of the engine itself arrive as the engine's own class
 
 from __future__ import annotations
 
+import os
+
 from storage.errors import InvalidArgument, PermissionDenied, StorageError, StoreFull
 
 
 class StorageUnavailable(StorageError):
     """No server answers at the address, or it is shutting down. Trying again later may help."""
+
+
+def cannot_listen(address: str, error: OSError | None = None) -> StorageUnavailable:
+    """The error of a server that cannot listen on an address; ``error``: why, if the system says so."""
+    cause = ""
+    if error is not None:
+        number = error.errno or 0  # negative if a name could not be looked up
+        cause = f" ({os.strerror(number) if number > 0 else error.strerror or error})"
+    return StorageUnavailable(
+        f"cannot listen on {address}{cause}: is another server running there? Stop it, or choose another address"
+    )
 
 
 class ServerNotTrusted(StorageUnavailable):

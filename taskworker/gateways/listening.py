@@ -6,7 +6,7 @@ import os
 import socket
 
 from storage.errors import InvalidArgument
-from taskworker.errors import StorageUnavailable
+from taskworker.errors import cannot_listen
 
 SYSTEMD = "systemd"
 """In place of an address: the socket is one of systemd, which listens before the gateway runs and while it restarts."""
@@ -35,10 +35,7 @@ def listening(listen: str) -> socket.socket:
     try:
         return socket.create_server((bare, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise StorageUnavailable(
-            f"cannot listen on {listen} ({os.strerror(error.errno or 0)}): is another server running there? Stop it, "
-            "or choose another address"
-        ) from None
+        raise cannot_listen(listen, error) from None
 
 
 def address_of(listener: socket.socket) -> str:

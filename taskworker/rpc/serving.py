@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from storage.errors import InvalidArgument, StoreUnavailable
 from storage.system.descriptors import descriptor_limit
 from storage.system.forks import HomeProcess
-from taskworker.errors import CallNotOffered, StorageUnavailable
+from taskworker.errors import CallNotOffered, StorageUnavailable, cannot_listen
 from taskworker.rpc.admission import DEFAULT_CALLS, DEFAULT_LIMITS, Entry, Gate, ServerLimits
 from taskworker.rpc.authorization import Guard
 from taskworker.rpc.binding import generic_handler
@@ -261,9 +261,7 @@ class Server:
                 return self._server.add_insecure_port(target)
             return self._server.add_secure_port(target, credentials)
         except RuntimeError:
-            raise StorageUnavailable(
-                f"cannot listen on {address}: is another server running there? Stop it, or choose another address"
-            ) from None
+            raise cannot_listen(address) from None
 
     def tell_health(self, *, serving: bool) -> None:
         """Set whether health checks report that this server is serving."""

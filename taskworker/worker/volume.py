@@ -25,7 +25,14 @@ from storage.shards.identity import VolumeIdentity, new_volume_key, read_identit
 from storage.system.forks import HomeProcess
 from storage.system.locking import StoreLock
 from storage.system.private_paths import make_own_directory, make_root_directory
-from taskworker.errors import DeadlineExceeded, NotJoined, ServerNotTrusted, StorageUnavailable, WorkerRefused
+from taskworker.errors import (
+    DeadlineExceeded,
+    NotJoined,
+    ServerNotTrusted,
+    StorageUnavailable,
+    WorkerRefused,
+    cannot_listen,
+)
 from taskworker.protos import pool_pb2
 from taskworker.protos.pool_pb2_grpc import PoolServiceStub
 from taskworker.rpc import status
@@ -236,10 +243,7 @@ class VolumeWorker:
             server.start(address)
         except OSError as error:
             server.stop(0.0)
-            raise StorageUnavailable(
-                f"cannot listen on {address} ({error.strerror}): is another server running there? Stop it, or choose "
-                "another address"
-            ) from None
+            raise cannot_listen(address, error) from None
         log.info("serving the volume on %s", server.address)
         return server
 
