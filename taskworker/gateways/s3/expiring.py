@@ -13,6 +13,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from storage.clocks import wall_ms
 from storage.errors import FileNotFound, PermissionDenied, StorageError
@@ -226,7 +227,7 @@ class _AccountPass:
                 if is_bucket(name) and name not in self._done:
                     yield from self._bucket_steps(name)
         if PARTS not in self._done:
-            now_ms = lambda: self._clock.now_ms(self._account)  # noqa: E731
+            now_ms = partial(self._clock.now_ms, self._account)
             yield from remove_stray_parts(self._by, now_ms, self._told, self._stopped)
             self._done.add(PARTS)
 

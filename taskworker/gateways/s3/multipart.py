@@ -32,7 +32,15 @@ from taskworker.gateways.s3.metadata import (
     given_metadata,
     metadata_of,
 )
-from taskworker.gateways.s3.names import filename, no_upload, part_name, parts_prefix, upload_name, uploads_prefix
+from taskworker.gateways.s3.names import (
+    filename,
+    no_upload,
+    part_name,
+    parts_prefix,
+    upload_id_in,
+    upload_name,
+    uploads_prefix,
+)
 from taskworker.gateways.s3.objects import (
     Receiving,
     check_supported,
@@ -258,7 +266,7 @@ def abort_all(call: Call) -> None:
 
 
 def _abort(call: Call, upload: Version) -> None:
-    _remove(call, upload, _parts(call, _id_of(upload)))
+    _remove(call, upload, _parts(call, upload_id_in(upload.filename)))
 
 
 def list_parts(call: Call) -> Reply:
@@ -343,10 +351,6 @@ def _uploads(call: Call, start: str) -> Iterator[tuple[str, Version]]:
             return
 
 
-def _id_of(upload: Version) -> str:
-    return upload.filename.rpartition("/")[2]
-
-
 def _parts(call: Call, upload_id: str) -> Iterator[Version]:
     after: str | None = None
     prefix = parts_prefix(upload_id)
@@ -363,7 +367,7 @@ def _remove(call: Call, upload: Version, parts: Iterable[Version]) -> None:
     _remove_parts(call, parts)
     with contextlib.suppress(FileNotFound):  # somebody else was faster
         call.client.delete(upload.file_id, user_id=call.user)
-    _remove_parts(call, _parts(call, _id_of(upload)))
+    _remove_parts(call, _parts(call, upload_id_in(upload.filename)))
 
 
 def _remove_rest(call: Call) -> None:

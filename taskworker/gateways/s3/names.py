@@ -65,6 +65,12 @@ def settings_name(bucket: str) -> str:
 
 SETTINGS = f"{OWN}buckets/"
 
+UPLOADS = f"{OWN}uploads/"
+"""What the names of all unfinished multipart uploads begin with."""
+
+PARTS = f"{OWN}parts/"
+"""What the names of all parts begin with."""
+
 
 def locks_prefix(bucket: str) -> str:
     """What the names of the files begin with that have the locks of a bucket's versions."""
@@ -81,13 +87,6 @@ def uploads_prefix(bucket: str) -> str:
     return f"{UPLOADS}{bucket}/"
 
 
-UPLOADS = f"{OWN}uploads/"
-"""What the names of all unfinished multipart uploads begin with."""
-
-PARTS = f"{OWN}parts/"
-"""What the names of all parts begin with."""
-
-
 def upload_name(bucket: str, upload_id: str) -> str:
     """The file with what was said when a multipart upload began.
 
@@ -97,6 +96,11 @@ def upload_name(bucket: str, upload_id: str) -> str:
     if not is_upload_id(upload_id):
         raise no_upload(upload_id)
     return f"{uploads_prefix(bucket)}{upload_id}"
+
+
+def upload_id_in(name: str) -> str:
+    """The id of an unfinished multipart upload, from the name of its file; see :func:`upload_name`."""
+    return name.rpartition("/")[2]
 
 
 def is_upload_id(text: str) -> bool:

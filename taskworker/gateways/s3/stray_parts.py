@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from storage.errors import FileNotFound
 from taskworker.gateways.s3.accounts import Account
 from taskworker.gateways.s3.lifecycle_passes import PAGE, Expired, pages_below
-from taskworker.gateways.s3.names import PARTS, UPLOADS, is_upload_id, parts_prefix
+from taskworker.gateways.s3.names import PARTS, UPLOADS, is_upload_id, parts_prefix, upload_id_in
 from taskworker.gateways.s3.times import DAY_MS
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _remove_ended(
         return
     ended = set(upload_ids)
     for uploads in pages_below(account, UPLOADS):
-        ended.difference_update(upload.filename.rpartition("/")[2] for upload in uploads)
+        ended.difference_update(upload_id_in(upload.filename) for upload in uploads)
         if stopped():
             return
         yield
