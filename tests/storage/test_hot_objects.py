@@ -23,22 +23,26 @@ from tests.storage.helpers import USER, content, digest, get, push, rot_shards, 
 HOT_BYTES = 1 << 20
 
 
+def store_with_memory(path: Path, *, hot_bytes: int = 0, pushed_bytes: int = 0) -> FileStorage:
+    """A new store that keeps small objects in memory, as a pool's store does."""
+    with opened_parts(
+        path, profile=None, volumes=None, chunk_size=1 << 16, create=True, options=VolumeOptions(), runtime=Runtime()
+    ) as parts:
+        return FileStorage.over(
+            parts.root,
+            parts.settings,
+            parts.catalog,
+            parts.volumes,
+            parts.lock,
+            hot_bytes=hot_bytes,
+            pushed_bytes=pushed_bytes,
+        )
+
+
 @pytest.fixture
 def hot_store(scratch: Path) -> Iterator[FileStorage]:
-    """A store that keeps what was read, as a pool's store does."""
-    with opened_parts(
-        scratch / "store",
-        profile=None,
-        volumes=None,
-        chunk_size=1 << 16,
-        create=True,
-        options=VolumeOptions(),
-        runtime=Runtime(),
-    ) as parts:
-        store = FileStorage.over(
-            parts.root, parts.settings, parts.catalog, parts.volumes, parts.lock, hot_bytes=HOT_BYTES
-        )
-    with store:
+    """A store that keeps what was read."""
+    with store_with_memory(scratch / "store", hot_bytes=HOT_BYTES) as store:
         yield store
 
 

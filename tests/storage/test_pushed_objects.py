@@ -12,10 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import ConflictError, FileNotFound, FileStorage
-from storage.fleet.volumes import VolumeOptions
 from storage.keys import Kind, StripeKey, stripe_key
-from storage.opening import opened_parts
-from storage.runtime import Runtime
 from storage.stripes.hot_objects import OBJECT_BYTES_MAX
 from storage.stripes.pushed_objects import PushedObjects
 from tests.storage.helpers import USER, content, digest, get, push
@@ -25,6 +22,7 @@ from tests.storage.test_hot_objects import (
     delete_many,
     delete_newest_version,
     lose_all_shards,
+    store_with_memory,
 )
 
 PUSHED_BYTES = 100_000
@@ -33,20 +31,8 @@ FILE_ID = bytes(16)
 
 @pytest.fixture
 def store(scratch: Path) -> Iterator[FileStorage]:
-    """A store that keeps what was pushed, as a pool's store does."""
-    with opened_parts(
-        scratch / "store",
-        profile=None,
-        volumes=None,
-        chunk_size=1 << 16,
-        create=True,
-        options=VolumeOptions(),
-        runtime=Runtime(),
-    ) as parts:
-        store = FileStorage.over(
-            parts.root, parts.settings, parts.catalog, parts.volumes, parts.lock, pushed_bytes=PUSHED_BYTES
-        )
-    with store:
+    """A store that keeps what was pushed."""
+    with store_with_memory(scratch / "store", pushed_bytes=PUSHED_BYTES) as store:
         yield store
 
 
