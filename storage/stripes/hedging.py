@@ -9,12 +9,15 @@ If this machine or its link is busy, all stores seem to be late, and further req
 only late in comparison with others: no further shards of a stripe are requested before so many have arrived that these
 could take the place of all that are missing, nor before a call takes twice as long as the slowest one of the same read
 that has ended.
+
+Over links where even the fastest call takes long, decoding costs little beside waiting for the store that was asked for
+most. There, all stores are asked for about as much, be it data or parity.
 """
 
 from __future__ import annotations
 
 import queue
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -187,8 +190,9 @@ class HedgedReader:
         The others go on arriving meanwhile. Nothing is written any more to the target of a stripe that was yielded: one
         that has shards under way which are not needed is yielded at the end, when they have been cancelled.
         """
-        ranks = self._slowness.ranks()
-        readings = [_begun(read, ranks) for read in reads]
+        ranks, loads = self._slowness.ranks(), Counter[int]()
+        are_far = self._patience.are_far
+        readings = [_begun(read, ranks, loads if are_far else None) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = self._runtime.mailbox()
         first = [(reading, slot) for reading in readings for slot in _first(reading)]
@@ -293,11 +297,24 @@ class HedgedReader:
         return instead
 
 
-def _begun(read: StripeRead, ranks: Mapping[int, int]) -> _Reading:
-    """Begin to read a stripe; ask for its data first, then parity, and last for what stores with ranks have."""
-    there = [(ranks.get(store, 0), slot) for slot, store in enumerate(read.holders) if store is not None]
+def _begun(read: StripeRead, ranks: Mapping[int, int], loads: Counter[int] | None) -> _Reading:
+    """Begin to read a stripe; ask for its data first, then parity, and last for what stores with ranks have.
+
+    Args:
+        read: the stripe.
+        ranks: of stores.
+        loads: how many bytes each store is asked for in this read, if those with less are to be asked before others.
+    """
     k = data_shards(read.stripe)
-    return _Reading(read, k, -(-len(read.target) // k), deque(slot for _, slot in sorted(there)))
+    length = -(-len(read.target) // k)
+    there = sorted(
+        (ranks.get(store, 0), 0 if loads is None else loads[store], slot, store)
+        for slot, store in enumerate(read.holders)
+        if store is not None
+    )
+    if loads is not None:
+        loads.update({store: length for _, _, _, store in there[:k]})
+    return _Reading(read, k, length, deque(slot for _, _, slot, _ in there))
 
 
 def _calls_of(shards: list[tuple[_Reading, int]]) -> Iterator[list[tuple[_Reading, int]]]:

@@ -14,6 +14,7 @@ _HEDGE_S_MAX = 1.0  # unless most calls take longer than a quarter of it, over l
 _TIMES_MEDIAN_MAX = 4
 _HEDGE_S_FIRST = 0.05  # until there are enough samples
 _SHUNNED_S = 2.0
+_FAR_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +85,13 @@ class Patience:
                 del ordered[bisect.bisect_left(ordered, recent[0])]
             recent.append(taken_s)
             bisect.insort(ordered, taken_s)
+
+    @property
+    def are_far(self) -> bool:
+        """Whether even the fastest of the recent calls took long, of any size of which there were enough."""
+        with self._lock:
+            fastest = [ordered[0] for ordered in self._sorted.values() if len(ordered) >= _SAMPLES // 8]
+        return bool(fastest) and min(fastest) >= _FAR_S
 
     def of(self, size: int) -> float:
         """Return the seconds after which a call for ``size`` bytes is overdue."""

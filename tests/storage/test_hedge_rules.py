@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import queue
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class Stores:
         self.clock = Clock()
         self.takes_s = takes_s
         self.asked = 0
+        self.asked_of: Counter[int] = Counter()
         self.reads = 0
         self.reader = HedgedReader(self._begin, self.clock)
 
@@ -83,6 +85,7 @@ class Stores:
         done: Callable[[Outcome], None],
     ) -> Callable[[], None]:
         self.asked += len(wanted)
+        self.asked_of[store] += len(wanted)
         self.clock.after(self.takes_s(store, self.reads), lambda: done([True] * len(wanted)))
         return lambda: None
 
@@ -172,3 +175,22 @@ def test_stores_that_hang_now_and_then_are_done_without() -> None:
         stores.read()
         stores.clock.sleep(5.0)  # until nobody counts as slow any more
     assert stores.asked == 1000 * (K + 1)
+
+
+@pytest.mark.parametrize(("takes_s", "parity"), [(0.001, 0), (0.05, 4)])
+def test_distant_stores_are_asked_for_as_much_each_and_near_ones_for_data(takes_s: float, parity: int) -> None:
+    stores = Stores(lambda _store, _read: takes_s)
+    for _ in range(10):
+        stores.read()
+    stores.asked_of.clear()
+    assert stores.read(6) == 6 * K
+    assert [stores.asked_of[store] for store in range(K, N)] == [parity] * (N - K)
+
+
+def test_one_quick_store_does_not_make_distant_stores_near_for_long() -> None:
+    stores = Stores(lambda store, read: 0.001 if (store, read) == (0, 1) else 0.05)
+    for _ in range(100):
+        stores.read()
+    stores.asked_of.clear()
+    stores.read(6)
+    assert set(stores.asked_of.values()) == {4}
