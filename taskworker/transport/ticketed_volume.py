@@ -18,7 +18,7 @@ from taskworker.transport.fetches import Asking, Outcome, begin_fetches
 from taskworker.transport.frames import Call, Wanted, pack_putting, pack_taking
 from taskworker.transport.shard_calls import Lane, ShardCalls
 from taskworker.transport.wire.answers import OneAnswer, Refused
-from taskworker.transport.wire.connection import Poller, Signal
+from taskworker.transport.wire.connection import Connection, Poller, Signal
 from taskworker.transport.wire.framing import WireError
 from taskworker.transport.wire.poller import SHARED
 from taskworker.transport.wire.streams import Dial, dial
@@ -44,6 +44,13 @@ class Granted(NamedTuple):
     def shard_bytes(self, key: ShardKey) -> int:
         """The length of a shard's payload."""
         return -(-self.length // data_shards(key))
+
+
+class _Judged(NamedTuple):
+    """A connection on which the worker judged a ticket, and how many seconds that took."""
+
+    connection: Connection
+    taken_s: float
 
 
 Find = Callable[[StripeKey], Granted | None]
@@ -83,6 +90,8 @@ class TicketedVolume:
         self._number = number
         self._find = find
         self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s, idle_s=_IDLE_S, repeats=True)
+        self._clock_s = clock_s
+        self._judged: _Judged | None = None
 
     def connect(self) -> None:
         """Connect, if there is no connection yet.
@@ -183,10 +192,22 @@ class TicketedVolume:
         self._calls.check_usable()
         signal = self._calls.poller.signal()
         answer = OneAnswer(signal, 0)
+        began_s = self._clock_s()
         connection, number = self._calls.send(
             Call.PUT, pack_putting(ticket, shards), answer, _LANE, left_s=left_s or self._left_s
         )
-        return Putting(self._calls, signal, answer, partial(connection.cancel, number))
+
+        def note_taken() -> None:
+            if not shards:
+                self._judged = _Judged(connection, self._clock_s() - began_s)
+
+        return Putting(self._calls, signal, answer, partial(connection.cancel, number), note_taken)
+
+    @property
+    def judging_s(self) -> float | None:
+        """How many seconds the worker took to judge a ticket on the present connection; None: it has judged none."""
+        judged = self._judged
+        return judged.taken_s if judged is not None and judged.connection.is_usable else None
 
     def abandon(self, reason: str) -> None:
         """Close the connections; calls fail with this reason."""
@@ -201,11 +222,19 @@ class TicketedVolume:
 class Putting:
     """Shards on their way to a worker. For one thread."""
 
-    def __init__(self, calls: ShardCalls, signal: Signal, answer: OneAnswer, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        calls: ShardCalls,
+        signal: Signal,
+        answer: OneAnswer,
+        cancel: Callable[[], None],
+        note_taken: Callable[[], None],
+    ) -> None:
         self._calls = calls
         self._signal = signal
         self._answer = answer
         self._cancel = cancel
+        self._note_taken = note_taken
 
     def cancel(self) -> None:
         """Wait for them no more. The worker may take them all the same."""
@@ -228,6 +257,7 @@ class Putting:
             self._answer.wait()
         except (Refused, OSError, WireError) as error:
             raise self._calls.meaning(error, Call.PUT) from None
+        self._note_taken()
         return True
 
 

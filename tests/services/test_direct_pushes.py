@@ -29,7 +29,7 @@ from storage.write.client_chunks import ClientChunk
 from taskworker import AsyncClient, Client
 from taskworker.auth.rights import Scope
 from taskworker.client.deadline import Deadline
-from taskworker.client.direct import pace
+from taskworker.client.direct import pace, writes
 from taskworker.client.direct.fleet import TicketedFleet
 from taskworker.client.direct.places import Places
 from taskworker.client.direct.writes import DirectWrites, SealedChunk
@@ -718,6 +718,32 @@ def test_a_worker_that_takes_nothing_in_time_is_left_alone_for_a_while(
     assert content_of(ann, version) == data
     assert stand.unverified > before
     assert 1 <= len(tickets) <= 3  # the pages that were under way at once, of five
+
+
+def test_over_links_with_long_round_trips_all_chunks_are_sent_at_once(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "_FAR_S", 0.0)
+    begin_put, wait, before = TicketedVolume.begin_put, Putting.wait, stand.unverified
+    done: list[str] = []
+
+    def begun(self: TicketedVolume, ticket: bytes, shards: Sequence[Shard], *rest: Any) -> Putting:
+        done.append("shards" if shards else "ticket")
+        return begin_put(self, ticket, shards, *rest)
+
+    def waited(self: Putting, within_s: float = -1) -> bool:
+        done.append("wait")
+        return wait(self, within_s)
+
+    monkeypatch.setattr(TicketedVolume, "begin_put", begun)
+    monkeypatch.setattr(Putting, "wait", waited)
+    for number in (40, 41, 42):
+        done.clear()
+        data = noise(number, 8 * MIB)
+        assert content_of(ann, ann.push(data, user_id="ann", filename="distant", chunk_size=CHUNK)) == data
+    assert stand.unverified - before == 3 * len(data) // CHUNK
+    assert "ticket" not in done
+    assert done.index("wait") == done.count("shards") > 0
 
 
 def test_over_a_slow_link_files_are_pushed_through_the_pool_soon(

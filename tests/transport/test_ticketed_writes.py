@@ -105,6 +105,19 @@ def test_a_client_writes_what_its_ticket_names(members: Members, volume: LocalVo
         pool.abandon("the test is over")
 
 
+def test_how_long_a_worker_took_to_judge_a_ticket_is_known_of_the_present_connection(
+    members: Members, volume: LocalVolume
+) -> None:
+    shards = shards_of(1)
+    with offered(volume, members) as remote:
+        judged = [remote.judging_s]
+        put(remote, ticket_for(members, *shards), shards)
+        judged.append(remote.judging_s)
+        remote.close()
+        judged.append(remote.judging_s)
+    assert [taken_s is None for taken_s in judged] == [True, False, True]
+
+
 def of_another_object(_members: Members, shards: list[Shard]) -> list[Shard]:
     return shards_of(2)
 

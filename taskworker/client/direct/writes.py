@@ -41,6 +41,8 @@ _TIMES_SLOWER = 5.0
 _SLOW_S = 2.0
 _SLOW_MAX = 256
 _AHEAD = 2  # chunks that are being sent while the next one is begun
+# With such a round trip, all chunks of a page are sent at once, and no worker is shown each ticket before.
+_FAR_S = 0.02
 
 
 class SealedChunk(NamedTuple):
@@ -178,7 +180,7 @@ class DirectWrites:
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
             under_way.append(None if row is None or self._pace.is_hopeless else sending.begin(chunk, row))
-            if len(under_way) > _AHEAD:
+            if len(under_way) > sending.ahead:
                 done.append(sending.ended(under_way.popleft()))
         return done + [sending.ended(begun) for begun in under_way]
 
@@ -190,7 +192,11 @@ class DirectWrites:
 
 
 class _Sending:
-    """Chunks on their way to their places. For one thread."""
+    """Chunks on their way to their places. For one thread.
+
+    Attributes:
+        ahead: how many chunks to have under way while the next one is begun.
+    """
 
     def __init__(
         self,
@@ -213,11 +219,22 @@ class _Sending:
             (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
         # Workers take nothing large on a connection on which they have seen no ticket.
-        begun = {at: putting for at in range(len(slots)) if (putting := self._put(at, [])) is not None}
+        shown = [at for at in range(len(slots)) if not self._is_far(at)]
+        begun = {at: putting for at in shown if (putting := self._put(at, [])) is not None}
         self._ended(_Begun(clock_s(), begun))
-        for at in range(len(slots)):
+        for at in shown:
             if at not in begun:
                 self._workers[at] = None
+        self.ahead = len(places.placed) if any(map(self._is_far, range(len(slots)))) else _AHEAD
+
+    def _is_far(self, at: int) -> bool:
+        """Whether a worker has judged a ticket on this connection, and took so long that it must be far away.
+
+        To a near one, each ticket is shown before anything large is sent, which costs next to nothing.
+        """
+        worker = self._workers[at]
+        taken_s = None if worker is None else worker[1].judging_s
+        return taken_s is not None and taken_s >= _FAR_S
 
     def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
         wait(futures, max(0.0, min(within_s, self._left_s())))
