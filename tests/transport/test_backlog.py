@@ -11,14 +11,26 @@ STEP_S = 0.05
 
 
 class Link:
-    """A connection whose send buffer is always filled, and the link that empties it."""
+    """A connection whose send buffer is always filled, and the link that empties it.
 
-    def __init__(self, rate: float, buffer: int = 4 * MIB) -> None:
+    Args:
+        rate: bytes per second.
+        buffer: bytes.
+        queued_s: how long a packet waits on the way at most, in seconds.
+    """
+
+    def __init__(self, rate: float, buffer: int = 4 * MIB, queued_s: float = 0.4) -> None:
         self.now_s = 0.0
-        self.rate = rate  # bytes per second
+        self.rate = rate
+        self.queued_s = queued_s
         self.buffer = buffer
         self.waiting = 0.0
-        self.backlog = SendBacklog(lambda: int(self.waiting), self._limit, lambda: self.now_s)
+        self.backlog = SendBacklog(
+            lambda: int(self.waiting),
+            lambda: min(self.queued_s, self.waiting / self.rate),
+            self._limit,
+            lambda: self.now_s,
+        )
 
     def _limit(self, count: int) -> None:
         self.buffer = count
@@ -47,6 +59,21 @@ def test_little_waits_on_a_slow_link_which_stays_busy(rate: int) -> None:
 def test_a_fast_link_is_left_alone() -> None:
     link = Link(100_000_000)
     link.pass_time(5)
+    assert link.buffer == 4 * MIB
+
+
+def test_a_link_without_queues_is_left_alone() -> None:
+    link = Link(1_500_000, queued_s=0.06)
+    link.pass_time(20)
+    assert link.buffer == 4 * MIB
+
+
+def test_a_link_whose_queues_are_gone_gets_its_buffer_back() -> None:
+    link = Link(1_500_000)
+    link.pass_time(20)
+    assert link.buffer < MIB
+    link.queued_s = 0.06
+    link.pass_time(10)
     assert link.buffer == 4 * MIB
 
 

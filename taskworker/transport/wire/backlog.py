@@ -4,6 +4,10 @@ The kernel takes megabytes for a connection, and congestion control sends until 
 of 1 Mbit/s that is many seconds, and what other connections send over the same link, such as heartbeats, waits behind
 it or is dropped. So a connection whose bytes need longer than :data:`_TOO_LONG_S` gets a smaller send buffer: it then
 has no more on the way than the link takes in :data:`_WANTED_S`, which still fills a link with a round trip as long.
+
+Where no queue builds up, as congestion control avoids it (BBR) or the link is distant and loses packets, the kernel
+knows better: a small buffer would be full of bytes that are to be sent again, and congestion control could not find out
+how fast the link is.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ _SAMPLE_S_MAX = 1.0  # a longer time without a look had pauses in it
 _TOO_LONG_S = 0.4
 _WANTED_S = 0.3
 _SHORT_S = 0.15
+_QUEUED_S, _HARDLY_QUEUED_S = 0.15, 0.08  # packets of a distant link without a queue may come as much later as this
 _SAMPLES = 8
 _BACKLOG_BYTES = 16 * KIB  # with less, the link was not busy all the time
 _LIMIT_MIN, _LIMIT_MAX = 32 * KIB, 4 * MIB
@@ -28,14 +33,33 @@ class SendBacklog:
 
     Args:
         unsent: returns how many bytes the other end's system has not taken yet.
+        queued_s: returns how long packets wait in queues on the way, in seconds.
         limit: sets the size of the send buffer, in bytes.
         clock_s: monotonic seconds.
     """
 
-    __slots__ = ("_clock_s", "_limit", "_limit_now", "_looked_s", "_rates", "_sent", "_taken", "_unsent", "_waiting")
+    __slots__ = (
+        "_clock_s",
+        "_limit",
+        "_limit_now",
+        "_looked_s",
+        "_queued_s",
+        "_rates",
+        "_sent",
+        "_taken",
+        "_unsent",
+        "_waiting",
+    )
 
-    def __init__(self, unsent: Callable[[], int], limit: Callable[[int], None], clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        unsent: Callable[[], int],
+        queued_s: Callable[[], float],
+        limit: Callable[[int], None],
+        clock_s: Callable[[], float],
+    ) -> None:
         self._unsent = unsent
+        self._queued_s = queued_s
         self._limit = limit
         self._clock_s = clock_s
         self._limit_now: int | None = None
@@ -62,11 +86,14 @@ class SendBacklog:
 
     def _adapt(self, wait_s: float, rate: float) -> None:
         limit = self._limit_now
-        if wait_s > _TOO_LONG_S:
+        if limit is None and wait_s <= _TOO_LONG_S:
+            return
+        queued_s = self._queued_s()
+        if wait_s > _TOO_LONG_S and queued_s > _QUEUED_S:
             wanted = max(_LIMIT_MIN, int(rate * _WANTED_S))
             if limit is not None and wanted >= limit:
                 return
-        elif limit is not None and limit < _LIMIT_MAX and wait_s < _SHORT_S:
+        elif limit is not None and limit < _LIMIT_MAX and (wait_s < _SHORT_S or queued_s < _HARDLY_QUEUED_S):
             wanted = min(_LIMIT_MAX, 2 * limit)
         else:
             return

@@ -32,7 +32,8 @@ from collections.abc import Callable, Sequence
 from storage.errors import InvalidArgument
 from storage.limits import KIB, BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
-from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket, retransmission_s
+from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
+from taskworker.transport.wire.tcp_info import queued_s, retransmission_s
 
 _RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
@@ -90,7 +91,7 @@ class SecureStream:
         )
         self._backlog: SendBacklog | None = None
         if connected.family != socket.AF_UNIX:
-            self._backlog = SendBacklog(self.unsent, self._limit, clock_s)
+            self._backlog = SendBacklog(self.unsent, self._queued_s, self._limit, clock_s)
         self._authorize = authorize
         self._clock_s = clock_s
         self.peer: object = None
@@ -176,6 +177,9 @@ class SecureStream:
         if self._backlog is not None:
             self._backlog.note(sent)
         return sent
+
+    def _queued_s(self) -> float:
+        return queued_s(self._tls)
 
     def _limit(self, count: int) -> None:
         self._tls.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, count)

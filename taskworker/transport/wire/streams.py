@@ -23,6 +23,7 @@ from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
 from taskworker.transport.wire.connecting import connect_in_time
+from taskworker.transport.wire.tcp_info import queued_s, retransmission_s
 
 WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
@@ -30,10 +31,6 @@ _IOV_MAX = 64
 # As plain numbers: to combine two of the socket module's flags takes as long as to pack a header.
 _NO_SIGNAL, _NO_WAIT, _MORE = int(socket.MSG_NOSIGNAL), int(socket.MSG_DONTWAIT), int(socket.MSG_MORE)
 _BACKLOG = 512
-_TCP_INFO_BYTES, _TCP_INFO_RTT = (
-    104,
-    68,
-)  # struct tcp_info of linux/tcp.h: its first version, and where tcpi_rtt is in it
 
 
 def _timeval(seconds: float) -> bytes:
@@ -124,7 +121,7 @@ class SocketStream:
             connected.setsockopt(socket.SOL_SOCKET, limit, _TIMEVAL)
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._backlog = SendBacklog(self.unsent, self._limit, time.monotonic)
+            self._backlog = SendBacklog(self.unsent, self._queued_s, self._limit, time.monotonic)
 
     def receive(self, buffers: Sequence[memoryview], *, wait: bool) -> int | None:
         """See :class:`Stream`."""
@@ -166,6 +163,9 @@ class SocketStream:
         # The kernel doubles the number, as it counts its own structures as well.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, count)
 
+    def _queued_s(self) -> float:
+        return queued_s(self._socket)
+
     def unsent(self) -> int:
         """See :class:`Stream`."""
         count = array.array("i", [0])
@@ -193,21 +193,6 @@ class SocketStream:
     def close(self) -> None:
         """See :class:`Stream`."""
         self._socket.close()
-
-
-def retransmission_s(connected: socket.socket) -> float:
-    """The time of a socket after which TCP first sends again what was lost, in seconds; 0 for Unix sockets.
-
-    It is that of RFC 6298 without its lower bound, so next to nothing in a local network, and a second where queues on
-    the way are long.
-    """
-    if connected.family == socket.AF_UNIX:
-        return 0.0
-    info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    smoothed_us: int
-    deviation_us: int
-    smoothed_us, deviation_us = struct.unpack_from("=II", info, _TCP_INFO_RTT)
-    return (smoothed_us + 4 * deviation_us) / 1_000_000
 
 
 def dial(address: str, within_s: float) -> Stream:
