@@ -782,7 +782,7 @@ def test_what_a_push_that_is_too_slow_has_not_written_goes_through_the_pool(
         return asked > 3
 
     monkeypatch.setattr(pace.Pace, "is_hopeless", property(is_hopeless))
-    before, data = stand.unverified, noise(31)
+    before, data = stand.unverified, noise(31, 8 * MIB)  # what is written together
     version = ann.push(data, user_id="ann", filename="partly", chunk_size=CHUNK)
     assert content_of(ann, version) == data
     assert stand.unverified - before == 3
