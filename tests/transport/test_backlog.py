@@ -63,7 +63,7 @@ def test_a_fast_link_is_left_alone() -> None:
 
 
 def test_a_link_without_queues_is_left_alone() -> None:
-    link = Link(1_500_000, queued_s=0.06)
+    link = Link(1_500_000, queued_s=0.15)
     link.pass_time(20)
     assert link.buffer == 4 * MIB
 
@@ -72,7 +72,7 @@ def test_a_link_whose_queues_are_gone_gets_its_buffer_back() -> None:
     link = Link(1_500_000)
     link.pass_time(20)
     assert link.buffer < MIB
-    link.queued_s = 0.06
+    link.queued_s = 0.1
     link.pass_time(10)
     assert link.buffer == 4 * MIB
 
