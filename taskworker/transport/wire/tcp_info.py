@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 
@@ -25,11 +26,13 @@ def retransmission_s(connected: socket.socket) -> float:
 def queued_s(connected: socket.socket) -> float:
     """How many seconds longer a round trip takes than the shortest one of the last minutes: in queues on the way.
 
-    For a Unix socket, it is 0.
+    For a Unix socket, it is 0. Where the kernel does not tell, it is infinite, as there may be long queues.
     """
     if connected.family == socket.AF_UNIX:
         return 0.0
     info = _info(connected)
+    if len(info) < _BYTES:
+        return math.inf
     (smoothed_us,), (shortest_us,) = struct.unpack_from("=I", info, _RTT), struct.unpack_from("=I", info, _MIN_RTT)
     return float(max(0, smoothed_us - shortest_us)) / _MICROSECONDS
 
