@@ -298,12 +298,14 @@ class HedgedReader:
 
 
 def _begun(read: StripeRead, ranks: Mapping[int, int], loads: Counter[int] | None) -> _Reading:
-    """Begin to read a stripe; ask for its data first, then parity, and last for what stores with ranks have.
+    """Begin to read a stripe; ask last for what stores with ranks have.
+
+    Of the others, ask for data before parity; or, with ``loads``, those first that are asked for least.
 
     Args:
         read: the stripe.
         ranks: of stores.
-        loads: how many bytes each store is asked for in this read, if those with less are to be asked before others.
+        loads: how many bytes each store is asked for in this read, which is counted on; None: that does not matter.
     """
     k = data_shards(read.stripe)
     length = -(-len(read.target) // k)
@@ -313,7 +315,8 @@ def _begun(read: StripeRead, ranks: Mapping[int, int], loads: Counter[int] | Non
         if store is not None
     )
     if loads is not None:
-        loads.update({store: length for _, _, _, store in there[:k]})
+        for *_, store in there[:k]:  # it may have several
+            loads[store] += length
     return _Reading(read, k, length, deque(slot for _, _, slot, _ in there))
 
 

@@ -88,7 +88,7 @@ class Patience:
 
     @property
     def are_far(self) -> bool:
-        """Whether even the fastest of the recent calls took long, of any size of which there were enough."""
+        """Whether even the fastest call took long, of the last calls of each size of which there were enough."""
         with self._lock:
             fastest = [ordered[0] for ordered in self._sorted.values() if len(ordered) >= _SAMPLES // 8]
         return bool(fastest) and min(fastest) >= _FAR_S

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from blake3 import blake3
 
@@ -46,13 +46,6 @@ class Granted(NamedTuple):
         return -(-self.length // data_shards(key))
 
 
-class _Judged(NamedTuple):
-    """A connection on which the worker judged a ticket, and how many seconds that took."""
-
-    connection: Connection
-    taken_s: float
-
-
 Find = Callable[[StripeKey], Granted | None]
 """Returns what is known of an object; None: nothing."""
 
@@ -90,8 +83,7 @@ class TicketedVolume:
         self._number = number
         self._find = find
         self._calls = ShardCalls(address, name, timeout_s, poller, dial, clock_s, idle_s=_IDLE_S, repeats=True)
-        self._clock_s = clock_s
-        self._judged: _Judged | None = None
+        self._judged: Connection | None = None  # on which the worker accepted the ticket of the last put
 
     def connect(self) -> None:
         """Connect, if there is no connection yet.
@@ -192,22 +184,25 @@ class TicketedVolume:
         self._calls.check_usable()
         signal = self._calls.poller.signal()
         answer = OneAnswer(signal, 0)
-        began_s = self._clock_s()
         connection, number = self._calls.send(
             Call.PUT, pack_putting(ticket, shards), answer, _LANE, left_s=left_s or self._left_s
         )
 
-        def note_taken() -> None:
-            if not shards:
-                self._judged = _Judged(connection, self._clock_s() - began_s)
+        def note(*, taken: bool) -> None:
+            self._judged = connection if taken else None
 
-        return Putting(self._calls, signal, answer, partial(connection.cancel, number), note_taken)
+        return Putting(self._calls, signal, answer, partial(connection.cancel, number), note)
 
     @property
-    def judging_s(self) -> float | None:
-        """How many seconds the worker took to judge a ticket on the present connection; None: it has judged none."""
+    def distance_s(self) -> float | None:
+        """The shortest round trip on the present connection, in seconds; None: no ticket was accepted on it lately."""
         judged = self._judged
-        return judged.taken_s if judged is not None and judged.connection.is_usable else None
+        if judged is None or not judged.is_usable:
+            return None
+        try:
+            return judged.stream.shortest_round_trip_s()
+        except OSError:  # it has just been closed
+            return None
 
     def abandon(self, reason: str) -> None:
         """Close the connections; calls fail with this reason."""
@@ -219,6 +214,13 @@ class TicketedVolume:
         self.abandon(f"the connection to worker {self._name} was closed")
 
 
+class NoteTaken(Protocol):
+    """Notes whether a worker has taken what it was given."""
+
+    def __call__(self, *, taken: bool) -> None:
+        """Note it."""
+
+
 class Putting:
     """Shards on their way to a worker. For one thread."""
 
@@ -228,13 +230,13 @@ class Putting:
         signal: Signal,
         answer: OneAnswer,
         cancel: Callable[[], None],
-        note_taken: Callable[[], None],
+        note: NoteTaken,
     ) -> None:
         self._calls = calls
         self._signal = signal
         self._answer = answer
         self._cancel = cancel
-        self._note_taken = note_taken
+        self._note = note
 
     def cancel(self) -> None:
         """Wait for them no more. The worker may take them all the same."""
@@ -256,8 +258,9 @@ class Putting:
         try:
             self._answer.wait()
         except (Refused, OSError, WireError) as error:
+            self._note(taken=False)
             raise self._calls.meaning(error, Call.PUT) from None
-        self._note_taken()
+        self._note(taken=True)
         return True
 
 

@@ -720,10 +720,12 @@ def test_a_worker_that_takes_nothing_in_time_is_left_alone_for_a_while(
     assert 1 <= len(tickets) <= 3  # the pages that were under way at once, of five
 
 
-def test_over_links_with_long_round_trips_all_chunks_are_sent_at_once(
-    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_known_fast", [False, True])
+def test_over_fast_links_with_long_round_trips_all_chunks_are_sent_at_once(
+    stand: Pushing, ann: Client, monkeypatch: pytest.MonkeyPatch, *, is_known_fast: bool
 ) -> None:
     monkeypatch.setattr(writes, "_FAR_S", 0.0)
+    monkeypatch.setattr(pace.Pace, "is_known_fast", property(lambda _: is_known_fast, lambda *_: None), raising=False)
     begin_put, wait, before = TicketedVolume.begin_put, Putting.wait, stand.unverified
     done: list[str] = []
 
@@ -739,11 +741,12 @@ def test_over_links_with_long_round_trips_all_chunks_are_sent_at_once(
     monkeypatch.setattr(Putting, "wait", waited)
     for number in (40, 41, 42):
         done.clear()
-        data = noise(number, 8 * MIB)
+        data = noise(number + 3 * is_known_fast, 8 * MIB)
         assert content_of(ann, ann.push(data, user_id="ann", filename="distant", chunk_size=CHUNK)) == data
     assert stand.unverified - before == 3 * len(data) // CHUNK
     assert "ticket" not in done
-    assert done.index("wait") == done.count("shards") > 0
+    shards, begun_first = done.count("shards"), done.index("wait")
+    assert begun_first == (shards if is_known_fast else 3 * shards // (len(data) // CHUNK)) > 0
 
 
 def test_over_a_slow_link_files_are_pushed_through_the_pool_soon(
@@ -801,10 +804,12 @@ def test_only_the_time_in_which_something_is_written_counts(
         now_s[0] += took_s
         assert judged.is_hopeless is is_slow
         assert judged.end(7 * MIB) is (False if is_slow else None)
+        assert not judged.is_known_fast
         now_s[0] += took_s / 2
         found = judged.end(7 * MIB)
         now_s[0] += 1000.0
     assert found is (None if is_slow else True)
+    assert judged.is_known_fast is not is_slow
 
 
 def test_over_a_slow_link_a_client_writes_to_workers_less_often_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

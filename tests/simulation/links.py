@@ -114,6 +114,9 @@ class _End:
     def retransmission_s(self) -> float:
         return 0.0
 
+    def shortest_round_trip_s(self) -> float:
+        return 0.0
+
     def fileno(self) -> int:
         return self._link.number
 

@@ -187,6 +187,17 @@ def test_distant_stores_are_asked_for_as_much_each_and_near_ones_for_data(takes_
     assert [stores.asked_of[store] for store in range(K, N)] == [parity] * (N - K)
 
 
+def test_what_a_distant_store_has_several_shards_of_counts_for_each() -> None:
+    stores = Stores(lambda _store, _read: 0.05)
+    for _ in range(10):
+        stores.read()
+    stores.asked_of.clear()
+    several = StripeRead(_stripe(0, 2, 3), (0, 0, None), memoryview(bytearray(2 * SHARD_BYTES)))
+    others = [StripeRead(_stripe(number, 1, 2), (0, 1), memoryview(bytearray(SHARD_BYTES))) for number in (1, 2)]
+    assert stores.reader.read_all([several, *others]) == [[]] * 3
+    assert stores.asked_of == {0: 2, 1: 2}
+
+
 def test_one_quick_store_does_not_make_distant_stores_near_for_long() -> None:
     stores = Stores(lambda store, read: 0.001 if (store, read) == (0, 1) else 0.05)
     for _ in range(100):

@@ -70,6 +70,10 @@ class MemoryStream:
         """See :class:`Stream`."""
         return 0.0
 
+    def shortest_round_trip_s(self) -> float:
+        """See :class:`Stream`."""
+        return 0.0
+
     def fileno(self) -> int:
         """See :class:`Stream`."""
         return -1

@@ -27,12 +27,13 @@ def test_nothing_waits_long_on_a_local_connection() -> None:
     with one, other:
         assert 0.0 <= tcp_info.queued_s(one) < 0.2
         assert 0.0 < tcp_info.retransmission_s(one) < 2.0
+        assert 0.0 < tcp_info.shortest_round_trip_s(one) < 0.2
 
 
 def test_unix_sockets_have_no_queues_on_the_way() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert tcp_info.queued_s(one) == tcp_info.retransmission_s(other) == 0.0
+        assert tcp_info.queued_s(one) == tcp_info.retransmission_s(other) == tcp_info.shortest_round_trip_s(one) == 0.0
 
 
 def test_a_kernel_that_tells_less_may_have_queues(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +43,4 @@ def test_a_kernel_that_tells_less_may_have_queues(monkeypatch: pytest.MonkeyPatc
     with one, other:
         assert tcp_info.queued_s(one) == math.inf
         assert tcp_info.retransmission_s(one) > 0.0
+        assert tcp_info.shortest_round_trip_s(one) == 0.0

@@ -105,17 +105,20 @@ def test_a_client_writes_what_its_ticket_names(members: Members, volume: LocalVo
         pool.abandon("the test is over")
 
 
-def test_how_long_a_worker_took_to_judge_a_ticket_is_known_of_the_present_connection(
-    members: Members, volume: LocalVolume
-) -> None:
+def test_how_far_a_worker_is_is_known_once_it_has_accepted_a_ticket(members: Members, volume: LocalVolume) -> None:
     shards = shards_of(1)
     with offered(volume, members) as remote:
-        judged = [remote.judging_s]
+        judged = [remote.distance_s]
         put(remote, ticket_for(members, *shards), shards)
-        judged.append(remote.judging_s)
+        judged.append(remote.distance_s)
+        with pytest.raises(VolumeUnavailable):
+            put(remote, b"none", [])
+        judged.append(remote.distance_s)
+        put(remote, ticket_for(members, *shards), shards)
+        judged.append(remote.distance_s)
         remote.close()
-        judged.append(remote.judging_s)
-    assert [taken_s is None for taken_s in judged] == [True, False, True]
+        judged.append(remote.distance_s)
+    assert [distance_s is None for distance_s in judged] == [True, False, True, False, True]
 
 
 def of_another_object(_members: Members, shards: list[Shard]) -> list[Shard]:

@@ -19,6 +19,9 @@ class Pace:
 
     Args:
         clock_s: monotonic seconds.
+
+    Attributes:
+        is_known_fast: whether it was worthwhile when it was judged last; False before that.
     """
 
     def __init__(self, clock_s: Callable[[], float]) -> None:
@@ -29,6 +32,7 @@ class Pace:
         self._busy_s = 0.0  # before that
         self._bytes = 0
         self._begun_bytes = 0
+        self.is_known_fast = False
 
     def begin(self, size: int) -> None:
         """Shards of so many bytes begin to be written."""
@@ -61,6 +65,6 @@ class Pace:
             worthwhile_bytes = _WORTHWHILE_BYTES_PER_S * self._busy_s
             if max(self._bytes, worthwhile_bytes) < _JUDGED_BYTES:
                 return None
-            is_fast = self._bytes >= worthwhile_bytes
+            self.is_known_fast = is_fast = self._bytes >= worthwhile_bytes
             self._bytes, self._busy_s = 0, 0.0
             return is_fast

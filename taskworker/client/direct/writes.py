@@ -40,8 +40,9 @@ _PATIENCE_S = 5.0
 _TIMES_SLOWER = 5.0
 _SLOW_S = 2.0
 _SLOW_MAX = 256
-_AHEAD = 2  # chunks that are being sent while the next one is begun
-# With such a round trip, all chunks of a page are sent at once, and no worker is shown each ticket before.
+# Chunks that are being sent while the next one is begun. To distant workers, all of a page are sent at once, once the
+# client's own link is known to be fast: over a slow one, what was sent in vain would hold up a push through the pool.
+_AHEAD = 2
 _FAR_S = 0.02
 
 
@@ -176,11 +177,12 @@ class DirectWrites:
             return 0.0 if is_given_up() else until_s - self._clock_s()
 
         sending = _Sending(self._fleet, places, left_s, is_given_up, self._slow, self._clock_s)
+        ahead = len(chunks) if sending.is_far and self._pace.is_known_fast else _AHEAD
         under_way: deque[_Begun | None] = deque()
         done: list[bool] = []
         for chunk, row in zip(chunks, places.placed, strict=True):
             under_way.append(None if row is None or self._pace.is_hopeless else sending.begin(chunk, row))
-            if len(under_way) > sending.ahead:
+            if len(under_way) > ahead:
                 done.append(sending.ended(under_way.popleft()))
         return done + [sending.ended(begun) for begun in under_way]
 
@@ -195,7 +197,7 @@ class _Sending:
     """Chunks on their way to their places. For one thread.
 
     Attributes:
-        ahead: how many chunks to have under way while the next one is begun.
+        is_far: whether any of the workers is.
     """
 
     def __init__(
@@ -218,23 +220,21 @@ class _Sending:
         self._workers: list[tuple[int, TicketedVolume] | None] = [
             (slot, volume) if (volume := fleet.volume(slot)) and not slow.has(slot) else None for slot in slots
         ]
-        # Workers take nothing large on a connection on which they have seen no ticket.
+        # Workers take nothing large on a connection on which they have seen no ticket. Distant ones, which have seen an
+        # earlier one, are not shown each ticket before: that would take another round trip.
         shown = [at for at in range(len(slots)) if not self._is_far(at)]
         begun = {at: putting for at in shown if (putting := self._put(at, [])) is not None}
         self._ended(_Begun(clock_s(), begun))
-        for at in shown:
-            if at not in begun:
+        for at in range(len(slots)):
+            if at not in begun and not self._is_far(at):  # or its connection has ended meanwhile
                 self._workers[at] = None
-        self.ahead = len(places.placed) if any(map(self._is_far, range(len(slots)))) else _AHEAD
+        self.is_far = any(map(self._is_far, range(len(slots))))
 
     def _is_far(self, at: int) -> bool:
-        """Whether a worker has judged a ticket on this connection, and took so long that it must be far away.
-
-        To a near one, each ticket is shown before anything large is sent, which costs next to nothing.
-        """
+        """Whether a worker has accepted a ticket on the present connection, and is far away."""
         worker = self._workers[at]
-        taken_s = None if worker is None else worker[1].judging_s
-        return taken_s is not None and taken_s >= _FAR_S
+        distance_s = None if worker is None else worker[1].distance_s
+        return distance_s is not None and distance_s >= _FAR_S
 
     def _await_all(self, futures: Collection[Future[None]], within_s: float) -> None:
         wait(futures, max(0.0, min(within_s, self._left_s())))

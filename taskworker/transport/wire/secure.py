@@ -33,7 +33,7 @@ from storage.errors import InvalidArgument
 from storage.limits import KIB, BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
 from taskworker.transport.wire.streams import WAIT_S, Stream, dial_socket
-from taskworker.transport.wire.tcp_info import queued_s, retransmission_s
+from taskworker.transport.wire.tcp_info import queued_s, retransmission_s, shortest_round_trip_s
 
 _RECORD_BYTES = 16 * KIB  # the most that one TLS record holds
 _TOGETHER_BYTES = 256 * KIB
@@ -233,6 +233,10 @@ class SecureStream:
     def retransmission_s(self) -> float:
         """See :class:`Stream`."""
         return retransmission_s(self._tls)
+
+    def shortest_round_trip_s(self) -> float:
+        """See :class:`Stream`."""
+        return shortest_round_trip_s(self._tls)
 
     @property
     def has_more(self) -> bool:

@@ -23,7 +23,7 @@ from storage.errors import InvalidArgument
 from storage.limits import BytesLike
 from taskworker.transport.wire.backlog import SendBacklog
 from taskworker.transport.wire.connecting import connect_in_time
-from taskworker.transport.wire.tcp_info import queued_s, retransmission_s
+from taskworker.transport.wire.tcp_info import queued_s, retransmission_s, shortest_round_trip_s
 
 WAIT_S = 0.1
 """How long a call that may wait does so, in seconds."""
@@ -86,6 +86,13 @@ class Stream(Protocol):
 
     def retransmission_s(self) -> float:
         """Return the seconds after which the system first sends again what was lost; 0 where nothing gets lost."""
+
+    def shortest_round_trip_s(self) -> float:
+        """Return the shortest round trip of the last minutes, in seconds; 0 on this machine, and if it is not known.
+
+        Raises:
+            OSError: the stream was closed.
+        """
 
     @property
     def has_more(self) -> bool:
@@ -175,6 +182,10 @@ class SocketStream:
     def retransmission_s(self) -> float:
         """See :class:`Stream`."""
         return retransmission_s(self._socket)
+
+    def shortest_round_trip_s(self) -> float:
+        """See :class:`Stream`."""
+        return shortest_round_trip_s(self._socket)
 
     @property
     def has_more(self) -> bool:

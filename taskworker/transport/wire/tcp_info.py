@@ -7,8 +7,7 @@ import socket
 import struct
 
 _BYTES = 152  # up to tcpi_min_rtt, which is there since Linux 4.6
-_RTT, _MIN_RTT = 68, 148  # where tcpi_rtt and, behind it, tcpi_rttvar are; and where tcpi_min_rtt is
-_MICROSECONDS = 1_000_000
+_RTT, _RTT_DEVIATION, _MIN_RTT = 68, 72, 148  # where tcpi_rtt, tcpi_rttvar and tcpi_min_rtt are
 
 
 def retransmission_s(connected: socket.socket) -> float:
@@ -19,8 +18,17 @@ def retransmission_s(connected: socket.socket) -> float:
     """
     if connected.family == socket.AF_UNIX:
         return 0.0
-    smoothed_us, deviation_us = struct.unpack_from("=II", _info(connected), _RTT)
-    return float(smoothed_us + 4 * deviation_us) / _MICROSECONDS
+    info = _info(connected)
+    return _seconds(info, _RTT) + 4 * _seconds(info, _RTT_DEVIATION)
+
+
+def shortest_round_trip_s(connected: socket.socket) -> float:
+    """The shortest round trip of the last minutes, in seconds; 0 for Unix sockets, and where the kernel does not tell.
+
+    Neither queues nor a busy machine at the other end make it longer.
+    """
+    info = b"" if connected.family == socket.AF_UNIX else _info(connected)
+    return 0.0 if len(info) < _BYTES else _seconds(info, _MIN_RTT)
 
 
 def queued_s(connected: socket.socket) -> float:
@@ -33,8 +41,12 @@ def queued_s(connected: socket.socket) -> float:
     info = _info(connected)
     if len(info) < _BYTES:
         return math.inf
-    (smoothed_us,), (shortest_us,) = struct.unpack_from("=I", info, _RTT), struct.unpack_from("=I", info, _MIN_RTT)
-    return float(max(0, smoothed_us - shortest_us)) / _MICROSECONDS
+    return max(0.0, _seconds(info, _RTT) - _seconds(info, _MIN_RTT))
+
+
+def _seconds(info: bytes, at: int) -> float:
+    microseconds: int = struct.unpack_from("=I", info, at)[0]
+    return microseconds / 1_000_000
 
 
 def _info(connected: socket.socket) -> bytes:
