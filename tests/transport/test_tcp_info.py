@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 
 import pytest
 
@@ -44,3 +45,20 @@ def test_a_kernel_that_tells_less_may_have_queues(monkeypatch: pytest.MonkeyPatc
         assert tcp_info.queued_s(one) == math.inf
         assert tcp_info.retransmission_s(one) > 0.0
         assert tcp_info.shortest_round_trip_s(one) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("now_s", "shortest_s", "queued_s"),
+    [(0.3, 0.1, 0.2), (0.7, 0.6, 0.1), (1.2, 1.0, 0.6)],
+    ids=["a distant link", "a satellite", "a queue that never was empty"],
+)
+def test_a_round_trip_that_never_was_short_has_a_queue_in_it(
+    monkeypatch: pytest.MonkeyPatch, now_s: float, shortest_s: float, queued_s: float
+) -> None:
+    one, other = pair()
+    info = bytearray(tcp_info._info(one))
+    struct.pack_into("=I", info, 68, int(now_s * 1e6))
+    struct.pack_into("=I", info, 148, int(shortest_s * 1e6))
+    monkeypatch.setattr(tcp_info, "_info", lambda _: bytes(info))
+    with one, other:
+        assert tcp_info.queued_s(one) == pytest.approx(queued_s)

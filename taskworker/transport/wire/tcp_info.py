@@ -8,6 +8,8 @@ import struct
 
 _BYTES = 152  # up to tcpi_min_rtt, which is there since Linux 4.6
 _RTT, _RTT_DEVIATION, _MIN_RTT = 68, 72, 148  # where tcpi_rtt, tcpi_rttvar and tcpi_min_rtt are
+# By way of a geostationary satellite, light takes half a second there and back.
+_PATH_S_MAX = 0.6
 
 
 def retransmission_s(connected: socket.socket) -> float:
@@ -34,6 +36,7 @@ def shortest_round_trip_s(connected: socket.socket) -> float:
 def queued_s(connected: socket.socket) -> float:
     """How many seconds longer a round trip takes than the shortest one of the last minutes: in queues on the way.
 
+    A path without a queue takes 0.6 s at most: if even the shortest round trip took longer, there always was a queue.
     For a Unix socket, it is 0. Where the kernel does not tell, it is infinite, as there may be long queues.
     """
     if connected.family == socket.AF_UNIX:
@@ -41,7 +44,7 @@ def queued_s(connected: socket.socket) -> float:
     info = _info(connected)
     if len(info) < _BYTES:
         return math.inf
-    return max(0.0, _seconds(info, _RTT) - _seconds(info, _MIN_RTT))
+    return max(0.0, _seconds(info, _RTT) - min(_seconds(info, _MIN_RTT), _PATH_S_MAX))
 
 
 def _seconds(info: bytes, at: int) -> float:
