@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from storage.errors import StorageError
 from storage.limits import MIB
 from taskworker import Client
 from taskworker.client.pool import EventStatus
+from tests.cluster.campaign.link_traffic import CALL_S, PLAIN_SHARE, Seen, during, push_and_get
 from tests.cluster.campaign.run import Run
 from tests.cluster.campaign.verdicts import Verdicts
 from tests.cluster.links.network import POOL_HOST, Network, is_inside, run_inside, why_not
-from tests.cluster.links.plain import PlainConnections
+from tests.cluster.links.plain import PlainConnections, plain_server
 from tests.cluster.links.shape import Shape
 from tests.cluster.processes import Cluster
 
@@ -29,15 +32,14 @@ _BYTES, _BYTES_BRIEFLY = 8 * MIB, MIB
 # The kernel's congestion control may go by the shortest round trip of the last 10 s, which was before the change.
 _SETTLE_S = 15.0
 _BRIEFLY_S = 10  # shorter runs are for tests, which look for failures only
-_USER = "u"
-_CALL_S = 600.0
-_PLAIN_SHARE = 0.2
 _RATIO_MIN = 0.7
 _WHOLE_S = 300.0
 _SLOW = 0  # the worker with another link than the others
 _SUSPICIONS = ("suspect", "lost", "joined", "left")
 
 _FAR = Shape(delay_ms=50, jitter_ms=20)
+# A client's own link, over which a push through the pool is faster: it carries fewer bytes.
+_GUEST_AT = "the client itself at 10 Mbit/s, 20 ms away", Shape(delay_ms=20, rate_kbit=10_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,6 @@ CONDITIONS: Mapping[str, _Condition] = {
 }
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What was seen over some links."""
-
-    push_s: list[float] = field(default_factory=list)
-    get_s: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    plain_push_s: list[float] = field(default_factory=list)
-    plain_get_s: list[float] = field(default_factory=list)
-
-
 def links(run: Run) -> None:
     """Push and get 8 MiB over and over, over links of each kind."""
     if why := why_not():
@@ -97,7 +88,9 @@ def links(run: Run) -> None:
                 network.shape_all(Shape())
                 _await_whole(cluster)
                 _measure(run, rng, name, condition, network, plain, cluster)
-        network.shape_all(Shape())
+            network.shape_all(Shape())
+            _await_whole(cluster)
+            _measure_guest(run, network, cluster)
 
 
 def _measure(
@@ -109,47 +102,53 @@ def _measure(
     plain: PlainConnections,
     cluster: Cluster,
 ) -> None:
-    size = _BYTES if run.rounds >= _BRIEFLY_S else _BYTES_BRIEFLY
+    size = _size(run)
     network.shape_all(condition.shape)
     if condition.other is not None:
         network.shape(_SLOW, condition.other)
     time.sleep(0.5)
-    seen = _Seen()
+    seen = Seen()
     with _watched(cluster) as events:
         if size == _BYTES:
-            with Client(cluster.address, timeout_s=_CALL_S) as client:
-                for _ in _during(_SETTLE_S):
+            with Client(cluster.address, timeout_s=CALL_S) as client:
+                for _ in during(_SETTLE_S):
                     plain.send(size // _K)
-                    _push_and_get(client, rng.randbytes(size), seen)
+                    push_and_get(client, rng.randbytes(size), seen)
             seen.push_s.clear()
             seen.get_s.clear()
-        for _ in _during(run.rounds * _PLAIN_SHARE):
+        for _ in during(run.rounds * PLAIN_SHARE):
             seen.plain_push_s.append(plain.send(size // _K))
             seen.plain_get_s.append(plain.receive(size // _N))
-        with Client(cluster.address, timeout_s=_CALL_S) as client:
-            for _ in _during(run.rounds):
-                _push_and_get(client, rng.randbytes(size), seen)
+        with Client(cluster.address, timeout_s=CALL_S) as client:
+            for _ in during(run.rounds):
+                push_and_get(client, rng.randbytes(size), seen)
     _tell(run.verdicts, name, condition, size, seen, list(events.values()))
 
 
-def _push_and_get(client: Client, data: bytes, seen: _Seen) -> None:
-    try:
-        began_s = time.monotonic()
-        file_id = client.push(data, filename="file", user_id=_USER).file_id
-        pushed_s = time.monotonic()
-        got = client.get(file_id, user_id=_USER)
-        ended_s = time.monotonic()
-    except StorageError as error:
-        seen.errors.append(f"{type(error).__name__}: {error}")
-        return
-    if got != data:
-        seen.errors.append("the bytes are not those that were pushed")
-    seen.push_s.append(pushed_s - began_s)
-    seen.get_s.append(ended_s - pushed_s)
+def _measure_guest(run: Run, network: Network, cluster: Cluster) -> None:
+    """Push and get from a namespace of its own, behind a link through which both the pool and all workers are reached.
+
+    That is compared with one connection to the pool's host.
+    """
+    name, shape = _GUEST_AT
+    size = _size(run)
+    network.shape(_WORKERS, shape)
+    time.sleep(0.5)
+    with _watched(cluster) as events, plain_server((), POOL_HOST) as port:
+        command = [*network.inside(_WORKERS), sys.executable, "-m", "tests.cluster.campaign.link_traffic"]
+        settle_s = _SETTLE_S if size == _BYTES else 0.0
+        command += [cluster.address, str(port), str(size), str(run.rounds), str(settle_s), str(run.seed)]
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        seen = Seen.from_json(ended.stdout)
+    _tell(run.verdicts, name, _Condition(shape), size, seen, list(events.values()))
+
+
+def _size(run: Run) -> int:
+    return _BYTES if run.rounds >= _BRIEFLY_S else _BYTES_BRIEFLY
 
 
 def _tell(
-    verdicts: Verdicts, name: str, condition: _Condition, size: int, seen: _Seen, events: list[EventStatus]
+    verdicts: Verdicts, name: str, condition: _Condition, size: int, seen: Seen, events: list[EventStatus]
 ) -> None:
     verdicts.errors(f"{name}: failed operations", seen.errors)
     suspicions = [event for event in events if event.kind in _SUSPICIONS]
@@ -192,15 +191,6 @@ def _watched(cluster: Cluster) -> Iterator[dict[tuple[int, str], EventStatus]]:
             gathering.result()
             for event in before:
                 events.pop(event, None)
-
-
-def _during(seconds: float) -> Iterator[None]:
-    """Yield for a while, but at least twice."""
-    until_s = time.monotonic() + seconds
-    yield
-    yield
-    while time.monotonic() < until_s:
-        yield
 
 
 def _await_whole(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A pool's namespace with a link to each worker's namespace.
+"""A pool's namespace with a link to each worker's namespace, and to that of a guest, who reaches all over it.
 
 All addresses are of 127.0.0.0/8, as servers listen on no others. Each namespace has only its own of them, so that the
 rest is reached over the links.
@@ -18,6 +18,7 @@ from types import TracebackType
 from tests.cluster.links.shape import Shape
 
 POOL_HOST = "127.1.0.1"
+GUEST_HOST = "127.3.0.1"
 _INSIDE = "LINKS_INSIDE"
 _MTU = 1400
 
@@ -48,7 +49,7 @@ class Network:
     """Links from this process's namespace to others; a context manager. The namespaces end with it.
 
     Args:
-        count: how many.
+        count: how many, without that of the guest, whose number is ``count``.
     """
 
     def __init__(self, count: int) -> None:
@@ -58,7 +59,7 @@ class Network:
 
     def host(self, number: int) -> str:
         """The address at the other end of a link."""
-        return f"127.2.0.{number + 1}"
+        return f"127.2.0.{number + 1}" if number < self._count else GUEST_HOST
 
     def inside(self, number: int) -> tuple[str, ...]:
         """What to write before a command to run it at the other end of a link."""
@@ -72,8 +73,8 @@ class Network:
         self._emulator.stdin.flush()
 
     def shape_all(self, shape: Shape) -> None:
-        """Shape all links from now on."""
-        for number in range(self._count):
+        """Shape all links from now on, the guest's as well."""
+        for number in range(self._count + 1):
             self.shape(number, shape)
 
     def __enter__(self) -> Network:
@@ -94,7 +95,8 @@ class Network:
 
     def _make(self) -> None:
         _only_address(POOL_HOST, ())
-        names = [f"link{number}" for number in range(self._count)]
+        _run((), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        names = [f"link{number}" for number in range(self._count + 1)]
         command = [sys.executable, "-m", "tests.cluster.links.emulator", *names]
         root = Path(__file__).parents[3]
         self._emulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
@@ -113,6 +115,8 @@ class Network:
             _only_address(self.host(number), inside)
             _route(f"{name}a", POOL_HOST, self.host(number), ())
             _route(f"{name}b", self.host(number), POOL_HOST, inside)
+            for other in range(self._count) if number == self._count else [self._count]:
+                _also(f"{name}b", self.host(number), self.host(other), inside)
 
 
 def _only_address(host: str, inside: Sequence[str]) -> None:
@@ -126,6 +130,10 @@ def _only_address(host: str, inside: Sequence[str]) -> None:
 
 def _route(device: str, source: str, target: str, inside: Sequence[str]) -> None:
     _run(inside, "ip", "link", "set", device, "up", "mtu", str(_MTU))
+    _also(device, source, target, inside)
+
+
+def _also(device: str, source: str, target: str, inside: Sequence[str]) -> None:
     _run(inside, "ip", "route", "add", f"{target}/32", "dev", device, "src", source)
 
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -32,19 +33,15 @@ class PlainConnections:
     def __init__(self, network: Network, count: int) -> None:
         self._network = network
         self._count = count
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._ended = contextlib.ExitStack()
         self._connections: list[socket.socket] = []
         self._threads = ThreadPoolExecutor(count)
 
     def __enter__(self) -> PlainConnections:
         for number in range(self._count):
             host = self._network.host(number)
-            command = [*self._network.inside(number), sys.executable, "-m", "tests.cluster.links.plain", host]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
-            self._processes.append(process)
-            assert process.stdout is not None
-            self._connections.append(socket.create_connection((host, int(process.stdout.readline())), 60))
-            self._connections[-1].settimeout(None)
+            port = self._ended.enter_context(plain_server(self._network.inside(number), host))
+            self._connections.append(self._ended.enter_context(connected(host, port)))
         return self
 
     def __exit__(
@@ -52,11 +49,8 @@ class PlainConnections:
     ) -> None:
         for connection in self._connections:
             connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
         self._threads.shutdown()
-        for process in self._processes:
-            process.kill()
-            process.communicate()
+        self._ended.close()
 
     def send(self, size: int) -> float:
         """Send this many bytes to each worker, until all have confirmed them; seconds."""
@@ -70,6 +64,31 @@ class PlainConnections:
         began_s = time.monotonic()
         list(self._threads.map(lambda connection: exchange(connection, sent, received), self._connections))
         return time.monotonic() - began_s
+
+
+@contextlib.contextmanager
+def plain_server(inside: Sequence[str], host: str) -> Iterator[int]:
+    """Answer one connection to a host; yield the port.
+
+    Args:
+        inside: what to write before a command to run it there.
+        host: its address.
+    """
+    command = [*inside, sys.executable, "-m", "tests.cluster.links.plain", host]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def connected(host: str, port: int) -> socket.socket:
+    """Connect to such a port."""
+    connection = socket.create_connection((host, port), 60)
+    connection.settimeout(None)
+    return connection
 
 
 def exchange(connection: socket.socket, sent: int, received: int) -> None:
