@@ -11,7 +11,9 @@ could take the place of all that are missing, nor before a call takes twice as l
 that has ended.
 
 Over links where even the fastest call takes long, decoding costs little beside waiting for the store that was asked for
-most. There, all stores are asked for about as much, be it data or parity.
+most. There, all stores are asked for about as much, be it data or parity. If only one of them has not answered, further
+shards are requested as soon as its call takes twice as long as those of the others: their links are idle, and its own
+may take seconds to recover from a loss.
 """
 
 from __future__ import annotations
@@ -144,10 +146,22 @@ class _Call:
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
-    """The calls of one read that have not ended, and the seconds that the slowest of the others took."""
+    """The calls of one read that have not ended.
+
+    Attributes:
+        calls: these calls.
+        are_far: whether stores are behind distant links.
+        slowest_s: how long the slowest of the calls took that have ended.
+    """
 
     calls: list[_Call]
+    are_far: bool
     slowest_s: float = 0.0
+
+    @property
+    def is_one_left(self) -> bool:
+        """Whether all stores but one have answered."""
+        return self.slowest_s > 0 and len({call.owed.store for call in self.calls}) == 1
 
 
 _Arrivals = Mailbox[tuple[_Call, Outcome]]
@@ -196,7 +210,7 @@ class HedgedReader:
         positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = self._runtime.mailbox()
         first = [(reading, slot) for reading in readings for slot in _first(reading)]
-        under_way = _UnderWay(self._ask(first, arrivals))
+        under_way = _UnderWay(self._ask(first, arrivals), are_far)
         try:
             yield from self._ended(readings, positions)
             while under_way.calls and not all(reading.complete for reading in readings):
@@ -276,7 +290,8 @@ class HedgedReader:
 
     def _overdue_s(self, call: _Call, under_way: _UnderWay) -> float:
         """Return when a call is overdue."""
-        return call.asked_s + max(self._patience.of(call.size), _TIMES_OTHERS * under_way.slowest_s)
+        patience_s = 0.0 if under_way.are_far and under_way.is_one_left else self._patience.of(call.size)
+        return call.asked_s + max(patience_s, _TIMES_OTHERS * under_way.slowest_s)
 
     def _patience_s(self, under_way: _UnderWay) -> float | None:
         """Return how long to wait before requesting other shards; None if that would be of no use."""

@@ -205,3 +205,25 @@ def test_one_quick_store_does_not_make_distant_stores_near_for_long() -> None:
     stores.asked_of.clear()
     stores.read(6)
     assert set(stores.asked_of.values()) == {4}
+
+
+def _distant_after_losses() -> Stores:
+    """Distant stores of which all were slow for a while, so that calls are waited for patiently."""
+    stores = Stores(lambda _store, read: 2.0 if read <= 10 else 0.1)
+    for _ in range(30):
+        stores.read(6)
+    return stores
+
+
+def test_the_last_distant_store_is_not_waited_for_as_long_as_all_were_before() -> None:
+    stores = _distant_after_losses()
+    stores.takes_s = lambda store, _read: 2.5 if store == 0 else 0.1
+    before_s = stores.clock.now_s
+    assert stores.read(6) == 6 * K + 4
+    assert stores.clock.now_s < before_s + 0.5
+
+
+def test_while_several_distant_stores_have_not_answered_they_are_waited_for() -> None:
+    stores = _distant_after_losses()
+    stores.takes_s = lambda store, _read: 0.9 if store in (0, 1) else 0.1
+    assert stores.read(6) == 6 * K
