@@ -10,16 +10,16 @@ only late in comparison with others: no further shards of a stripe are requested
 could take the place of all that are missing, nor before a call takes twice as long as the slowest one of the same read
 that has ended.
 
-Over links where even the fastest call takes long, decoding costs little beside waiting for the store that was asked for
-most. There, all stores are asked for about as much, be it data or parity. If only one of them has not answered, further
-shards are requested as soon as its call takes twice as long as those of the others: their links are idle, and its own
-may take seconds to recover from a loss.
+Over links where even the fastest call takes long, decoding costs little beside waiting for the slowest store. There,
+each store is asked for as much as it sends in the same time as others, be it data or parity. If only one of them has
+not answered, further shards are requested as soon as its call takes twice as long as those of the others: their links
+are idle, and its own may take seconds to recover from a loss.
 """
 
 from __future__ import annotations
 
 import queue
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ from storage.erasure import code_for_key
 from storage.keys import BYTE, ShardKey, StripeKey, data_shards, shard_count
 from storage.limits import MIB
 from storage.runtime import Mailbox, Runtime
-from storage.stripes.patience import Owed, Patience, Slowness
+from storage.stripes.patience import Asked, Owed, Patience, RelativeTimes, Slowness
 
 _TIMES_OTHERS = 2.0
 _CALL_BYTES = 4 * MIB
@@ -131,6 +131,7 @@ class _Call:
     owed: Owed
     shards: list[tuple[_Reading, int]]
     asked_s: float
+    is_first: bool
     cancel: Callable[[], None] = _nothing
 
     @property
@@ -152,16 +153,24 @@ class _UnderWay:
         calls: these calls.
         are_far: whether stores are behind distant links.
         slowest_s: how long the slowest of the calls took that have ended.
+        asked: what each store was asked for at first.
     """
 
     calls: list[_Call]
     are_far: bool
     slowest_s: float = 0.0
+    asked: dict[int, Asked] = field(default_factory=dict)
 
     @property
     def is_one_left(self) -> bool:
         """Whether all stores but one have answered."""
         return self.slowest_s > 0 and len({call.owed.store for call in self.calls}) == 1
+
+    def note(self, call: _Call, taken_s: float) -> None:
+        """Note how long a call took, or has taken so far."""
+        if call.is_first:
+            size, slowest_s = self.asked.get(call.owed.store, Asked(0, 0.0))
+            self.asked[call.owed.store] = Asked(size + call.size, max(slowest_s, taken_s))
 
 
 _Arrivals = Mailbox[tuple[_Call, Outcome]]
@@ -181,6 +190,7 @@ class HedgedReader:
         self._clock_s = runtime.monotonic_s
         self._patience = Patience()
         self._slowness = Slowness(runtime.monotonic_s)
+        self._times = RelativeTimes()
 
     def read_into(self, stripe: StripeKey, holders: tuple[int | None, ...], target: memoryview) -> list[int] | None:
         """Like :meth:`read_all`, for one stripe."""
@@ -204,20 +214,20 @@ class HedgedReader:
         The others go on arriving meanwhile. Nothing is written any more to the target of a stripe that was yielded: one
         that has shards under way which are not needed is yielded at the end, when they have been cancelled.
         """
-        ranks, loads = self._slowness.ranks(), Counter[int]()
-        are_far = self._patience.are_far
-        readings = [_begun(read, ranks, loads if are_far else None) for read in reads]
+        ranks, are_far = self._slowness.ranks(), self._patience.are_far
+        loads = _Loads(self._times.of) if are_far else None
+        readings = [_begun(read, ranks, loads) for read in reads]
         positions = {id(reading): at for at, reading in enumerate(readings)}
         arrivals: _Arrivals = self._runtime.mailbox()
         first = [(reading, slot) for reading in readings for slot in _first(reading)]
-        under_way = _UnderWay(self._ask(first, arrivals), are_far)
+        under_way = _UnderWay(self._ask(first, arrivals, is_first=True), are_far)
         try:
             yield from self._ended(readings, positions)
             while under_way.calls and not all(reading.complete for reading in readings):
                 ready = self._await_one(under_way, arrivals)
                 yield from self._ended(ready, positions)
         finally:
-            self._give_up(under_way.calls)
+            self._give_up(under_way)
         for reading in readings:
             at = positions.pop(id(reading), None)
             if at is not None:
@@ -229,12 +239,15 @@ class HedgedReader:
             if reading.complete and reading.quiet and (at := positions.pop(id(reading), None)) is not None:
                 yield at, _outcome(reading)
 
-    def _give_up(self, calls: list[_Call]) -> None:
+    def _give_up(self, under_way: _UnderWay) -> None:
         """Cancel what is still under way: the targets belong to the caller again, and are decoded into."""
-        for call in calls:
+        for call in under_way.calls:
             call.cancel()
+            under_way.note(call, self._clock_s() - call.asked_s)
+        if under_way.are_far:
+            self._times.note(under_way.asked)
 
-    def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals) -> list[_Call]:
+    def _ask(self, shards: list[tuple[_Reading, int]], arrivals: _Arrivals, *, is_first: bool = False) -> list[_Call]:
         """Request shards. Calls are small enough for stripes to be complete one after another."""
         by_store: dict[int, list[tuple[_Reading, int]]] = {}
         for reading, slot in shards:
@@ -243,7 +256,7 @@ class HedgedReader:
             assert store is not None, "slots without a store are not among the spare ones"
             by_store.setdefault(store, []).append((reading, slot))
         calls = [
-            _Call(Owed(store), shards, self._clock_s())
+            _Call(Owed(store), shards, self._clock_s(), is_first)
             for store, all_of in by_store.items()
             for shards in _calls_of(all_of)
         ]
@@ -284,6 +297,7 @@ class HedgedReader:
         if any(outcome):
             taken_s = self._clock_s() - call.asked_s
             self._patience.note(call.size, taken_s)
+            under_way.note(call, taken_s)
             under_way.slowest_s = max(under_way.slowest_s, taken_s)
         under_way.calls += self._ask(again, arrivals)
         return [reading for reading, _ in call.shards]
@@ -312,26 +326,46 @@ class HedgedReader:
         return instead
 
 
-def _begun(read: StripeRead, ranks: Mapping[int, int], loads: Counter[int] | None) -> _Reading:
+class _Loads:
+    """What distant stores are asked for in one read, as the time that it takes them.
+
+    Args:
+        times_of: how many times as long as others a store takes.
+    """
+
+    def __init__(self, times_of: Callable[[int], float]) -> None:
+        self._times_of = times_of
+        self._loads: dict[int, float] = {}
+
+    def with_another(self, store: int, length: int) -> float:
+        """The load of a store with another shard of so many bytes."""
+        return self._loads.get(store, 0.0) + length * self._times_of(store)
+
+    def add(self, store: int, length: int) -> None:
+        """Note that a store is asked for a shard of so many bytes."""
+        self._loads[store] = self.with_another(store, length)
+
+
+def _begun(read: StripeRead, ranks: Mapping[int, int], loads: _Loads | None) -> _Reading:
     """Begin to read a stripe; ask last for what stores with ranks have.
 
-    Of the others, ask for data before parity; or, with ``loads``, those first that are asked for least.
+    Of the others, ask for data before parity; or, with ``loads``, those first that have sent all soonest.
 
     Args:
         read: the stripe.
         ranks: of stores.
-        loads: how many bytes each store is asked for in this read, which is counted on; None: that does not matter.
+        loads: of stores, which are counted on; None: they do not matter.
     """
     k = data_shards(read.stripe)
     length = -(-len(read.target) // k)
     there = sorted(
-        (ranks.get(store, 0), 0 if loads is None else loads[store], slot, store)
+        (ranks.get(store, 0), 0.0 if loads is None else loads.with_another(store, length), slot, store)
         for slot, store in enumerate(read.holders)
         if store is not None
     )
     if loads is not None:
         for *_, store in there[:k]:  # it may have several
-            loads[store] += length
+            loads.add(store, length)
     return _Reading(read, k, length, deque(slot for _, _, slot, _ in there))
 
 

@@ -1,12 +1,14 @@
-"""When calls to stores are overdue, and which stores are slow."""
+"""When calls to stores are overdue, which stores are slow, and how slow distant ones are."""
 
 from __future__ import annotations
 
 import bisect
+import statistics
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _HEDGE_S_MIN = 0.004  # shorter delays may come from the scheduler, not from a slow worker
 _SAMPLES = 256
@@ -15,6 +17,9 @@ _TIMES_MEDIAN_MAX = 4
 _HEDGE_S_FIRST = 0.05  # until there are enough samples
 _SHUNNED_S = 2.0
 _FAR_S = 0.02
+_COMPARED_MIN = 3  # stores
+_TIMES_MAX = 8.0
+_LEARNED, _FORGOTTEN = 0.3, 0.1  # with each read
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +106,52 @@ class Patience:
                 return _HEDGE_S_FIRST
             p95, median = ordered[len(ordered) * 95 // 100], ordered[len(ordered) // 2]
         return min(max(1.5 * p95, _HEDGE_S_MIN), max(_HEDGE_S_MAX, _TIMES_MEDIAN_MAX * median))
+
+
+class Asked(NamedTuple):
+    """What a read asked a store for.
+
+    Attributes:
+        size: how many bytes.
+        taken_s: how many seconds it took, or has taken so far.
+    """
+
+    size: int
+    taken_s: float
+
+
+class RelativeTimes:
+    """How many times as long as most each distant store takes for as many bytes, lately. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._times: dict[int, float] = {}
+
+    def of(self, store: int) -> float:
+        """How many times as long it takes; 1 if nothing is known of it."""
+        return self._times.get(store, 1.0)
+
+    def note(self, asked: Mapping[int, Asked]) -> None:
+        """Note what the stores of one read were asked for.
+
+        Of one that was asked for much less than others, little can be seen but how distant it is: what is known of it
+        is forgotten by and by, so that it is asked for more again.
+        """
+        if len(asked) < _COMPARED_MIN:
+            return
+        size = statistics.median(each.size for each in asked.values())
+        each_s = {store: each.taken_s / each.size for store, each in asked.items() if 2 * each.size >= size}
+        usual_s = statistics.median(each_s.values())
+        if usual_s <= 0:
+            return
+        with self._lock:
+            for store in self._times.keys() | each_s.keys():
+                known = self._times.get(store, 1.0)
+                if store in each_s:
+                    known += _LEARNED * (min(each_s[store] / usual_s, _TIMES_MAX) - known)
+                else:
+                    known += _FORGOTTEN * (1.0 - known)
+                self._times[store] = known
 
 
 def _magnitude(size: int) -> int:

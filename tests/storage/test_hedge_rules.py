@@ -72,6 +72,7 @@ class Stores:
     def __init__(self, takes_s: Callable[[int, int], float]) -> None:
         self.clock = Clock()
         self.takes_s = takes_s
+        self.each_s: Callable[[int], float] = lambda _store: 0.0  # in addition, for each shard
         self.asked = 0
         self.asked_of: Counter[int] = Counter()
         self.reads = 0
@@ -86,7 +87,8 @@ class Stores:
     ) -> Callable[[], None]:
         self.asked += len(wanted)
         self.asked_of[store] += len(wanted)
-        self.clock.after(self.takes_s(store, self.reads), lambda: done([True] * len(wanted)))
+        takes_s = self.takes_s(store, self.reads) + len(wanted) * self.each_s(store)
+        self.clock.after(takes_s, lambda: done([True] * len(wanted)))
         return lambda: None
 
     def read(self, stripes: int = 1, k: int = K, n: int = N) -> int:
@@ -227,3 +229,37 @@ def test_while_several_distant_stores_have_not_answered_they_are_waited_for() ->
     stores = _distant_after_losses()
     stores.takes_s = lambda store, _read: 0.9 if store in (0, 1) else 0.1
     assert stores.read(6) == 6 * K
+
+
+def _asked_of(stores: Stores, reads: int, stripes: int) -> list[float]:
+    """How many shards each store was asked for, as a multiple of all if they were asked for as much each."""
+    stores.asked_of.clear()
+    for _ in range(reads):
+        stores.read(stripes)
+    return [stores.asked_of[store] * N / (reads * stripes * K) for store in range(N)]
+
+
+def test_distant_stores_are_asked_for_as_much_as_they_send_in_the_same_time() -> None:
+    stores = Stores(lambda _store, _read: 0.1)
+    stores.each_s = lambda _store: 0.03
+    even = _asked_of(stores, 60, 12)
+    assert all(0.85 < share < 1.15 for share in even), even
+    stores.each_s = lambda store: 0.1 if store == 2 else 0.03
+    _asked_of(stores, 30, 12)
+    before_s = stores.clock.now_s
+    uneven = _asked_of(stores, 30, 12)
+    assert 0.25 < uneven[2] < 0.75, uneven
+    # As fast as if the others had been asked alone, and not as slow as the slow one with its share.
+    assert stores.clock.now_s - before_s < 30 * (0.1 + 0.1 * 6)
+    stores.each_s = lambda _store: 0.03
+    _asked_of(stores, 30, 12)
+    again = _asked_of(stores, 30, 12)
+    assert all(0.85 < share < 1.15 for share in again), again
+
+
+def test_a_distant_store_that_is_as_slow_as_can_be_is_tried_again_now_and_then() -> None:
+    stores = Stores(lambda _store, _read: 0.1)
+    stores.each_s = lambda store: 3.0 if store == 2 else 0.03
+    _asked_of(stores, 100, 3)
+    shares = _asked_of(stores, 300, 3)
+    assert 0.0 < shares[2] < 0.5, shares
