@@ -26,7 +26,7 @@ _EPOCHS_MAX = 16
 # Each worker has one shard of most chunks, but may have several, and is asked again for what was damaged.
 _TIMES = 4
 # Workers are asked where displaced shards are. If one keeps users waiting for that, clients find out by themselves.
-_LOOK_S_MAX = 1.0
+_LOOK_S_MAX = 0.3
 _LOOK_PAUSE_S = 60.0
 
 
