@@ -326,7 +326,7 @@ def frozen(pool: Processes) -> Iterator[Callable[[], None]]:
 def test_a_get_ends_at_its_deadline_though_workers_are_silent(pool: Processes) -> None:
     client = pool.reading.client
     with frozen(pool) as freeze, pytest.raises(DeadlineExceeded):
-        in_time(lambda: client.download(pool.file, Ending(freeze), user_id="ann", timeout_s=4.0))
+        in_time(lambda: client.download(pool.file, Ending(freeze), user_id="ann", timeout_s=3.0))
     assert client.get(pool.file, user_id="ann") == pool.content
     assert pool.reading.through_pool == 0
 
