@@ -87,7 +87,7 @@ def test_shards_that_have_not_moved_yet_are_where_they_were(cluster: Cluster) ->
 
 
 def test_who_keeps_users_waiting_for_that_is_not_asked_for_a_while(cluster: Cluster) -> None:
-    now_s, takes, pauses = 100.0, [0.5, 5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 59.0, 2.0, 0.0]
+    now_s, takes, pauses = 100.0, [0.2, 5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 59.0, 2.0, 0.0]
     pool = cluster.pool
     issuer = TicketIssuer(lambda: cast(Authority, None))  # the simulated workers let no clients in
     direct = DirectReads(pool.fleet, pool.membership, issuer, pool.pool_id, lambda: False, lambda: now_s)

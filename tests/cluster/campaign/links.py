@@ -57,7 +57,7 @@ class _Condition:
     may_suspect: bool = False
 
 
-CONDITIONS: Mapping[str, _Condition] = {
+_CONDITIONS: Mapping[str, _Condition] = {
     "50 ms ± 20": _Condition(_FAR),
     "50 ms ± 20, 2 % lost": _Condition(Shape(delay_ms=50, jitter_ms=20, loss=0.02)),
     "50 ms ± 20, 2 % lost, 5 % reordered": _Condition(Shape(delay_ms=50, jitter_ms=20, loss=0.02, reorder=0.05)),
@@ -65,6 +65,8 @@ CONDITIONS: Mapping[str, _Condition] = {
     "10 Mbit/s, one worker at 1 Mbit/s": _Condition(Shape(rate_kbit=10_000), Shape(rate_kbit=1_000)),
     "one worker loses all for 2 s in every 4": _Condition(Shape(), Shape(outage_s=2.0), may_suspect=True),
 }
+MEASURED = (*_CONDITIONS, _GUEST_AT[0])
+"""The name of each condition, in the order in which they are measured."""
 
 
 def links(run: Run) -> None:
@@ -84,7 +86,7 @@ def links(run: Run) -> None:
             return network.inside(number), network.host(number)
 
         with Cluster(run.directory, host=POOL_HOST, place=place, tranquility=4.0, grace_s=30.0) as cluster:
-            for name, condition in CONDITIONS.items():
+            for name, condition in _CONDITIONS.items():
                 network.shape_all(Shape())
                 _await_whole(cluster)
                 _measure(run, rng, name, condition, network, plain, cluster)
