@@ -102,6 +102,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
             "RotateKey": _ROTATE_KEY,
             "PushMany": _WRITE,
             "GetMany": _READ,
+            "GetFiles": _READ,
             "DeleteMany": _WRITE,
             "Stats": _AUDIT,
             "Scrub": _OPERATE,

@@ -22,6 +22,7 @@ from taskworker.client.channel import Channel
 from taskworker.client.deadline import Deadline
 from taskworker.client.fetching import Fetch, Fetched, Fetching, Wanted
 from taskworker.client.sealed.names import require_readable
+from taskworker.client.small_gets import SmallGets
 from taskworker.errors import PoolIsBlind
 from taskworker.protos import store_pb2
 from taskworker.rpc import conversion as convert
@@ -73,6 +74,7 @@ class ClientBase:
         access = None if token is None else AccessTo(address)()._replace(token=text("token")(token))
         sealing = None if key is None else _sealing(key)
         self._channel = Channel(address, channel, access)
+        self._small_gets = SmallGets(self._channel, RETRIES)
         self._sealed = None if sealing is None else sealing(self._channel)
         self._is_direct = os.environ.get(_DIRECT, "1") != "0" if direct is None else direct
         self._direct: DirectReads | None = None

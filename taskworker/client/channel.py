@@ -87,6 +87,14 @@ class Channel:
         """What calls show now, and to whom; None: the channel is somebody else's, who knows."""
         return self._connection.access
 
+    def check_here(self) -> None:
+        """Check that this is the process that made the connection.
+
+        Raises:
+            UsedAfterFork: it is a forked child.
+        """
+        self._connection.home.check()
+
     def close(self) -> None:
         """Close the connection, and cancel running calls. Does nothing in a forked child."""
         self._connection.close()

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol, Self, runtime_checkable
+from typing import BinaryIO, Protocol, Self, runtime_checkable
 
 from storage import Version
 from storage.errors import InvalidArgument
@@ -14,13 +14,12 @@ from storage.limits import BytesLike, sought
 from storage.progress import Progress
 from taskworker.client.channel import Channel, GetMessage
 from taskworker.client.connection import IncomingMessages
-from taskworker.client.deadline import Deadline, retried
+from taskworker.client.deadline import Deadline
 from taskworker.client.local_files import write_all
-from taskworker.client.sealed.names import require_readable
-from taskworker.errors import CallNotOffered, ServerFault, StorageUnavailable
+from taskworker.errors import ServerFault, StorageUnavailable
 from taskworker.protos import store_pb2
 from taskworker.rpc.conversion import version_from_proto
-from taskworker.rpc.limits import GET_FILE_BYTES_MAX, KIB, MIB
+from taskworker.rpc.limits import KIB, MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,47 +65,6 @@ class Fetched(Protocol):
 
 Fetching = Callable[[Wanted], Fetched]
 """Starts to fetch a range."""
-
-
-class Small(NamedTuple):
-    """A version, with its content if that is small.
-
-    Attributes:
-        version_id: its id; empty: the head, whichever it is.
-        size: its size in bytes; None: the server did not say.
-        data: its content; None: it is not small.
-    """
-
-    version_id: str
-    size: int | None = None
-    data: bytes | None = None
-
-
-def get_small(channel: Channel, wanted: Wanted, deadline: Deadline, retries: int, bytes_max: int) -> Small:
-    """A version, and its content if that has at most ``bytes_max`` bytes, in one round trip.
-
-    The range of ``wanted`` is not used. Only the id of ``wanted`` is returned if the server does not offer this.
-
-    Raises:
-        KeyRequired: the file is sealed with a key of its user's.
-    """
-    if not channel.has_small_calls:
-        return Small(wanted.version_id or "")
-    request = store_pb2.GetFileRequest(
-        user_id=wanted.user_id, file_id=wanted.file_id, version_id=wanted.version_id or "", bytes_max=bytes_max
-    )
-    try:
-        part = retried(lambda: channel.unary(channel.store.GetFile, request, deadline), deadline, retries)
-    except CallNotOffered:  # an older server
-        channel.has_small_calls = False
-        return Small(wanted.version_id or "")
-    version, data = part.version, part.data
-    require_readable(version)
-    if len(data) == version.size:
-        return Small(version.version_id, version.size, data)
-    if data or version.size <= min(bytes_max, GET_FILE_BYTES_MAX):
-        raise ServerFault(f"the server sent {len(data)} of {version.size} bytes; get the file again")
-    return Small(version.version_id, version.size)
 
 
 class Fetch:

@@ -26,7 +26,7 @@ from taskworker.client.checked import arguments_checked
 from taskworker.client.copying import chunk_ids_of, copy_messages
 from taskworker.client.deadline import Deadline
 from taskworker.client.deleting_calls import DeletingCalls
-from taskworker.client.fetching import Fills, RemoteFile, Wanted, fill, get_small, writable, write_to
+from taskworker.client.fetching import Fills, RemoteFile, Wanted, fill, writable, write_to
 from taskworker.client.local_files import replacing
 from taskworker.client.pushing import push, require_conditions, require_no_attributes
 from taskworker.client.sending import OutgoingMessages
@@ -146,7 +146,7 @@ class FileCalls(DeletingCalls):
         wanted = Wanted(file_id, user_id, version_id, offset, length)
         deadline = self._deadline(timeout_s)
         if self._sealed is None and not offset and length is None:
-            small = get_small(self._channel, wanted, deadline, RETRIES, _SMALL_BYTES_MAX)
+            small = self._small_gets.get(wanted, deadline, _SMALL_BYTES_MAX)
             if small.data is not None:
                 if progress is not None and small.data:
                     progress(small.size or 0, small.size or 0)

@@ -149,6 +149,11 @@ class StoreServiceStub:
                 request_serializer=taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
                 response_deserializer=taskworker_dot_store__pb2.GetManyPart.FromString,
                 _registered_method=True)
+        self.GetFiles = channel.unary_unary(
+                '/taskworker.store.StoreService/GetFiles',
+                request_serializer=taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
+                response_deserializer=taskworker_dot_store__pb2.GetManyPart.FromString,
+                _registered_method=True)
         self.DeleteMany = channel.unary_stream(
                 '/taskworker.store.StoreService/DeleteMany',
                 request_serializer=taskworker_dot_store__pb2.DeleteManyRequest.SerializeToString,
@@ -350,6 +355,14 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFiles(self, request, context):
+        """Returns at most 64 files of up to 64 KiB each in one message: for callers who get single files at the same time.
+        Larger files come without data. If the message would be too large, the last ones are left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteMany(self, request, context):
         """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist.
         """
@@ -503,6 +516,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
             ),
             'GetMany': grpc.unary_stream_rpc_method_handler(
                     servicer.GetMany,
+                    request_deserializer=taskworker_dot_store__pb2.GetManyRequest.FromString,
+                    response_serializer=taskworker_dot_store__pb2.GetManyPart.SerializeToString,
+            ),
+            'GetFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFiles,
                     request_deserializer=taskworker_dot_store__pb2.GetManyRequest.FromString,
                     response_serializer=taskworker_dot_store__pb2.GetManyPart.SerializeToString,
             ),
@@ -1156,6 +1174,33 @@ class StoreService:
             request,
             target,
             '/taskworker.store.StoreService/GetMany',
+            taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
+            taskworker_dot_store__pb2.GetManyPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskworker.store.StoreService/GetFiles',
             taskworker_dot_store__pb2.GetManyRequest.SerializeToString,
             taskworker_dot_store__pb2.GetManyPart.FromString,
             options,

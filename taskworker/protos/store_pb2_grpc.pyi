@@ -92,6 +92,10 @@ class StoreServiceStub:
     """
     GetMany: _grpc.UnaryStreamMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]
     """Returns the contents of at most 4,096 files."""
+    GetFiles: _grpc.UnaryUnaryMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]
+    """Returns at most 64 files of up to 64 KiB each in one message: for callers who get single files at the same time.
+    Larger files come without data. If the message would be too large, the last ones are left out.
+    """
     DeleteMany: _grpc.UnaryStreamMultiCallable[_store_pb2.DeleteManyRequest, _store_pb2.DeleteManyResults]
     """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist."""
     Stats: _grpc.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]
@@ -161,6 +165,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """
     GetMany: _aio.UnaryStreamMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]  # type: ignore[assignment]
     """Returns the contents of at most 4,096 files."""
+    GetFiles: _aio.UnaryUnaryMultiCallable[_store_pb2.GetManyRequest, _store_pb2.GetManyPart]  # type: ignore[assignment]
+    """Returns at most 64 files of up to 64 KiB each in one message: for callers who get single files at the same time.
+    Larger files come without data. If the message would be too large, the last ones are left out.
+    """
     DeleteMany: _aio.UnaryStreamMultiCallable[_store_pb2.DeleteManyRequest, _store_pb2.DeleteManyResults]  # type: ignore[assignment]
     """Deletes at most 4,096 files. Unlike DeleteFiles, it deletes those that exist."""
     Stats: _aio.UnaryUnaryMultiCallable[_store_pb2.StatsRequest, _store_pb2.StoreStats]  # type: ignore[assignment]
@@ -365,6 +373,16 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.GetManyPart], _abc.AsyncIterator[_store_pb2.GetManyPart]]:
         """Returns the contents of at most 4,096 files."""
+
+    @_abc_1.abstractmethod
+    def GetFiles(
+        self,
+        request: _store_pb2.GetManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_store_pb2.GetManyPart, _abc.Awaitable[_store_pb2.GetManyPart]]:
+        """Returns at most 64 files of up to 64 KiB each in one message: for callers who get single files at the same time.
+        Larger files come without data. If the message would be too large, the last ones are left out.
+        """
 
     @_abc_1.abstractmethod
     def DeleteMany(

@@ -18,7 +18,7 @@ from taskworker.rpc.traced_channel import traced
 
 STORE_SERVICE = "taskworker.store.StoreService"
 _LISTS = ("History", "ListFiles", "ListVersions")
-_READS = ("Describe", "MissingChunks", "LocateShards", "GetFile", "GetManifest", "Stat", *_LISTS, "Stats")
+_READS = ("Describe", "MissingChunks", "LocateShards", "GetFile", "GetFiles", "GetManifest", "Stat", *_LISTS, "Stats")
 
 # gRPC itself retries only calls that change nothing, or that may be repeated without harm. For others, it cannot
 # know whether a server that went away had already carried them out.

@@ -25,7 +25,7 @@ _READING = frozenset(
     {f"{_STORE}.{call}" for call in ("GetStream", "LocateShards", "GetFile", "GetManifest", "Stat", *_LISTS)}
     | {f"{_FILES}.Get", f"{_FILES}.Synchronous"}
 )
-_READING_MANY = f"{_STORE}.GetMany"
+_READING_MANY = frozenset({f"{_STORE}.GetMany", f"{_STORE}.GetFiles"})
 _WRITING = frozenset(
     {f"{_STORE}.{call}" for call in ("PushStream", "PushFile", "MissingChunks", "ReviseStream")}
     | {f"{_FILES}.Push", f"{_FILES}.Revise"}
@@ -85,7 +85,7 @@ class Guests:
     def __init__(self, call: str, grants: Grants, head_of: HeadOf) -> None:
         self._grants = grants
         self._head_of = head_of
-        self._reads, self._writes = call in _READING or call == _READING_MANY, call in _WRITING
+        self._reads, self._writes = call in _READING or call in _READING_MANY, call in _WRITING
         self._call = call
 
     def admit(self, principal: Principal, caller: Guest, message: Message, paths: Iterable[tuple[str, ...]]) -> bool:
@@ -163,7 +163,7 @@ class Guests:
             return None
 
     def _require_all(self, principal: Principal, owner: str, message: Message) -> None:
-        if self._call in (f"{_STORE}.MissingChunks", _READING_MANY):
+        if self._call == f"{_STORE}.MissingChunks" or self._call in _READING_MANY:
             return  # answered without a look at what there is, or for each file by itself
         writes = self._is_writing(message)
         for name in names_in(message):

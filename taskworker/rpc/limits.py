@@ -38,6 +38,11 @@ GET_DATA_BYTES = 512 * KIB
 # Files up to this size are returned in one message with their version: as much as one message of a push carries.
 GET_FILE_BYTES_MAX = MIB
 
+# Files that are returned in one message as several callers want them at the same time, and the size of each. All are
+# read before anything is sent.
+GET_FILES_MAX = 64
+GET_FILES_BYTES_MAX = 64 * KIB
+
 # Messages of a push of many files, or of one small file, have about 1 MiB at most. A message may hold many tiny files,
 # each of which takes far more memory than its bytes, so it may not be as large as others.
 MANY_BYTES_MAX = 2 * MIB

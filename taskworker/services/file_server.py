@@ -28,7 +28,7 @@ _FILE_SERVICE = taskworker_pb2.DESCRIPTOR.services_by_name["FileService"]
 _STORE_SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
 
 # Calls that usually take less than a millisecond, and are made often.
-_QUICK = ("GetFile", "Stat", "Describe")
+_QUICK = ("GetFile", "GetFiles", "Stat", "Describe")
 # Calls that are made often, and wait for disks and workers: each gets a thread, but only when its message has come.
 _WAITING = ("PushFile",)
 _WAITING_OF_FILES = ("Push", "Get")

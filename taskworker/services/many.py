@@ -28,7 +28,14 @@ from taskworker.rpc.authorization import hidden_from, user_of
 from taskworker.rpc.binding import Caller, foreseen, require_active
 from taskworker.rpc.conversion import describe_version, many_options, push_options
 from taskworker.rpc.guests import Hidden
-from taskworker.rpc.limits import CHUNK_IDS_MAX, FILES_MAX, GET_DATA_BYTES
+from taskworker.rpc.limits import (
+    CHUNK_IDS_MAX,
+    FILES_MAX,
+    GET_DATA_BYTES,
+    GET_FILES_BYTES_MAX,
+    GET_FILES_MAX,
+    MANY_BYTES_MAX,
+)
 from taskworker.services.maintenance import MaintenanceService
 from taskworker.services.pieces import pieces_of
 from taskworker.services.revision import Revisions
@@ -83,10 +90,11 @@ class ManyFilesService(MaintenanceService):
         """Return the contents of many files."""
         _check_count(len(request.files))
         bytes_max = request.bytes_max if request.HasField("bytes_max") else None
+        together_max = GET_DATA_BYTES if bytes_max is None else min(bytes_max, GET_DATA_BYTES)
         with self._transfers.place(user_of(caller)):
             gathered = store_pb2.GetManyPart()
             size = 0
-            for position, outcome in enumerate(self._got(request, hidden_from(caller))):
+            for position, outcome in enumerate(self._got(request, hidden_from(caller), together_max)):
                 size += self._add_get_result(gathered, position, outcome)
                 version = outcome.version
                 if (
@@ -104,6 +112,22 @@ class ManyFilesService(MaintenanceService):
             if gathered.results:
                 yield gathered
 
+    def GetFiles(  # noqa: N802
+        self, request: store_pb2.GetManyRequest, caller: Caller
+    ) -> store_pb2.GetManyPart:
+        """Return a few small files in one message."""
+        require_active(caller)
+        if len(request.files) > GET_FILES_MAX:
+            raise InvalidArgument(f"{len(request.files)} files, at most {GET_FILES_MAX} are allowed; send more calls")
+        wanted = request.bytes_max if request.HasField("bytes_max") else GET_FILES_BYTES_MAX
+        gathered = store_pb2.GetManyPart()
+        size = 0
+        for position, outcome in enumerate(self._got(request, hidden_from(caller), min(wanted, GET_FILES_BYTES_MAX))):
+            size += self._add_get_result(gathered, position, outcome)
+            if size >= MANY_BYTES_MAX:
+                break
+        return gathered
+
     def DeleteMany(  # noqa: N802
         self, request: store_pb2.DeleteManyRequest, _caller: Caller
     ) -> Iterator[store_pb2.DeleteManyResults]:
@@ -118,9 +142,8 @@ class ManyFilesService(MaintenanceService):
         if gathered:
             yield store_pb2.DeleteManyResults(results=gathered)
 
-    def _got(self, request: store_pb2.GetManyRequest, hidden: Hidden) -> Iterator[GetOutcome]:
+    def _got(self, request: store_pb2.GetManyRequest, hidden: Hidden, bytes_max: int) -> Iterator[GetOutcome]:
         """Read the files of a request, in order; those given by name and those given by id are read in runs."""
-        bytes_max = min(request.bytes_max, GET_DATA_BYTES) if request.HasField("bytes_max") else GET_DATA_BYTES
         for (by_name, error), run in groupby(request.files, partial(_kind, hidden)):
             asked = [each.filename if by_name else each.file_id for each in run]
             if error is not None:

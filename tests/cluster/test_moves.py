@@ -25,7 +25,7 @@ THROUGH_POOL = HELD * (4 + 1 + 1)
 def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, Path]]:
     path = tmp_path / "counted"
     monkeypatch.setenv(COUNTED, str(path))
-    with Cluster(tmp_path, workers=WORKERS, grace_s=1.0, pool_module="tests.cluster.counted_pool") as cluster:
+    with Cluster(tmp_path, workers=WORKERS, grace_s=3.0, pool_module="tests.cluster.counted_pool") as cluster:
         yield cluster, path
 
 

@@ -365,6 +365,7 @@ def test_messages_that_are_too_large_are_refused(raw: Raw, store: FileStorage) -
     assert "limit of 2 MiB" in text_of(caught.value)
     for call in (
         lambda: list(raw.store.GetMany(_asking(["x"] * 4097))),
+        lambda: raw.store.GetFiles(_asking(["x"] * 65)),
         lambda: list(raw.store.DeleteMany(store_pb2.DeleteManyRequest(user_id=USER, file_ids=["x"] * 4097))),
     ):
         with pytest.raises(grpc.RpcError) as caught:
@@ -375,6 +376,22 @@ def test_messages_that_are_too_large_are_refused(raw: Raw, store: FileStorage) -
 
 def _asking(ids: list[str]) -> store_pb2.GetManyRequest:
     return store_pb2.GetManyRequest(user_id=USER, files=[store_pb2.FileReference(file_id=one) for one in ids])
+
+
+def test_small_files_come_in_one_message(raw: Raw, client: Client) -> None:
+    files = [("a", b"1"), ("empty", b""), ("large", content(1, CHUNK + 1)), ("日本語", content(2, CHUNK))]
+    ids = [version.file_id for version in pushed(client, files)]
+    found = raw.store.GetFiles(_asking([*ids[:2], "0" * 32, *ids[2:]])).results
+    assert [one.position for one in found] == list(range(5))
+    assert [one.version.filename for one in found] == ["a", "empty", "", "large", "日本語"]
+    assert [one.data for one in found] == [b"1", b"", b"", b"", content(2, CHUNK)]
+    assert [one.HasField("error") for one in found] == [False, False, True, False, False]
+    bounded = _asking(ids)
+    bounded.bytes_max = 1
+    assert [one.data for one in raw.store.GetFiles(bounded).results] == [b"1", b"", b"", b""]
+    many = raw.store.GetFiles(_asking(ids[3:] * 64))
+    assert 30 < len(many.results) < 64  # the rest is asked for again
+    assert many.ByteSize() < 2 * MIB + 2 * CHUNK
 
 
 def test_errors_of_large_files_are_their_results(raw: Raw, store: FileStorage) -> None:

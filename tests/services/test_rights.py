@@ -59,6 +59,7 @@ ALLOWED = {
     "taskworker.store.StoreService.RotateKey": "udo",
     "taskworker.store.StoreService.PushMany": "udo",
     "taskworker.store.StoreService.GetMany": "udo",
+    "taskworker.store.StoreService.GetFiles": "udo",
     "taskworker.store.StoreService.DeleteMany": "udo",
     "taskworker.store.StoreService.Stats": "ao",
     "taskworker.store.StoreService.Scrub": "o",

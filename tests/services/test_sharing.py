@@ -189,6 +189,14 @@ def test_of_many_files_those_that_are_shared_are_read(served: Served) -> None:
     by_id = list(bob.get_many(ids, user_id="ann"))
     assert [one.data for one in by_id] == [one.data for one in by_name[:-1]]
     assert len({str(one.error).replace(one.file, "ID") for one in by_id if one.data is None}) == 1
+    together = store_pb2.GetManyRequest(user_id="ann", files=[store_pb2.FileReference(file_id=one) for one in ids])
+    in_one_message = bob._channel.store.GetFiles(together).results
+    assert [(one.data, one.error.text.replace(file, "ID")) for one, file in zip(in_one_message, ids, strict=True)] == [
+        (one.data or b"", str(one.error or "").replace(one.file, "ID")) for one in by_id
+    ]
+    with pytest.raises(grpc.RpcError) as refused:
+        served.client("eve")._channel.store.GetFiles(together)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_what_else_the_owner_has_is_not_told_to_writers(served: Served) -> None:
