@@ -140,6 +140,8 @@ class RelativeTimes:
         if len(asked) < _COMPARED_MIN:
             return
         size = statistics.median(each.size for each in asked.values())
+        if size <= 0:
+            return  # objects without bytes
         each_s = {store: each.taken_s / each.size for store, each in asked.items() if 2 * each.size >= size}
         usual_s = statistics.median(each_s.values())
         if usual_s <= 0:

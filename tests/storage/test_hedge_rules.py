@@ -263,3 +263,11 @@ def test_a_distant_store_that_is_as_slow_as_can_be_is_tried_again_now_and_then()
     _asked_of(stores, 100, 3)
     shares = _asked_of(stores, 300, 3)
     assert 0.0 < shares[2] < 0.5, shares
+
+
+def test_objects_without_bytes_say_nothing_of_how_long_distant_stores_take() -> None:
+    stores = Stores(lambda _store, _read: 0.1)
+    for _ in range(10):
+        stores.read(6)
+    empty = [StripeRead(_stripe(number, K, N), tuple(range(N)), memoryview(b"")) for number in range(6)]
+    assert stores.reader.read_all(empty) == [[]] * 6
