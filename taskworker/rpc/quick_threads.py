@@ -62,6 +62,7 @@ class QuickThreads(ThreadPoolExecutor):
         self._helpers: set[threading.Thread] = set()
         self._allowed = 0  # how many helpers may run
         self._submitted = 0
+        self._under_way = 0  # calls that have not ended
         self._watcher: threading.Thread | None = None
         self._crowded = threading.Event()
         self._ended = False
@@ -69,7 +70,7 @@ class QuickThreads(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, ResultT], /, *args: P.args, **kwargs: P.kwargs) -> Future[ResultT]:
         """See ``Executor.submit``."""
         future = super().submit(fn, *args, **kwargs)
-        self._note()
+        self._note(future)
         return future
 
     def put(self, work: Work) -> None:
@@ -86,12 +87,21 @@ class QuickThreads(ThreadPoolExecutor):
                 self._adjust_thread_count()
             except RuntimeError as error:  # the threads that there are do it, or a helper
                 log.warning("a call waits, and no thread can be started for it now: %s", error)
-        self._note()
+        self._note(work.future)
 
-    def _note(self) -> None:
+    def _note(self, future: Future[Any]) -> None:
         self._submitted += 1  # by gRPC's one thread; if another one interfered, the watcher would look once more
-        if self._work_queue.qsize() and not self._crowded.is_set():
+        with self._guard:
+            self._under_way += 1
+        future.add_done_callback(self._note_done)
+        # If there is a thread for each call, the call is about to be taken. To wake the watcher as well would cost as
+        # much as a small call does: its thread and that of the call would contend for the GIL.
+        if self._under_way > len(self._threads) and self._work_queue.qsize() and not self._crowded.is_set():
             self._watch()
+
+    def _note_done(self, _future: Future[Any]) -> None:
+        with self._guard:
+            self._under_way -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See ``Executor.shutdown``."""

@@ -34,6 +34,21 @@ def test_calls_that_wait_do_not_hold_up_others() -> None:
     threads.shutdown()
 
 
+def test_nobody_looks_after_calls_for_which_there_are_threads() -> None:
+    threads = QuickThreads(16, few=2)
+    for _ in range(200):
+        assert finished([threads.submit(int, 1), threads.submit(int, 2)]) == [1, 2]
+    cancelled: Future[int] = threads.submit(int, 3)
+    cancelled.cancel()
+    assert "quick-watch" not in {thread.name for thread in threading.enumerate()}
+    gate = threading.Event()
+    blocked = [threads.submit(gate.wait, TIMEOUT_S) for _ in range(2)]
+    assert finished([threads.submit(int, 4)]) == [4]  # by a helper
+    gate.set()
+    assert not wait(blocked, TIMEOUT_S).not_done
+    threads.shutdown()
+
+
 def test_threads_that_cannot_be_started_now_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = QuickThreads(16, few=2)
     start, refused = threading.Thread.start, Counter[str]()
