@@ -122,10 +122,12 @@ class ManyFilesService(MaintenanceService):
         wanted = request.bytes_max if request.HasField("bytes_max") else GET_FILES_BYTES_MAX
         gathered = store_pb2.GetManyPart()
         size = 0
-        for position, outcome in enumerate(self._got(request, hidden_from(caller), min(wanted, GET_FILES_BYTES_MAX))):
-            size += self._add_get_result(gathered, position, outcome)
-            if size >= MANY_BYTES_MAX:
-                break
+        with self._transfers.place(user_of(caller)):
+            got = self._got(request, hidden_from(caller), min(wanted, GET_FILES_BYTES_MAX))
+            for position, outcome in enumerate(got):
+                size += self._add_get_result(gathered, position, outcome)
+                if size >= MANY_BYTES_MAX:
+                    break
         return gathered
 
     def DeleteMany(  # noqa: N802
