@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
+from storage.clocks import monotonic_s
 from storage.errors import StorageError
 from taskworker.client.deadline import Deadline
 from taskworker.client.scope import current_scope
@@ -91,10 +91,16 @@ class Coalescing(Generic[GroupT, AskT, AnswerT]):
         together: asks the server for several things of one group by one call, and yields their answers in order; None
             for what has to be asked for alone. It may raise a ``StorageError``, or end early: the rest is asked for
             alone.
+        clock_s: monotonic seconds.
     """
 
-    def __init__(self, together: Callable[[GroupT, Sequence[AskT], Deadline], Iterator[AnswerT | None]]) -> None:
+    def __init__(
+        self,
+        together: Callable[[GroupT, Sequence[AskT], Deadline], Iterator[AnswerT | None]],
+        clock_s: Callable[[], float] = monotonic_s,
+    ) -> None:
         self._together = together
+        self._clock_s = clock_s
         self._lock = threading.Lock()
         self._under_way = 0
         self._shortest_s = 0.0  # of the last calls
@@ -129,9 +135,9 @@ class Coalescing(Generic[GroupT, AskT, AnswerT]):
             self._pass_on()
 
     def _timed(self, alone: Callable[[], AnswerT]) -> AnswerT:
-        began_s = time.monotonic()
+        began_s = self._clock_s()
         answer = alone()
-        self._shortest_s = min(time.monotonic() - began_s, self._shortest_s * _FORGOTTEN or math.inf)
+        self._shortest_s = min(self._clock_s() - began_s, self._shortest_s * _FORGOTTEN or math.inf)
         return answer
 
     def _call_together(

@@ -59,7 +59,8 @@ def test_a_worker_started_before_its_pool_finds_it_at_any_of_its_addresses(tmp_p
         for port in (ports[1], ports[0], ports[1]):  # it moves twice
             with pool_at(port, tmp_path / "pool") as pool:
                 until(lambda: names(pool) == ["w1"])
-        starting.join(_WAIT_S)
+                starting.join(_WAIT_S)  # it may not have been told yet that it has joined
+                assert not starting.is_alive()
     finally:
         worker.give_up()
         starting.join()
