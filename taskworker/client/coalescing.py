@@ -30,7 +30,6 @@ AnswerT = TypeVar("AnswerT")
 # Measured with 16 threads on 2 cores: with one call at a time, the client and the server take turns, and with three,
 # fewer go together (a get took 0.44 ms of both's processor time with one or two, 0.6 ms with three, 1.2 ms each alone).
 _CALLS_MAX = 2
-_TOGETHER_MAX = 64
 # A local call takes a millisecond, or ten on a busy machine. Over a distant link, waiting for the end of one would cost
 # more than a call does.
 _WAIT_S, _WAIT_FAR_S = 0.02, 0.003
@@ -91,15 +90,18 @@ class Coalescing(Generic[GroupT, AskT, AnswerT]):
         together: asks the server for several things of one group by one call, and yields their answers in order; None
             for what has to be asked for alone. It may raise a ``StorageError``, or end early: the rest is asked for
             alone.
+        most: how many things one call may ask for.
         clock_s: monotonic seconds.
     """
 
     def __init__(
         self,
         together: Callable[[GroupT, Sequence[AskT], Deadline], Iterator[AnswerT | None]],
+        most: int,
         clock_s: Callable[[], float] = monotonic_s,
     ) -> None:
         self._together = together
+        self._most = most
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._under_way = 0
@@ -184,12 +186,9 @@ class Coalescing(Generic[GroupT, AskT, AnswerT]):
 
     def _lead(self, group: GroupT, leader: _Waiter[AskT, AnswerT]) -> None:
         """Make one lead all of its group. The caller holds the lock."""
-        waiting = self._waiting.pop(group)
-        batch, rest = waiting[:_TOGETHER_MAX], waiting[_TOGETHER_MAX:]
-        if leader not in batch:
-            rest.append(batch.pop())
-            batch.append(leader)
-            rest.remove(leader)
+        others = self._waiting.pop(group)
+        others.remove(leader)
+        batch, rest = [leader, *others[: self._most - 1]], others[self._most - 1 :]
         if rest:
             self._waiting[group] = rest
         for waiter in batch:

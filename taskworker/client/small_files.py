@@ -7,7 +7,6 @@ the processor time.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +29,7 @@ from taskworker.rpc.conversion import push_commit, push_header, version_from_pro
 from taskworker.rpc.dialling import dial_for_loop
 from taskworker.rpc.tls_problems import refined
 from taskworker.rpc.token_channel import METADATA_KEY
-from taskworker.tracing.spans import SPANS
+from taskworker.tracing.spans import is_traced
 
 if TYPE_CHECKING:
     from taskworker.protos.store_pb2_grpc import StoreServiceAsyncStub
@@ -56,7 +55,7 @@ class SmallFiles:
 
         Calls whose spans are told are made by the client itself.
         """
-        return client.access is not None and SPANS.tracer is None and "opentelemetry.sdk.trace" not in sys.modules
+        return client.access is not None and not is_traced()
 
     async def get(self, client: Client, filename: str, *, user_id: str, bytes_max: int) -> tuple[Version, bytes | None]:
         """The head of the file with this name and, if it has at most ``bytes_max`` bytes, its content.

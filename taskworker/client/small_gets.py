@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,8 +13,8 @@ from taskworker.client.fetching import Wanted
 from taskworker.client.sealed.names import key_in, require_readable
 from taskworker.errors import CallNotOffered, ServerFault
 from taskworker.protos import store_pb2
-from taskworker.rpc.limits import GET_FILE_BYTES_MAX
-from taskworker.tracing.spans import SPANS
+from taskworker.rpc.limits import GET_FILE_BYTES_MAX, GET_FILES_MAX
+from taskworker.tracing.spans import is_traced
 
 
 class Small(NamedTuple):
@@ -50,7 +49,7 @@ class SmallGets:
     def __init__(self, channel: Channel, retries: int) -> None:
         self._channel = channel
         self._retries = retries
-        self._heads: Coalescing[_Heads, str, Small] = Coalescing(self._get_together)
+        self._heads: Coalescing[_Heads, str, Small] = Coalescing(self._get_together, GET_FILES_MAX)
         self._are_shared = True
 
     def get(self, wanted: Wanted, deadline: Deadline, bytes_max: int) -> Small:
@@ -65,7 +64,7 @@ class SmallGets:
         self._channel.check_here()
         if not self._channel.has_small_calls:
             return Small(wanted.version_id or "")
-        if wanted.version_id or not self._are_shared or _is_traced():
+        if wanted.version_id or not self._are_shared or is_traced():
             return self._get_alone(wanted, deadline, bytes_max)
         heads = _Heads(wanted.user_id, bytes_max)
         return self._heads.call(heads, wanted.file_id, lambda: self._get_alone(wanted, deadline, bytes_max), deadline)
@@ -117,8 +116,3 @@ def _small(version: store_pb2.Version, data: bytes, bytes_max: int) -> Small | N
     if data or version.size <= min(bytes_max, GET_FILE_BYTES_MAX):
         return None
     return Small(version.version_id, version.size)
-
-
-def _is_traced() -> bool:
-    """Whether spans of calls are told: each call has a span of its own."""
-    return SPANS.tracer is not None or "opentelemetry.sdk.trace" in sys.modules

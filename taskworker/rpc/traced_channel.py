@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
 
-from taskworker.tracing.spans import SPANS, Tracer
+from taskworker.tracing.spans import SPANS, Tracer, has_program_tracing
 
 
 class _Details(NamedTuple):
@@ -72,7 +71,7 @@ def traced(channel: grpc.Channel, target: str) -> grpc.Channel:
 
 def _tracer_of_program() -> Tracer | None:
     """Makes spans for a program that uses OpenTelemetry itself; None: it does not."""
-    if "opentelemetry.sdk.trace" not in sys.modules:
+    if not has_program_tracing():
         return None
     from taskworker.tracing.opentelemetry import tracer_of_program
 

@@ -117,8 +117,7 @@ class ManyFilesService(MaintenanceService):
     ) -> store_pb2.GetManyPart:
         """Return a few small files in one message."""
         require_active(caller)
-        if len(request.files) > GET_FILES_MAX:
-            raise InvalidArgument(f"{len(request.files)} files, at most {GET_FILES_MAX} are allowed; send more calls")
+        _check_count(len(request.files), GET_FILES_MAX)
         wanted = request.bytes_max if request.HasField("bytes_max") else GET_FILES_BYTES_MAX
         gathered = store_pb2.GetManyPart()
         size = 0
@@ -220,9 +219,9 @@ def _is_wanted(version: Version, bytes_max: int | None) -> bool:
     return bytes_max is None or version.size <= bytes_max
 
 
-def _check_count(count: int) -> None:
-    if count > FILES_MAX:
-        raise InvalidArgument(f"{count} files in one message, at most {FILES_MAX} are allowed; send more messages")
+def _check_count(count: int, most: int = FILES_MAX) -> None:
+    if count > most:
+        raise InvalidArgument(f"{count} files in one message, at most {most} are allowed; send more messages")
 
 
 class _Intake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, Protocol, TypeVar
@@ -69,3 +70,13 @@ class Spans:
 
 SPANS = Spans()
 """One for the process."""
+
+
+def has_program_tracing() -> bool:
+    """Whether the program uses OpenTelemetry itself."""
+    return "opentelemetry.sdk.trace" in sys.modules
+
+
+def is_traced() -> bool:
+    """Whether each call has a span of its own: the package's or the program's."""
+    return SPANS.tracer is not None or has_program_tracing()

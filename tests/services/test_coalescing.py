@@ -30,7 +30,7 @@ class Server:
         self.answering = threading.Event()
         self.begun = threading.Semaphore(0)
         self.broken: Callable[[int], None] = lambda _position: None
-        self.calls: Coalescing[str, int, str] = Coalescing(self._together)
+        self.calls: Coalescing[str, int, str] = Coalescing(self._together, 64)
 
     def _together(self, group: str, asked: Sequence[int], deadline: Deadline) -> Iterator[str | None]:
         self.together.append(list(asked))
@@ -240,7 +240,7 @@ def test_many_threads_get_their_own_answers(threads: ThreadPoolExecutor, monkeyp
             yield None if number % 83 == 0 else group * 1_000_000 + number
             assert position < 64
 
-    calls: Coalescing[int, int, int] = Coalescing(together)
+    calls: Coalescing[int, int, int] = Coalescing(together, 64)
 
     def slowly(answer: int) -> int:
         time.sleep(0.0005)
