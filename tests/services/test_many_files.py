@@ -389,6 +389,8 @@ def test_small_files_come_in_one_message(raw: Raw, client: Client) -> None:
     bounded = _asking(ids)
     bounded.bytes_max = 1
     assert [one.data for one in raw.store.GetFiles(bounded).results] == [b"1", b"", b"", b""]
+    bounded.bytes_max = MIB
+    assert [len(one.data) for one in raw.store.GetFiles(bounded).results] == [1, 0, 0, CHUNK]
     many = raw.store.GetFiles(_asking(ids[3:] * 64))
     assert 30 < len(many.results) < 64  # the rest is asked for again
     assert many.ByteSize() < 2 * MIB + 2 * CHUNK
